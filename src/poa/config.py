@@ -1,0 +1,375 @@
+"""Settings of a run: what can be set, and how recipe, file and flags are laid over one another. Imports no torch."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from poa.errors import UserError, nearest
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(_Settings):
+    """The elastic network: its sizes and what all of them share."""
+
+    family: Literal["vit"] = "vit"
+    """Kind of backbone."""
+    width_min: PositiveInt = 384
+    """Smallest width, in channels."""
+    width_max: PositiveInt = 1024
+    """Width of the intact network, in channels."""
+    width_step: PositiveInt | None = None
+    """Step between widths; the head dimension if not given."""
+    depth_min: PositiveInt = 12
+    """Fewest blocks."""
+    depth_max: PositiveInt = 24
+    """Blocks of the intact network."""
+    depth_step: PositiveInt = 1
+    """Step between depths."""
+    sampling_bias: Annotated[float, Field(ge=1.0)] = 3.0
+    """How much more often the smallest width (and depth) is drawn than the largest."""
+    patch_size: PositiveInt = 16
+    """Side of a patch, in pixels."""
+    head_dim: PositiveInt = 64
+    """Channels of an attention head; widths are multiples of it."""
+    mlp_ratio: PositiveFloat = 4.0
+    """Hidden width of an MLP over the width of its block."""
+    layer_scale: PositiveFloat | None = 1e-5
+    """Initial LayerScale; null for none."""
+    register_tokens: NonNegativeInt = 0
+    """Number of register tokens."""
+    swiglu: bool = False
+    """Gated SiLU in place of GELU in the MLPs."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Rate of stochastic depth in the students."""
+    resize_positions: Literal["timm", "official"] = "timm"
+    """How position tables are resized for other image sizes: as timm will (extracted = trained) or as POA's code."""
+
+
+class HeadsSettings(_Settings):
+    """The projection heads, one for each number of prototypes."""
+
+    prototypes: tuple[PositiveInt, ...] = (8192, 16384, 32768, 65536)
+    """Prototypes of each head."""
+    hidden: PositiveInt = 2048
+    """Width of the hidden layers."""
+    bottleneck: PositiveInt = 256
+    """Width of the space in which prototypes lie."""
+
+
+class ViewsSettings(_Settings):
+    """Crops, colour augmentation and masks of a training image."""
+
+    global_size: PositiveInt = 224
+    """Side of a global crop, in pixels; also the image size of the networks."""
+    global_scale: tuple[PositiveFloat, PositiveFloat] = (0.32, 1.0)
+    """Range of a global crop's share of the image area."""
+    local_size: PositiveInt = 96
+    """Side of a local crop, in pixels."""
+    local_scale: tuple[PositiveFloat, PositiveFloat] = (0.05, 0.32)
+    """Range of a local crop's share of the image area."""
+    num_locals: NonNegativeInt = 8
+    """Local crops an image."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.4, 0.4, 0.2, 0.1)
+    """Strength of brightness, contrast, saturation and hue jitter."""
+    jitter_probability: Share = 0.8
+    """Probability of colour jitter."""
+    grey_probability: Share = 0.2
+    """Probability of a grey crop."""
+    blur_probabilities: tuple[Share, Share, Share] = (0.0, 0.9, 0.5)
+    """Probability of blur for the first global, the second global and local crops. The default is what the official
+    code does, whose nominal probabilities are inverted by a slip inherited from DINOv2; the paper: 1.0, 0.1, 0.5."""
+    blur_kernel: PositiveInt = 9
+    """Side of the blur kernel, in pixels; odd."""
+    solarize_probability: Share = 0.2
+    """Probability of solarisation of the second global crop."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the channels, of values in 0..1."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Standard deviation of the channels."""
+    mask_share: Share = 0.5
+    """Share of the global crops that get a mask."""
+    mask_ratio: tuple[Share, Share] = (0.1, 0.5)
+    """Range of the share of patches hidden in a masked crop."""
+
+
+class LossesSettings(_Settings):
+    """The terms of the loss and their weights."""
+
+    variant: Literal["code", "paper"] = "code"
+    """Weights as in the official code or as printed in the paper; docs/faithfulness.md says how they differ."""
+    intact_share: Share = 0.8
+    """Weight lambda of the intact student against the elastic one."""
+    ibot: NonNegativeFloat = 1.0
+    """Weight of the masked-patch term."""
+    ibot_start_epoch: NonNegativeFloat = 30.0
+    """Epoch from which patches are masked."""
+    koleo: NonNegativeFloat = 0.1
+    """Weight of the KoLeo term, which spreads features out; without it small runs collapse."""
+    koleo_over_ranks: bool = False
+    """Seek nearest neighbours among the images of all processes."""
+    student_temperature: PositiveFloat = 0.1
+    """Temperature of the students."""
+    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
+    """Temperature of the teacher at the start and after its ramp."""
+    teacher_temperature_epochs: NonNegativeFloat = 30.0
+    """Length of the ramp."""
+    centering: Literal["sinkhorn", "moving-average"] = "sinkhorn"
+    """How teacher outputs become targets."""
+
+
+class OptimizerSettings(_Settings):
+    """AdamW, its schedules, and the teacher's momentum."""
+
+    base_lr: PositiveFloat = 0.004
+    """Peak learning rate at batch size 1024; scaled by the square root of the batch size."""
+    final_lr: NonNegativeFloat = 2e-5
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: NonNegativeFloat = 10.0
+    """Linear warm-up of the learning rate."""
+    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.4)
+    """Weight decay at the start and at the end."""
+    teacher_momentum: tuple[Share, Share] = (0.992, 0.9999)
+    """Momentum of the teacher at the start and at the end."""
+    layer_decay: PositiveFloat = 0.9
+    """Factor on the learning rate from one block to the one before it."""
+    patch_embed_multiplier: PositiveFloat = 0.2
+    """Further factor on the learning rate of the patch embedding."""
+    freeze_last_layer_epochs: NonNegativeFloat = 1.0
+    """Epochs in which the prototypes stand still."""
+    clip: PositiveFloat = 1.5
+    """Largest gradient norm, for backbone and heads each."""
+    cosine_stretch: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Below 1 the run ends before the cosine does (0.78 in the published ViT run)."""
+
+
+class SavingSettings(_Settings):
+    """Checkpoints."""
+
+    every_epochs: PositiveFloat = 1.0
+    """How often to save."""
+    keep_last: PositiveInt = 2
+    """How many of the newest checkpoints to keep."""
+    keep_every_epochs: PositiveFloat | None = None
+    """Also keep a checkpoint every so many epochs."""
+
+
+class MonitorSettings(_Settings):
+    """What is looked at while training."""
+
+    every_epochs: PositiveFloat = 1.0
+    """How often the teacher's features are checked for collapse and sizes are scored."""
+    data: str | None = None
+    """Labelled images for k-NN scores of the smallest, middle and largest size; without it no labels are needed."""
+    num_images: PositiveInt = 2048
+    """Most images to look at."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the extra `track`)."""
+
+
+class EvaluationSettings(_Settings):
+    """How images are prepared for scoring."""
+
+    resize: PositiveInt | None = None
+    """Shorter side after resizing, before the centre crop to the global size; by default 8/7 of it from 96 pixels on,
+    the global size itself below."""
+
+
+class Config(_Settings):
+    """Everything that makes a run."""
+
+    data: str = ""
+    """Images: a folder, a list of paths (txt, csv), a zip or tar (or a folder in it: a.zip/train), or `digits`."""
+    out: str = ""
+    """Folder of the run; must be new."""
+    epochs: PositiveInt = 346
+    """Passes over the images."""
+    batch_size: PositiveInt = 1600
+    """Images a step, over all devices and accumulated micro-batches."""
+    accumulate: PositiveInt = 1
+    """Micro-batches a step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
+    limit: PositiveInt | None = None
+    """Use a class-balanced part of so many images."""
+    lr: PositiveFloat | None = None
+    """Peak learning rate; by default derived from optimizer.base_lr and the batch size."""
+    elastic_samples: PositiveInt = 1
+    """Sizes trained a step on each process. The published run had 32 processes, hence 32 sizes a step."""
+    same_sizes_on_all_ranks: bool = False
+    """Every process trains the same sizes at a step."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the backbones' forward pass; heads and losses are always fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Kind of device."""
+    devices: PositiveInt = 1
+    """Processes on this machine, one a device; more than 1 launches them."""
+    num_nodes: PositiveInt = 1
+    """Machines; start the same command on each with torchrun's rendezvous variables set."""
+    workers: NonNegativeInt | None = None
+    """Loader processes on each device; by default chosen from the cores and the image size."""
+    max_bad_share: Share = 0.01
+    """Stop when more than this share of the images cannot be read."""
+    checkpointing: bool = False
+    """Recompute students' forward passes in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the backbones' blocks."""
+    model: ModelSettings = ModelSettings()
+    heads: HeadsSettings = HeadsSettings()
+    views: ViewsSettings = ViewsSettings()
+    losses: LossesSettings = LossesSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    saving: SavingSettings = SavingSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+HARMLESS = (
+    "out",
+    "devices",
+    "num_nodes",
+    "device",
+    "workers",
+    "max_bad_share",
+    "checkpointing",
+    "compile",
+    "saving",
+    "monitor",
+)
+"""Settings that may change when a run goes on: they do not alter what is learnt."""
+
+
+def recipes() -> tuple[str, ...]:
+    """Names of the shipped recipes."""
+    folder = resources.files("poa") / "recipes"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def resolve(*layers: Mapping[str, Any], recipe: str | None = None, file: str | Path | None = None) -> Config:
+    """Lay settings over one another: defaults, recipe, file, then the given layers, the last strongest.
+
+    Args:
+        *layers: Nested settings by name.
+        recipe: Name of a shipped recipe; a file may name one too, under the key ``recipe``.
+        file: A YAML file of settings.
+
+    Raises:
+        UserError: A file cannot be read, a key is unknown, or a value is out of range.
+    """
+    from_file = dict(read_yaml(Path(file))) if file is not None else {}
+    name = recipe or from_file.pop("recipe", None)
+    from_file.pop("recipe", None)
+    merged: dict[str, Any] = read_recipe(name) if name else {}
+    for layer in (from_file, *layers):
+        merged = _merge(merged, layer)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Settings of a shipped recipe.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    if name not in recipes():
+        raise UserError(f"There is no recipe {name!r}. {nearest(name, recipes())}")
+    text = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text()
+    settings: dict[str, Any] = yaml.safe_load(text)
+    return settings
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings in a YAML file; keys may be written with dashes.
+
+    Raises:
+        UserError: The file is missing, is not YAML or does not hold settings.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"The settings file {path} cannot be read: {error.strerror}. Check --config.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold settings such as `epochs: 100`, got {type(content).__name__}.")
+    return _underscores(content)
+
+
+def to_yaml(config: Config) -> str:
+    """All settings as YAML, to be read back by ``read_yaml``."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings, by dotted name, that differ in what is learnt."""
+    before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    return {name: pair for name, pair in changed.items() if name.split(".")[0] not in HARMLESS}
+
+
+def explain(error: ValidationError) -> str:
+    """A sentence for each wrong key or value, with the nearest right one."""
+    sentences = []
+    for problem in error.errors():
+        keys = [str(key) for key in problem["loc"]]
+        name = ".".join(keys)
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"Unknown setting {name!r}. {nearest(keys[-1], _siblings(keys))}")
+        elif problem["type"] == "literal_error":
+            choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+            sentences.append(f"{name} cannot be {problem['input']!r}. {nearest(str(problem['input']), choices)}")
+        else:
+            what = problem["msg"].replace("Input should", "it should")
+            sentences.append(f"{name} cannot be {problem['input']!r}: {what[0].lower()}{what[1:]}.")
+    return " ".join(sentences)
+
+
+def _siblings(keys: list[str]) -> list[str]:
+    model: Any = Config
+    for key in keys[:-1]:
+        model = model.model_fields[key].annotation
+    return list(model.model_fields)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        deeper = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if deeper else value
+    return merged
+
+
+def _underscores(content: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        str(key).replace("-", "_"): _underscores(value) if isinstance(value, dict) else value
+        for key, value in content.items()
+    }
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

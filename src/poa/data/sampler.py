@@ -1,0 +1,79 @@
+"""Which images a step sees: a pure function of the seed and the step, so that resuming needs one integer."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from poa.errors import UserError
+
+
+class Draw(NamedTuple):
+    """One image of a batch.
+
+    Attributes:
+        index: Which image of the set.
+        step: The step that sees it.
+        position: Its place in the global batch of the step, over all ranks and micro-batches.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which a draw has no use for
+    step: int
+    position: int
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Count the full batches of an epoch; the images left over sit out, other ones each epoch.
+
+    Args:
+        num_images: Images in the set.
+        batch_size: Images in a global batch.
+
+    Raises:
+        UserError: There are fewer images than one batch needs.
+    """
+    if batch_size > num_images:
+        raise UserError(
+            f"A batch of {batch_size:,} images is larger than the whole set of {num_images:,}: "
+            f"lower --batch-size to at most {num_images} or give more images."
+        )
+    return num_images // batch_size
+
+
+@lru_cache(maxsize=2)
+def epoch_order(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Shuffle the set for one epoch.
+
+    Args:
+        num_images: Images in the set.
+        seed: Seed of the run, not negative.
+        epoch: Number of the epoch, from 0.
+
+    Returns:
+        Every index once, read-only as it is shared between calls.
+    """
+    key = np.array([seed, epoch], dtype=np.uint64)
+    order = np.random.Generator(np.random.Philox(key=key)).permutation(num_images)
+    order.setflags(write=False)
+    return order
+
+
+def draws(step: int, *, num_images: int, batch_size: int, seed: int) -> tuple[Draw, ...]:
+    """List the images of a step in the order of the global batch.
+
+    Args:
+        step: Number of the step since the start of training, from 0.
+        num_images: Images in the set.
+        batch_size: Images in a global batch.
+        seed: Seed of the run, not negative.
+
+    Returns:
+        ``batch_size`` draws; within an epoch no image comes twice.
+
+    Raises:
+        UserError: There are fewer images than one batch needs.
+    """
+    epoch, batch = divmod(step, steps_per_epoch(num_images, batch_size))
+    chosen = epoch_order(num_images, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+    return tuple(Draw(index, step, position) for position, index in enumerate(chosen.tolist()))

@@ -1,0 +1,269 @@
+"""From one image to its crops: what is drawn, what a worker cuts, and how the crops of a batch are laid out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from poa.errors import UserError
+
+BOX_TRIES = 10
+CROP_STREAM = 1  # keeps crop parameters apart from other numbers drawn with the same seed
+
+# Columns of the drawn colour parameters, one row a crop.
+ORDER = slice(0, 4)  # which operation (by its place in FACTORS) comes first, second, third, fourth
+FACTORS = slice(4, 8)  # brightness, contrast, saturation, hue; 1, 1, 1, 0 change nothing
+GREY, SIGMA, SOLARIZE = 8, 9, 10  # 0 or 1; blur in pixels or 0; 0 or 1
+NUM_PARAMETERS = 11
+
+# Columns of the uniform numbers drawn for a crop. Each has its own, so that a setting changes nothing but itself.
+FLIP, _JITTER, _GREY, _BLUR, _SIGMA, _SOLARIZE = range(6)
+_FACTORS, _ORDER, BOX = slice(6, 10), slice(10, 14), 14
+NUM_UNIFORMS = BOX + 4 * BOX_TRIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How crops are made of an image (POA, Table 6; DINOv2). Every crop is drawn independently from the image.
+
+    Attributes:
+        global_size: Side of the two global crops in pixels.
+        global_scale: Least and greatest share of the image's area that a global crop shows.
+        local_size: Side of the local crops in pixels.
+        local_scale: The same as ``global_scale`` for local crops.
+        num_locals: Number of local crops.
+        ratio: Least and greatest width-to-height ratio of the cut region.
+        flip: Probability of mirroring left and right.
+        jitter: Greatest relative change of brightness, contrast and saturation, and greatest shift of hue in turns.
+        jitter_probability: Probability of all four changes, which come in random order.
+        grey_probability: Probability of dropping colour.
+        blur_probabilities: Of Gaussian blur for the first global, the second global and the local crops. The paper
+            prints 1.0, 0.1, 0.5. The official code inherits from DINOv2 a blur that takes 1 - p for p, so the
+            default holds what the published models were trained with.
+        blur_sigma: Least and greatest standard deviation of the blur in pixels.
+        blur_kernel: Side of the blur kernel in pixels, odd.
+        solarize_probability: Probability of inverting bright values; second global crop only.
+        solarize_threshold: Values from here on are inverted; 1 is white.
+        mean: Mean of red, green and blue over the training data, subtracted at the end.
+        std: Standard deviation of the same, divided by at the end.
+    """
+
+    global_size: int
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_size: int
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    num_locals: int = 8
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_probability: float = 0.8
+    grey_probability: float = 0.2
+    blur_probabilities: tuple[float, float, float] = (0.0, 0.9, 0.5)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_kernel: int = 9
+    solarize_probability: float = 0.2
+    solarize_threshold: float = 128 / 255
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for name in ("global_scale", "local_scale", "ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise UserError(f"{name} must be two ascending numbers above 0, got {low} and {high}.")
+        if max(self.global_scale[1], self.local_scale[1]) > 1:
+            raise UserError("A crop cannot show more than the image: the scales must not be above 1.")
+        probabilities = (self.flip, self.jitter_probability, self.grey_probability, self.solarize_probability)
+        if not all(0 <= probability <= 1 for probability in (*probabilities, *self.blur_probabilities)):
+            raise UserError("Probabilities of the augmentation must lie in 0 ... 1.")
+        if min(self.jitter) < 0 or max(self.jitter[:3]) > 1 or self.jitter[3] > 0.5:
+            raise UserError(f"jitter must be three numbers in 0 ... 1 and one in 0 ... 0.5, got {self.jitter}.")
+        if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
+            raise UserError(f"blur_kernel must be an odd number of pixels, got {self.blur_kernel}.")
+        if self.num_locals < 0:
+            raise UserError(f"num_locals must be 0 or more, got {self.num_locals}.")
+        smallest = min(self.global_size, self.local_size) if self.num_locals else self.global_size
+        if self.blur_kernel > smallest:
+            raise UserError(
+                f"A blur kernel of {self.blur_kernel} pixels is larger than a crop of {smallest}. "
+                "Lower blur_kernel or raise the crop size."
+            )
+
+    @property
+    def crop_sizes(self) -> tuple[int, ...]:
+        """Side of each crop: two global, then the local ones."""
+        return (self.global_size,) * 2 + (self.local_size,) * self.num_locals
+
+    @property
+    def crop_scales(self) -> tuple[tuple[float, float], ...]:
+        """Range of areas of each crop, in the same order."""
+        return (self.global_scale,) * 2 + (self.local_scale,) * self.num_locals
+
+
+class Views(NamedTuple):
+    """What the networks see of a batch.
+
+    Attributes:
+        globals: Normalised global crops: the first of all images, then the second of all images.
+        locals: Normalised local crops: the first of all images, then the second, ...; may have no rows.
+        masks: For each global crop, which patches are hidden from the students.
+    """
+
+    globals: Float[Tensor, "crops channels height width"]
+    locals: Float[Tensor, "local_crops channels local_height local_width"]
+    masks: Bool[Tensor, "crops patches"]
+
+
+class RawViews(NamedTuple):
+    """What a worker hands over: crops before colour, and what was drawn for their colours. Rows are as in `Views`.
+
+    Attributes:
+        globals: Global crops.
+        locals: Local crops.
+        global_parameters: Drawn colour parameters, a row a crop; columns are named at the top of this file.
+        local_parameters: The same for local crops.
+        masks: For each global crop, which patches are hidden.
+        bad: Indices of images that could not be read and were replaced by the next one.
+    """
+
+    globals: UInt8[Tensor, "crops 3 size size"]
+    locals: UInt8[Tensor, "local_crops 3 local_size local_size"]
+    global_parameters: Float[Tensor, "crops parameters"]
+    local_parameters: Float[Tensor, "local_crops parameters"]
+    masks: Bool[Tensor, "crops patches"]
+    bad: tuple[int, ...]
+
+
+class SampleCrops(NamedTuple):
+    """The crops of one image and what was drawn for their colours (two global rows, then the local ones)."""
+
+    globals: UInt8[Tensor, "2 3 size size"]
+    locals: UInt8[Tensor, "num_locals 3 local_size local_size"]
+    parameters: npt.NDArray[np.float32]
+
+
+class Box(NamedTuple):
+    """A region of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def sample_generator(seed: int, step: int, position: int) -> np.random.Generator:
+    """Random numbers of the image at one place of one batch; the same whoever draws them.
+
+    Args:
+        seed: Of the run.
+        step: Of the training.
+        position: Place of the image in the global batch.
+    """
+    key = np.array([seed, (step << 32) | position], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, CROP_STREAM]))
+
+
+def make_crops(image: Image.Image, *, augmentation: Augmentation, generator: np.random.Generator) -> SampleCrops:
+    """Cut, resize and mirror the crops of one image, and draw their colour parameters.
+
+    Args:
+        image: In mode RGB.
+        augmentation: How.
+        generator: Of this image; one block of numbers is drawn from it.
+
+    Returns:
+        The crops and their parameters.
+    """
+    uniforms = generator.random((2 + augmentation.num_locals, NUM_UNIFORMS))
+    pixels = image_tensor(image)
+    crops = []
+    for size, scale, row in zip(augmentation.crop_sizes, augmentation.crop_scales, uniforms.tolist(), strict=True):
+        box = crop_box(image.height, image.width, scale=scale, ratio=augmentation.ratio, uniforms=row[BOX:])
+        crop = resize(pixels[:, :, box.top : box.top + box.height, box.left : box.left + box.width], size, size)
+        crops.append(crop.flip(-1) if row[FLIP] < augmentation.flip else crop)
+    local_crops = crops[2:] or [pixels.new_empty(0, 3, augmentation.local_size, augmentation.local_size)]
+    return SampleCrops(torch.cat(crops[:2]), torch.cat(local_crops), colour_parameters(uniforms, augmentation))
+
+
+def crop_box(
+    height: int,
+    width: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    uniforms: Sequence[float],
+) -> Box:
+    """A random region: even in area, even in the logarithm of its shape (torchvision's ``RandomResizedCrop``).
+
+    Args:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        scale: Least and greatest share of the image's area.
+        ratio: Least and greatest width-to-height ratio.
+        uniforms: Four numbers in 0 ... 1 for each try.
+
+    Returns:
+        The first try that lies inside the image; if none does, the largest central region of an allowed shape.
+    """
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for first in range(0, len(uniforms), 4):
+        area_draw, shape_draw, top_draw, left_draw = uniforms[first : first + 4]
+        area = height * width * (scale[0] + area_draw * (scale[1] - scale[0]))
+        shape = math.exp(log_low + shape_draw * (log_high - log_low))
+        box_width, box_height = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(top_draw * (height - box_height + 1))
+            left = int(left_draw * (width - box_width + 1))
+            return Box(top, left, box_height, box_width)
+    box_width = min(width, round(height * ratio[1]))
+    box_height = min(height, round(width / ratio[0]))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def colour_parameters(uniforms: npt.NDArray[np.float64], augmentation: Augmentation) -> npt.NDArray[np.float32]:
+    """Turn uniform numbers into the colour parameters of an image's crops, a row a crop (two global ones first)."""
+    strength = np.array(augmentation.jitter)
+    neutral = np.array([1.0, 1.0, 1.0, 0.0])
+    blur = np.array([*augmentation.blur_probabilities[:2]] + [augmentation.blur_probabilities[2]] * (len(uniforms) - 2))
+    jittered = uniforms[:, _JITTER, None] < augmentation.jitter_probability
+    low, high = augmentation.blur_sigma
+    parameters = np.zeros((len(uniforms), NUM_PARAMETERS), dtype=np.float32)
+    parameters[:, ORDER] = np.argsort(uniforms[:, _ORDER], axis=1)
+    parameters[:, FACTORS] = neutral + jittered * strength * (2 * uniforms[:, _FACTORS] - 1)
+    parameters[:, GREY] = uniforms[:, _GREY] < augmentation.grey_probability
+    parameters[:, SIGMA] = (uniforms[:, _BLUR] < blur) * (low + (high - low) * uniforms[:, _SIGMA])
+    parameters[1, SOLARIZE] = uniforms[1, _SOLARIZE] < augmentation.solarize_probability
+    return parameters
+
+
+def collate(samples: Sequence[SampleCrops], *, masks: Bool[Tensor, "crops patches"], bad: tuple[int, ...]) -> RawViews:
+    """Lay the crops of some images out as one batch, all first crops before all second ones."""
+    parameters = torch.from_numpy(np.stack([sample.parameters for sample in samples], axis=1))
+    return RawViews(
+        torch.stack([sample.globals for sample in samples], dim=1).flatten(0, 1),
+        torch.stack([sample.locals for sample in samples], dim=1).flatten(0, 1),
+        parameters[:2].flatten(0, 1),
+        parameters[2:].flatten(0, 1),
+        masks,
+        bad,
+    )
+
+
+def image_tensor(image: Image.Image) -> UInt8[Tensor, "1 3 height width"]:
+    """The pixels of an RGB image, with the channels last in memory: `resize` is twice as fast on that layout."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
+def resize(
+    pixels: UInt8[Tensor, "1 3 old_height old_width"], height: int, width: int
+) -> UInt8[Tensor, "1 3 height width"]:
+    """Bicubic resize with anti-aliasing, as torchvision's on uint8 tensors and within rounding of Pillow's."""
+    return F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)

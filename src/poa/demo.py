@@ -1,0 +1,78 @@
+"""The main job, small: one run on embedded real data, every size scored, three sizes handed out."""
+
+from pathlib import Path
+
+import timm
+import torch
+from rich.console import Console
+
+from poa import config as settings
+from poa import scoring
+from poa.loop import train
+from poa.report.plots import accuracy_plot
+from poa.report.tables import SizeRow, size_table
+from poa.run import Run, load
+
+TRAIN, TEST = "digits/train", "digits/test"
+SCORE = "top1@20"
+
+
+def demo(out: Path, *, console: Console, resume: bool = False) -> Run:
+    """Pre-train an elastic ViT on handwritten digits, and use what comes out.
+
+    Args:
+        out: Folder of the run.
+        console: Where to show it.
+        resume: Go on with an interrupted demo.
+    """
+    console.rule("1. One pre-training run, no labels", align="left")
+    train(settings.resolve({"out": str(out)}, recipe="demo"), resume=resume, console=console)
+    run = load(out)
+    console.rule("2. Every size, scored by k-NN on held-out digits", align="left")
+    trained, untrained = score(run, console)
+    console.print(size_table(trained, title="trained"))
+    console.rule("3. Three sizes as plain timm models", align="left")
+    for size in (run.space.sizes[0], run.space.sizes[len(run.space.sizes) // 2], run.space.sizes[-1]):
+        folder = run.paths.models / str(size)
+        if not folder.exists():
+            run.extract(size)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.inference_mode():
+            features = model(torch.zeros(1, 3, run.config.views.global_size, run.config.views.global_size))
+        console.print(f'timm.create_model("local-dir:{folder}", pretrained=True)  -> features {tuple(features.shape)}')
+    picture = out / "accuracy.png"
+    accuracy_plot(trained, out=picture, title="Digits: one run, every size", baseline=untrained, score=SCORE)
+    console.rule("4. What came out", align="left")
+    gains = [row.scores[SCORE] - twin.scores[SCORE] for row, twin in zip(trained, untrained, strict=True)]
+    console.print(
+        f"{len(trained)} sizes, k-NN {trained[0].scores[SCORE]:.1f} % (smallest) to "
+        f"{trained[-1].scores[SCORE]:.1f} % (largest); each at least {min(gains):.1f} points above the same "
+        f"network untrained. Picture: {picture}"
+    )
+    for line in next_commands(out):
+        console.print(line, highlight=False, soft_wrap=True)
+    return run
+
+
+def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
+    """Rows of all sizes with the scores of the trained and of the untrained networks.
+
+    Args:
+        run: The demo's run.
+        console: Where to show progress.
+    """
+    rows = []
+    for branch in scoring.BRANCHES:
+        found = scoring.evaluate_knn(run, train=TRAIN, test=TEST, branch=branch, console=console)
+        rows.append(scoring.with_scores(run, {size: {SCORE: scores[SCORE]} for size, scores in found.items()}))
+    return rows[0], rows[1]
+
+
+def next_commands(out: Path) -> list[str]:
+    """What to type next."""
+    return [
+        "Next:",
+        f"  poa sizes {out}",
+        f"  poa extract {out} --size 96x5 --out model-96x5",
+        "  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe vit-small-data --dry-run",
+    ]

@@ -1,0 +1,122 @@
+"""All use of ``torch.distributed``. Every function is a no-op, or the identity, on one process."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+def is_launched() -> bool:
+    """Whether this process belongs to a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process among all, 0 on one process."""
+    return dist.get_rank() if is_launched() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 if not launched."""
+    return dist.get_world_size() if is_launched() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if is_launched():
+        dist.barrier()
+
+
+@torch.no_grad()
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, as a new tensor without gradient."""
+    if not is_launched():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """Elementwise maximum of a tensor over all processes, as a new tensor without gradient."""
+    if not is_launched():
+        return tensor
+    highest = tensor.clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return highest
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenate rows over processes; the backward pass hands every process the summed gradient of its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.num_rows = rows.shape[0]
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        start = rank() * ctx.num_rows
+        return total[start : start + ctx.num_rows]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes in rank order, differentiable. Every process must bring the same number of rows."""
+    if not is_launched():
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows)
+    return gathered
+
+
+def broadcast_object(value: T) -> T:
+    """The main process's value, on every process."""
+    if not is_launched():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def any_rank(flag: bool, *, device: torch.device) -> bool:
+    """Whether the flag is set on at least one process."""
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
+
+
+def data_parallel(module: nn.Module, *, device: torch.device) -> nn.Module:
+    """Wrap a module so that gradients are averaged over processes; the module itself on one process."""
+    if not is_launched():
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+@contextmanager
+def process_group(*, device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
+    """Join the group described by torchrun's environment variables; nothing if there are none."""
+    if "WORLD_SIZE" not in os.environ or is_launched():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

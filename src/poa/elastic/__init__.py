@@ -1,0 +1,1 @@
+"""Sizes, slice plans and sub-networks."""

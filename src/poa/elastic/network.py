@@ -1,0 +1,84 @@
+"""Sub-networks of one intact network, run in place or handed out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from poa.elastic.plan import SlicePlan, skeleton
+from poa.elastic.space import Size
+
+
+class SubNetworks:
+    """The sizes of one intact network: a skeleton and a slice plan each, made when first asked for.
+
+    Not a module on purpose: skeletons hold no parameters of their own and must not show up in a state dict.
+
+    Attributes:
+        build: Makes a network of a size on the current default device.
+        intact: Size of the intact network.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[Size], nn.Module],
+        intact: Size,
+        *,
+        source: Callable[[str, Size], str],
+        groups: Callable[[str], tuple[int, ...]],
+        castable: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """Remember how sizes are built and cut; see ``SlicePlan.between`` for the callables."""
+        self.build, self.intact = build, intact
+        self._source, self._groups, self._castable = source, groups, castable
+        self._whole = skeleton(lambda: build(intact))
+        self._made: dict[Size, tuple[nn.Module, SlicePlan]] = {}
+
+    def _get(self, size: Size) -> tuple[nn.Module, SlicePlan]:
+        if size not in self._made:
+            sub = skeleton(lambda: self.build(size))
+            plan = SlicePlan.between(
+                self._whole,
+                sub,
+                source=lambda name: self._source(name, size),
+                groups=self._groups,
+                castable=self._castable,
+            )
+            self._made[size] = sub, plan
+        return self._made[size]
+
+    def plan(self, size: Size) -> SlicePlan:
+        """The slice plan of a size."""
+        return self._get(size)[1]
+
+    def bind(
+        self, size: Size, intact: Mapping[str, Tensor], *, training: bool, dtype: torch.dtype | None = None
+    ) -> Callable[..., Any]:
+        """A size as a function: cut once, then call as often as there are inputs.
+
+        Args:
+            size: Which sub-network.
+            intact: Parameters of the intact network by name; gradients flow into them.
+            training: Whether drop path is active.
+            dtype: Precision of the layers under autocast, see ``SlicePlan``.
+        """
+        sub, plan = self._get(size)
+        sub.train(training)
+        parameters = plan(intact, dtype=dtype)
+        return lambda *inputs, **options: functional_call(sub, parameters, inputs, options)
+
+    @torch.no_grad()
+    def extract(self, size: Size, intact: nn.Module) -> nn.Module:
+        """A size as a network of its own, in evaluation mode, with copies of the cut parameters.
+
+        Args:
+            size: Which sub-network.
+            intact: The intact network.
+        """
+        network = skeleton(lambda: self.build(size))
+        parameters = self.plan(size)(dict(intact.named_parameters()))
+        network.load_state_dict({name: value.clone() for name, value in parameters.items()}, strict=False, assign=True)
+        assert not any(param.is_meta for param in network.parameters()), "a parameter was left out of the plan"
+        return network.requires_grad_(False).eval()

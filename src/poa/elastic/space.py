@@ -1,0 +1,141 @@
+"""Sizes of a network, the search space they form, and the order in which training visits them."""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+
+import numpy as np
+
+from poa.errors import UserError, nearest
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """Name of a sub-network: a width and the depths of its elastic stages, e.g. ``384x12`` or ``64x4-6``."""
+
+    width: int
+    depths: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.width}x{'-'.join(map(str, self.depths))}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """Read a size from its name.
+
+        Args:
+            text: Such as ``384x12``.
+
+        Raises:
+            UserError: The text is not a size.
+        """
+        if not re.fullmatch(r"\d+x\d+(-\d+)*", text):
+            raise UserError(
+                f"{text!r} is not a size. A size is WIDTHxDEPTH, such as 384x12; `poa sizes RUN` lists all."
+            )
+        width, depths = text.split("x")
+        return cls(int(width), tuple(int(depth) for depth in depths.split("-")))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All sizes of a run and how often each stands in the sampling list.
+
+    Attributes:
+        sizes: Distinct sizes in the order of the list; the last is the intact network.
+        weights: How many times each size stands in the list.
+    """
+
+    sizes: tuple[Size, ...]
+    weights: tuple[int, ...]
+
+    @classmethod
+    def grid(cls, widths: Sequence[int], depths: Sequence[int], *, bias: float = 3.0) -> "SearchSpace":
+        """Every width with every depth, small sizes drawn more often (POA, Sec. 3; official sampling list).
+
+        The weight of a width falls linearly from ``bias`` (smallest) to 1 (largest), that of a depth likewise; a size
+        stands in the list as often as their product, rounded half to even.
+
+        Args:
+            widths: Ascending widths in channels.
+            depths: Ascending numbers of blocks.
+            bias: How much more often the smallest width (or depth) is drawn than the largest; 1 draws evenly.
+        """
+        width_weights = np.linspace(bias, 1.0, len(widths)) if len(widths) > 1 else np.ones(1)
+        depth_weights = np.linspace(bias, 1.0, len(depths)) if len(depths) > 1 else np.ones(1)
+        sizes = tuple(Size(width, (depth,)) for width, depth in product(widths, depths))
+        weights = np.round(np.outer(width_weights, depth_weights)).astype(int).ravel()
+        return cls(sizes, tuple(int(weight) for weight in weights))
+
+    @property
+    def intact(self) -> Size:
+        """The largest size, from which all others are cut."""
+        return self.sizes[-1]
+
+    @cached_property
+    def entries(self) -> tuple[Size, ...]:
+        """The weighted sampling list; its last entry is the intact network."""
+        return tuple(size for size, weight in zip(self.sizes, self.weights, strict=True) for _ in range(weight))
+
+    def find(self, text: str) -> Size:
+        """The size of that name.
+
+        Raises:
+            UserError: The name is malformed or not in the space.
+        """
+        size = Size.parse(text)
+        if size not in self.sizes:
+            raise UserError(f"This run has no size {text!r}. {nearest(text, map(str, self.sizes))}")
+        return size
+
+
+@lru_cache(maxsize=8)
+def _cycle(pool: int, seed: int, cycle: int) -> tuple[int, ...]:
+    """The given pass through the pool: one generator shuffles the same list again and again, as published."""
+    generator = random.Random(seed)
+    order = list(range(pool))
+    for _ in range(cycle + 1):
+        generator.shuffle(order)
+    return tuple(order)
+
+
+@dataclass(frozen=True)
+class SubnetSchedule:
+    """Which sizes the elastic student takes at a step: a pure function of (seed, step, rank).
+
+    The weighted list without its last entry is walked in shuffled order and reshuffled after each pass; process
+    ``rank`` walks its own order from seed ``seed + rank`` (POA's official training code).
+
+    Attributes:
+        space: The search space.
+        seed: Seed of the run.
+        samples: Elastic students a step.
+        shared: Every rank takes the walk of rank 0.
+    """
+
+    space: SearchSpace
+    seed: int = 0
+    samples: int = 1
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.space.entries) < 2:
+            raise UserError(
+                f"The search space holds only {self.space.intact}, so there is nothing elastic to train. "
+                "Lower the smallest width or depth (--model.width-min, --model.depth-min)."
+            )
+
+    def __call__(self, step: int, *, rank: int = 0) -> tuple[Size, ...]:
+        """Sizes to train at a step, as many as ``samples``.
+
+        Args:
+            step: Step of the run, from 0.
+            rank: Process among all.
+        """
+        pool = len(self.space.entries) - 1
+        seed = self.seed + (0 if self.shared else rank)
+        places = range(step * self.samples, (step + 1) * self.samples)
+        return tuple(self.space.entries[_cycle(pool, seed, place // pool)[place % pool]] for place in places)

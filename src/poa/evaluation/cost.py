@@ -1,0 +1,86 @@
+"""What a network costs: parameters and floating-point operations, counted without running it."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from poa.elastic.space import Size
+
+
+class Cost(NamedTuple):
+    """Cost of a network.
+
+    Attributes:
+        parameters: As ``parameters``.
+        flops: As ``flops``, for one image.
+    """
+
+    parameters: int
+    flops: int
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of parameters of the network that is handed out: all but the mask token, which only training needs."""
+    return sum(
+        parameter.numel() for name, parameter in network.named_parameters() if name.split(".")[-1] != "mask_token"
+    )
+
+
+@torch.no_grad()
+def flops(network: nn.Module, image_size: int, *, channels: int = 3) -> int:
+    """Floating-point operations of the forward pass for one image.
+
+    Shapes alone are followed (meta device), so that a large network takes no more memory than a small one. As torch
+    counts: matrix products, convolutions and attention, a multiply-add as two operations; halve it for "MACs".
+
+    Args:
+        network: Any network of images, on any device, also ``meta``.
+        image_size: Side of the square image in pixels.
+        channels: Channels of the image.
+    """
+    state = dict(network.named_parameters()) | dict(network.named_buffers())
+    shapes = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    image = torch.empty(1, channels, image_size, image_size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        functional_call(network, shapes, (image,))
+    return int(counter.get_total_flops())
+
+
+def costs(
+    build: Callable[[Size], nn.Module], sizes: Iterable[Size], *, image_size: int, channels: int = 3
+) -> dict[Size, Cost]:
+    """Costs of many sizes, quickly: the further blocks of an elastic stage all cost the same.
+
+    Of every width only the network with one block a stage, and with two in one of them, is counted.
+
+    Args:
+        build: Makes a network of a size on the current default device.
+        sizes: Sizes to count.
+        image_size: Side of the square image in pixels.
+        channels: Channels of the image.
+    """
+    counted: dict[Size, Cost] = {}
+
+    def count(size: Size) -> Cost:
+        if size not in counted:
+            with torch.device("meta"):
+                network = build(size)
+            counted[size] = Cost(parameters(network), flops(network, image_size, channels=channels))
+        return counted[size]
+
+    def total(size: Size) -> Cost:
+        shortest = (1,) * len(size.depths)
+        first = cost = count(Size(size.width, shortest))
+        for stage, depth in enumerate(size.depths):
+            longer = count(Size(size.width, (*shortest[:stage], 2, *shortest[stage + 1 :])))
+            cost = Cost(
+                cost.parameters + (depth - 1) * (longer.parameters - first.parameters),
+                cost.flops + (depth - 1) * (longer.flops - first.flops),
+            )
+        return cost
+
+    return {size: total(size) for size in sizes}

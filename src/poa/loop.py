@@ -1,0 +1,175 @@
+"""Pre-training: build the parts, then the loop."""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from poa import build, distributed
+from poa import run as runs
+from poa.config import Config
+from poa.data.images import BadImage, decode
+from poa.data.index import ImageIndex, open_index
+from poa.data.loader import batches
+from poa.errors import UserError
+from poa.journal import Journal
+from poa.run import Paths, Run
+from poa.step import Parts, assemble, train_step
+from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from poa.training.interrupt import StopSignal
+from poa.training.progress import bar
+
+LOOKED_AT = 32
+
+
+def train(config: Config, *, resume: bool = False, console: Console | None = None) -> Run:
+    """Pre-train, on this process and the others it was launched with.
+
+    Args:
+        config: Settings, complete.
+        resume: Go on with the run in ``config.out``.
+        console: Where to show progress; standard error by default.
+
+    Returns:
+        The run. It may have stopped before its end, if it was asked to.
+
+    Raises:
+        UserError: Settings, images, folder or checkpoint are not as they must be, or a loss is not finite.
+    """
+    console = console or Console(stderr=True, quiet=not distributed.is_main())
+    device = build.device_of(config)
+    with distributed.process_group(device=device):
+        index = find_images(config, console)
+        parts = assemble(config, index, device=device)
+        paths, start = _open(config, parts, index, resume=resume)
+        for sentence in build.warnings_of(config, num_images=len(index)):
+            console.print(f"Note: {sentence}", highlight=False)
+        with Journal(config, index, parts, paths, start=start, console=console) as journal:
+            done = _loop(parts, config, index, paths, journal, start=start)
+            out = shlex.quote(config.out)
+            journal.close(done, how_on=f"poa pretrain --out {out} --resume", how_next=f"poa sizes {out}")
+        distributed.barrier()
+    return runs.load(paths.folder)
+
+
+def find_images(config: Config, console: Console) -> ImageIndex:
+    """Index the images, and look at some of them before hours are spent.
+
+    Args:
+        config: Settings.
+        console: Where to show progress.
+
+    Raises:
+        UserError: There are none, or most of those looked at cannot be read.
+    """
+    if not config.data:
+        raise UserError("Say where the images are: --data FOLDER (or a list, a zip or tar, or `digits`).")
+    with bar("indexing images", total=None, console=console) as advance:
+        found = 0
+
+        def progress(now: int) -> None:
+            nonlocal found
+            advance(now - found)
+            found = now
+
+        index = open_index(config.data, limit=config.limit, progress=progress)
+    probe = range(0, len(index), max(1, len(index) // LOOKED_AT))
+    reasons = [reason for i in probe if (reason := _unreadable(index, i))]
+    if len(reasons) > len(probe) / 2:
+        raise UserError(
+            f"{len(reasons)} of {len(probe)} images looked at in {config.data} cannot be read, such as {reasons[0]}. "
+            "Check that --data holds images."
+        )
+    return index
+
+
+def _unreadable(index: ImageIndex, i: int) -> str | None:
+    try:
+        decode(index.read(i))
+    except BadImage as error:
+        return f"{index.name(i)} ({error})"
+    return None
+
+
+def _open(config: Config, parts: Parts, index: ImageIndex, *, resume: bool) -> tuple[Paths, int]:
+    """Make or reopen the run; the number of steps already done."""
+    if not config.out:
+        raise UserError("Say where the run shall be written: --out FOLDER.")
+    if not resume:
+        if distributed.is_main():
+            runs.create(config)
+        distributed.barrier()
+        return Paths(Path(config.out)), 0
+    paths, _ = runs.reopen(config)
+    newest = latest_checkpoint(paths.checkpoints)
+    if newest is None:
+        return paths, 0
+    state = load_checkpoint(newest)
+    if state["images"] != index.fingerprint:
+        raise UserError(
+            f"The images in {config.data} are not those {paths.folder} was trained on ({len(index):,} images now). "
+            "Bring them back, or start a new run in another --out."
+        )
+    parts.method.load_state_dict(state["method"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.scaler.load_state_dict(state["scaler"])
+    return paths, int(state["step"])
+
+
+def _loop(parts: Parts, config: Config, index: ImageIndex, paths: Paths, journal: Journal, *, start: int) -> int:
+    """Train from a step to the end, or until asked to stop; the number of steps done."""
+    num_steps = config.epochs * parts.steps_per_epoch
+    loader = batches(
+        index,
+        augmentation=parts.augmentation,
+        masking=parts.masking,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start,
+        num_steps=num_steps - start,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        micro_batches=config.accumulate,
+        workers=build.workers_of(config),
+        pin_memory=parts.device.type == "cuda",
+    )
+
+    def due(step: int, every_epochs: float) -> bool:
+        return step % max(1, round(every_epochs * parts.steps_per_epoch)) == 0
+
+    step = start
+    with StopSignal() as asked:
+        for batch in journal.waiting(loader):
+            with journal.timed("training"):
+                measured = train_step(parts, step, batch, stop=asked.requested)
+            step += 1
+            last = measured.pop("stop") > 0 or step == num_steps
+            if last or due(step, config.monitor.every_epochs):
+                with journal.timed("scoring"):
+                    measured |= journal.look(step, measured)
+            journal.write(step, measured, batch)
+            if last or due(step, config.saving.every_epochs):
+                with journal.timed("saving"):
+                    _save(parts, config, index, paths, step)
+            if last:
+                break
+    return step
+
+
+def _save(parts: Parts, config: Config, index: ImageIndex, paths: Paths, step: int) -> None:
+    if not distributed.is_main():
+        return
+    keep = config.saving.keep_every_epochs
+    save_checkpoint(
+        paths.checkpoints,
+        step,
+        {
+            "step": step,
+            "method": parts.method.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "scaler": parts.scaler.state_dict(),
+            "images": index.fingerprint,
+        },
+        keep_last=config.saving.keep_last,
+        keep_every=None if keep is None else max(1, round(keep * parts.steps_per_epoch)),
+    )

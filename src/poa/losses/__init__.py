@@ -1,0 +1,1 @@
+"""Losses and targets: pure functions of features and prototypes, float32 inside."""

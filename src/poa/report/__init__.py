@@ -1,0 +1,1 @@
+"""Tables and plots of sizes and their scores."""

@@ -1,0 +1,177 @@
+"""Sizes as rows: what each costs, how often it is trained and how good it is; on the terminal, as CSV or as JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from poa.elastic.space import SearchSpace, Size
+from poa.errors import UserError, nearest
+
+Value = str | int | float | bool | None
+_MOST_SCORES = 4  # columns that fit into a terminal of 80 characters
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRow:
+    """One size.
+
+    Attributes:
+        size: Its name.
+        parameters: Number of parameters.
+        flops: Floating-point operations for one image.
+        weight: How often it stands in the sampling list; None if it is not trained as a sub-network.
+        intact: Whether it is the largest, from which the others are cut.
+        scores: Accuracy in percent by name, such as ``top1@20``; empty if not scored.
+    """
+
+    size: Size
+    parameters: int
+    flops: int | None = None
+    weight: int | None = None
+    intact: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def size_rows(
+    space: SearchSpace,
+    *,
+    costs: Mapping[Size, tuple[int, int]],
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[SizeRow]:
+    """Rows of all sizes of a search space, narrow and shallow ones first.
+
+    Args:
+        space: The sizes and their weights.
+        costs: Parameters and FLOPs of every size.
+        scores: Scores by name of the size, as in the file of a sweep; sizes may be missing.
+    """
+    weights = dict(zip(space.sizes, space.weights, strict=True))
+    return [
+        SizeRow(
+            size,
+            parameters=costs[size][0],
+            flops=costs[size][1],
+            weight=weights[size],
+            intact=size == space.intact,
+            scores=(scores or {}).get(str(size), {}),
+        )
+        for size in sorted(space.sizes)
+    ]
+
+
+def score_names(rows: Sequence[SizeRow]) -> list[str]:
+    """Names of all scores in the rows, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.scores))
+
+
+def records(rows: Sequence[SizeRow]) -> list[dict[str, Value]]:
+    """Rows as flat dictionaries with the same keys, for CSV and JSON."""
+    names = score_names(rows)
+    return [
+        {
+            "size": str(row.size),
+            "width": row.size.width,
+            "depth": "-".join(map(str, row.size.depths)),
+            "parameters": row.parameters,
+            "flops": row.flops,
+            "weight": row.weight,
+            "intact": row.intact,
+            **{name: row.scores.get(name) for name in names},
+        }
+        for row in rows
+    ]
+
+
+def to_csv(rows: Sequence[SizeRow]) -> str:
+    """Rows as CSV text with a header; empty cells where there is no value."""
+    lines = records(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["size"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def to_json(rows: Sequence[SizeRow]) -> str:
+    """Rows as a JSON list of objects; null where there is no value."""
+    return json.dumps(records(rows), indent=1) + "\n"
+
+
+def write(rows: Sequence[SizeRow], out: Path) -> None:
+    """Write rows to a ``.csv`` or ``.json`` file, which is there whole or not at all.
+
+    Raises:
+        UserError: The name ends in something else.
+    """
+    formats = {".csv": to_csv, ".json": to_json}
+    if out.suffix not in formats:
+        raise UserError(f"A table is written as .csv or .json, got {out}. {nearest(out.suffix, formats)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.write_text(formats[out.suffix](rows), encoding="utf-8")
+    temporary.replace(out)
+
+
+def size_table(rows: Sequence[SizeRow], *, scores: Sequence[str] | None = None, title: str | None = None) -> Table:
+    """Rows as a table for the terminal, at most 80 characters wide, the best score of each column in bold.
+
+    Args:
+        rows: Sizes, those of a width together.
+        scores: Names of the scores to show; by default up to four, top-1 before others.
+        title: Heading.
+
+    Raises:
+        UserError: A score was not measured.
+    """
+    shown = _shown_scores(rows, scores)
+    best = {name: max(row.scores[name] for row in rows if name in row.scores) for name in shown}
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.title_justify = table.caption_justify = "left"
+    table.add_column("size", no_wrap=True)
+    for heading in ("params M", "GFLOPs", "weight", *shown):
+        table.add_column(heading, justify="right", no_wrap=True)
+    small = _decimals([row.parameters / 1e6 for row in rows]), _decimals([(row.flops or 0) / 1e9 for row in rows])
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        cells = [_number(row.parameters / 1e6, small[0]), _number(row.flops and row.flops / 1e9, small[1])]
+        marked = [_score(row.scores.get(name), best[name]) for name in shown]
+        last_of_width = following is not None and following.size.width != row.size.width
+        table.add_row(_name(row), *cells, _number(row.weight, 0), *marked, end_section=last_of_width)
+    if any(row.intact for row in rows):
+        table.caption = "* intact network, from which the others are cut"
+    return table
+
+
+def _shown_scores(rows: Sequence[SizeRow], wanted: Sequence[str] | None) -> list[str]:
+    names = score_names(rows)
+    unknown = [name for name in wanted or () if name not in names]
+    if unknown:
+        raise UserError(
+            f"No size has a score {unknown[0]!r}. {nearest(unknown[0], names) if names else 'None is scored.'}"
+        )
+    if wanted is not None:
+        return list(wanted)
+    return sorted(names, key=lambda name: not name.startswith("top1"))[:_MOST_SCORES]
+
+
+def _decimals(values: Sequence[float]) -> int:
+    smallest = min((value for value in values if value > 0), default=1.0)
+    return 1 if smallest >= 1 else 2 if smallest >= 0.1 else 3
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _name(row: SizeRow) -> Text:
+    return Text(f"{row.size} *" if row.intact else str(row.size), style="bold" if row.intact else "")
+
+
+def _score(value: float | None, best: float) -> Text:
+    return Text(_number(value, 1), style="bold green" if value == best else "")

@@ -1,0 +1,263 @@
+"""The folder of a run: where things lie in it, and the networks that can be had from it."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from poa import build
+from poa import config as settings
+from poa.config import Config
+from poa.data.augment import normalise
+from poa.elastic.network import SubNetworks
+from poa.elastic.space import SearchSpace, Size
+from poa.errors import UserError
+from poa.export.timm import Preparation, export
+from poa.families.base import Backbone, Family, Features
+from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
+
+CHOICE = "Go on with it by adding --resume, or choose another --out."
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie in the folder of a run."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings, resolved."""
+        return self.folder / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def bad_images(self) -> Path:
+        """Names of images that could not be read."""
+        return self.folder / "bad_images.txt"
+
+    @property
+    def models(self) -> Path:
+        """Folder of extracted models."""
+        return self.folder / "models"
+
+    @property
+    def scores(self) -> Path:
+        """Folder of evaluation results."""
+        return self.folder / "eval"
+
+
+def create(config: Config, *, command: str | None = None) -> Paths:
+    """Make the folder of a new run and write down what it is made of.
+
+    Args:
+        config: Settings.
+        command: The command line, if there is one.
+
+    Raises:
+        UserError: The folder is in use or cannot be written.
+    """
+    paths = Paths(Path(config.out))
+    if paths.folder.exists() and (not paths.folder.is_dir() or any(paths.folder.iterdir())):
+        kind = "already holds a run" if paths.config.exists() else "already exists and is not empty"
+        raise UserError(f"{paths.folder} {kind}. {CHOICE if paths.config.exists() else 'Choose another --out.'}")
+    try:
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        environment = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        }
+        (paths.folder / "env.json").write_text(json.dumps(environment, indent=1) + "\n")
+        (paths.folder / "command.txt").write_text((command or shlex.join(sys.argv)) + "\n")
+        paths.config.write_text(settings.to_yaml(config))
+    except OSError as error:
+        raise UserError(
+            f"The run cannot be written to {paths.folder}: {error.strerror}. Choose another --out, or free the place."
+        ) from None
+    return paths
+
+
+def reopen(config: Config) -> tuple[Paths, Config]:
+    """Find the run to go on with, and see that the settings are still its own.
+
+    Args:
+        config: Settings as asked for now; only harmless ones may differ from the run's.
+
+    Raises:
+        UserError: There is no run, or settings that decide what is learnt differ.
+    """
+    paths = Paths(Path(config.out))
+    if not paths.config.exists():
+        raise UserError(f"{paths.folder} holds no run to go on with. Leave out --resume to start one.")
+    stored = settings.resolve(file=paths.config)
+    changed = settings.differences(stored, config)
+    if changed:
+        listed = ", ".join(f"{name} ({old!r} in the run, {new!r} now)" for name, (old, new) in changed.items())
+        raise UserError(
+            f"{paths.folder} was started with other settings: {listed}. "
+            "Go on with its own (give only --out and --resume), or choose another --out for a new run."
+        )
+    return paths, config
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has saved at least one checkpoint; every size of it can be had.
+
+    Attributes:
+        folder: The folder of the run.
+        config: Its settings.
+    """
+
+    folder: Path
+    config: Config
+
+    @property
+    def paths(self) -> Paths:
+        """Where things lie."""
+        return Paths(self.folder)
+
+    @cached_property
+    def family(self) -> Family:
+        """The family of backbones."""
+        return build.family_of(self.config)
+
+    @property
+    def space(self) -> SearchSpace:
+        """All sizes and how often each was drawn."""
+        return self.family.space
+
+    def sizes(self) -> tuple[str, ...]:
+        """Names of all sizes, ascending; the last is the intact network."""
+        return tuple(map(str, self.space.sizes))
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        newest = latest_checkpoint(self.paths.checkpoints)
+        if newest is None:
+            raise UserError(f"{self.folder} has no checkpoint yet. Wait for the first, or go on with --resume.")
+        return newest
+
+    @property
+    def step(self) -> int:
+        """Steps done at the newest checkpoint."""
+        return step_of(self.checkpoint)
+
+    @cached_property
+    def teacher(self) -> Backbone:
+        """The teacher's backbone, from which all sizes are cut."""
+        state = load_checkpoint(self.checkpoint)["method"]
+        prefix = "teacher.backbone."
+        backbone = self.family.build(self.space.intact)
+        backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return backbone.requires_grad_(False).eval()
+
+    @cached_property
+    def _sub_networks(self) -> SubNetworks:
+        family = self.family
+        return SubNetworks(family.build, self.space.intact, source=family.source, groups=family.groups)
+
+    def network(self, size: str | Size) -> Backbone:
+        """The backbone of a size, cut out of the teacher, as a module of its own in evaluation mode.
+
+        Args:
+            size: Such as ``384x12``.
+
+        Raises:
+            UserError: The run has no such size.
+        """
+        network = self._sub_networks.extract(self.space.find(str(size)), self.teacher)
+        assert isinstance(network, Backbone)
+        return network
+
+    def untrained(self, size: str | Size) -> Backbone:
+        """A freshly initialised backbone of a size, the same at every call: what training has to beat."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return self.family.build(self.space.find(str(size))).requires_grad_(False).eval()
+
+    @torch.inference_mode()
+    def features(
+        self, images: UInt8[Tensor, "batch channels height width"], *, size: str | Size
+    ) -> Float[Tensor, "batch width"]:
+        """One feature vector an image, from the network of a size.
+
+        Args:
+            images: RGB values 0..255; sides that are multiples of the patch size.
+            size: Such as ``384x12``.
+        """
+        views = self.config.views
+        features: Features = self.network(size)(normalise(images, mean=views.mean, std=views.std))
+        return features.cls
+
+    def extract(self, size: str | Size, *, out: str | Path | None = None) -> Path:
+        """Write a size as a plain timm model, after checking it against the elastic sub-network.
+
+        ``timm.create_model("local-dir:DIR", pretrained=True)`` loads it without this package.
+
+        Args:
+            size: Such as ``384x12``.
+            out: Folder to write; ``models/<size>`` of the run by default. Must be new or empty.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: The size does not exist, or the folder is in use or cannot be written.
+        """
+        wanted, views = self.space.find(str(size)), self.config.views
+        folder = Path(out) if out is not None else self.paths.models / str(wanted)
+        elastic = self._sub_networks.bind(wanted, dict(self.teacher.named_parameters()), training=False)
+        return export(
+            self.network(wanted),
+            elastic,
+            family=self.family,
+            size=wanted,
+            folder=folder,
+            preparation=Preparation(views.mean, views.std, build.crop_share(self.config)),
+            source=f"run {self.folder.name}, step {self.step}",
+        )
+
+
+def load(folder: str | Path) -> Run:
+    """Open a run.
+
+    Args:
+        folder: The ``--out`` of a pre-training.
+
+    Raises:
+        UserError: The folder is not a run.
+    """
+    paths = Paths(Path(folder))
+    if not paths.config.exists():
+        raise UserError(
+            f"{folder} is not the folder of a run: it has no config.yaml. Give the --out of a pre-training."
+        )
+    return Run(paths.folder, settings.resolve(file=paths.config))

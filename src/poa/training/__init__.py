@@ -1,0 +1,1 @@
+"""What a training loop needs around the method: schedules, optimizer, moving average, checkpoints, health."""

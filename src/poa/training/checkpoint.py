@@ -1,0 +1,244 @@
+"""Checkpoints that are whole or absent, and that know whether they are damaged.
+
+A checkpoint is one file, so that one rename makes it appear and one deletion removes it. Its checksum travels inside
+it: torch writes a zip archive, and a zip archive may end with a comment, which readers skip and ``unzip -z`` shows.
+"""
+
+import errno
+import hashlib
+import os
+import random
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import torch
+
+from poa.errors import UserError
+
+_NAME = re.compile(r"step-(\d+)\.pt")
+_CHUNK_BYTES = 1 << 20
+_COMMENT = b"poa sha256 "
+_COMMENT_BYTES = len(_COMMENT) + 64
+_TAIL = _COMMENT_BYTES.to_bytes(2, "little") + _COMMENT
+"""A zip archive ends with the length of its comment in two bytes and the comment."""
+
+
+def save_checkpoint(
+    folder: Path, step: int, state: Mapping[str, Any], *, keep_last: int = 2, keep_every: int | None = None
+) -> Path:
+    """Write a checkpoint, then delete the ones that are no longer kept.
+
+    A kill at any moment leaves the earlier checkpoints as they were: the file appears under its name when it is whole
+    and on the disk, and only then are others deleted. There must be room for one checkpoint more than are kept.
+
+    Args:
+        folder: Where the checkpoints are; made if it is missing.
+        step: Number of steps done.
+        state: What to save: tensors, numbers, strings, and dicts, lists and tuples of them.
+        keep_last: How many of the newest to keep, this one included.
+        keep_every: Also keep those whose step is a multiple of this number.
+
+    Returns:
+        The path of the new checkpoint.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written. The earlier checkpoints are kept.
+    """
+    path = folder / f"step-{step:08d}.pt"
+    temporary = folder / f".{path.name}.tmp"
+    sink = _Sink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".step-*.tmp"):
+            leftover.unlink()
+        _write(temporary, state, sink=sink)
+        temporary.replace(path)
+        _sync_folder(folder)
+        for old in _expired(checkpoints(folder), step=step, keep_last=keep_last, keep_every=keep_every):
+            old.unlink()
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(_why_not_saved(path, error, needed_bytes=sink.num_bytes)) from error
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU, after comparing it with its checksum.
+
+    Args:
+        path: A file written by ``save_checkpoint``.
+
+    Returns:
+        The state that was saved.
+
+    Raises:
+        UserError: There is no such file, or it is damaged; says which earlier one is intact.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint at {path}. Give the path of a step-....pt file.")
+    damage = _damage(path)
+    if damage:
+        raise UserError(f"Checkpoint {path} is damaged: {damage}. {_way_on(path)}")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps, or None. It is whole, but only loading shows whether the disk kept it so."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def step_of(path: Path) -> int:
+    """Number of steps done at a checkpoint, from its file name.
+
+    Raises:
+        UserError: The file is not named like a checkpoint.
+    """
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise UserError(f"A checkpoint is named like step-00000100.pt, got {path.name}. Give it its old name back.")
+    return int(match[1])
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """States of the global random generators: torch (CPU, and the device's on CUDA), Python and NumPy.
+
+    Args:
+        device: The device of the training.
+
+    Returns:
+        Tensors, tuples and numbers, so that a checkpoint of it loads with ``weights_only=True``.
+    """
+    _, key, *rest = np.random.get_state()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any], *, device: torch.device) -> None:
+    """Put back what ``random_state`` gave. On another kind of device, the generators that both have.
+
+    Args:
+        state: From ``random_state``.
+        device: The device of the training.
+    """
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    key, *rest = state["numpy"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class _Sink:
+    """What ``torch.save`` writes to: a file and the checksum of what went into it.
+
+    A failed write is remembered, not raised, because torch would hide it behind an error of its own; what follows is
+    counted without being written, so that the user can be told how much room was needed.
+    """
+
+    def __init__(self) -> None:
+        self.file: BinaryIO | None = None
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+        self.error: OSError | None = None
+
+    def write(self, chunk: bytes | memoryview) -> int:
+        self.num_bytes += len(chunk)
+        if self.error is not None:
+            return len(chunk)
+        assert self.file is not None
+        self.digest.update(chunk)
+        try:
+            self.file.write(chunk)
+        except OSError as error:
+            self.error = error
+        return len(chunk)
+
+    def flush(self) -> None:
+        """The file is flushed once, when it is complete."""
+
+
+def _write(path: Path, state: Mapping[str, Any], *, sink: _Sink) -> None:
+    with path.open("wb") as file:
+        sink.file = file
+        torch.save(dict(state), cast(BinaryIO, sink))
+        if sink.error is not None:
+            raise sink.error
+        file.seek(-2, os.SEEK_END)  # the length of the comment, zero until here
+        file.write(_TAIL + sink.digest.hexdigest().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _expired(paths: Sequence[Path], *, step: int, keep_last: int, keep_every: int | None) -> list[Path]:
+    """What may go now that ``step`` is saved. Later steps, of a run that was taken back, are the user's to delete."""
+    done = [path for path in paths if step_of(path) <= step]
+    older = done[: -max(keep_last, 1)]
+    return [path for path in older if not keep_every or step_of(path) % keep_every]
+
+
+def _why_not_saved(path: Path, error: OSError, *, needed_bytes: int) -> str:
+    last = latest_checkpoint(path.parent)
+    kept = f"The last checkpoint, {last}, is kept." if last else "There is no earlier checkpoint."
+    what, cure = f"Checkpoint {path} cannot be written: {error}.", "Mend this"
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
+        needs = f"needs {needed_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free."
+        what, cure = f"The disk is full: checkpoint {path} {needs}", "Free some space"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        what, cure = f"Checkpoint {path} cannot be written: {error.strerror}.", f"Make {path.parent} writable"
+    return f"{what} {kept} {cure} and go on with --resume."
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the bytes of a file, or None if they are those that were written."""
+    digest = hashlib.sha256()
+    remaining = path.stat().st_size - 2 - _COMMENT_BYTES
+    with path.open("rb") as file:
+        while remaining > 0 and (chunk := file.read(min(_CHUNK_BYTES, remaining))):
+            digest.update(chunk)
+            remaining -= len(chunk)
+        tail = file.read()
+    digest.update(b"\0\0")  # the checksum was taken before there was a comment
+    if not tail.startswith(_TAIL):
+        return "its end is missing"
+    if tail != _TAIL + digest.hexdigest().encode():
+        return "its content does not fit its checksum"
+    return None
+
+
+def _way_on(path: Path) -> str:
+    """Advice for a damaged checkpoint."""
+    step = step_of(path)
+    earlier = [other for other in checkpoints(path.parent) if step_of(other) < step]
+    intact = next((other for other in reversed(earlier) if _damage(other) is None), None)
+    if intact is None:
+        return "No intact earlier one is left: start the run again in another --out."
+    return f"The newest intact one before it is {intact.name}: delete {path} and go on with --resume."

@@ -1,0 +1,115 @@
+"""The numbers of a run: one JSON object a line in ``metrics.jsonl``, and TensorBoard on request."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poa.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog(AbstractContextManager["MetricsLog"]):
+    """Appends to ``metrics.jsonl``, and to TensorBoard if a folder for it is given.
+
+    Args:
+        path: The file; lines are added to what it holds.
+        tensorboard: Folder of the TensorBoard events, or None for none.
+
+    Raises:
+        UserError: TensorBoard is asked for but not installed.
+    """
+
+    def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:
+        self._path = path
+        self._tensorboard = tensorboard
+        self._writer = _summary_writer(tensorboard) if tensorboard else None
+
+    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
+        """Add one line. It is with the operating system on return, so that a killed run keeps it.
+
+        Args:
+            step: Number of steps done.
+            values: Values by name. Numbers that are not finite become null, which JSON has a word for.
+        """
+        row = {"step": step, **{name: _json_value(value) for name, value in values.items()}}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._writer:
+            for name, value in values.items():
+                if not isinstance(value, str):
+                    self._writer.add_scalar(name, value, step)
+
+    def truncate_after(self, step: int) -> None:
+        """Forget what a resumed run will write again: lines whose step is ``step`` or later, and a half-written one.
+
+        Args:
+            step: The first step that will be written again.
+        """
+        if self._path.exists():
+            kept = [line for line in _lines(self._path) if _row(line, path=self._path)["step"] < step]
+            temporary = self._path.with_name(f".{self._path.name}.tmp")
+            with temporary.open("wb") as file:
+                file.writelines(kept)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+        if self._tensorboard and self._writer:
+            self._writer.close()
+            self._writer = _summary_writer(self._tensorboard, purge_step=step)
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``, without a last one that is half written, as in a run that goes on.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One dict a line, in the order of writing; each has ``step``.
+
+    Raises:
+        UserError: There is no such file, or a line in it is not a JSON object with a step.
+    """
+    if not path.is_file():
+        raise UserError(f"There are no metrics at {path}. Give the folder of a run that has made a step.")
+    return [_row(line, path=path) for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Whole lines. Bytes, so that kept lines stay as they were written."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _row(line: bytes, *, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        shown = line[:60].decode(errors="replace").strip()
+        raise UserError(f"{path} has a line that is not a JSON object with a step: {shown!r}. Delete that line.")
+    return row
+
+
+def _json_value(value: float | int | str) -> float | int | str | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary_writer(folder: Path, *, purge_step: int | None = None) -> "SummaryWriter":
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            'TensorBoard is asked for but not installed. Run: pip install "poa[track]", or turn TensorBoard off.'
+        ) from error
+    return SummaryWriter(folder, purge_step=purge_step)

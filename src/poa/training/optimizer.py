@@ -1,0 +1,101 @@
+"""AdamW with layer-wise learning rates, and gradient clipping."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from poa.training.schedules import StepValues
+
+
+class _Kind(NamedTuple):
+    """What parameters must share to be in one group; also the extra entries of the group."""
+
+    lr_multiplier: float
+    weight_decay_multiplier: float
+    last_layer: bool
+
+
+def _kind(name: str, *, lr_multiplier: float) -> _Kind:
+    decays = not name.endswith(".bias") and "norm" not in name and "gamma" not in name
+    last_layer = name.startswith("heads.") and name.endswith(("weight_g", "weight_v"))
+    return _Kind(lr_multiplier, float(decays), last_layer)
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    layer_of: Callable[[str], int | None],
+    num_layers: int,
+    layer_decay: float,
+    patch_embed_multiplier: float = 0.2,
+) -> list[dict[str, Any]]:
+    """Group a student's parameters by learning rate, weight decay and whether they are prototypes (POA official code).
+
+    A parameter in layer i learns with ``layer_decay ** (num_layers + 1 - i)`` times the learning rate, heads and what
+    follows the last block with 1 times. Biases, norms and LayerScale (``gamma``) do not decay; tokens, positions and
+    prototypes do. Groups and their members follow the order of the parameters, hence are the same in every run.
+
+    Args:
+        named_parameters: Of the intact student; frozen ones are left out.
+        layer_of: Layer of a backbone parameter: 0 for the input, ``i + 1`` for block i, None beyond the last block.
+        num_layers: Number of blocks.
+        layer_decay: Factor from a layer to the one before it.
+        patch_embed_multiplier: Further factor for the patch embedding.
+
+    Returns:
+        Groups for :func:`build_optimizer`; the parameters are pairs of name and parameter.
+    """
+    members: dict[_Kind, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        layer = None if name.startswith("heads.") else layer_of(name)
+        multiplier = 1.0 if layer is None else layer_decay ** (num_layers + 1 - layer)
+        if "patch_embed" in name:
+            multiplier *= patch_embed_multiplier
+        members.setdefault(_kind(name, lr_multiplier=multiplier), []).append((name, parameter))
+    return [{"params": parameters, **kind._asdict()} for kind, parameters in members.items()]
+
+
+def build_optimizer(
+    groups: Sequence[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> torch.optim.AdamW:
+    """AdamW, in one fused kernel where there is one. Its rates are 0 until :func:`set_schedule` sets them.
+
+    Args:
+        groups: From :func:`parameter_groups`.
+        betas: Decay of the first and second moment.
+        eps: Added to the root of the second moment.
+    """
+    devices = {parameter.device.type for group in groups for _, parameter in group["params"]}
+    return torch.optim.AdamW(
+        list(groups), lr=0.0, betas=betas, eps=eps, weight_decay=0.0, fused=devices <= {"cpu", "cuda"}
+    )
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
+    """Set the learning rate and weight decay of every group.
+
+    Args:
+        optimizer: From :func:`build_optimizer`.
+        values: Of the step to come.
+    """
+    for group in optimizer.param_groups:
+        lr = values.last_layer_lr if group["last_layer"] else values.lr
+        group["lr"] = lr * group["lr_multiplier"]
+        group["weight_decay"] = values.weight_decay * group["weight_decay_multiplier"]
+
+
+def clip_gradients(modules: Iterable[nn.Module], *, max_norm: float) -> tuple[Tensor, ...]:
+    """Clip the gradients of each module by the norm of that module's gradients alone (POA official code).
+
+    Args:
+        modules: Such as the backbone and the heads of the student.
+        max_norm: Largest L2 norm of a module's gradients; ``inf`` only measures.
+
+    Returns:
+        Norms before clipping, one a module, still on their device. If one is not finite, its gradients are not either.
+    """
+    return tuple(nn.utils.clip_grad_norm_(list(module.parameters()), max_norm) for module in modules)

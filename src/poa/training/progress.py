@@ -1,0 +1,338 @@
+"""What a user sees while waiting: a panel in a terminal, and plain lines where the output goes to a file."""
+
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+_START_UP_STEPS = 2
+_RECENT_STEPS = 100
+
+
+class StepReport(NamedTuple):
+    """What there is to say about a step."""
+
+    step: int
+    """Number of steps done, this one included."""
+    epoch: float
+    """Number of epochs done, with its fraction."""
+    losses: Mapping[str, float]
+    """Loss by branch."""
+    lr: float
+    images_per_second: float
+    data_wait: float
+    """Share of the time spent waiting for data, 0 to 1."""
+    memory_bytes: int
+    size: str
+    """The size or sizes trained in this step."""
+    scores: Mapping[str, float]
+    """The latest scores by name, as they are to be shown; empty before the first."""
+
+
+class TrainingDisplay:
+    """Shows how a training goes on: a live panel in a terminal, one line now and then elsewhere.
+
+    Args:
+        total_steps: Steps of the whole run.
+        steps_per_epoch: Steps of an epoch.
+        start_step: Steps that were done before, in a resumed run.
+        console: Where to show it.
+        every_seconds: Time between two plain lines.
+        clock: Gives the time in seconds.
+
+    Example:
+        ```python
+        with TrainingDisplay(1000, steps_per_epoch=100, start_step=0, console=Console()) as display:
+            display.update(report)
+            display.message("saved step-00000100.pt")
+        ```
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        steps_per_epoch: int,
+        start_step: int,
+        console: Console,
+        every_seconds: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total_steps = total_steps
+        self._total_epochs = total_steps / steps_per_epoch
+        self._first_mark = start_step + _START_UP_STEPS
+        self._console = console
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._marks: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
+        self._report: StepReport | None = None
+        self._next_line = -float("inf")
+        self._live = Live(console=console, get_renderable=self._panel) if _is_lively(console) else None
+
+    def __enter__(self) -> "TrainingDisplay":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, report: StepReport) -> None:
+        """Take note of a step. Cheap enough to be called after each one.
+
+        Args:
+            report: The step.
+        """
+        now = self._clock()
+        if report.step >= self._first_mark:
+            self._marks.append((report.step, now))
+        self._report = report
+        if self._live is None and (now >= self._next_line or report.step >= self._total_steps):
+            self._next_line = now + self._every_seconds
+            self.message(self._line(report))
+
+    def message(self, text: str) -> None:
+        """Print a text that stays, above the panel if there is one."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=self._live is None)
+
+    def remaining_seconds(self) -> float | None:
+        """Time to the end at the pace of the recent steps, or None before there are two after the start-up."""
+        if not self._marks or self._marks[0][0] == self._marks[-1][0]:
+            return None
+        (first_step, first_time), (last_step, last_time) = self._marks[0], self._marks[-1]
+        return (self._total_steps - last_step) * (last_time - first_time) / (last_step - first_step)
+
+    def _counts(self, report: StepReport) -> tuple[str, str]:
+        steps = f"step {report.step:,}/{self._total_steps:,}"
+        return steps, f"epoch {report.epoch:.1f}/{self._total_epochs:.1f}"
+
+    def _line(self, report: StepReport) -> str:
+        parts = (*self._counts(report), *_parts(report), f"ETA {duration(self.remaining_seconds())}")
+        return "  ".join(part for part in parts if part)
+
+    def _panel(self) -> RenderableType:
+        report = self._report
+        if report is None:
+            return Panel("waiting for the first step", title="poa pretrain", title_align="left")
+        steps, epochs = self._counts(report)
+        losses, lr, size, speed, wait, memory, scores = _parts(report)
+        top = Table.grid(padding=(0, 2), expand=True)
+        for ratio in (None, 1, None, None):
+            top.add_column(ratio=ratio, no_wrap=True)
+        bar = ProgressBar(total=self._total_steps, completed=report.step)
+        done = f"{report.step / self._total_steps:.0%}"
+        top.add_row(steps, bar, done, f"ETA {duration(self.remaining_seconds())}")
+        rows = [losses, f"{epochs}   {lr}   {size}", f"{speed}   {wait}   {memory}", scores]
+        texts = [Text(row, no_wrap=True, overflow="ellipsis") for row in rows if row]
+        return Panel(Group(top, *texts), title="poa pretrain", title_align="left")
+
+
+class Advance(Protocol):
+    """Counts finished items of a piece of side work."""
+
+    def __call__(self, num: int = 1) -> None:
+        """Add ``num`` items."""
+
+
+@contextmanager
+def bar(description: str, *, total: int | None, console: Console, every_seconds: float = 10.0) -> Iterator[Advance]:
+    """Show the progress of long side work, such as indexing or scoring.
+
+    Args:
+        description: What is being done.
+        total: Number of items, or None if it is not known.
+        console: Where to show it. May be the console of a ``TrainingDisplay`` that is entered.
+        every_seconds: Time between two plain lines, where the output is not a terminal.
+
+    Yields:
+        A function to call after each item, or with a number after several.
+    """
+    if _is_lively(console):
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(description, total=total)
+            yield lambda num=1: progress.advance(task, num)
+        return
+    lines = _BarLines(description, total=total, console=console, every_seconds=every_seconds)
+    yield lines
+    lines.end()
+
+
+class Bars:
+    """Progress of several counts at once, by name; plain lines where the output is not a terminal.
+
+    Args:
+        console: Where to show it.
+        every_seconds: Time between two plain lines of one name.
+    """
+
+    def __init__(self, console: Console, *, every_seconds: float = 10.0) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console) if _is_lively(console) else None
+        self._console, self._every_seconds = console, every_seconds
+        self._tasks: dict[str, TaskID] = {}
+        self._next_line: dict[str, float] = {}
+
+    def __enter__(self) -> "Bars":
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Take note that ``done`` of ``total`` items of that name are done; it may start again from 0."""
+        if self._progress:
+            if name not in self._tasks:
+                self._tasks[name] = self._progress.add_task(name, total=total)
+            self._progress.update(self._tasks[name], completed=done, total=total)
+            return
+        now = time.monotonic()
+        if now >= self._next_line.get(name, 0.0) or done == total:
+            self._next_line[name] = now + self._every_seconds
+            self._console.print(f"{name}: {done:,}/{total:,}", markup=False, highlight=False)
+
+
+def summary(
+    title: str,
+    *,
+    seconds: Mapping[str, float],
+    num_images: int,
+    memory_bytes: int,
+    scores: Mapping[str, float],
+    files: Mapping[str, Path],
+    next_command: str,
+) -> RenderableType:
+    """What to know at the end of a run. Print it with ``soft_wrap=True``, so that paths can be copied whole.
+
+    Args:
+        title: How the run ended, in a word or two.
+        seconds: Time spent by activity; together the time of the run.
+        num_images: Images trained on in that time.
+        memory_bytes: The most memory used.
+        scores: The last scores by name; may be empty.
+        files: What was written, by what it is.
+        next_command: What to type next.
+
+    Returns:
+        A rule with the title, and a line for each thing.
+    """
+    total = sum(seconds.values())
+    split = ", ".join(f"{name} {spent / max(total, 1e-9):.0%}" for name, spent in seconds.items())
+    rows = {
+        "time": f"{duration(total)} ({split})",
+        "speed": f"{num_images:,} images, {num_images / max(total, 1e-9):,.1f} images/s",
+        "memory": f"{gigabytes(memory_bytes)} at most",
+        "scores": _named(scores, ".4g"),
+        **{name: str(path) for name, path in files.items()},
+        "next": next_command,
+    }
+    width = max(map(len, rows))
+    texts = [Text(f"{name:<{width}}  {value}") for name, value in rows.items() if value]
+    return Group(Rule(title, align="left"), *texts)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """The most memory used so far, in bytes: by tensors on a CUDA device, else by the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as ``m:ss``, ``h:mm:ss`` or ``2 d 03:04``; a question mark for None."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def gigabytes(num_bytes: int) -> str:
+    """Bytes as GB, where 1 GB is a thousand million bytes."""
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def _is_lively(console: Console) -> bool:
+    """Whether it is a terminal that can redraw lines and show the characters of bars and boxes."""
+    return console.is_interactive and not console.options.ascii_only
+
+
+def _named(values: Mapping[str, float], form: str) -> str:
+    return "  ".join(f"{name} {value:{form}}" for name, value in values.items())
+
+
+def _parts(report: StepReport) -> tuple[str, ...]:
+    """Losses, learning rate, size, speed, waiting, memory and scores, in words."""
+    return (
+        f"loss {_named(report.losses, '.3f')}",
+        f"lr {report.lr:.2e}",
+        f"size {report.size}",
+        f"{report.images_per_second:,.1f} images/s",
+        f"data-wait {report.data_wait:.0%}",
+        f"memory {gigabytes(report.memory_bytes)}",
+        f"scores {_named(report.scores, '.4g')}" if report.scores else "",
+    )
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.1f}/s" if task.speed else "")
+
+
+class _BarLines:
+    """The ``bar`` of an output that is not a terminal."""
+
+    def __init__(self, description: str, *, total: int | None, console: Console, every_seconds: float) -> None:
+        self._description = description
+        self._total = total
+        self._console = console
+        self._every_seconds = every_seconds
+        self._start = self._last_line = time.monotonic()
+        self._num_done = 0
+
+    def __call__(self, num: int = 1) -> None:
+        self._num_done += num
+        now = time.monotonic()
+        if now - self._last_line < self._every_seconds:
+            return
+        self._last_line = now
+        rate = self._num_done / (now - self._start)
+        whole = f"/{self._total:,}" if self._total else ""
+        left = f"  ETA {duration((self._total - self._num_done) / rate)}" if self._total else ""
+        self._print(f"{self._num_done:,}{whole}  {rate:,.1f}/s{left}")
+
+    def end(self) -> None:
+        self._print(f"{self._num_done:,} in {duration(time.monotonic() - self._start)}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{self._description}: {text}", markup=False, highlight=False, soft_wrap=True)

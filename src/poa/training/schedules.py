@@ -1,0 +1,107 @@
+"""Schedules: pure functions of the step (POA, implementation details; warm-up and cut as in the official code)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+def linear_ramp(step: int, *, start: float, end: float, num_steps: int) -> float:
+    """A straight line that reaches its end at step ``num_steps - 1`` and stays there.
+
+    Args:
+        step: Step of the run, from 0.
+        start: Value at step 0.
+        end: Last value.
+        num_steps: Number of points of the line, both ends included; with 0 or 1 there is only the end.
+    """
+    if step >= num_steps - 1:
+        return end
+    return start + (end - start) * step / (num_steps - 1)
+
+
+def cosine(
+    step: int,
+    *,
+    base: float,
+    final: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    start: float = 0.0,
+    stretch: float = 1.0,
+) -> float:
+    """Linear warm-up, then half a cosine from ``base`` to ``final``.
+
+    Args:
+        step: Step of the run, from 0.
+        base: Value after the warm-up.
+        final: Value at the end of the cosine.
+        num_steps: Length of the run in steps.
+        warmup_steps: Length of the warm-up; its last step already has the base value.
+        start: Value at step 0 if there is a warm-up.
+        stretch: Part of the curve that the run covers, at most 1; below 1 the run ends before ``final`` is reached.
+    """
+    if step < warmup_steps:
+        return linear_ramp(step, start=start, end=base, num_steps=warmup_steps)
+    length = max(int(num_steps / stretch) - warmup_steps, 1)
+    progress = min((step - warmup_steps) / length, 1.0)
+    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
+
+
+def scaled_lr(base: float, *, batch_size: int, reference: int = 1024) -> float:
+    """Learning rate for a global batch size, by the square-root rule (POA's official code).
+
+    Args:
+        base: Learning rate at the reference batch size.
+        batch_size: Images a step over all processes and micro-batches.
+        reference: Batch size at which the rate is ``base``.
+    """
+    return base * math.sqrt(batch_size / reference)
+
+
+class StepValues(NamedTuple):
+    """All scheduled values of one step.
+
+    Attributes:
+        lr: Learning rate before layer-wise multipliers.
+        weight_decay: Weight decay of the parameters that decay.
+        momentum: Share of the old teacher that an update keeps.
+        temperature: Temperature of the teacher.
+        last_layer_lr: Learning rate of the prototypes.
+    """
+
+    lr: float
+    weight_decay: float
+    momentum: float
+    temperature: float
+    last_layer_lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Schedules:
+    """The curves of a run, each a function of the step, such as ``functools.partial(cosine, ...)``.
+
+    Attributes:
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        momentum: Momentum of the teacher.
+        temperature: Temperature of the teacher.
+        frozen_steps: Steps from the start during which prototypes do not learn.
+    """
+
+    lr: Callable[[int], float]
+    weight_decay: Callable[[int], float]
+    momentum: Callable[[int], float]
+    temperature: Callable[[int], float]
+    frozen_steps: int = 0
+
+    def at(self, step: int) -> StepValues:
+        """Values of a step, counted from 0."""
+        lr = self.lr(step)
+        return StepValues(
+            lr=lr,
+            weight_decay=self.weight_decay(step),
+            momentum=self.momentum(step),
+            temperature=self.temperature(step),
+            last_layer_lr=lr if step >= self.frozen_steps else 0.0,
+        )

@@ -1,0 +1,200 @@
+import io
+import random
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from poa.data.images import BadImage, decode
+
+RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def plain(mode: str, colour: object, size: tuple[int, int] = (16, 8)) -> Image.Image:
+    return Image.new(mode, size, colour)  # type: ignore[arg-type]
+
+
+def deep(values: object, dtype: str, size: tuple[int, int] = (16, 8)) -> Image.Image:
+    return Image.fromarray(np.full(size[::-1], values, dtype))
+
+
+def palette(*, transparency: int | bytes | None) -> bytes:
+    image = plain("P", 1)
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    return encoded(image, "PNG", **({} if transparency is None else {"transparency": transparency}))
+
+
+def deep_ppm(value: int, largest: int) -> bytes:
+    return b"P5 16 8 %d\n" % largest + struct.pack(">H", value) * 128
+
+
+def animation(file_format: str) -> bytes:
+    frames = [plain("RGB", RED), plain("RGB", (0, 255, 0))]
+    return encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+CASES: dict[str, tuple[bytes, tuple[int, int, int]]] = {
+    "rgb jpeg": (encoded(plain("RGB", RED), "JPEG"), RED),
+    "rgb png": (encoded(plain("RGB", RED), "PNG"), RED),
+    "rgb webp": (encoded(plain("RGB", RED), "WEBP", lossless=True), RED),
+    "rgb bmp": (encoded(plain("RGB", RED), "BMP"), RED),
+    "rgb tif": (encoded(plain("RGB", RED), "TIFF"), RED),
+    "rgb tif lzw": (encoded(plain("RGB", RED), "TIFF", compression="tiff_lzw"), RED),
+    "rgb gif": (encoded(plain("RGB", RED), "GIF"), RED),
+    "rgb ppm": (encoded(plain("RGB", RED), "PPM"), RED),
+    "progressive jpeg": (encoded(plain("RGB", RED), "JPEG", progressive=True), RED),
+    "grey jpeg": (encoded(plain("L", 100), "JPEG"), (100, 100, 100)),
+    "grey png": (encoded(plain("L", 100), "PNG"), (100, 100, 100)),
+    "grey pgm": (encoded(plain("L", 100), "PPM"), (100, 100, 100)),
+    "one bit png": (encoded(plain("1", 1), "PNG"), WHITE),
+    "one bit tif": (encoded(plain("1", 0), "TIFF"), BLACK),
+    "cmyk jpeg": (encoded(plain("CMYK", (0, 255, 255, 0)), "JPEG", quality=100), RED),
+    "cmyk tif": (encoded(plain("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
+    "lab tif": (encoded(plain("LAB", (0, 128, 128)), "TIFF"), BLACK),
+    "ycbcr tif": (encoded(plain("YCbCr", (76, 85, 255)), "TIFF"), RED),
+    "palette png": (palette(transparency=None), RED),
+    "palette png, colour transparent": (palette(transparency=1), WHITE),
+    "palette png, other colour transparent": (palette(transparency=0), RED),
+    "palette png, half transparent": (palette(transparency=bytes([255, 51])), (255, 204, 204)),
+    "grey png, colour transparent": (encoded(plain("L", 100), "PNG", transparency=100), WHITE),
+    "rgb png, colour transparent": (encoded(plain("RGB", RED), "PNG", transparency=RED), WHITE),
+    "rgba png, opaque": (encoded(plain("RGBA", (*RED, 255)), "PNG"), RED),
+    "rgba png, transparent": (encoded(plain("RGBA", (0, 0, 0, 0)), "PNG"), WHITE),
+    "rgba png, half": (encoded(plain("RGBA", (255, 0, 0, 51)), "PNG"), (255, 204, 204)),
+    "rgba webp": (encoded(plain("RGBA", (0, 0, 0, 0)), "WEBP", lossless=True), WHITE),
+    "rgba tif": (encoded(plain("RGBA", (0, 0, 0, 0)), "TIFF"), WHITE),
+    "grey alpha png": (encoded(plain("LA", (100, 0)), "PNG"), WHITE),
+    "transparent gif": (encoded(plain("P", 0), "GIF", transparency=0), WHITE),
+    "16 bit png": (encoded(deep(257 * 100, "uint16"), "PNG"), (100, 100, 100)),
+    "16 bit png, full": (encoded(deep(65535, "uint16"), "PNG"), WHITE),
+    "16 bit png, dark stays dark": (encoded(deep(514, "uint16"), "PNG"), (2, 2, 2)),
+    "16 bit tif": (encoded(deep(257 * 100, "uint16"), "TIFF"), (100, 100, 100)),
+    "16 bit pgm": (deep_ppm(257 * 100, 65535), (100, 100, 100)),
+    "12 bit pgm": (deep_ppm(4095, 4095), WHITE),
+    "32 bit tif": (encoded(deep(257 * 100, "int32"), "TIFF"), (100, 100, 100)),
+    "32 bit tif, beyond the range": (encoded(deep(70000, "int32"), "TIFF"), WHITE),
+    "32 bit tif, negative": (encoded(deep(-5, "int32"), "TIFF"), BLACK),
+    "float tif": (encoded(deep(257 * 100, "float32"), "TIFF"), (100, 100, 100)),
+    "float tif, black": (encoded(deep(0, "float32"), "TIFF"), BLACK),
+    "float tif, not a number": (encoded(deep(np.nan, "float32"), "TIFF"), BLACK),
+    "animated gif": (animation("GIF"), RED),
+    "animated png": (animation("PNG"), RED),
+    "several pages tif": (animation("TIFF"), RED),
+    "broken exif": (encoded(plain("RGB", RED), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0rubbish"), RED),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_of_image_becomes_rgb(case: str) -> None:
+    content, colour = CASES[case]
+    image = decode(content)
+    assert (image.mode, image.size) == ("RGB", (16, 8))
+    assert image.getpixel((0, 0)) == pytest.approx(colour, abs=1)
+    assert image.getpixel((15, 7)) == pytest.approx(colour, abs=1)
+
+
+def test_one_pixel_is_an_image() -> None:
+    assert decode(encoded(plain("RGB", RED, (1, 1)), "PNG")).size == (1, 1)
+
+
+def test_pixels_are_those_of_pillow() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(pixels), "JPEG")
+    np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(Image.open(io.BytesIO(content))))
+    np.testing.assert_array_equal(np.asarray(decode(encoded(Image.fromarray(pixels), "PNG"))), pixels)
+
+
+def test_plain_rgb_is_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[str] = []
+    for method in ("convert", "transpose", "copy"):
+        monkeypatch.setattr(Image.Image, method, lambda *args, method=method: copies.append(method))
+    decode(CASES["rgb jpeg"][0])
+    assert copies == []
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None:
+    # The corners of the scene, as it should be seen, from the left above clockwise: 40, 80, 120, 160.
+    scene = np.repeat(np.repeat(np.array([[40, 80], [160, 120]], np.uint8), 16, axis=0), 24, axis=1)
+    undo: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.T,
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].T,
+        8: lambda a: np.rot90(a, -1),
+    }
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](scene)))
+    upright = decode(encoded(stored, file_format, exif=exif(orientation)))
+    assert upright.size == (48, 32)
+    corners = [np.asarray(upright)[y, x, 0] for x, y in ((2, 2), (45, 2), (45, 29), (2, 29))]
+    assert corners == pytest.approx([40, 80, 120, 160], abs=3)
+
+
+def png_of_zeros(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(bytes(100_000)), b"IEND"]
+    parts = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"path,label\na.jpg,3\n" * 20, "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
+        (encoded(NOISE, "JPEG")[:-2000], "truncated"),
+        (encoded(NOISE, "PNG")[:-2000], "truncated"),
+        (encoded(NOISE, "JPEG")[:20], "cannot be decoded|not an image"),
+        (b"P6 0 0 255\n", "without pixels"),
+        (png_of_zeros(0, 0), "without pixels"),
+        (png_of_zeros(40_000, 40_000), "exceeds limit"),
+        (encoded(deep(0.5, "float32"), "TIFF"), "multiply"),
+    ],
+)
+def test_bad_images_have_a_reason(content: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason) as error:
+        decode(content)
+    assert "\n" not in str(error.value)
+    assert "BytesIO" not in str(error.value)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+def test_damage_gives_an_image_or_a_bad_image_and_nothing_else(file_format: str) -> None:
+    image = NOISE.resize((12, 12))
+    options = {"exif": exif(6)} if file_format in {"JPEG", "PNG", "WEBP", "TIFF"} else {}
+    whole = encoded(image, file_format, **options)
+    chance = random.Random(0)
+    bad = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(4):
+            damaged[chance.randrange(min(len(damaged), 200))] = chance.randrange(256)
+        try:
+            assert decode(bytes(damaged)).mode == "RGB"
+        except BadImage:
+            bad += 1
+    assert bad > 0

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import Tensor
+
+from conformance import filler
+from poa.distributed import rank
+from poa.losses.targets import MovingAverageCenter, prototype_logits, sinkhorn
+from processes import run_processes
+from reference import losses as reference
+
+PROTOTYPES = filler((7, 5), 3)
+ROWS = filler((9, 5), 4)
+
+
+def test_sinkhorn_official_values() -> None:
+    """Row 0 for logits u(k, 1), computed by the official module."""
+    targets = sinkhorn(filler((4, 6), 1).float(), torch.eye(6), temperature=0.07)
+    expected = torch.tensor([0.000009, 0.430074, 0.007684, 0.005081, 0.072818, 0.484334])
+    torch.testing.assert_close(targets[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_iterations", [1, 3])
+@pytest.mark.parametrize("temperature", [0.04, 0.5])
+def test_sinkhorn_equals_loops(temperature: float, num_iterations: int) -> None:
+    targets = sinkhorn(ROWS, PROTOTYPES, temperature=temperature, num_iterations=num_iterations)
+    expected = reference.sinkhorn(ROWS.tolist(), PROTOTYPES.tolist(), temperature, num_iterations)
+    torch.testing.assert_close(targets, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_sinkhorn_by_hand() -> None:
+    """Both samples prefer prototype 0; with weights (2, 1) and (4, 1) one round gives these fractions."""
+    logits = torch.tensor([[2.0, 1.0], [4.0, 1.0]], dtype=torch.float64).log()
+    targets = sinkhorn(logits, torch.eye(2, dtype=torch.float64), temperature=1.0, num_iterations=1)
+    torch.testing.assert_close(targets, torch.tensor([[2 / 5, 3 / 5], [4 / 7, 3 / 7]], dtype=torch.float64))
+
+
+def test_sinkhorn_uses_prototypes_equally() -> None:
+    targets = sinkhorn(ROWS, PROTOTYPES, temperature=0.2, num_iterations=50)
+    torch.testing.assert_close(targets.sum(1), torch.ones(9, dtype=torch.float64))
+    torch.testing.assert_close(targets.sum(0), torch.full((7,), 9 / 7, dtype=torch.float64))
+
+
+def test_sinkhorn_survives_large_logits() -> None:
+    targets = sinkhorn(ROWS.float(), 1e4 * PROTOTYPES.float(), temperature=0.04)
+    assert targets.isfinite().all()
+    torch.testing.assert_close(targets.sum(1), torch.ones(9))
+
+
+def test_no_rows() -> None:
+    assert sinkhorn(ROWS[:0], PROTOTYPES, temperature=0.1).shape == (0, 7)
+    center = MovingAverageCenter(7)
+    center.update(ROWS, PROTOTYPES)
+    before = center.center.clone()
+    center.update(ROWS[:0], PROTOTYPES)
+    assert torch.equal(center.center, before)
+
+
+def test_targets_have_no_gradient() -> None:
+    rows = ROWS.clone().requires_grad_()
+    assert not sinkhorn(rows, PROTOTYPES, temperature=0.1).requires_grad
+    assert not MovingAverageCenter(7)(rows, PROTOTYPES, temperature=0.1).requires_grad
+
+
+def test_float32_under_autocast() -> None:
+    rows, prototypes = ROWS.bfloat16(), PROTOTYPES.float()
+    expected = sinkhorn(rows.float(), prototypes, temperature=0.04)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        targets = sinkhorn(rows, prototypes, temperature=0.04)
+        logits = prototype_logits(rows, prototypes, temperature=0.04)
+    assert torch.equal(targets, expected)
+    assert logits.dtype == torch.float32
+
+
+def test_center_by_hand() -> None:
+    center = MovingAverageCenter(2, momentum=0.9)
+    prototypes = torch.eye(2)
+    center.update(torch.tensor([[1.0, 0.0], [3.0, 1.0]]), prototypes)  # mean logits 2 and 0.5
+    torch.testing.assert_close(center.center, torch.tensor([0.2, 0.05]))
+    center.update(torch.tensor([[1.0, 0.0]]), prototypes)
+    torch.testing.assert_close(center.center, torch.tensor([0.28, 0.045]))
+    targets = center(torch.tensor([[1.0, 0.0]]), prototypes, temperature=0.5)
+    torch.testing.assert_close(targets, torch.tensor([[0.72, -0.045]]).div(0.5).softmax(1))
+
+
+def test_center_is_saved() -> None:
+    center = MovingAverageCenter(7)
+    center.update(ROWS, PROTOTYPES)
+    other = MovingAverageCenter(7)
+    other.load_state_dict(center.state_dict())
+    assert torch.equal(other.center, center.center)
+    assert other.center.any()
+
+
+def _on_two_processes(split: int) -> tuple[Tensor, Tensor]:
+    """Targets of this process's part of the rows, and the centre; the first ``split`` rows belong to process 0."""
+    rows = ROWS[:split] if rank() == 0 else ROWS[split:]
+    center = MovingAverageCenter(7)
+    center.update(rows, PROTOTYPES)
+    return sinkhorn(rows, PROTOTYPES, temperature=0.07), center.center
+
+
+@pytest.mark.parametrize("split", [3, 0])
+def test_two_processes_equal_one(split: int) -> None:
+    expected = sinkhorn(ROWS, PROTOTYPES, temperature=0.07)
+    (first, center), (second, other_center) = run_processes(_on_two_processes, 2, split)
+    assert len(first) == split
+    torch.testing.assert_close(torch.cat([first, second]), expected)
+    assert torch.equal(center, other_center)
+    torch.testing.assert_close(center, 0.1 * (ROWS @ PROTOTYPES.T).mean(0).float())

@@ -1,0 +1,39 @@
+"""Run a function in several processes that form a process group."""
+
+import importlib.util
+import inspect
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _worker(rank: int, num_processes: int, file: str, name: str, args: tuple[Any, ...], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_processes)
+    # By path, not by module name: test files are no importable modules in a new process.
+    spec = importlib.util.spec_from_file_location("worker", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.save(getattr(module, name)(*args), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def run_processes(function: Callable[..., Any], num_processes: int, *args: Any) -> list[Any]:
+    """What each process returns, in rank order; an exception in a process is raised here, with its traceback.
+
+    Args:
+        function: Defined at the top of a file; it learns its place from ``poa.distributed.rank()``.
+        num_processes: How many to start, joined by gloo.
+        args: Arguments of the function, the same in every process.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(inspect.getfile(function)).resolve())
+        mp.spawn(_worker, (num_processes, file, function.__name__, args, folder), nprocs=num_processes)
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(num_processes)]

@@ -1,0 +1,78 @@
+"""The losses once more, in loops over single numbers: slow, and plain enough to check by eye."""
+
+import math
+from collections.abc import Sequence
+
+Row = Sequence[float]
+Matrix = Sequence[Row]
+
+
+def dot(left: Row, right: Row) -> float:
+    return sum(a * b for a, b in zip(left, right, strict=True))
+
+
+def logits(features: Matrix, prototypes: Matrix, temperature: float) -> list[list[float]]:
+    return [[dot(feature, prototype) / temperature for prototype in prototypes] for feature in features]
+
+
+def softmax(row: Row) -> list[float]:
+    exponentials = [math.exp(value - max(row)) for value in row]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def sinkhorn(features: Matrix, prototypes: Matrix, temperature: float, num_iterations: int = 3) -> list[list[float]]:
+    """As published: probabilities, not logarithms; prototypes share the mass 1 equally, then samples do."""
+    q = [[math.exp(value) for value in row] for row in logits(features, prototypes, temperature)]
+    num_samples, num_prototypes = len(q), len(q[0])
+    total = sum(sum(row) for row in q)
+    q = [[value / total for value in row] for row in q]
+    for _ in range(num_iterations):
+        for j in range(num_prototypes):
+            mass = sum(q[i][j] for i in range(num_samples))
+            for i in range(num_samples):
+                q[i][j] /= mass * num_prototypes
+        for i in range(num_samples):
+            mass = sum(q[i])
+            q[i] = [value / (mass * num_samples) for value in q[i]]
+    return [[value * num_samples for value in row] for row in q]
+
+
+def cross_entropies(targets: Matrix, features: Matrix, prototypes: Matrix, temperature: float = 0.1) -> list[float]:
+    """One value a row."""
+    rows = []
+    for target, row in zip(targets, logits(features, prototypes, temperature), strict=True):
+        rows.append(-sum(t * math.log(p) for t, p in zip(target, softmax(row), strict=True)))
+    return rows
+
+
+def local_cross_view(targets: Matrix, features: Matrix, prototypes: Matrix, batch: int) -> float:
+    """Every local crop of an image with every global view of the same image."""
+    total = 0.0
+    for crop in range(len(features) // batch):
+        for view in range(2):
+            for image in range(batch):
+                target = targets[view * batch + image]
+                feature = features[crop * batch + image]
+                total += cross_entropies([target], [feature], prototypes)[0] / batch
+    return total
+
+
+def masked_patch_loss(targets: Matrix, features: Matrix, prototypes: Matrix, masks: Sequence[Sequence[bool]]) -> float:
+    """Mean over masked patches of an image, mean over all images; targets and features in row-major order."""
+    total, patch = 0.0, 0
+    for mask in masks:
+        for hidden in mask:
+            if hidden:
+                total += cross_entropies([targets[patch]], [features[patch]], prototypes)[0] / sum(mask) / len(masks)
+                patch += 1
+    return total
+
+
+def koleo(features: Matrix) -> float:
+    rows = [[value / math.sqrt(dot(row, row)) for value in row] for row in features]
+    total = 0.0
+    for i, row in enumerate(rows):
+        _, nearest = max((dot(row, rows[j]), j) for j in range(len(rows)) if j != i)
+        distance = math.sqrt(sum((a - b + 1e-8) ** 2 for a, b in zip(row, rows[nearest], strict=True)))
+        total -= math.log(distance + 1e-8)
+    return total / len(rows)
