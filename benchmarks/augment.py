@@ -9,14 +9,10 @@ of its own.
 
 import argparse
 import io
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -28,6 +24,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional
 
+from measure import machine
 from poa.data.augment import augment
 from poa.data.images import decode
 from poa.data.index import open_index
@@ -87,12 +84,8 @@ def main() -> None:
 
 def describe(files: Sequence[bytes], source: str) -> str:
     """Where and on what this was measured."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return (
-        f"{date.today().isoformat()}, {platform.platform()}, {model}, {os.cpu_count()} cores, "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, one thread\n"
+        f"{machine(torch.device('cpu'))}, torchvision {torchvision.__version__}\n"
         f"{len(files)} images from {source}; 2x224 + 8x96 crops; medians"
     )
 

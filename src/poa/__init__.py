@@ -34,7 +34,7 @@ def pretrain(
     Args:
         recipe: Start from a shipped recipe.
         config: Start from a YAML file of settings.
-        resume: Go on with the run in ``out``.
+        resume: Go on with the run in ``out``, with its settings unless a recipe or file is named.
         **given: Settings by name, sections as dicts: ``data=..., out=..., epochs=10, model={"width_max": 512}``.
 
     Returns:
@@ -45,14 +45,10 @@ def pretrain(
     """
     from poa import launch
     from poa.config import resolve
-    from poa.loop import train
 
     plain = {name: str(value) if isinstance(value, PathLike) else value for name, value in given.items()}
-    settings = resolve(plain, recipe=recipe, file=None if config is None else str(config))
-    if launch.is_needed(settings):
-        launch.launch(settings, resume=resume)
-        return load(settings.out)
-    return train(settings, resume=resume)
+    file = None if config is None else str(config)
+    return launch.train(resolve(plain, recipe=recipe, file=file, resume=resume), resume=resume)
 
 
 def load(folder: str | PathLike[str]) -> "Run":

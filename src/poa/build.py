@@ -22,13 +22,16 @@ def device_of(config: Config) -> torch.device:
     """The device of this process.
 
     Raises:
-        UserError: A GPU is asked for and there is none.
+        UserError: A GPU is asked for and there is none, or none for this process.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here. Use --device cpu, or install a CUDA build of torch.")
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    place, available = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= available:
+        raise UserError(f"There are more processes than GPUs: {available}. Start at most {available} on this machine.")
+    return torch.device("cuda", place)
 
 
 def precision_of(config: Config, device: torch.device) -> torch.dtype:
@@ -89,9 +92,12 @@ def family_of(config: Config, *, fused_attention: bool = True) -> Family:
     Args:
         config: Settings.
         fused_attention: Use the fused attention kernel.
+
+    Raises:
+        UserError: Widths, depths, patch and crop sizes do not fit one another.
     """
     model = config.model
-    return ViT(
+    family = ViT(
         space=space_of(config),
         image_size=config.views.global_size,
         patch_size=model.patch_size,
@@ -103,11 +109,17 @@ def family_of(config: Config, *, fused_attention: bool = True) -> Family:
         resize_positions=model.resize_positions,
         fused_attention=fused_attention,
     )
+    if config.views.num_locals:
+        family.check_image_size(config.views.local_size, setting="views.local-size")
+    return family
 
 
 def method_of(config: Config, family: Family) -> POA:
     """The method, with freshly initialised networks."""
     losses = config.losses
+    if config.compile:  # every width and crop size is a graph of its own, and past the limit torch runs without one
+        widths = {size.width for size in family.space.sizes}
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(widths))
     return POA(
         family,
         heads=HeadSettings(config.heads.prototypes, config.heads.hidden, config.heads.bottleneck),

@@ -4,22 +4,28 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 from rich.console import Console
 
 from poa import config as settings
 from poa.config import Config
-from poa.errors import UserError
+from poa.errors import UserError, reason
 
 # What a command needs is imported when it runs: `poa --help` and a mistyped flag shall not wait for torch.
 
-app = App(name="poa", help="Pre-train once on your own images, get every size of the model.")
+app = App(
+    name="poa",
+    help="Pre-train once on your own images, get every size of the model.",
+    suppress_keyboard_interrupt=False,
+)
 evaluate = App(name="evaluate", help="Score sizes of a run on labelled images.")
 app.command(evaluate)
 
-Flags = Annotated[Config, Parameter(name="*")]
-Names = Annotated[list[str], Parameter(consume_multiple=True)]
+Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
+Names = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
+Numbers = Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())]
 
 
 def _console() -> Console:
@@ -32,42 +38,38 @@ def pretrain(
     flags: Flags = Config(),  # noqa: B008  # frozen
     recipe: str | None = None,
     config: Path | None = None,
-    resume: bool = False,
-    dry_run: bool = False,
-    print_config: bool = False,
+    resume: Switch = False,
+    dry_run: Switch = False,
+    print_config: Switch = False,
 ) -> None:
     """Pre-train an elastic network on a folder of images.
 
+    Such as: poa pretrain --data IMAGES --out runs/mine --recipe vit-small-data --dry-run
+
     Args:
         flags: Settings; they win over --config, which wins over --recipe.
-        recipe: Start from a shipped recipe: demo, vit-small-data, vit-96, poa-vit-l.
-        config: Start from a YAML file of settings.
-        resume: Go on with the run in --out, exactly where its last checkpoint left it.
-        dry_run: Build everything, train two steps, and say what the run will take.
+        recipe: Start from a shipped recipe; `poa recipes` lists them.
+        config: Start from a YAML file of settings; flags win over it, and it wins over --recipe.
+        resume: Go on with the run in --out, exactly where its last checkpoint left it, with its own settings.
+        dry_run: Build everything, train two steps, say what the run will take, and write nothing.
         print_config: Print all settings as they would be, and end.
     """
     given = flags.model_dump(exclude_unset=True)
-    stored = Path(flags.out) / "config.yaml"
-    if resume and flags.out and recipe is None and config is None and stored.exists():
-        config = stored
-    resolved = settings.resolve(given, recipe=recipe, file=config)
+    resolved = settings.resolve(given, recipe=recipe, file=config, resume=resume)
     if print_config:
         print(settings.to_yaml(resolved), end="")
         return
+    from poa import dry_run as forecast
     from poa import launch
-    from poa.dry_run import dry_run as forecast
-    from poa.loop import train
 
     if dry_run:
-        print("\n".join(forecast(resolved, console=_console()).lines()))
-    elif launch.is_needed(resolved):
-        launch.launch(resolved, resume=resume)
+        print("\n".join(forecast.dry_run(resolved, console=_console()).lines()))
     else:
-        train(resolved, resume=resume, console=None)
+        launch.train(resolved, resume=resume)
 
 
 @app.command
-def sizes(run: Path, *, out: Path | None = None) -> None:
+def sizes(run: Path, /, *, out: Path | None = None) -> None:
     """List every size of a run: parameters, FLOPs, how often it was trained, scores so far.
 
     Args:
@@ -79,24 +81,25 @@ def sizes(run: Path, *, out: Path | None = None) -> None:
     from poa.run import load
 
     rows = scoring.rows(load(run))
-    Console().print(size_table(rows))
     if out is not None:
         write(rows, out)
+    Console().print(size_table(rows, scores=scoring.headline(rows)))
 
 
 @evaluate.command
 def knn(
     run: Path,
+    /,
     *,
     train: str,
     test: str,
     sizes: Names = ["all"],  # noqa: B006  # never changed
     branch: Literal["teacher", "untrained"] = "teacher",
     name: str | None = None,
-    k: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    k: Numbers = None,
     limit: int | None = None,
     workers: int = 0,
-    overwrite: bool = False,
+    overwrite: Switch = False,
 ) -> None:
     """Score sizes by weighted k-nearest neighbours on frozen features.
 
@@ -135,7 +138,7 @@ def knn(
 
 
 @app.command
-def extract(run: Path, *, size: Names, out: Path | None = None) -> None:
+def extract(run: Path, /, *, size: Names, out: Path | None = None) -> None:
     """Write sizes as plain timm models, each checked against the network that was trained.
 
     Args:
@@ -154,16 +157,16 @@ def extract(run: Path, *, size: Names, out: Path | None = None) -> None:
 
 
 @app.command(name="demo")
-def run_demo(*, out: Path = Path("runs/demo"), resume: bool = False) -> None:
+def run_demo(*, out: Path = Path("runs/demo"), epochs: int | None = None) -> None:
     """Do the main job on embedded handwritten digits: pre-train, score every size, extract three. Takes minutes.
 
     Args:
-        out: Folder of the run.
-        resume: Go on with an interrupted demo.
+        out: Folder of the run; an interrupted demo goes on.
+        epochs: Passes over the digits; fewer give a quicker look and lower scores.
     """
     from poa.demo import demo
 
-    demo(out, console=Console(), resume=resume)
+    demo(out, console=Console(), epochs=epochs)
 
 
 @app.command
@@ -183,15 +186,20 @@ def main(arguments: list[str] | None = None) -> None:
         app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_sentence(error))
-    except UserError as error:
-        _fail(str(error))
+    except (UserError, OSError) as error:
+        _fail(reason(error))
     except KeyboardInterrupt:
         _fail("Interrupted.", status=130)
 
 
 def _sentence(error: CycloptsError) -> str:
     cause: Any = error.__cause__
-    return settings.explain(cause) if isinstance(cause, ValidationError) else f"{str(error).strip()} See --help."
+    if isinstance(cause, ValidationError):
+        return settings.explain(cause)
+    if isinstance(error, UnusedCliTokensError):
+        words = " ".join(error.unused_tokens or ())
+        return f"{words!r} belongs to no option. Options are written --name VALUE; see --help."
+    return f"{str(error).strip()} See --help."
 
 
 def _fail(message: str, *, status: int = 2) -> None:

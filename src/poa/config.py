@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
+from cyclopts import Group, Parameter
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -15,15 +16,29 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
 )
 
 from poa.errors import UserError, nearest
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+FURTHER = Parameter(group=Group("Machine and data", sort_key=1))
+"""Panel of ``--help`` for settings that few runs need."""
+
+
+def _section(name: str, *, place: int) -> Parameter:
+    return Parameter(group=Group(name, sort_key=1 + place))
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_none(cls, value: Any, info: Any) -> Any:  # pydantic's ValidationInfo; beartype cannot check it
+        """A flag has no other way to say nothing than a word."""
+        optional = type(None) in get_args(cls.model_fields[info.field_name].annotation)
+        return None if optional and isinstance(value, str) and value in ("none", "null") else value
 
 
 class ModelSettings(_Settings):
@@ -66,7 +81,7 @@ class ModelSettings(_Settings):
 class HeadsSettings(_Settings):
     """The projection heads, one for each number of prototypes."""
 
-    prototypes: tuple[PositiveInt, ...] = (8192, 16384, 32768, 65536)
+    prototypes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8192, 16384, 32768, 65536)
     """Prototypes of each head."""
     hidden: PositiveInt = 2048
     """Width of the hidden layers."""
@@ -180,7 +195,7 @@ class MonitorSettings(_Settings):
     """How often the teacher's features are checked for collapse and sizes are scored."""
     data: str | None = None
     """Labelled images for k-NN scores of the smallest, middle and largest size; without it no labels are needed."""
-    num_images: PositiveInt = 2048
+    num_images: Annotated[int, Field(ge=2)] = 2048
     """Most images to look at."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra `track`)."""
@@ -197,65 +212,56 @@ class EvaluationSettings(_Settings):
 class Config(_Settings):
     """Everything that makes a run."""
 
-    data: str = ""
+    data: Annotated[str, Parameter(show_default=False)] = ""
     """Images: a folder, a list of paths (txt, csv), a zip or tar (or a folder in it: a.zip/train), or `digits`."""
-    out: str = ""
-    """Folder of the run; must be new."""
+    out: Annotated[str, Parameter(show_default=False)] = ""
+    """Folder of the run; must be new, or hold the run to --resume."""
     epochs: PositiveInt = 346
     """Passes over the images."""
     batch_size: PositiveInt = 1600
     """Images a step, over all devices and accumulated micro-batches."""
-    accumulate: PositiveInt = 1
-    """Micro-batches a step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
-    limit: PositiveInt | None = None
-    """Use a class-balanced part of so many images."""
     lr: PositiveFloat | None = None
     """Peak learning rate; by default derived from optimizer.base_lr and the batch size."""
-    elastic_samples: PositiveInt = 1
-    """Sizes trained a step on each process. The published run had 32 processes, hence 32 sizes a step."""
-    same_sizes_on_all_ranks: bool = False
-    """Every process trains the same sizes at a step."""
-    seed: NonNegativeInt = 0
-    """Seed of everything random."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the backbones' forward pass; heads and losses are always fp32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Kind of device."""
     devices: PositiveInt = 1
     """Processes on this machine, one a device; more than 1 launches them."""
-    num_nodes: PositiveInt = 1
-    """Machines; start the same command on each with torchrun's rendezvous variables set."""
-    workers: NonNegativeInt | None = None
-    """Loader processes on each device; by default chosen from the cores and the image size."""
-    max_bad_share: Share = 0.01
-    """Stop when more than this share of the images cannot be read."""
-    checkpointing: bool = False
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the backbones' forward pass; heads and losses are always fp32."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+    accumulate: Annotated[PositiveInt, FURTHER] = 1
+    """Micro-batches a step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
+    checkpointing: Annotated[bool, FURTHER] = False
     """Recompute students' forward passes in the backward pass: less memory, more time."""
-    compile: bool = False
+    compile: Annotated[bool, FURTHER] = False
     """Compile the backbones' blocks."""
-    model: ModelSettings = ModelSettings()
-    heads: HeadsSettings = HeadsSettings()
-    views: ViewsSettings = ViewsSettings()
-    losses: LossesSettings = LossesSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    saving: SavingSettings = SavingSettings()
-    monitor: MonitorSettings = MonitorSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    elastic_samples: Annotated[PositiveInt, FURTHER] = 1
+    """Sizes trained a step on each process. The published run had 32 processes, hence 32 sizes a step."""
+    same_sizes_on_all_ranks: Annotated[bool, FURTHER] = False
+    """Every process trains the same sizes at a step."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], FURTHER] = "auto"
+    """Kind of device."""
+    num_nodes: Annotated[PositiveInt, FURTHER] = 1
+    """Machines; a run on several is started with torchrun on each."""
+    workers: Annotated[NonNegativeInt | None, FURTHER] = None
+    """Loader processes on each device; by default chosen from the cores and the image size."""
+    limit: Annotated[PositiveInt | None, FURTHER] = None
+    """Use a class-balanced part of so many images."""
+    max_bad_share: Annotated[Share, FURTHER] = 0.01
+    """Stop when more than this share of the images cannot be read."""
+    model: Annotated[ModelSettings, _section("Model", place=1)] = ModelSettings()
+    heads: Annotated[HeadsSettings, _section("Heads", place=2)] = HeadsSettings()
+    views: Annotated[ViewsSettings, _section("Views", place=3)] = ViewsSettings()
+    losses: Annotated[LossesSettings, _section("Losses", place=4)] = LossesSettings()
+    optimizer: Annotated[OptimizerSettings, _section("Optimizer", place=5)] = OptimizerSettings()
+    saving: Annotated[SavingSettings, _section("Saving", place=6)] = SavingSettings()
+    monitor: Annotated[MonitorSettings, _section("Monitor", place=7)] = MonitorSettings()
+    evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=8)] = EvaluationSettings()
 
 
-HARMLESS = (
-    "out",
-    "devices",
-    "num_nodes",
-    "device",
-    "workers",
-    "max_bad_share",
-    "checkpointing",
-    "compile",
-    "saving",
-    "monitor",
-)
-"""Settings that may change when a run goes on: they do not alter what is learnt."""
+HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
+HARMLESS |= {"max_bad_share", "saving", "monitor"}
+"""Settings that may change when a run goes on: they do not alter what is learnt. Images may have moved; that they are
+the same ones is checked by their fingerprint."""
 
 
 def recipes() -> tuple[str, ...]:
@@ -264,25 +270,34 @@ def recipes() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
-def resolve(*layers: Mapping[str, Any], recipe: str | None = None, file: str | Path | None = None) -> Config:
-    """Lay settings over one another: defaults, recipe, file, then the given layers, the last strongest.
+def resolve(
+    given: Mapping[str, Any] | None = None,
+    *,
+    recipe: str | None = None,
+    file: str | Path | None = None,
+    resume: bool = False,
+) -> Config:
+    """Lay settings over one another: defaults, recipe, file, then what is given, the last strongest.
 
     Args:
-        *layers: Nested settings by name.
+        given: Nested settings by name.
         recipe: Name of a shipped recipe; a file may name one too, under the key ``recipe``.
         file: A YAML file of settings.
+        resume: Start from the settings of the run in ``out``, unless a recipe or file is named.
 
     Raises:
         UserError: A file cannot be read, a key is unknown, or a value is out of range.
     """
+    given = given or {}
+    out = given.get("out")
+    if resume and out and recipe is None and file is None and Path(out, "config.yaml").exists():
+        file = Path(out, "config.yaml")
     from_file = dict(read_yaml(Path(file))) if file is not None else {}
     name = recipe or from_file.pop("recipe", None)
     from_file.pop("recipe", None)
-    merged: dict[str, Any] = read_recipe(name) if name else {}
-    for layer in (from_file, *layers):
-        merged = _merge(merged, layer)
+    recipe_settings = read_recipe(name) if name else {}
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate(_merge(_merge(recipe_settings, from_file), given))
     except ValidationError as error:
         raise UserError(explain(error)) from None
 
@@ -311,10 +326,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"The settings file {path} cannot be read: {error.strerror}. Check --config.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise UserError(f"{path} is not valid YAML: {_problem(error)}. Mend it, or give another --config.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold settings such as `epochs: 100`, got {type(content).__name__}.")
     return _underscores(content)
+
+
+def _problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return str(error).splitlines()[0]
 
 
 def to_yaml(config: Config) -> str:
@@ -340,6 +361,8 @@ def explain(error: ValidationError) -> str:
         elif problem["type"] == "literal_error":
             choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
             sentences.append(f"{name} cannot be {problem['input']!r}. {nearest(str(problem['input']), choices)}")
+        elif problem["type"] == "model_type":
+            sentences.append(f"{name} holds settings by name, it cannot be {problem['input']!r}.")
         else:
             what = problem["msg"].replace("Input should", "it should")
             sentences.append(f"{name} cannot be {problem['input']!r}: {what[0].lower()}{what[1:]}.")

@@ -11,23 +11,24 @@ from poa import scoring
 from poa.loop import train
 from poa.report.plots import accuracy_plot
 from poa.report.tables import SizeRow, size_table
-from poa.run import Run, load
+from poa.run import Paths, Run
 
 TRAIN, TEST = "digits/train", "digits/test"
 SCORE = "top1@20"
 
 
-def demo(out: Path, *, console: Console, resume: bool = False) -> Run:
+def demo(out: Path, *, console: Console, epochs: int | None = None) -> Run:
     """Pre-train an elastic ViT on handwritten digits, and use what comes out.
 
     Args:
-        out: Folder of the run.
+        out: Folder of the run; an interrupted demo goes on.
         console: Where to show it.
-        resume: Go on with an interrupted demo.
+        epochs: Passes over the digits; the recipe's by default.
     """
+    given = {"out": str(out)} if epochs is None else {"out": str(out), "epochs": epochs}
+    resume = Paths(out).config.exists()
     console.rule("1. One pre-training run, no labels", align="left")
-    train(settings.resolve({"out": str(out)}, recipe="demo"), resume=resume, console=console)
-    run = load(out)
+    run = train(settings.resolve(given, recipe="demo"), resume=resume, console=console)
     console.rule("2. Every size, scored by k-NN on held-out digits", align="left")
     trained, untrained = score(run, console)
     console.print(size_table(trained, title="trained"))

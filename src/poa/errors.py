@@ -8,6 +8,17 @@ class UserError(ValueError):
     """A mistake in the input. The command line prints its text alone, without a traceback."""
 
 
+def reason(error: UserError | OSError) -> str:
+    """What to tell the user. Disks, permissions and connections are the user's to mend as well.
+
+    Args:
+        error: What happened.
+    """
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"{error.filename or 'Reading or writing'}: {error.strerror or error}. Mend this and try again."
+
+
 def nearest(word: str, choices: Iterable[str], *, most: int = 12) -> str:
     """Point from a wrong word to the right one.
 

@@ -17,7 +17,7 @@ from poa.errors import UserError
 from poa.monitor import Monitor
 from poa.run import Paths
 from poa.step import Parts
-from poa.training.metrics import MetricsLog
+from poa.training.metrics import MetricsLog, tensorboard_writer
 from poa.training.progress import StepReport, TrainingDisplay, memory_in_use, summary
 
 RECENT_STEPS = 20
@@ -44,7 +44,9 @@ class Journal:
         self._seconds: dict[str, float] = defaultdict(float)
         self._marks: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)  # (time, seconds of waiting so far)
         self._scores: dict[str, float] = {}
-        self._bad = set(paths.bad_images.read_text().splitlines()) if paths.bad_images.exists() else set()
+        self._bad = self._listed()
+        if config.monitor.tensorboard:
+            tensorboard_writer()  # refuses here, before anything is written, where it is not installed
         self._monitor = Monitor(config, parts) if distributed.is_main() else None
         self._log: MetricsLog | None = None
         self._display = TrainingDisplay(
@@ -131,10 +133,15 @@ class Journal:
             )
         )
 
+    def _listed(self) -> set[str]:
+        file = self._paths.bad_images
+        return set(file.read_text().splitlines()) if file.exists() else set()
+
     def _note_bad(self, names: set[str]) -> None:
-        new = names - self._bad
-        if not new:
+        if names <= self._bad:
             return
+        self._bad |= self._listed()  # other processes add to the list too
+        new = names - self._bad
         self._bad |= new
         with self._paths.bad_images.open("a") as file:
             file.writelines(f"{name}\n" for name in sorted(new))
@@ -144,7 +151,7 @@ class Journal:
             raise UserError(
                 f"{len(self._bad)} of {len(self._index)} images cannot be read, more than the share of "
                 f"{self._config.max_bad_share:.1%} that is let pass; {self._paths.bad_images} lists them. "
-                "Mend or remove them, or raise --max-bad-share, and go on with --resume."
+                "Raise --max-bad-share and go on with --resume, or mend or remove them and start a new run."
             )
 
     def close(self, step: int, *, how_on: str, how_next: str) -> None:

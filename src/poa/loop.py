@@ -1,6 +1,9 @@
 """Pre-training: build the parts, then the loop."""
 
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -11,17 +14,20 @@ from poa.config import Config
 from poa.data.images import BadImage, decode
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import batches
+from poa.data.views import RawViews
 from poa.errors import UserError
 from poa.journal import Journal
 from poa.run import Paths, Run
 from poa.step import Parts, assemble, train_step
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from poa.training.health import explained_memory
 from poa.training.interrupt import StopSignal
 from poa.training.progress import bar
 
 LOOKED_AT = 32
 
 
+@explained_memory()
 def train(config: Config, *, resume: bool = False, console: Console | None = None) -> Run:
     """Pre-train, on this process and the others it was launched with.
 
@@ -36,20 +42,29 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     Raises:
         UserError: Settings, images, folder or checkpoint are not as they must be, or a loss is not finite.
     """
-    console = console or Console(stderr=True, quiet=not distributed.is_main())
     device = build.device_of(config)
     with distributed.process_group(device=device):
+        console = console or Console(stderr=True, quiet=not distributed.is_main())
+        if distributed.is_main():
+            runs.check(config, resume=resume)
         index = find_images(config, console)
         parts = assemble(config, index, device=device)
-        paths, start = _open(config, parts, index, resume=resume)
+        paths = Paths(Path(config.out))
+        start = _restore(parts, config, index, paths) if resume else 0
+        loader = _loader(parts, config, index, start=start)
+        journal = Journal(config, index, parts, paths, start=start, console=console)
+        if not resume and distributed.is_main():
+            runs.create(config)  # last: a folder is only left behind where a run has begun
+        distributed.barrier()
         for sentence in build.warnings_of(config, num_images=len(index)):
-            console.print(f"Note: {sentence}", highlight=False)
-        with Journal(config, index, parts, paths, start=start, console=console) as journal:
-            done = _loop(parts, config, index, paths, journal, start=start)
+            console.print(f"Note: {sentence}", highlight=False, soft_wrap=not console.is_terminal)
+        save = partial(_save, parts, config, paths, images=index.fingerprint)
+        with journal:
+            done = _loop(parts, config, journal, loader, save, start=start)
             out = shlex.quote(config.out)
             journal.close(done, how_on=f"poa pretrain --out {out} --resume", how_next=f"poa sizes {out}")
         distributed.barrier()
-    return runs.load(paths.folder)
+    return runs.load(config.out)
 
 
 def find_images(config: Config, console: Console) -> ImageIndex:
@@ -64,11 +79,12 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     """
     if not config.data:
         raise UserError("Say where the images are: --data FOLDER (or a list, a zip or tar, or `digits`).")
-    with bar("indexing images", total=None, console=console) as advance:
-        found = 0
+    with ExitStack() as stack:
+        found, advance = 0, None
 
-        def progress(now: int) -> None:
-            nonlocal found
+        def progress(now: int) -> None:  # not called where the images were listed before
+            nonlocal found, advance
+            advance = advance or stack.enter_context(bar("indexing images", total=None, console=console))
             advance(now - found)
             found = now
 
@@ -91,19 +107,11 @@ def _unreadable(index: ImageIndex, i: int) -> str | None:
     return None
 
 
-def _open(config: Config, parts: Parts, index: ImageIndex, *, resume: bool) -> tuple[Paths, int]:
-    """Make or reopen the run; the number of steps already done."""
-    if not config.out:
-        raise UserError("Say where the run shall be written: --out FOLDER.")
-    if not resume:
-        if distributed.is_main():
-            runs.create(config)
-        distributed.barrier()
-        return Paths(Path(config.out)), 0
-    paths, _ = runs.reopen(config)
+def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths) -> int:
+    """Put back what the newest checkpoint holds; the number of steps done."""
     newest = latest_checkpoint(paths.checkpoints)
     if newest is None:
-        return paths, 0
+        return 0
     state = load_checkpoint(newest)
     if state["images"] != index.fingerprint:
         raise UserError(
@@ -113,26 +121,37 @@ def _open(config: Config, parts: Parts, index: ImageIndex, *, resume: bool) -> t
     parts.method.load_state_dict(state["method"])
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.scaler.load_state_dict(state["scaler"])
-    return paths, int(state["step"])
+    return int(state["step"])
 
 
-def _loop(parts: Parts, config: Config, index: ImageIndex, paths: Paths, journal: Journal, *, start: int) -> int:
-    """Train from a step to the end, or until asked to stop; the number of steps done."""
-    num_steps = config.epochs * parts.steps_per_epoch
-    loader = batches(
+def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
+    return batches(
         index,
         augmentation=parts.augmentation,
         masking=parts.masking,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start,
-        num_steps=num_steps - start,
+        num_steps=config.epochs * parts.steps_per_epoch - start,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         micro_batches=config.accumulate,
         workers=build.workers_of(config),
         pin_memory=parts.device.type == "cuda",
     )
+
+
+def _loop(
+    parts: Parts,
+    config: Config,
+    journal: Journal,
+    loader: Iterator[list[RawViews]],
+    save: Callable[[int], None],
+    *,
+    start: int,
+) -> int:
+    """Train from a step to the end, or until asked to stop; the number of steps done."""
+    num_steps = config.epochs * parts.steps_per_epoch
 
     def due(step: int, every_epochs: float) -> bool:
         return step % max(1, round(every_epochs * parts.steps_per_epoch)) == 0
@@ -143,20 +162,20 @@ def _loop(parts: Parts, config: Config, index: ImageIndex, paths: Paths, journal
             with journal.timed("training"):
                 measured = train_step(parts, step, batch, stop=asked.requested)
             step += 1
-            last = measured.pop("stop") > 0 or step == num_steps
+            asked_to_stop, last = measured.pop("stop") > 0, step == num_steps
             if last or due(step, config.monitor.every_epochs):
                 with journal.timed("scoring"):
                     measured |= journal.look(step, measured)
             journal.write(step, measured, batch)
-            if last or due(step, config.saving.every_epochs):
+            if last or asked_to_stop or due(step, config.saving.every_epochs):
                 with journal.timed("saving"):
-                    _save(parts, config, index, paths, step)
-            if last:
+                    save(step)
+            if asked_to_stop:
                 break
     return step
 
 
-def _save(parts: Parts, config: Config, index: ImageIndex, paths: Paths, step: int) -> None:
+def _save(parts: Parts, config: Config, paths: Paths, step: int, *, images: str) -> None:
     if not distributed.is_main():
         return
     keep = config.saving.keep_every_epochs
@@ -168,7 +187,7 @@ def _save(parts: Parts, config: Config, index: ImageIndex, paths: Paths, step: i
             "method": parts.method.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "scaler": parts.scaler.state_dict(),
-            "images": index.fingerprint,
+            "images": images,
         },
         keep_last=config.saving.keep_last,
         keep_every=None if keep is None else max(1, round(keep * parts.steps_per_epoch)),

@@ -21,13 +21,12 @@ from poa import config as settings
 from poa.config import Config
 from poa.data.augment import normalise
 from poa.elastic.network import SubNetworks
+from poa.elastic.plan import skeleton
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.export.timm import Preparation, export
 from poa.families.base import Backbone, Family, Features
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
-
-CHOICE = "Go on with it by adding --resume, or choose another --out."
 
 
 @dataclass(frozen=True)
@@ -67,40 +66,73 @@ class Paths:
         return self.folder / "eval"
 
 
-def create(config: Config, *, command: str | None = None) -> Paths:
+def check(config: Config, *, resume: bool) -> None:
+    """See, before anything is built, that a run can be written to its folder or that there is one to go on with.
+
+    Args:
+        config: Settings.
+        resume: Go on with the run in ``config.out``.
+
+    Raises:
+        UserError: The folder is not named, in use, or not that of a run with these settings.
+    """
+    if not config.out:
+        raise UserError("Say where the run shall be written: --out FOLDER.")
+    if resume:
+        reopen(config)
+        return
+    paths = Paths(Path(config.out))
+    try:
+        used = paths.folder.exists() and (not paths.folder.is_dir() or any(paths.folder.iterdir()))
+    except OSError as error:
+        raise _unwritable(paths.folder, error) from None
+    if not used:
+        return
+    if not paths.config.exists():
+        raise UserError(f"{paths.folder} already exists and is not an empty folder. Choose another --out.")
+    if latest_checkpoint(paths.checkpoints) is None:
+        raise UserError(
+            f"{paths.folder} already holds a run, one that has saved no checkpoint. If it is not under way, "
+            "start it again by adding --resume, or delete the folder; else choose another --out."
+        )
+    raise UserError(f"{paths.folder} already holds a run. Go on with it by adding --resume, or choose another --out.")
+
+
+def create(config: Config) -> Paths:
     """Make the folder of a new run and write down what it is made of.
 
     Args:
         config: Settings.
-        command: The command line, if there is one.
 
     Raises:
         UserError: The folder is in use or cannot be written.
     """
+    check(config, resume=False)
     paths = Paths(Path(config.out))
-    if paths.folder.exists() and (not paths.folder.is_dir() or any(paths.folder.iterdir())):
-        kind = "already holds a run" if paths.config.exists() else "already exists and is not empty"
-        raise UserError(f"{paths.folder} {kind}. {CHOICE if paths.config.exists() else 'Choose another --out.'}")
+    environment = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+    }
     try:
         paths.folder.mkdir(parents=True, exist_ok=True)
-        environment = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-        }
         (paths.folder / "env.json").write_text(json.dumps(environment, indent=1) + "\n")
-        (paths.folder / "command.txt").write_text((command or shlex.join(sys.argv)) + "\n")
+        (paths.folder / "command.txt").write_text(shlex.join(sys.argv) + "\n")
         paths.config.write_text(settings.to_yaml(config))
     except OSError as error:
-        raise UserError(
-            f"The run cannot be written to {paths.folder}: {error.strerror}. Choose another --out, or free the place."
-        ) from None
+        raise _unwritable(paths.folder, error) from None
     return paths
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or make room or way there."
+    )
 
 
 def reopen(config: Config) -> tuple[Paths, Config]:
@@ -119,8 +151,9 @@ def reopen(config: Config) -> tuple[Paths, Config]:
     changed = settings.differences(stored, config)
     if changed:
         listed = ", ".join(f"{name} ({old!r} in the run, {new!r} now)" for name, (old, new) in changed.items())
+        why = "Epochs cannot be added, since all schedules are spread over them. " if "epochs" in changed else ""
         raise UserError(
-            f"{paths.folder} was started with other settings: {listed}. "
+            f"{paths.folder} was started with other settings: {listed}. {why}"
             "Go on with its own (give only --out and --resume), or choose another --out for a new run."
         )
     return paths, config
@@ -175,8 +208,10 @@ class Run:
         """The teacher's backbone, from which all sizes are cut."""
         state = load_checkpoint(self.checkpoint)["method"]
         prefix = "teacher.backbone."
-        backbone = self.family.build(self.space.intact)
-        backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        backbone = skeleton(lambda: self.family.build(self.space.intact))
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        backbone.load_state_dict(weights, assign=True)
+        assert isinstance(backbone, Backbone)
         return backbone.requires_grad_(False).eval()
 
     @cached_property
@@ -206,7 +241,7 @@ class Run:
     @torch.inference_mode()
     def features(
         self, images: UInt8[Tensor, "batch channels height width"], *, size: str | Size
-    ) -> Float[Tensor, "batch width"]:
+    ) -> Float[Tensor, "batch features"]:
         """One feature vector an image, from the network of a size.
 
         Args:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -11,12 +12,16 @@ from poa.data.index import open_index
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.cost import costs
-from poa.evaluation.sweep import Scores, Scoring, score_sizes
-from poa.report.tables import SizeRow, size_rows
+from poa.evaluation.sweep import PROTOCOLS, Scores, Scoring, score_sizes
+from poa.report.tables import SizeRow, score_names, size_rows
 from poa.run import Run
 from poa.training.progress import Bars
 
 BRANCHES = ("teacher", "untrained")
+UNNAMED = {"teacher": "knn", "untrained": "untrained"}
+"""Names of evaluations that are given none."""
+EVALUATIONS_SHOWN = 3
+"""As many as fit into a terminal of 80 characters."""
 
 
 def choose_sizes(run: Run, sizes: str | Sequence[str]) -> tuple[Size, ...]:
@@ -89,27 +94,61 @@ def evaluate_knn(
             chosen,
             train_index=train_index,
             test_index=test_index,
-            out=run.paths.scores / (name or ("knn" if trained else "untrained")),
+            out=_folder(run, name or UNNAMED[branch]),
             weights=f"teacher at step {run.step}" if trained else f"untrained, seed {run.config.seed}",
             scoring=scoring,
-            device=build.device_of(run.config),
+            device=build.device_of(run.config.model_copy(update={"device": "auto"})),  # as trained elsewhere, perhaps
             overwrite=overwrite,
             progress=bars,
         )
 
 
+def _folder(run: Run, name: str) -> Path:
+    if Path(name).name != name:
+        raise UserError(f"--name is the name of a folder in {run.paths.scores}, without slashes, got {name!r}.")
+    return run.paths.scores / name
+
+
 def rows(run: Run) -> list[SizeRow]:
-    """All sizes with their costs and all scores so far; scores under other names than ``knn`` carry the name.
+    """All sizes with their costs and all scores so far.
+
+    Scores under other names than ``knn`` carry the name, and those of an earlier checkpoint its step.
 
     Args:
         run: Whose sizes.
+
+    Raises:
+        UserError: A file of scores is damaged.
     """
     known: dict[str, dict[str, float]] = {}
-    for path in sorted(run.paths.scores.glob("*/*.json")):
-        prefix = "" if path.parent.name == path.stem else f"{path.parent.name} "
-        for size, scores in read_scores(path).items():
-            known.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in scores.items()})
+    files = [path for protocol in PROTOCOLS for path in run.paths.scores.glob(f"*/{protocol}.json")]
+    for path in sorted(files, key=lambda path: (path.parent.name not in UNNAMED.values(), path)):
+        scores, weights = read_scores(path)
+        teacher, _, step = weights.partition(" at step ")
+        marks = [path.parent.name] if path.parent.name != path.stem else []
+        marks += [f"step {step}"] if teacher == "teacher" and step != str(run.step) else []
+        prefix = "".join(f"{mark} " for mark in marks)
+        for size, values in scores.items():
+            known.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in values.items()})
     return with_scores(run, known)
+
+
+def headline(rows: Sequence[SizeRow]) -> list[str] | None:
+    """The scores to show where there are several evaluations: of the first three, the one with 20 neighbours each.
+
+    Args:
+        rows: Sizes with all scores.
+
+    Returns:
+        Names of scores; None where there is one evaluation, whose scores all fit.
+    """
+    evaluations: dict[str, list[str]] = {}
+    for name in score_names(rows):
+        evaluations.setdefault(name.rpartition(" ")[0], []).append(name)
+    if len(evaluations) < 2:
+        return None
+    shown = [next((name for name in names if name.endswith("top1@20")), names[0]) for names in evaluations.values()]
+    return shown[:EVALUATIONS_SHOWN]
 
 
 def with_scores(run: Run, scores: Mapping[str, Mapping[str, float]]) -> list[SizeRow]:
@@ -124,7 +163,14 @@ def with_scores(run: Run, scores: Mapping[str, Mapping[str, float]]) -> list[Siz
     return size_rows(run.space, costs=counted, scores=scores)
 
 
-def read_scores(path: Path) -> Mapping[str, Mapping[str, float]]:
-    """Scores in a file of results."""
-    content: Mapping[str, Mapping[str, float]] = json.loads(path.read_text())["scores"]
-    return content
+def read_scores(path: Path) -> tuple[Mapping[str, Mapping[str, float]], str]:
+    """Scores in a file of results, and whose they are.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content["scores"], content["settings"]["weights"]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a file of scores, or damaged. Delete it, and score the sizes again.") from None

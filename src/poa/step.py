@@ -149,7 +149,7 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
     measured = _measure(terms | dict(zip(("grad_norm/backbone", "grad_norm/heads"), norms, strict=True)), stop=stop)
     in_losses_only = parts.scaler.is_enabled()  # fp16 gradients overflow now and then; the scaler skips those steps
     checked = {name: x for name, x in measured.items() if not (in_losses_only and name.startswith("grad_norm"))}
-    check_finite(checked, step=step)
+    check_finite(checked, step=step + 1)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)

@@ -98,7 +98,7 @@ def test_files(tmp_path: Path) -> None:
     assert (
         written["settings"] | {"weights": "seed 0", "ks": [5, 20], "precision": "torch.float32"} == written["settings"]
     )
-    lines = list(csv.DictReader((tmp_path / "out/knn.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "out/knn.csv").read_text().splitlines()))
     assert [line["size"] for line in lines] == ["32x2", "48x1"]
     assert {name: float(lines[0][name]) for name in found["32x2"]} == found["32x2"]
     assert (lines[1]["width"], lines[1]["depth"]) == ("48", "1")
@@ -138,7 +138,7 @@ def test_interrupted_between_groups(tmp_path: Path) -> None:
     assert networks.built == ["48x2"]
 
 
-@pytest.mark.parametrize("stop_at", [("train images", 32), ("train images", 80), ("test images", 32)])
+@pytest.mark.parametrize("stop_at", [("train images", 32), ("train images", 80), ("test images", 16)])
 def test_interrupted_inside_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, int]) -> None:
     def stop(what: str, done: int, _: int) -> None:
         if (what, done) == stop_at:
@@ -185,7 +185,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ({"scoring": replace(SCORING, ks=(5,))}, r"ks \(\[5, 20\] there, \[5\] now\)"),
         (digits(tmp_path / "cache", test=41), r"test \(40 images \w+ there, 41 images \w+ now\)"),
     ):
-        with pytest.raises(UserError, match=words + r".*another --out.*--overwrite"):
+        with pytest.raises(UserError, match=words + r".*another --name.*--overwrite"):
             score(tmp_path / "out", **options)
     harmless = replace(SCORING, batch_size=7, sizes_at_once=1)
     assert score(tmp_path / "out", sizes=SPACE.sizes[:1], scoring=harmless, networks=Counting(0))
@@ -205,6 +205,12 @@ def test_damaged_results_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a file of scores"):
         score(tmp_path / "out")
     assert score(tmp_path / "out", sizes=SPACE.sizes[:1], overwrite=True)
+
+
+def test_results_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written to"):
+        score(tmp_path / "file" / "out", networks=Counting(0), **digits(tmp_path / "cache"))
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:

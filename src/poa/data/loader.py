@@ -1,8 +1,14 @@
 """From an index of images to batches of raw crops, with or without worker processes."""
 
 import multiprocessing
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -19,6 +25,7 @@ from poa.data.views import Augmentation, RawViews, collate, image_tensor, make_c
 from poa.errors import UserError
 
 BAD_IN_A_ROW = 100
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 THIN = 8  # times as long as wide; of thinner images the ends are cut before a resize makes them huge
 
 Item = TypeVar("Item")
@@ -257,9 +264,10 @@ def _prepare(plan: _Plan[Item], *, workers: int, pin_memory: bool = False) -> It
         collate_fn=_unchanged,
         pin_memory=pin_memory,
         multiprocessing_context=_context() if workers else None,
+        worker_init_fn=_on_start,
         generator=torch.Generator(),  # its own, so that loading leaves the global random state alone
     )
-    for item in loader:
+    for item in _started(loader):  # no name keeps it: when this ends, for whatever reason, the workers do
         if isinstance(item, UserError):
             raise item
         yield item
@@ -267,6 +275,43 @@ def _prepare(plan: _Plan[Item], *, workers: int, pin_memory: bool = False) -> It
 
 def _unchanged(item: Item) -> Item:
     return item
+
+
+def _started(loader: "DataLoader[Item]") -> Iterator[Item]:
+    with _stop_signals_held_back():
+        return iter(loader)
+
+
+@contextmanager
+def _stop_signals_held_back() -> Iterator[None]:
+    """Processes started meanwhile do not see SIGINT and SIGTERM.
+
+    Terminals and schedulers send these to all processes of a run. The one that trains ends in good order, and needs its
+    workers for that, and they need the server that started them.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    resource_tracker.ensure_running()  # its own start, which comes first, would let the signals through again
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # children inherit the mask
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def _on_start(_: int) -> None:
+    """In a worker: end at the request of the process that trains, and of no other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    trainer = multiprocessing.parent_process()
+    while trainer is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
+        pass
+    os._exit(1)
 
 
 def _context() -> BaseContext:

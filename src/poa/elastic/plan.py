@@ -86,7 +86,7 @@ class SlicePlan:
             castable: Whether autocast covers the linear and convolution layer that owns a parameter.
 
         Raises:
-            ValueError: A parameter has no source or does not fit into it.
+            ValueError: A parameter has no source, or does not fit into it or into its groups.
         """
         whole = dict(intact.named_parameters())
         layers = {name for name, module in sub.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
@@ -98,10 +98,12 @@ class SlicePlan:
             full, shape = tuple(whole[origin].shape), tuple(param.shape)
             if len(full) != len(shape) or any(part > all_ for part, all_ in zip(shape, full, strict=True)):
                 raise ValueError(f"{name!r} of shape {shape} cannot be cut from {origin!r} of shape {full}")
-            in_layer = name.rpartition(".")[0] in layers
-            scale = full[1] / shape[1] if in_layer and name.endswith(".weight") else 1.0
             all_groups = (*groups(name), *(1,) * len(shape))[: len(shape)]
-            cuts[name] = Cut(origin, shape, all_groups, scale, in_layer and castable(name))
+            if any(part % number or all_ % number for part, all_, number in zip(shape, full, all_groups, strict=True)):
+                raise ValueError(f"{name!r} of shape {shape} cannot be cut from {full} in {all_groups} equal groups")
+            owner, _, kind = name.rpartition(".")
+            scale = full[1] / shape[1] if owner in layers and kind == "weight" else 1.0
+            cuts[name] = Cut(origin, shape, all_groups, scale, owner in layers and castable(name))
         return cls(cuts)
 
 

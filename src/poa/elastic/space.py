@@ -2,6 +2,7 @@
 
 import random
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -9,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from poa.errors import UserError, nearest
+from poa.errors import UserError
 
 
 @dataclass(frozen=True, order=True)
@@ -88,18 +89,32 @@ class SearchSpace:
         """
         size = Size.parse(text)
         if size not in self.sizes:
-            raise UserError(f"This run has no size {text!r}. {nearest(text, map(str, self.sizes))}")
+            near = min(
+                self.sizes, key=lambda known: (abs(known.width - size.width), abs(sum(known.depths) - sum(size.depths)))
+            )
+            raise UserError(f"This run has no size {text!r}. Did you mean {str(near)!r}? `poa sizes RUN` lists all.")
         return size
 
 
-@lru_cache(maxsize=8)
-def _cycle(pool: int, seed: int, cycle: int) -> tuple[int, ...]:
-    """The given pass through the pool: one generator shuffles the same list again and again, as published."""
-    generator = random.Random(seed)
-    order = list(range(pool))
-    for _ in range(cycle + 1):
-        generator.shuffle(order)
-    return tuple(order)
+class _Walk:
+    """Picks out of a pool, pass after pass: one generator shuffles the same list again and again, as published.
+
+    Picks are kept once they are made (four bytes each), since shuffles cannot be skipped.
+    """
+
+    def __init__(self, pool: int, seed: int) -> None:
+        self._generator = random.Random(seed)
+        self._order = list(range(pool))
+        self._picks = array("I")
+
+    def __getitem__(self, place: int) -> int:
+        while place >= len(self._picks):
+            self._generator.shuffle(self._order)
+            self._picks.extend(self._order)
+        return self._picks[place]
+
+
+_walk = lru_cache(maxsize=8)(_Walk)  # the picks are a pure function of pool, seed and place, so they may be shared
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,6 @@ class SubnetSchedule:
             step: Step of the run, from 0.
             rank: Process among all.
         """
-        pool = len(self.space.entries) - 1
-        seed = self.seed + (0 if self.shared else rank)
+        walk = _walk(len(self.space.entries) - 1, self.seed + (0 if self.shared else rank))
         places = range(step * self.samples, (step + 1) * self.samples)
-        return tuple(self.space.entries[_cycle(pool, seed, place // pool)[place % pool]] for place in places)
+        return tuple(self.space.entries[walk[place]] for place in places)

@@ -184,5 +184,5 @@ class _Store:
         if needed > free:
             raise UserError(
                 f"The features of {len(self._networks)} networks take {needed / 1e9:.1f} GB in {self._folder}, where "
-                f"{free / 1e9:.1f} GB are free. Score fewer sizes at once, or choose another --out."
+                f"{free / 1e9:.1f} GB are free. Name fewer --sizes at a time, or make room."
             )

@@ -281,7 +281,12 @@ class _Files:
         if overwrite and distributed.is_main():
             self._remove(self._paths())
         distributed.barrier()
-        self._out.mkdir(parents=True, exist_ok=True)
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Scores cannot be written to {self._out}: {error.strerror}. Make the folder of the run writable."
+            ) from None
         self._read()
 
     def add(self, name: str, scores: dict[str, float], *, bad_images: Mapping[str, int]) -> None:
@@ -341,7 +346,7 @@ def _parse(path: Path) -> _Results:
         return _Results(**json.loads(path.read_text()))
     except (TypeError, ValueError):
         raise UserError(
-            f"{path} is not a file of scores, or damaged. Choose another --out, or replace it with --overwrite."
+            f"{path} is not a file of scores, or damaged. Choose another --name, or replace it with --overwrite."
         ) from None
 
 
@@ -351,7 +356,7 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
         listed = ", ".join(f"{name} ({found.get(name)} there, {wanted.get(name)} now)" for name in differing)
         raise UserError(
             f"{path} holds scores made with other settings: {listed}. "
-            "Choose another --out to keep both, or replace them with --overwrite."
+            "Choose another --name to keep both, or replace them with --overwrite."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from poa.elastic.space import Size
 from poa.errors import UserError
@@ -88,20 +88,26 @@ def export(
         mean=preparation.mean,
         std=preparation.std,
     )
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    whole = folder.resolve()  # `.` has no name
+    temporary = whole.with_name(f".{whole.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         weights = {name: value.contiguous() for name, value in network.model.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        # not `save_file`, whose files only their owner can read
+        (temporary / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
         (temporary / "config.json").write_text(json.dumps(description, indent=1) + "\n")
         (temporary / "README.md").write_text(card)
         _check(temporary, elastic, image_size=family.image_size)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
+        if folder.exists():  # it is empty, and may be where the user stands
+            for file in temporary.iterdir():
+                file.rename(folder / file.name)
+        else:
+            temporary.rename(folder)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}. Choose another --out.") from None
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}. Choose another --out, or make room there."
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -1,7 +1,7 @@
 """What a family of backbones has to say so that any size of it can be cut, trained and handed out."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+@runtime_checkable
 class Family(Protocol):
     """One kind of backbone. Implementations are frozen dataclasses of the settings that all sizes share."""
 

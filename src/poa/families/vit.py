@@ -157,10 +157,24 @@ class ViT:
                 f"Widths of a ViT are multiples of the head dimension {self.head_dim}, got {uneven[0]}. "
                 f"Change --model.width-min, --model.width-max or --model.width-step, or --model.head-dim."
             )
-        if self.image_size % self.patch_size:
+        self.check_image_size(self.image_size, setting="views.global-size")
+
+    def check_image_size(self, size: int, *, setting: str) -> None:
+        """See that square images can be cut into patches.
+
+        Args:
+            size: Side, in pixels.
+            setting: Where it was set.
+
+        Raises:
+            UserError: It is not a multiple of the patch size.
+        """
+        below = size // self.patch_size * self.patch_size
+        if size != below:
+            choices = " or ".join(str(near) for near in (below, below + self.patch_size) if near)
             raise UserError(
-                f"The image size {self.image_size} is not a multiple of the patch size {self.patch_size}. "
-                "Change --views.global-size or --model.patch-size."
+                f"The image size {size} is not a multiple of the patch size {self.patch_size}. "
+                f"Set --{setting} to {choices}, or change --model.patch-size."
             )
 
     @property
@@ -201,6 +215,8 @@ class ViT:
             mlp_layer=SwiGLUPacked if self.swiglu else Mlp,
             act_layer=nn.SiLU if self.swiglu else None,
             block_fn=SubsetDropBlock if drop_path > 0.0 else Block,
+            # a skeleton has nothing to initialise, which would take most of its time
+            weight_init="skip" if torch.get_default_device().type == "meta" else "",
         )
         for block in model.blocks if drop_path > 0.0 else ():  # timm's own rates would grow with depth
             block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)

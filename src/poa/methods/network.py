@@ -22,8 +22,8 @@ class HeadOutput(NamedTuple):
         prototypes: The head's prototypes.
     """
 
-    globals: Float[Tensor, "2B dim"]
-    locals: Float[Tensor, "LB dim"]
+    globals: Float[Tensor, "crops dim"]
+    locals: Float[Tensor, "local_crops dim"]
     patches: Float[Tensor, "masked dim"]
     prototypes: Float[Tensor, "prototypes dim"]
 
@@ -36,7 +36,7 @@ class BranchOutput(NamedTuple):
         heads: One output a head.
     """
 
-    cls: Float[Tensor, "2B width"]
+    cls: Float[Tensor, "crops width"]
     heads: tuple[HeadOutput, ...]
 
 

@@ -81,7 +81,7 @@ class Targets(NamedTuple):
         patches: For each masked patch, its own distribution.
     """
 
-    globals: Float[Tensor, "2B prototypes"]
+    globals: Float[Tensor, "crops prototypes"]
     patches: Float[Tensor, "masked prototypes"]
 
 
@@ -230,7 +230,7 @@ class POA(nn.Module):
         ]
         return _mean(by_head)
 
-    def _koleo(self, cls: Float[Tensor, "2B width"]) -> Tensor:
+    def _koleo(self, cls: Float[Tensor, "crops width"]) -> Tensor:
         views = cls.float().chunk(2)
         if not self.losses.koleo_over_ranks:
             return (koleo(views[0]) + koleo(views[1])) / 2

@@ -183,7 +183,8 @@ def _draw_points(panels: Sequence[Axes], rows: Sequence[SizeRow], score: str) ->
 
 def _name_points(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
     best = max(rows, key=lambda row: row.scores[score])
-    places = {rows[-1].size: (0, -46, "right"), rows[0].size: (0, -17, "left"), best.size: (0, 9, "right")}
+    inward = "left" if best.parameters**2 < rows[0].parameters * rows[-1].parameters else "right"
+    places = {rows[-1].size: (0, -46, "right"), rows[0].size: (0, -17, "left"), best.size: (0, 9, inward)}
     for row in rows:
         if row.size in places:
             x, y, side = places[row.size]

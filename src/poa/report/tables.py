@@ -136,15 +136,23 @@ def size_table(rows: Sequence[SizeRow], *, scores: Sequence[str] | None = None, 
     table.title_justify = table.caption_justify = "left"
     table.add_column("size", no_wrap=True)
     for heading in ("params M", "GFLOPs", "weight", *shown):
-        table.add_column(heading, justify="right", no_wrap=True)
-    small = _decimals([row.parameters / 1e6 for row in rows]), _decimals([(row.flops or 0) / 1e9 for row in rows])
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        cells = [_number(row.parameters / 1e6, small[0]), _number(row.flops and row.flops / 1e9, small[1])]
-        marked = [_score(row.scores.get(name), best[name]) for name in shown]
-        last_of_width = following is not None and following.size.width != row.size.width
-        table.add_row(_name(row), *cells, _number(row.weight, 0), *marked, end_section=last_of_width)
+        evaluation, _, score = heading.rpartition(" ") if heading in shown else ("", "", heading)
+        table.add_column(f"{evaluation}\n{score}".strip(), justify="right", no_wrap=True)
+    millions = [row.parameters / 1e6 for row in rows]
+    billions = [None if row.flops is None else row.flops / 1e9 for row in rows]
+    decimals = _decimals(millions), _decimals(billions)
+    for number, row in enumerate(rows):
+        table.add_row(
+            _name(row),
+            _number(millions[number], decimals[0]),
+            _number(billions[number], decimals[1]),
+            "-" if row.weight is None else str(row.weight),
+            *(_score(row.scores.get(name), best[name]) for name in shown),
+            end_section=number + 1 < len(rows) and rows[number + 1].size.width != row.size.width,
+        )
     if any(row.intact for row in rows):
         table.caption = "* intact network, from which the others are cut"
+        table.min_width = len(table.caption)  # a caption is wrapped to the width of its table
     return table
 
 
@@ -160,8 +168,8 @@ def _shown_scores(rows: Sequence[SizeRow], wanted: Sequence[str] | None) -> list
     return sorted(names, key=lambda name: not name.startswith("top1"))[:_MOST_SCORES]
 
 
-def _decimals(values: Sequence[float]) -> int:
-    smallest = min((value for value in values if value > 0), default=1.0)
+def _decimals(values: Sequence[float | None]) -> int:
+    smallest = min((value for value in values if value is not None), default=1.0)
     return 1 if smallest >= 1 else 2 if smallest >= 0.1 else 3
 
 

@@ -1,7 +1,8 @@
 """Signs that a run is ill: losses that are not finite, and features that collapse without any loss saying so."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from poa import distributed
 from poa.errors import UserError
 
 _RANKME_EPS = 1e-7
+_MOST_NAMED = 4
 
 
 class NonFiniteLoss(UserError):  # noqa: N818  # named like the thing, as BadImage is
@@ -30,7 +32,7 @@ def check_finite(losses: Mapping[str, Tensor | float], *, step: int) -> None:
         step: Number of the step, for the message.
 
     Raises:
-        NonFiniteLoss: At least one is not finite; names them all.
+        NonFiniteLoss: At least one is not finite; names the first.
     """
     tensors = [loss for loss in losses.values() if isinstance(loss, Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
@@ -40,15 +42,39 @@ def check_finite(losses: Mapping[str, Tensor | float], *, step: int) -> None:
         bad = distributed.sum_over_ranks(bad)
     if not bad.any():
         return
-    shown = ", ".join(
+    found = [
         f"{name} on another process" if math.isfinite(value) else f"{name} = {value}"
         for name, value, is_bad in zip(losses, values.tolist(), bad.tolist(), strict=True)
         if is_bad
-    )
+    ]
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     raise NonFiniteLoss(
-        f"Not finite at step {step}: {shown}. The step was not taken and the last checkpoint is kept. Lower "
-        "--lr, try --precision fp32, or look for bad images, and go on with --resume."
+        f"Not finite at step {step}: {', '.join(found[:_MOST_NAMED])}{more}. The step was not taken and the last "
+        "checkpoint is kept. Go on with --resume --precision fp32, or start a new run with a lower --lr."
     )
+
+
+@contextmanager
+def explained_memory() -> Iterator[None]:
+    """Say in a sentence that the memory of the device, or that of the loader's processes, is full.
+
+    Raises:
+        UserError: It is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):  # what torch says when the system has ended one
+            raise UserError(
+                f"{str(error).splitlines()[0].rstrip('. ')}. Go on with --resume and fewer --workers, or give them "
+                "more memory (in containers also --shm-size)."
+            ) from error
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(
+            f"The memory is full: {str(error).splitlines()[0]} Lower --batch-size or split it with --accumulate; "
+            "a run that has begun can go on with --resume --checkpointing."
+        ) from error
 
 
 @torch.no_grad()

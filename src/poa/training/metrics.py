@@ -36,10 +36,19 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         Args:
             step: Number of steps done.
             values: Values by name. Numbers that are not finite become null, which JSON has a word for.
+
+        Raises:
+            UserError: The disk is full, or the file cannot be written for another reason.
         """
         row = {"step": step, **{name: _json_value(value) for name, value in values.items()}}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written: {error.strerror}. The last checkpoint is kept: "
+                "mend this and go on with --resume."
+            ) from error
         if self._writer:
             for name, value in values.items():
                 if not isinstance(value, str):
@@ -105,11 +114,20 @@ def _json_value(value: float | int | str) -> float | int | str | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary_writer(folder: Path, *, purge_step: int | None = None) -> "SummaryWriter":
+def tensorboard_writer() -> type["SummaryWriter"]:
+    """What writes TensorBoard's files.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
             'TensorBoard is asked for but not installed. Run: pip install "poa[track]", or turn TensorBoard off.'
         ) from error
-    return SummaryWriter(folder, purge_step=purge_step)
+    return SummaryWriter
+
+
+def _summary_writer(folder: Path, *, purge_step: int | None = None) -> "SummaryWriter":
+    return tensorboard_writer()(folder, purge_step=purge_step)

@@ -1,0 +1,130 @@
+"""Peak memory of training by batch size, with and without recomputation of the students' passes (--checkpointing).
+
+Each batch size is a process of its own that takes two whole steps with the largest elastic student there is. On a CPU
+the figure is the highest resident memory less what was resident after the imports; on CUDA it is what torch allocated
+for tensors. The time is that of the second step.
+
+    python benchmarks/memory.py [--recipe vit-small-data] [--batches 32 64 128]
+"""
+
+import argparse
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import torch
+
+from measure import machine
+from poa import config as settings
+from poa.data.index import open_index
+from poa.data.loader import batches
+from poa.elastic.space import Size
+from poa.step import Parts, assemble, train_step
+from poa.training.progress import memory_in_use
+
+MIB = 2**20
+
+
+class Task(NamedTuple):
+    """What one process does."""
+
+    recipe: str | None
+    file: str | None
+    data: str
+    device: str
+    threads: int
+    batch_size: int
+    checkpointing: bool
+
+
+class Use(NamedTuple):
+    """What it needed."""
+
+    memory_bytes: int
+    seconds: float
+
+
+def main() -> None:
+    """Measure and print a table."""
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    print(machine(torch.device(arguments.device)))
+    print(f"{arguments.config or arguments.recipe}, {arguments.device}; peak memory, time of a step")
+    print(f"{'batch':>5}  {'stored':>20}  {'recomputed':>20}  {'memory':>7}")
+    for batch_size in arguments.batches:
+        stored, recomputed = (
+            in_new_process(
+                Task(
+                    recipe=None if arguments.config else arguments.recipe,
+                    file=arguments.config,
+                    data=arguments.data,
+                    device=arguments.device,
+                    threads=arguments.threads,
+                    batch_size=batch_size,
+                    checkpointing=checkpointing,
+                )
+            )
+            for checkpointing in (False, True)
+        )
+        shown = "  ".join(f"{use.memory_bytes / MIB:8,.0f} MiB {use.seconds:5.2f} s" for use in (stored, recomputed))
+        print(f"{batch_size:5}  {shown}  {recomputed.memory_bytes / stored.memory_bytes:7.2f}", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """What to measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="vit-small-data")
+    parser.add_argument("--config", help="YAML file of settings instead of a recipe")
+    parser.add_argument("--data", default="digits", help="at least as many images as the largest batch has")
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
+    return parser.parse_args()
+
+
+def in_new_process(task: Task) -> Use:
+    """Run a task where nothing else has used memory before."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
+        return pool.submit(use_of, task).result()
+
+
+def use_of(task: Task) -> Use:
+    """Memory and time of training."""
+    torch.set_num_threads(task.threads)
+    device = torch.device(task.device)
+    before = memory_in_use(device)
+    given = {"data": task.data, "batch_size": task.batch_size, "checkpointing": task.checkpointing, "epochs": 10_000}
+    config = settings.resolve(given, recipe=task.recipe, file=task.file)
+    index = open_index(config.data)
+    parts = assemble(config, index, device=device)
+    step = largest_step(parts)
+    loader = batches(
+        index,
+        augmentation=parts.augmentation,
+        masking=parts.masking,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=step,
+        num_steps=2,
+        micro_batches=config.accumulate,
+    )
+    for batch in loader:
+        began = time.perf_counter()
+        train_step(parts, step, batch)
+    return Use(memory_in_use(device) - before, time.perf_counter() - began)
+
+
+def largest_step(parts: Parts) -> int:
+    """A step with masks that takes the largest sub-network."""
+
+    def volume(size: Size) -> int:
+        return size.width**2 * sum(size.depths)
+
+    one_pass = range(parts.ibot_start, parts.ibot_start + len(parts.family.space.entries))
+    return max(one_pass, key=lambda step: max(map(volume, parts.subnets(step))))
+
+
+if __name__ == "__main__":
+    main()

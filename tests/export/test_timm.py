@@ -1,0 +1,238 @@
+"""What is handed out loads with timm alone and is, bit for bit, what was trained."""
+
+import json
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor
+
+import poa
+import tiny
+from conformance import filler
+from poa.elastic.network import SubNetworks
+from poa.elastic.space import SearchSpace, Size
+from poa.errors import UserError
+from poa.export.timm import Preparation, export
+from poa.families.base import Features
+from poa.families.vit import ViT, ViTBackbone
+from poa.run import Run
+
+PREPARATION = Preparation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.875)
+FAMILY = ViT(SearchSpace.grid([16, 32], [2, 3]), image_size=16, patch_size=8, head_dim=16)
+SETTINGS = {
+    "plain": FAMILY,
+    "registers and SwiGLU": ViT(FAMILY.space, image_size=16, patch_size=4, head_dim=16, swiglu=True, register_tokens=2),
+    "no LayerScale": ViT(FAMILY.space, image_size=24, patch_size=8, head_dim=8, layer_scale=None),
+}
+
+# Loads each folder with `poa` out of reach, and writes what the model makes of some images.
+CONSUMER = """
+import json, sys, timm, torch
+sys.modules["poa"] = None
+torch.set_num_threads(1)
+request = torch.load(sys.argv[1])
+replies = {}
+for folder, images in request.items():
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    data = timm.data.resolve_model_data_config(model)
+    mean, std = (torch.tensor(data[name])[:, None, None] for name in ("mean", "std"))
+    with torch.inference_mode():
+        replies[folder] = [model((batch.float() / 255 - mean) / std) for batch in images]
+    classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=10)
+    replies[folder].append(classifier(torch.zeros(3, 3, 16, 16)))
+torch.save(replies, sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return poa.pretrain(**tiny.settings(out=str(tmp_path_factory.mktemp("run") / "run"), epochs=1))
+
+
+def bytes_of(image_size: int) -> Tensor:
+    return ((filler((3, 3, image_size, image_size), image_size) + 0.5) * 255).to(torch.uint8)
+
+
+def sub_network(family: ViT, size: Size) -> tuple[ViTBackbone, Callable[..., Features]]:
+    """A size cut out of a random intact network: as a module of its own, and in place."""
+    intact = family.build(family.space.intact)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in intact.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + float(parameter.ndim == 1))
+    nets = SubNetworks(family.build, family.space.intact, source=family.source, groups=family.groups)
+    network = nets.extract(size, intact)
+    assert isinstance(network, ViTBackbone)
+    return network, nets.bind(size, dict(intact.named_parameters()), training=False)
+
+
+def write(folder: Path, *, family: ViT = FAMILY, size: Size | None = None, **over: Any) -> Path:
+    size = size or family.space.sizes[0]
+    network, elastic = sub_network(family, size)
+    arguments: dict[str, Any] = {"preparation": PREPARATION, "source": "a test", **over}
+    return export(arguments.pop("network", network), elastic, family=family, size=size, folder=folder, **arguments)
+
+
+def test_models_load_without_this_package(run: Run, tmp_path: Path) -> None:
+    """At the size of training and at others, with the preparation that the folder asks for, and with a classifier."""
+    image_sizes = (16, 32, 8)
+    folders = {size: run.extract(size, out=tmp_path / size) for size in ("32x2", "48x3", "64x3")}
+    torch.save({str(folder): [bytes_of(side) for side in image_sizes] for folder in folders.values()}, tmp_path / "ask")
+    done = subprocess.run(
+        [sys.executable, "-c", CONSUMER, str(tmp_path / "ask"), str(tmp_path / "reply")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    replies = torch.load(tmp_path / "reply")
+    for size, folder in folders.items():
+        *found, logits = replies[str(folder)]
+        for side, features in zip(image_sizes, found, strict=True):
+            assert torch.equal(features, run.features(bytes_of(side), size=size)), (size, side)
+        assert logits.shape == (3, 10)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_of_the_family_survives(name: str, tmp_path: Path) -> None:
+    family = SETTINGS[name]
+    for size in (Size(16, (2,)), family.space.intact):
+        network, elastic = sub_network(family, size)
+        folder = write(tmp_path / str(size), family=family, size=size)
+        images = filler((2, 3, family.image_size, family.image_size), 5).float()
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert torch.equal(model(images), elastic(images).cls)
+        assert torch.equal(model.forward_features(images)[:, model.num_prefix_tokens :], elastic(images).patches)
+        assert model.state_dict().keys() == network.model.state_dict().keys()
+        classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=10).eval()
+        assert classifier(images).shape == (2, 10)
+        assert torch.equal(classifier.forward_features(images), model.forward_features(images))
+
+
+def test_timm_prepares_images_as_training_did(tmp_path: Path) -> None:
+    model = timm.create_model(f"local-dir:{write(tmp_path / 'model')}", pretrained=True)
+    data = timm.data.resolve_model_data_config(model)
+    assert data["input_size"] == (3, 16, 16)
+    assert (tuple(data["mean"]), tuple(data["std"])) == (PREPARATION.mean, PREPARATION.std)
+    assert (data["crop_pct"], data["crop_mode"], data["interpolation"]) == (0.875, "center", "bicubic")
+    prepared = timm.data.create_transform(**data)(Image.new("RGB", (40, 30), (255, 0, 51)))
+    expected = [
+        (value - mean) / std for value, mean, std in zip((1.0, 0.0, 0.2), data["mean"], data["std"], strict=True)
+    ]
+    assert prepared.shape == (3, 16, 16)
+    assert prepared.mean((1, 2)).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_folder_explains_itself(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    card = (folder / "README.md").read_text()
+    assert "16x2" in card
+    assert "a test" in card
+    assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in card
+    network, _ = sub_network(FAMILY, Size(16, (2,)))
+    assert f"{sum(parameter.numel() for parameter in network.model.parameters()):,} parameters" in card
+    assert json.loads((folder / "config.json").read_text())["num_features"] == 16
+    assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) & stat.S_IROTH
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b?c", "100%41"])
+def test_odd_names_of_folders(name: str, tmp_path: Path) -> None:
+    assert timm.create_model(f"local-dir:{write(tmp_path / name)}", pretrained=True).embed_dim == 16
+
+
+def test_an_empty_folder_may_be_filled_even_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write(Path()) == Path()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(os.listdir(".")) == ["README.md", "config.json", "model.safetensors"]  # noqa: PTH208  # through the cwd
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_folder_in_use_is_left_alone(kind: str, tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    file = used / "mine" if kind == "folder" else used
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(UserError, match=r"already exists\. Choose another --out"):
+        write(used)
+    assert file.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+
+
+def test_a_model_that_differs_is_refused(tmp_path: Path) -> None:
+    network, _ = sub_network(FAMILY, Size(16, (2,)))
+    with torch.no_grad():
+        network.get_parameter("model.blocks.1.mlp.fc2.bias")[0] += 1e-5
+    with pytest.raises(RuntimeError, match="is not the sub-network that was trained"):
+        write(tmp_path / "model", network=network)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_timm_builds_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = timm.create_model
+
+    def other(*words: Any, **options: Any) -> Any:
+        model = build(*words, **options)
+        model.blocks[0].attn.scale *= 2
+        model.blocks[0].attn.fused_attn = False
+        return model
+
+    monkeypatch.setattr("poa.export.timm.timm.create_model", other)
+    with pytest.raises(RuntimeError, match="is not the sub-network that was trained"):
+        write(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    for place in ("save", "timm.create_model"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"poa.export.timm.{place}", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                write(tmp_path / "model")
+        assert not list(tmp_path.iterdir())
+    write(tmp_path / "model")
+
+
+def test_what_a_kill_left_behind_is_in_no_way(tmp_path: Path) -> None:
+    (tmp_path / ".model.tmp").mkdir()
+    (tmp_path / ".model.tmp/half").write_text("half")
+    write(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@contextmanager
+def file_size_limit(num_bytes: int) -> Iterator[None]:
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_full_disk_leaves_nothing_but_a_sentence(tmp_path: Path) -> None:
+    with file_size_limit(1000), pytest.raises(UserError, match=r"model cannot be written: File too large\. Choose"):
+        write(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory\. Choose another --out"):
+        write(tmp_path / "file/model")

@@ -1,0 +1,325 @@
+"""What users get wrong, and what they are told: one sentence that names what was got and the way out, status 2."""
+
+import errno
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from command import STEPS, poa, tiny_file
+from poa import loop
+from poa.errors import UserError
+from poa.training import checkpoint
+from poa.training.metrics import MetricsLog
+
+KNN = "evaluate knn run --train digits/train --test digits/test"
+TRAIN = "pretrain --config tiny.yaml --out new"
+REFUSED = {
+    # words
+    "command": ("pretain", 'Unknown command "pretain"', 'Did you mean "pretrain"?'),
+    "flag": ("pretrain --epoch 3", "Unknown option: --epoch", "Did you mean --epochs?"),
+    "nested flag": ("pretrain --model.dept-max 3", "--model.dept-max", "Did you mean --model.depth-max?"),
+    "word without a flag": ("pretrain images", "'images' belongs to no option", "--name VALUE"),
+    "no folder named": ("sizes", "RUN requires an argument", "--help"),
+    "no size named": ("extract run", "--size requires an argument", "--help"),
+    "too few numbers": ("pretrain --views.mean 1 2", "--views.mean requires 3", "got 2"),
+    # settings, one by one
+    "type": ("pretrain --epochs many", "epochs cannot be 'many'", "valid integer"),
+    "range": ("pretrain --epochs 0", "epochs cannot be '0'", "greater than 0"),
+    "share": ("pretrain --views.flip 1.5", "views.flip cannot be '1.5'", "less than or equal to 1"),
+    "choice": ("pretrain --precision fp23", "precision cannot be 'fp23'", "Did you mean 'fp32'?"),
+    "temperature 0": ("pretrain --losses.teacher-temperature 0 0.1", "teacher_temperature.0 cannot be '0'", "than 0"),
+    "recipe": ("pretrain --recipe dem", "no recipe 'dem'", "Did you mean 'demo'?"),
+    "no settings file": ("pretrain --config none.yaml", "none.yaml cannot be read: No such file", "Check --config"),
+    "folder of settings": ("pretrain --config empty", "empty cannot be read: Is a directory", "Check --config"),
+    "no YAML": ("pretrain --config broken.yaml", "broken.yaml is not valid YAML", "in line 2, column 3"),
+    "YAML of bytes": ("pretrain --config used/notes.bin", "notes.bin is not valid YAML"),
+    "YAML list": ("pretrain --config list.yaml", "got list", "`epochs: 100`"),
+    "YAML key": ("pretrain --config key.yaml", "Unknown setting 'epoch'", "Did you mean 'epochs'?"),
+    "nested YAML key": ("pretrain --config nested.yaml", "'views.globalsize'", "Did you mean 'global_size'?"),
+    "YAML section": ("pretrain --config section.yaml", "model holds settings by name, it cannot be 3"),
+    "no prototypes": ("pretrain --config none_left.yaml", "heads.prototypes cannot be []", "at least 1 item"),
+    # settings that do not fit one another
+    "width": (f"{TRAIN} --model.width-max 80", "multiples of the head dimension 32, got 80", "--model.head-dim"),
+    "widths": (f"{TRAIN} --model.width-min 96", "width 96 is above the largest, 64", "--model.width-min to at most 64"),
+    "depths": (f"{TRAIN} --model.depth-min 4", "depth 4 is above the largest, 3", "--model.depth-min to at most 3"),
+    "one size": (f"{TRAIN} --model.width-min 64 --model.depth-min 3", "only 64x3", "Lower", "--model.depth-min"),
+    "image size": (f"{TRAIN} --views.global-size 20", "image size 20", "Set --views.global-size to 16 or 24"),
+    "local size": (f"{TRAIN} --views.local-size 9", "image size 9", "Set --views.local-size to 8 or 16"),
+    "small local size": (f"{TRAIN} --views.local-size 3", "image size 3", "Set --views.local-size to 8,"),
+    "mask grid": (f"{TRAIN} --model.patch-size 16 --views.local-size 16", "got a 1x1 grid", "Use larger crops"),
+    "blur kernel": (f"{TRAIN} --views.blur-kernel 17", "17 pixels is larger than a crop of 8", "Lower blur_kernel"),
+    "even blur kernel": (f"{TRAIN} --views.blur-kernel 4", "odd number of pixels, got 4"),
+    "scale": (f"{TRAIN} --views.global-scale 0.9 0.5", "global_scale must be two ascending", "got 0.9 and 0.5"),
+    "mask ratio": (f"{TRAIN} --views.mask-ratio 0.9 0.5", "mask ratio must be two ascending", "got (0.9, 0.5)"),
+    "batch": (f"{TRAIN} --accumulate 3", "16 images cannot be divided", "multiple of 3, such as 15 or 18"),
+    "precision": (f"{TRAIN} --precision fp16", "fp16 needs a GPU", "Use bf16 or fp32"),
+    "machines": (f"{TRAIN} --num-nodes 2", "2 machines", "torchrun --nnodes 2 --nproc-per-node 1"),
+    # images
+    "no data": ("pretrain --out new", "Say where the images are", "--data FOLDER"),
+    "missing path": (f"{TRAIN} --data imags", "There is no", "Did you mean 'images'?"),
+    "empty folder": (f"{TRAIN} --data empty", "no file in", "give a folder"),
+    "text named .jpg": (f"{TRAIN} --data texts --limit none", "20 of 20 images", "not an image", "Check that --data"),
+    "truncated images": (f"{TRAIN} --data truncated --limit none", "20 of 20 images", "truncated", "Check that --data"),
+    "few images": (
+        f"{TRAIN} --data one --limit none",
+        "batch of 16 images is larger",
+        "--batch",
+    ),
+    "limit": (f"{TRAIN} --data one", "--limit 64 is more than the 1 images", "lower it"),
+    "monitor data": (f"{TRAIN} --monitor.data nothing", "There is no", "nothing"),
+    "monitor labels": (f"{TRAIN} --monitor.data images/all", "have no labels", "into a folder with its name"),
+    # folders
+    "no out": ("pretrain --config tiny.yaml", "where the run shall be written", "--out FOLDER"),
+    "run in use": ("pretrain --config tiny.yaml --out run", "run already holds a run", "--resume", "another --out"),
+    "run not saved": ("pretrain --config tiny.yaml --out unsaved", "no checkpoint", "--resume", "delete the folder"),
+    "folder in use": ("pretrain --config tiny.yaml --out used", "used already exists", "Choose another --out"),
+    "out is a file": ("pretrain --config tiny.yaml --out tiny.yaml", "tiny.yaml already exists", "another --out"),
+    "out in a file": ("pretrain --config tiny.yaml --out tiny.yaml/run", "Not a directory", "another --out"),
+    "out read-only": ("pretrain --config tiny.yaml --out /proc/run", "cannot be written to /proc/run", "another --out"),
+    # going on
+    "nothing to resume": ("pretrain --out new --resume", "new holds no run to go on with", "Leave out --resume"),
+    "resume nowhere": ("pretrain --resume", "--out FOLDER"),
+    "other settings": ("pretrain --out run --resume --lr 0.1", "lr (None in the run, 0.1 now)", "only --out and --res"),
+    "more epochs": ("pretrain --out run --resume --epochs 5", "epochs (2 in the run, 5 now)", "cannot be added"),
+    "other images": ("pretrain --out run --resume --data digits/test", "are not those run was trained on", "another"),
+    "damaged": ("pretrain --out damaged --resume", "step-00000008.pt is damaged", "one before it is step-00000004.pt"),
+    "all damaged": ("pretrain --out lost --resume", "step-00000008.pt is damaged", "start the run again in another"),
+    # runs
+    "no run": ("sizes images", "images is not the folder of a run", "Give the --out of a pre-training"),
+    "no checkpoint": ("extract unsaved --size 32x2", "has no checkpoint yet", "--resume"),
+    "damaged model": ("extract damaged --size 32x2", "step-00000008.pt is damaged", "delete"),
+    "size": ("extract run --size 32x9", "no size '32x9'", "Did you mean '32x3'?"),
+    "no size at all": ("extract run --size small", "'small' is not a size", "such as 384x12"),
+    "several sizes": ("extract run --size 32x2 32x3 --out new", "--out takes one size, got 2", "Leave it out"),
+    "model in use": ("extract run --size 32x2 --out used", "used already exists", "Choose another --out"),
+    "model in a file": ("extract run --size 32x2 --out tiny.yaml/x", "Not a directory", "Choose another --out"),
+    "table": ("sizes run --out sizes.xlsx", "got sizes.xlsx", "Choose from .csv, .json"),
+    "table read-only": ("sizes run --out /proc/sizes.csv", "/proc", "No such file", "Mend this"),
+    # scores
+    "branch": (f"{KNN} --branch teachers", '"teachers"', 'Did you mean "teacher"?'),
+    "no labels": ("evaluate knn run --train images/all --test digits/test", "have no labels", "CSV list"),
+    "unknown classes": ("evaluate knn run --train digits/train --test images", "classes that the training images lack"),
+    "same images": ("evaluate knn run --train digits/test --test digits/test", "are the same", "Give other images"),
+    "k": (f"{KNN} --k 5 2000 --limit 100", "k=2000 is not possible", "here 100"),
+    "k 0": (f"{KNN} --k 0", "k=0 is not possible", "from 1"),
+    "size to score": (f"{KNN} --sizes 32x2 99x9", "no size '99x9'", "Did you mean"),
+    "other scores": (f"{KNN} --name other --limit 100", "train (50 images", "Choose another --name", "--overwrite"),
+    "damaged scores": ("sizes broken", "knn.json is not a file of scores", "Delete it"),
+    "name of scores": (f"{KNN} --name a/b", "without slashes, got 'a/b'"),
+}
+
+
+def picture(path: Path, *, number: int = 0, side: int = 24) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.Generator(np.random.Philox(key=number)).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the wrong commands name."""
+    place = tmp_path_factory.mktemp("bad")
+    for name, text in {
+        "broken.yaml": "epochs: [3\nlr: 1}",
+        "list.yaml": "- epochs",
+        "key.yaml": "epoch: 3",
+        "nested.yaml": "views: {globalsize: 3}",
+        "section.yaml": "model: 3",
+        "none_left.yaml": "heads: {prototypes: []}",
+        "used/notes.txt": "mine",
+    }.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+    (place / "used/notes.bin").write_bytes(b"\xff\xfe\x00\x01")
+    (place / "empty").mkdir()
+    for number in range(20):
+        picture(place / f"images/all/{number}.png", number=number)
+        truncate(picture(place / f"truncated/{number}.jpg", number=number))
+        (place / "texts").mkdir(exist_ok=True)
+        (place / f"texts/{number}.jpg").write_text("not a picture")
+    picture(place / "one/0.png")
+    picture(place / "images/more/0.png")
+    assert poa("pretrain", "--config", tiny_file(place), "--out", place / "run") == 0
+    words = "evaluate knn run --train digits/train --limit 50 --test digits/test --sizes 32x2 --name other"
+    assert poa(*words.replace("run", str(place / "run"), 1).split()) == 0
+    for name in ("damaged", "lost", "unsaved", "broken"):
+        shutil.copytree(place / "run", place / name)
+    truncate(place / "damaged/checkpoints/step-00000008.pt")
+    for step in (4, 8):
+        truncate(place / f"lost/checkpoints/step-{step:08}.pt")
+        (place / f"unsaved/checkpoints/step-{step:08}.pt").unlink()
+    (place / "broken/eval/knn").mkdir(parents=True)
+    (place / "broken/eval/knn/knn.json").write_text("{")
+    return place
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny_file(tmp_path)
+    return tmp_path
+
+
+def complaint(errors: str) -> str:
+    """The one sentence or two that the user is left with."""
+    assert "Traceback" not in errors
+    *earlier, last = errors.splitlines()
+    assert last.startswith("poa: ")
+    assert not any(line.startswith("poa: ") for line in earlier)
+    assert last.endswith((".", "?"))
+    assert len(last) < 500, "too long to be read"
+    return last.removeprefix("poa: ")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert poa(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return complaint(captured.err)
+
+
+@pytest.mark.parametrize(("words", "told"), [(words, told) for words, *told in REFUSED.values()], ids=REFUSED)
+def test_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, told: list[str]
+) -> None:
+    monkeypatch.chdir(place)
+    message = refused(capsys, *words.split())
+    assert [part for part in told if part not in message] == [], message
+    assert not (place / "new").exists(), "something is left behind, which is in the way of the next try"
+
+
+def test_no_gpu(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = refused(capsys, *TRAIN.split(), "--device", "cuda")
+    assert "sees no GPU" in told
+    assert "Use --device cpu" in told
+
+
+def test_no_tensorboard(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    told = refused(capsys, *TRAIN.split(), "--monitor.tensorboard")
+    assert 'pip install "poa[track]"' in told
+    assert not (at / "new").exists()
+
+
+def test_fewer_gpus_than_devices(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    told = refused(capsys, *TRAIN.split(), "--device", "auto", "--devices", "3")
+    assert told == "--devices 3 is more than the 2 GPUs here. Lower it to 2."
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    told = refused(capsys, *TRAIN.split(), "--device", "auto")
+    assert told == "There are more processes than GPUs: 2. Start at most 2 on this machine."
+
+
+def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(16):
+        picture(at / f"images/{number:02}.jpg", number=number)
+    truncate(at / "images/05.jpg")
+    (at / "images/11.jpg").write_text("not a picture")
+    words = (*TRAIN.split(), "--data", "images", "--limit", "none")
+    told = refused(capsys, *words)
+    assert told.startswith("2 of 16 images cannot be read, more than the share of 1.0% that is let pass; new/bad_im")
+    assert "--max-bad-share" in told
+    assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n"
+    assert poa("pretrain", "--out", "new", "--resume", "--max-bad-share", "0.2") == 0
+    assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n", "an image is listed twice"
+    shutil.rmtree(at / "new")
+    (at / "images/11.jpg").unlink()
+    picture(at / "images/11.jpg", number=11)
+    assert poa(*words) == 0, "a single bad image is let pass"
+    assert "1 images cannot be read and are skipped; see new/bad_images.txt" in capsys.readouterr().err
+
+
+def test_images_of_one_pixel(at: Path) -> None:
+    for number in range(16):
+        picture(at / f"images/{number}.png", number=number, side=1)
+    assert poa(*TRAIN.split(), "--data", "images", "--limit", "none") == 0
+
+
+def test_settings_that_are_rarely_right(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert poa(*TRAIN.split(), "--heads.prototypes", "256", "--losses.koleo", "0", "--epochs", "1") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
+    assert len(notes) == 3
+    assert "256 prototypes are more than 64 images can fill" in notes[0]
+    assert "--heads.prototypes to at most 64" in notes[0]
+    assert "sees only 16 images at a time" in notes[1]
+    assert "collapse" in notes[2]
+
+
+def test_disk_full_at_a_checkpoint(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = checkpoint._Sink.write
+
+    def write_until_full(sink: checkpoint._Sink, chunk: bytes | memoryview) -> int:
+        assert sink.file is not None
+        if "00000008" in sink.file.name and sink.error is None:
+            sink.error = OSError(errno.ENOSPC, "No space left on device")
+        return write(sink, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint._Sink, "write", write_until_full)
+        told = refused(capsys, *TRAIN.split())
+    assert told.startswith("The disk is full: checkpoint new/checkpoints/step-00000008.pt needs 2.")
+    assert "MB are free. The last checkpoint, new/checkpoints/step-00000004.pt, is kept. Free some space" in told
+    assert [path.name for path in (at / "new/checkpoints").iterdir()] == ["step-00000004.pt"]
+    assert poa("pretrain", "--out", "new", "--resume") == 0
+    assert (at / f"new/checkpoints/step-{STEPS:08}.pt").exists()
+
+
+def test_disk_full_at_the_metrics() -> None:
+    with pytest.raises(UserError, match=r"^/dev/full cannot be written: No space left.* go on with --resume\.$"):
+        MetricsLog(Path("/dev/full")).write(1, {"loss": 1.0})
+
+
+def test_loss_that_is_not_finite(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, *TRAIN.split(), "--lr", "1e9", "--epochs", "50", "--saving.every-epochs", "0.25")
+    step = int(told.removeprefix("Not finite at step ").split(":")[0])
+    assert "loss = nan" in told
+    assert "lower --lr" in told
+    assert len((at / "new/metrics.jsonl").read_text().splitlines()) == step - 1
+    newest = at / f"new/checkpoints/step-{step - 1:08}.pt"
+    state = checkpoint.load_checkpoint(newest)["method"]
+    assert all(value.isfinite().all() for value in state.values()), "what was saved last is not good"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "Lower --batch-size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory."), "--accumulate"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Perhaps"), "fewer --workers"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x.jpg"), "/data/x.jpg: Permission denied. Mend"),
+        (OSError("the pipe burst"), "the pipe burst. Mend this and try again."),
+    ],
+)
+def test_what_goes_wrong_underway(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    assert told in refused(capsys, *TRAIN.split())
+
+
+def test_defects_are_not_hidden(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        poa(*TRAIN.split())

@@ -1,0 +1,20 @@
+"""The demo, shortened: every stage of it, on the real embedded digits."""
+
+from pathlib import Path
+
+import pytest
+import timm
+
+from poa.cli import main
+
+
+def test_demo_trains_scores_extracts_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--out", str(out), "--epochs", "1"])
+    assert not ended.value.code
+    assert len(timm.create_model(f"local-dir:{out}/models/128x6", pretrained=True).blocks) == 6
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "12 sizes, k-NN" in printed
+    assert f"poa sizes {out}" in printed.replace("\n", "")

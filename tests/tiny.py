@@ -1,0 +1,52 @@
+"""Settings of a run that takes about a second."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from poa.config import Config
+
+SETTINGS: dict[str, Any] = {
+    "data": "digits",
+    "limit": 64,
+    "epochs": 2,
+    "batch_size": 16,
+    "elastic_samples": 1,
+    "precision": "fp32",
+    "device": "cpu",
+    "workers": 0,
+    "model": {
+        "width_min": 32,
+        "width_max": 64,
+        "head_dim": 16,
+        "depth_min": 2,
+        "depth_max": 3,
+        "patch_size": 8,
+        "layer_scale": 0.5,
+        "drop_path": 0.0,
+    },
+    "heads": {"prototypes": [16], "hidden": 16, "bottleneck": 8},
+    "views": {"global_size": 16, "local_size": 8, "num_locals": 2, "blur_kernel": 3},
+    "losses": {"ibot_start_epoch": 0, "teacher_temperature_epochs": 1},
+    "optimizer": {"warmup_epochs": 1, "freeze_last_layer_epochs": 0},
+    "monitor": {"num_images": 64},
+}
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections laid over one another."""
+    joined = {**base, **over}
+    for name in base.keys() & over.keys():
+        if isinstance(base[name], Mapping) and isinstance(over[name], Mapping):
+            joined[name] = merged(base[name], over[name])
+    return joined
+
+
+def settings(**over: Any) -> dict[str, Any]:
+    """As keyword arguments of ``poa.pretrain``."""
+    return copy.deepcopy(merged(SETTINGS, over))
+
+
+def config(**over: Any) -> Config:
+    """As the settings of a run."""
+    return Config.model_validate(settings(**over))
