@@ -138,8 +138,9 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(whole: Path, tmp_
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
+    """Its workers end too: as long as one lives, it holds on to the output that is waited for here."""
     folder, step = tmp_path / "run", random.Random().randrange(2, STEPS)
-    done = run_and_signal(folder, signal.SIGKILL, step=step)
+    done = run_and_signal(folder, signal.SIGKILL, step=step, workers=2)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(read_metrics(folder / "metrics.jsonl")) == step
     assert poa.load(folder).step == step // 2 * 2

@@ -39,6 +39,11 @@ INTACT, SMALL = Size(8, (4,)), Size(4, (2,))
 ALPHA = 2.0
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
 def build(size: Size) -> Toy:
     return Toy(size.width, size.depths[0])
 

@@ -19,6 +19,11 @@ TINY = ViT(SearchSpace.grid(range(32, 97, 32), range(2, 6)), image_size=32, patc
 OFFICIAL = ViT(SearchSpace.grid(range(128, 257, 64), range(3, 7)), image_size=64, resize_positions="official")
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
 def sub_networks(family: ViT) -> SubNetworks:
     return SubNetworks(family.build, family.space.intact, source=family.source, groups=family.groups)
 
@@ -305,7 +310,7 @@ def test_drop_path_keeps_the_expected_value() -> None:
         added = torch.stack([first(x) - x for _ in range(2000)]).mean(0)
         whole = first.eval()(x) - x
     shares = (added * whole).sum((1, 2)) / whole.square().sum((1, 2))
-    assert shares.tolist() == pytest.approx([1.0] * 5, abs=0.08)  # five standard errors of 2000 draws with p = 0.6
+    assert shares.tolist() == pytest.approx([1.0] * 5, abs=0.09)  # five standard errors of 2000 draws with p = 0.6
 
 
 def test_a_low_rate_is_timms_drop_path() -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -301,15 +302,23 @@ def _stop_signals_held_back() -> Iterator[None]:
 
 
 def _on_start(_: int) -> None:
-    """In a worker: end at the request of the process that trains, and of no other."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        threading.Thread(target=_wait_for_end, daemon=True).start()
-
-
-def _wait_for_end() -> None:
+    """In a worker: end with the process that trains or at its request, and at no other's."""
     trainer = multiprocessing.parent_process()
-    while trainer is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
+    assert trainer is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(trainer,), daemon=True).start()
+    if sys.platform == "linux":
+        threading.Thread(target=_end_at_request, args=(trainer.pid,), daemon=True).start()
+
+
+def _end_after(trainer: BaseProcess) -> None:
+    """Torch's workers watch their own parent, which here is the server; it lives as long as one of them does."""
+    trainer.join()
+    os._exit(1)
+
+
+def _end_at_request(trainer: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(1)
 

@@ -77,7 +77,6 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists. Choose another --out, or delete it first.")
-    description = _describe(network, family, size, preparation)
     card = CARD.format(
         size=size,
         architecture=type(network.model).__name__,
@@ -93,17 +92,13 @@ def export(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        weights = {name: value.contiguous() for name, value in network.model.state_dict().items()}
-        # not `save_file`, whose files only their owner can read
-        (temporary / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-        (temporary / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+        _write_weights(network, temporary)
+        (temporary / "config.json").write_text(
+            json.dumps(_describe(network, family, size, preparation), indent=1) + "\n"
+        )
         (temporary / "README.md").write_text(card)
         _check(temporary, elastic, image_size=family.image_size)
-        if folder.exists():  # it is empty, and may be where the user stands
-            for file in temporary.iterdir():
-                file.rename(folder / file.name)
-        else:
-            temporary.rename(folder)
+        _move(temporary, folder)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror}. Choose another --out, or make room there."
@@ -111,6 +106,20 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _write_weights(network: Backbone, folder: Path) -> None:
+    weights = {name: value.contiguous() for name, value in network.model.state_dict().items()}
+    # not `save_file`, whose files only their owner can read
+    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+
+
+def _move(temporary: Path, folder: Path) -> None:
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    for file in temporary.iterdir():  # the folder is empty, and may be where the user stands
+        file.rename(folder / file.name)
 
 
 def _describe(network: Backbone, family: Family, size: Size, preparation: Preparation) -> dict[str, Any]:
