@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,8 +20,6 @@ from poa.training.checkpoint import (
     checkpoints,
     latest_checkpoint,
     load_checkpoint,
-    random_state,
-    restore_random_state,
     save_checkpoint,
     step_of,
 )
@@ -260,7 +257,9 @@ def test_a_kill_at_any_moment_leaves_an_intact_checkpoint(tmp_path: Path) -> Non
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as saver:
         assert saver.stdin
         assert saver.stdout
-        for _ in range(12):
+        for number in range(60):
+            if number >= 12 and num_half_written:
+                break
             saver.stdin.write(f"{step}\n")
             saver.stdin.flush()
             child = int(saver.stdout.readline())
@@ -277,26 +276,3 @@ def test_a_kill_at_any_moment_leaves_an_intact_checkpoint(tmp_path: Path) -> Non
         saver.stdin.close()
     assert step > 12
     assert num_half_written > 0, "no kill hit a write: the test shows nothing"
-
-
-def test_restored_generators_go_on_as_before(tmp_path: Path) -> None:
-    def draw() -> tuple[float, float, float]:
-        return torch.rand(1).item(), random.random(), float(np.random.standard_normal())
-
-    before = random_state(CPU)
-    np.random.standard_normal()  # leaves a second normal number waiting in the generator
-    saved = random_state(CPU)
-    expected = [draw() for _ in range(3)]
-    path = save_checkpoint(tmp_path, 1, {"random": saved})
-    restore_random_state(load_checkpoint(path)["random"], device=CPU)
-    assert [draw() for _ in range(3)] == expected
-    restore_random_state(before, device=CPU)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_restored_cuda_generator_goes_on_as_before(tmp_path: Path) -> None:
-    device = torch.device("cuda", 0)
-    path = save_checkpoint(tmp_path, 1, {"random": random_state(device)})
-    expected = torch.rand(3, device=device)
-    restore_random_state(load_checkpoint(path)["random"], device=device)
-    assert torch.equal(torch.rand(3, device=device), expected)

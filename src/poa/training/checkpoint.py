@@ -7,7 +7,6 @@ it: torch writes a zip archive, and a zip archive may end with a comment, which 
 import errno
 import hashlib
 import os
-import random
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import torch
 
 from poa.errors import UserError
@@ -111,41 +109,6 @@ def step_of(path: Path) -> int:
     if match is None:
         raise UserError(f"A checkpoint is named like step-00000100.pt, got {path.name}. Give it its old name back.")
     return int(match[1])
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """States of the global random generators: torch (CPU, and the device's on CUDA), Python and NumPy.
-
-    Args:
-        device: The device of the training.
-
-    Returns:
-        Tensors, tuples and numbers, so that a checkpoint of it loads with ``weights_only=True``.
-    """
-    _, key, *rest = np.random.get_state()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (torch.from_numpy(np.asarray(key, dtype=np.int64)), *rest),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any], *, device: torch.device) -> None:
-    """Put back what ``random_state`` gave. On another kind of device, the generators that both have.
-
-    Args:
-        state: From ``random_state``.
-        device: The device of the training.
-    """
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    key, *rest = state["numpy"]
-    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 class _Sink:
