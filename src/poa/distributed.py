@@ -4,14 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-T = TypeVar("T")
 
 
 def is_launched() -> bool:
@@ -84,20 +82,6 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _GatherRows.apply(rows)
     return gathered
-
-
-def broadcast_object(value: T) -> T:
-    """The main process's value, on every process."""
-    if not is_launched():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def any_rank(flag: bool, *, device: torch.device) -> bool:
-    """Whether the flag is set on at least one process."""
-    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
 
 
 def data_parallel(module: nn.Module, *, device: torch.device) -> nn.Module:
