@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from measure import machine
-from poa import config as settings
+from poa import settings
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.elastic.space import Size

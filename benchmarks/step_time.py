@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from measure import in_turns, machine, ratio
-from poa import config as settings
+from poa import settings
 from poa.config import Config
 from poa.data.augment import augment
 from poa.data.index import open_index

@@ -16,8 +16,7 @@ import yaml
 
 import poa as library
 from command import SIZES, STEPS, TINY, one_thread, poa, tiny_file
-from poa import config as settings
-from poa import launch
+from poa import launch, settings
 from poa.errors import UserError
 from poa.run import Run
 from poa.training.progress import duration
@@ -153,7 +152,7 @@ def test_flags_win_over_config_over_recipe(at: Path, capsys: pytest.CaptureFixtu
     (at / "mine.yaml").write_text("epochs: 7\nmodel: {depth-max: 9}\noptimizer: {clip: 1.0}\n")
     over = printed_config(capsys, "--recipe", "demo", "--config", "mine.yaml", "--model.depth-max", "8")
     assert (over["epochs"], over["optimizer"]["clip"]) == (7, 1.0)
-    assert over["model"] == {**recipe["model"], "depth_max": 8}
+    assert over["model"] == {**recipe["model"], "depth_max": [8]}
     (at / "named.yaml").write_text("recipe: demo\nepochs: 7\n")
     assert printed_config(capsys, "--config", "named.yaml") == {**recipe, "epochs": 7}
 

@@ -44,7 +44,7 @@ def pretrain(
         UserError: Something given is not as it must be.
     """
     from poa import launch
-    from poa.config import resolve
+    from poa.settings import resolve
 
     plain = {name: str(value) if isinstance(value, PathLike) else value for name, value in given.items()}
     file = None if config is None else str(config)

@@ -10,11 +10,10 @@ import torch
 from poa.config import Config
 from poa.data.masks import Masking
 from poa.data.views import Augmentation
-from poa.elastic.space import SearchSpace
 from poa.errors import UserError
 from poa.families.base import Family
-from poa.families.vit import ViT
 from poa.methods.poa import POA, HeadSettings, LossSettings
+from poa.networks import drop_path_of
 from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr
 
 
@@ -66,54 +65,6 @@ def workers_of(config: Config) -> int:
     return max(1, min(12, (os.cpu_count() or 1) // config.devices - 1))
 
 
-def space_of(config: Config) -> SearchSpace:
-    """All sizes. The largest width and depth are always among them, whatever the steps.
-
-    Raises:
-        UserError: A smallest value exceeds the largest.
-    """
-    model = config.model
-    for name, low, high in (
-        ("width", model.width_min, model.width_max),
-        ("depth", model.depth_min, model.depth_max),
-    ):
-        if low > high:
-            raise UserError(
-                f"The smallest {name} {low} is above the largest, {high}. Lower --model.{name}-min to at most {high}."
-            )
-    widths = [*range(model.width_min, model.width_max, model.width_step or model.head_dim), model.width_max]
-    depths = [*range(model.depth_min, model.depth_max, model.depth_step), model.depth_max]
-    return SearchSpace.grid(widths, depths, bias=model.sampling_bias)
-
-
-def family_of(config: Config, *, fused_attention: bool = True) -> Family:
-    """The family of backbones.
-
-    Args:
-        config: Settings.
-        fused_attention: Use the fused attention kernel.
-
-    Raises:
-        UserError: Widths, depths, patch and crop sizes do not fit one another.
-    """
-    model = config.model
-    family = ViT(
-        space=space_of(config),
-        image_size=config.views.global_size,
-        patch_size=model.patch_size,
-        head_dim=model.head_dim,
-        mlp_ratio=model.mlp_ratio,
-        layer_scale=model.layer_scale,
-        register_tokens=model.register_tokens,
-        swiglu=model.swiglu,
-        resize_positions=model.resize_positions,
-        fused_attention=fused_attention,
-    )
-    if config.views.num_locals:
-        family.check_image_size(config.views.local_size, setting="views.local-size")
-    return family
-
-
 def method_of(config: Config, family: Family) -> POA:
     """The method, with freshly initialised networks."""
     losses = config.losses
@@ -132,7 +83,7 @@ def method_of(config: Config, family: Family) -> POA:
             student_temperature=losses.student_temperature,
             centering=losses.centering,
         ),
-        drop_path=config.model.drop_path,
+        drop_path=drop_path_of(config.model),
         checkpointing=config.checkpointing,
         compile_blocks=config.compile,
     )

@@ -8,7 +8,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 from rich.console import Console
 
-from poa import config as settings
+from poa import settings
 from poa.config import Config
 from poa.errors import UserError, reason
 
@@ -26,6 +26,8 @@ Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_it
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
 Numbers = Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())]
+
+_SHORT = {"--model": "--model.name"}
 
 
 def _console() -> Console:
@@ -182,8 +184,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Words after ``poa``; those of the process by default.
     """
+    words = [_SHORT.get(word, word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_sentence(error))
     except (UserError, OSError) as error:

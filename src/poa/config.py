@@ -1,27 +1,22 @@
-"""Settings of a run: what can be set, and how recipe, file and flags are laid over one another. Imports no torch."""
+"""Settings of a run: what can be set. Imports no torch."""
 
-from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from cyclopts import Group, Parameter
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
 )
 
-from poa.errors import UserError, nearest
-
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Depths = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
 FURTHER = Parameter(group=Group("Machine and data", sort_key=1))
 """Panel of ``--help`` for settings that few runs need."""
 
@@ -42,39 +37,46 @@ class _Settings(BaseModel):
 
 
 class ModelSettings(_Settings):
-    """The elastic network: its sizes and what all of them share."""
+    """The elastic network: its sizes and what all of them share. What is not given is as in the named network."""
 
-    family: Literal["vit"] = "vit"
-    """Kind of backbone."""
-    width_min: PositiveInt = 384
-    """Smallest width, in channels."""
-    width_max: PositiveInt = 1024
+    name: str = "vit"
+    """The intact network: a family as published (vit, swin, resnet, convnext) or a timm model, such as
+    swin_tiny_patch4_window7_224. Short: --model NAME."""
+    width_min: PositiveInt | None = None
+    """Smallest width, in channels (ResNet: inside the first stage's blocks); by default half the largest."""
+    width_max: PositiveInt | None = None
     """Width of the intact network, in channels."""
     width_step: PositiveInt | None = None
-    """Step between widths; the head dimension if not given."""
-    depth_min: PositiveInt = 12
-    """Fewest blocks."""
-    depth_max: PositiveInt = 24
-    """Blocks of the intact network."""
+    """Step between widths; by default the head dimension (ResNet: 32, ConvNeXt: 16)."""
+    depth_min: Depths = None
+    """Fewest blocks, a number for each elastic stage (ResNet: second and third); by default half of the most."""
+    depth_max: Depths = None
+    """Blocks of the intact network, likewise."""
     depth_step: PositiveInt = 1
     """Step between depths."""
-    sampling_bias: Annotated[float, Field(ge=1.0)] = 3.0
-    """How much more often the smallest width (and depth) is drawn than the largest."""
-    patch_size: PositiveInt = 16
+    depths: Depths = None
+    """Blocks of all four stages of the intact network (all but ViT)."""
+    sampling_bias: Annotated[float, Field(ge=1.0)] | None = None
+    """How much more often the smallest width (and depth) is drawn than the largest; 3 for ViT, 2 for the others."""
+    patch_size: PositiveInt | None = None
     """Side of a patch, in pixels."""
-    head_dim: PositiveInt = 64
+    head_dim: PositiveInt | None = None
     """Channels of an attention head; widths are multiples of it."""
-    mlp_ratio: PositiveFloat = 4.0
+    window_size: PositiveInt | None = None
+    """Side of an attention window, in patches (Swin)."""
+    channels: PositiveInt | None = None
+    """A quarter of the channels that the first stage hands on (ResNet)."""
+    mlp_ratio: PositiveFloat | None = None
     """Hidden width of an MLP over the width of its block."""
-    layer_scale: PositiveFloat | None = 1e-5
-    """Initial LayerScale; null for none."""
-    register_tokens: NonNegativeInt = 0
-    """Number of register tokens."""
-    swiglu: bool = False
-    """Gated SiLU in place of GELU in the MLPs."""
-    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Rate of stochastic depth in the students."""
-    resize_positions: Literal["timm", "official"] = "timm"
+    layer_scale: NonNegativeFloat | None = None
+    """Initial LayerScale; 0 for none."""
+    register_tokens: NonNegativeInt | None = None
+    """Number of register tokens (ViT)."""
+    swiglu: bool | None = None
+    """Gated SiLU in place of GELU in the MLPs (ViT)."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Rate of stochastic depth in the students; by default 0.2, and 0 for ResNet."""
+    resize_positions: Literal["timm", "official"] | None = None
     """How position tables are resized for other image sizes: as timm will (extracted = trained) or as POA's code."""
 
 
@@ -256,143 +258,3 @@ class Config(_Settings):
     saving: Annotated[SavingSettings, _section("Saving", place=6)] = SavingSettings()
     monitor: Annotated[MonitorSettings, _section("Monitor", place=7)] = MonitorSettings()
     evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=8)] = EvaluationSettings()
-
-
-HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
-HARMLESS |= {"max_bad_share", "saving", "monitor"}
-"""Settings that may change when a run goes on: they do not alter what is learnt. Images may have moved; that they are
-the same ones is checked by their fingerprint."""
-
-
-def recipes() -> tuple[str, ...]:
-    """Names of the shipped recipes."""
-    folder = resources.files("poa") / "recipes"
-    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
-
-
-def resolve(
-    given: Mapping[str, Any] | None = None,
-    *,
-    recipe: str | None = None,
-    file: str | Path | None = None,
-    resume: bool = False,
-) -> Config:
-    """Lay settings over one another: defaults, recipe, file, then what is given, the last strongest.
-
-    Args:
-        given: Nested settings by name.
-        recipe: Name of a shipped recipe; a file may name one too, under the key ``recipe``.
-        file: A YAML file of settings.
-        resume: Start from the settings of the run in ``out``, unless a recipe or file is named.
-
-    Raises:
-        UserError: A file cannot be read, a key is unknown, or a value is out of range.
-    """
-    given = given or {}
-    out = given.get("out")
-    if resume and out and recipe is None and file is None and Path(out, "config.yaml").exists():
-        file = Path(out, "config.yaml")
-    from_file = dict(read_yaml(Path(file))) if file is not None else {}
-    name = recipe or from_file.pop("recipe", None)
-    from_file.pop("recipe", None)
-    recipe_settings = read_recipe(name) if name else {}
-    try:
-        return Config.model_validate(_merge(_merge(recipe_settings, from_file), given))
-    except ValidationError as error:
-        raise UserError(explain(error)) from None
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """Settings of a shipped recipe.
-
-    Raises:
-        UserError: There is no such recipe.
-    """
-    if name not in recipes():
-        raise UserError(f"There is no recipe {name!r}. {nearest(name, recipes())}")
-    text = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text()
-    settings: dict[str, Any] = yaml.safe_load(text)
-    return settings
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings in a YAML file; keys may be written with dashes.
-
-    Raises:
-        UserError: The file is missing, is not YAML or does not hold settings.
-    """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"The settings file {path} cannot be read: {error.strerror}. Check --config.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {_problem(error)}. Mend it, or give another --config.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold settings such as `epochs: 100`, got {type(content).__name__}.")
-    return _underscores(content)
-
-
-def _problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
-    return str(error).splitlines()[0]
-
-
-def to_yaml(config: Config) -> str:
-    """All settings as YAML, to be read back by ``read_yaml``."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
-
-
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings, by dotted name, that differ in what is learnt."""
-    before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
-    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-    return {name: pair for name, pair in changed.items() if name.split(".")[0] not in HARMLESS}
-
-
-def explain(error: ValidationError) -> str:
-    """A sentence for each wrong key or value, with the nearest right one."""
-    sentences = []
-    for problem in error.errors():
-        keys = [str(key) for key in problem["loc"]]
-        name = ".".join(keys)
-        if problem["type"] == "extra_forbidden":
-            sentences.append(f"Unknown setting {name!r}. {nearest(keys[-1], _siblings(keys))}")
-        elif problem["type"] == "literal_error":
-            choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-            sentences.append(f"{name} cannot be {problem['input']!r}. {nearest(str(problem['input']), choices)}")
-        elif problem["type"] == "model_type":
-            sentences.append(f"{name} holds settings by name, it cannot be {problem['input']!r}.")
-        else:
-            what = problem["msg"].replace("Input should", "it should")
-            sentences.append(f"{name} cannot be {problem['input']!r}: {what[0].lower()}{what[1:]}.")
-    return " ".join(sentences)
-
-
-def _siblings(keys: list[str]) -> list[str]:
-    model: Any = Config
-    for key in keys[:-1]:
-        model = model.model_fields[key].annotation
-    return list(model.model_fields)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        deeper = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if deeper else value
-    return merged
-
-
-def _underscores(content: Mapping[Any, Any]) -> dict[str, Any]:
-    return {
-        str(key).replace("-", "_"): _underscores(value) if isinstance(value, dict) else value
-        for key, value in content.items()
-    }
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

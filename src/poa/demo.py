@@ -6,8 +6,7 @@ import timm
 import torch
 from rich.console import Console
 
-from poa import config as settings
-from poa import scoring
+from poa import scoring, settings
 from poa.loop import train
 from poa.report.plots import accuracy_plot
 from poa.report.tables import SizeRow, size_table

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from poa import build, loop
-from poa import config as settings
+from poa import build, loop, settings
 from poa import run as runs
 from poa.config import Config
 from poa.errors import UserError, reason

@@ -16,8 +16,7 @@ import torchvision
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from poa import build
-from poa import config as settings
+from poa import build, settings
 from poa.config import Config
 from poa.data.augment import normalise
 from poa.elastic.network import SubNetworks
@@ -26,6 +25,7 @@ from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.export.timm import Preparation, export
 from poa.families.base import Backbone, Family, Features
+from poa.networks import family_of
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
 
 
@@ -179,7 +179,7 @@ class Run:
     @cached_property
     def family(self) -> Family:
         """The family of backbones."""
-        return build.family_of(self.config)
+        return family_of(self.config)
 
     @property
     def space(self) -> SearchSpace:

@@ -19,8 +19,9 @@ from poa.data.views import Augmentation, RawViews
 from poa.elastic.space import SubnetSchedule
 from poa.families.base import Family
 from poa.methods.poa import POA
+from poa.networks import family_of
 from poa.training.health import check_finite
-from poa.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
+from poa.training.optimizer import build_optimizer, clip_gradients, norm_parameters, parameter_groups, set_schedule
 from poa.training.schedules import Schedules
 
 
@@ -78,7 +79,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device) -> Part
     """
     dtype = build.precision_of(config, device)
     # on the CPU the fused attention kernel is several times slower in bf16 than matrix products and a softmax
-    family = build.family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
+    family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
     method = build.method_of(config, family).to(device).train()
@@ -88,6 +89,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device) -> Part
         num_layers=family.num_layers,
         layer_decay=config.optimizer.layer_decay,
         patch_embed_multiplier=config.optimizer.patch_embed_multiplier,
+        norms=norm_parameters(method.student),
     )
     return Parts(
         family=family,

@@ -23,7 +23,7 @@ from poa.families.vit import ViT
 from processes import run_processes
 
 SPACE = SearchSpace.grid((32, 48), (1, 2))
-FAMILY = ViT(SPACE, image_size=8, patch_size=4, head_dim=16, layer_scale=None)
+FAMILY = ViT(SPACE, image_size=8, patch_size=4, head_dim=16, layer_scale=0.0)
 SCORING = Scoring(
     image_size=8, resize=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), ks=(5, 20), batch_size=16, sizes_at_once=3
 )

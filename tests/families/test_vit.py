@@ -138,7 +138,7 @@ SETTINGS = {
     "patch 16": replace(TINY, patch_size=16, image_size=48),
     "registers": replace(TINY, register_tokens=4),
     "SwiGLU": replace(TINY, swiglu=True, register_tokens=1),
-    "no LayerScale": replace(TINY, layer_scale=None),
+    "no LayerScale": replace(TINY, layer_scale=0.0),
     "small heads, wide MLPs": replace(TINY, head_dim=16, mlp_ratio=5.3),
     "own attention": replace(TINY, fused_attention=False),
 }

@@ -54,20 +54,30 @@ class SearchSpace:
     weights: tuple[int, ...]
 
     @classmethod
-    def grid(cls, widths: Sequence[int], depths: Sequence[int], *, bias: float = 3.0) -> "SearchSpace":
+    def grid(
+        cls,
+        widths: Sequence[int],
+        depths: Sequence[int] | Sequence[tuple[int, ...]],
+        *,
+        bias: float = 3.0,
+        width_bias: float | None = None,
+    ) -> "SearchSpace":
         """Every width with every depth, small sizes drawn more often (POA, Sec. 3; official sampling list).
 
-        The weight of a width falls linearly from ``bias`` (smallest) to 1 (largest), that of a depth likewise; a size
-        stands in the list as often as their product, rounded half to even.
+        The weight of a width falls linearly from ``width_bias`` (smallest) to 1 (largest), that of a depth from
+        ``bias``; a size stands in the list as often as their product, rounded half to even.
 
         Args:
             widths: Ascending widths in channels.
-            depths: Ascending numbers of blocks.
-            bias: How much more often the smallest width (or depth) is drawn than the largest; 1 draws evenly.
+            depths: Ascending numbers of blocks, one for each elastic stage.
+            bias: How much more often the smallest depth is drawn than the largest; 1 draws evenly.
+            width_bias: The same for widths; ``bias`` if not given.
         """
-        width_weights = np.linspace(bias, 1.0, len(widths)) if len(widths) > 1 else np.ones(1)
+        width_bias = bias if width_bias is None else width_bias
+        width_weights = np.linspace(width_bias, 1.0, len(widths)) if len(widths) > 1 else np.ones(1)
         depth_weights = np.linspace(bias, 1.0, len(depths)) if len(depths) > 1 else np.ones(1)
-        sizes = tuple(Size(width, (depth,)) for width, depth in product(widths, depths))
+        stages = [(depth,) if isinstance(depth, int) else depth for depth in depths]
+        sizes = tuple(Size(width, depth) for width, depth in product(widths, stages))
         weights = np.round(np.outer(width_weights, depth_weights)).astype(int).ravel()
         return cls(sizes, tuple(int(weight) for weight in weights))
 

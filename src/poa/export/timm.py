@@ -129,7 +129,7 @@ def _describe(network: Backbone, family: Family, size: Size, preparation: Prepar
         "architecture": architecture,
         "num_classes": 0,
         "num_features": network.num_features,
-        "global_pool": "token",
+        "global_pool": network.model.global_pool,
         "model_args": dict(arguments),
         "pretrained_cfg": {
             "tag": "poa",

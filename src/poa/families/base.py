@@ -1,12 +1,22 @@
 """What a family of backbones has to say so that any size of it can be cut, trained and handed out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, ClassVar, NamedTuple
 
+import timm
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from timm.layers import Attention
+from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
+from poa.elastic.plan import even_blocks
 from poa.elastic.space import SearchSpace, Size
+from poa.errors import UserError
 
 
 class Features(NamedTuple):
@@ -21,19 +31,37 @@ class Features(NamedTuple):
     patches: Float[Tensor, "batch patches width"]
 
 
+class Stage(NamedTuple):
+    """Blocks that follow one another at one resolution.
+
+    Attributes:
+        prefix: Of their parameters' names, up to the number of the block.
+        blocks: How many there are.
+    """
+
+    prefix: str
+    blocks: int
+
+
 class Backbone(nn.Module):
     """A plain timm model plus the mask token that stands in for hidden patches.
 
-    Attributes:
+    Args:
         model: The timm model; all that is handed out.
+        hidden_width: Channels where patches are hidden.
     """
 
     model: nn.Module
 
+    def __init__(self, model: nn.Module, *, hidden_width: int) -> None:
+        super().__init__()
+        self.model = model
+        self.mask_token = nn.Parameter(torch.zeros(hidden_width))
+
     @property
     def num_features(self) -> int:
         """Width of the features."""
-        raise NotImplementedError
+        return int(self.model.num_features)  # type: ignore[arg-type]  # timm's models all have it
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
@@ -46,37 +74,197 @@ class Backbone(nn.Module):
         """Features of a batch of images, the masked patches hidden."""
         raise NotImplementedError
 
+    def hide(
+        self, maps: Float[Tensor, "batch rows columns hidden"], mask: Bool[Tensor, "batch patches"] | None
+    ) -> Float[Tensor, "batch rows columns hidden"]:
+        """Put the mask token where patches are hidden; each cell of a coarser mask covers several of the map."""
+        if mask is None:
+            return maps
+        side = isqrt(mask.shape[1])
+        cells = F.interpolate(mask.view(-1, 1, side, side).to(maps.dtype), size=maps.shape[1:3], mode="nearest")
+        return torch.where(cells.permute(0, 2, 3, 1) > 0.5, self.mask_token.to(maps.dtype), maps)
 
-@runtime_checkable
-class Family(Protocol):
-    """One kind of backbone. Implementations are frozen dataclasses of the settings that all sizes share."""
 
-    @property
-    def space(self) -> SearchSpace:
-        """All sizes of the run."""
+def doubled(maps: Float[Tensor, "batch rows columns width"]) -> Float[Tensor, "batch patches width"]:
+    """Every cell of a map four times, as the patches of a grid twice as fine (POA official code, Swin and ResNet).
 
-    @property
-    def image_size(self) -> int:
-        """Side of the square images the networks are made for, in pixels."""
+    The last maps of a hierarchical network are too coarse for masks: 7x7 cells at 224 pixels.
+    """
+    return maps.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
 
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """One kind of backbone: settings that all sizes share, and how a size differs from the intact network.
+
+    Attributes:
+        space: All sizes.
+        image_size: Side of the square images the networks are made for, in pixels.
+        architecture: A timm architecture; what no setting names is as it has it.
+        fused_attention: Use fused attention kernels.
+    """
+
+    space: SearchSpace
+    image_size: int = 224
+    architecture: str = ""
+    fused_attention: bool = True
+
+    smallest_image: ClassVar[int] = 1
+    """Side of the smallest images that leave a cell in the last map, in pixels."""
+    width_unit: ClassVar[int]
+    """Step between widths where neither it nor a head dimension is set."""
+    network: ClassVar[type[nn.Module]]
+    """The class of timm's models of this family."""
+    published: ClassVar[Mapping[str, Any]]
+    """Settings, by the names of ``poa.config.ModelSettings``, of the intact network that the family is known for."""
+    elastic: ClassVar[tuple[int, ...]] = (0,)
+    """Stages whose depth a size chooses."""
+    beyond: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of parameters after the last block."""
+    biased_widths: ClassVar[bool] = True
+    """Small widths are drawn more often, as small depths are."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, model: nn.Module) -> dict[str, Any]:
+        """Settings of a timm model as intact network; it has shapes only (meta device).
+
+        Raises:
+            UserError: The family cannot cut sizes out of this model.
+        """
+
+    @abstractmethod
+    def stages(self, size: Size) -> tuple[Stage, ...]:
+        """The stages of a size, in order."""
+
+    @abstractmethod
+    def arguments(self, size: Size) -> dict[str, Any]:
+        """What to tell timm besides the architecture's name to build a size; JSON can hold it."""
+
+    @abstractmethod
     def build(self, size: Size, *, drop_path: float = 0.0) -> Backbone:
         """A freshly initialised backbone of that size, on the current default device."""
 
-    def source(self, name: str, size: Size) -> str:
-        """Name of the intact network's parameter from which a size's parameter is cut (depth selection)."""
-
-    def groups(self, name: str) -> tuple[int, ...]:
-        """Number of equal groups along the leading axes of a parameter; missing axes have one group."""
-
-    def layer(self, name: str) -> int | None:
-        """Depth of an intact parameter for layer-wise learning rates, from 0 (input); None beyond the last block."""
-
-    @property
-    def num_layers(self) -> int:
-        """Number of blocks of the intact network."""
-
+    @abstractmethod
     def mask_grid(self, image_size: int) -> int:
         """Rows (and columns) of the grid on which masks are drawn for square images of that size."""
 
+    def groups(self, name: str) -> tuple[int, ...]:  # noqa: ARG002  # families with fused parameters ask for it
+        """Number of equal groups along the leading axes of a parameter; missing axes have one group."""
+        return ()
+
+    def check_image_size(self, size: int, *, setting: str) -> None:
+        """See that square images of that size can be seen.
+
+        Args:
+            size: Side, in pixels.
+            setting: Where it was set.
+
+        Raises:
+            UserError: They cannot.
+        """
+        if size < self.smallest_image:
+            raise UserError(
+                f"Nothing is left of {size} pixels in the last map of a {type(self).__name__}. "
+                f"Set --{setting} to at least {self.smallest_image}."
+            )
+
     def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
         """Architecture name and keyword arguments with which timm builds the same model."""
+        return self.architecture, {"num_classes": 0} | self.arguments(size)
+
+    def create(self, size: Size, **further: Any) -> Any:
+        """The timm model of a size.
+
+        Args:
+            size: Which one.
+            further: Arguments that matter in training only.
+        """
+        architecture, arguments = self.timm_config(size)
+        model = timm.create_model(architecture, **arguments, **further)
+        for module in model.modules():
+            if isinstance(module, Attention | WindowAttention):
+                module.fused_attn = module.fused_attn and self.fused_attention
+        return model
+
+    def source(self, name: str, size: Size) -> str:
+        """Name of the intact parameter from which a size's parameter is cut: kept blocks are evenly spread."""
+        for whole, part in zip(self.stages(self.space.intact), self.stages(size), strict=True):
+            before, found, rest = name.partition(whole.prefix)
+            if found and whole.blocks != part.blocks:
+                number, _, parameter = rest.partition(".")
+                return f"{before}{found}{even_blocks(whole.blocks, part.blocks)[int(number)]}.{parameter}"
+        return name
+
+    def layer(self, name: str) -> int | None:
+        """Depth of an intact parameter for layer-wise learning rates.
+
+        0 for the input, ``i + 1`` for block i and for what leads to it from the stage before, None beyond the last.
+        """
+        passed = 0
+        for prefix, blocks in self.stages(self.space.intact):
+            _, found, rest = name.partition(prefix)
+            if found:
+                return passed + int(rest.partition(".")[0]) + 1
+            parent = prefix.removesuffix("blocks.")
+            if parent and f".{parent}" in name:
+                return passed + 1
+            passed += blocks
+        return None if name.removeprefix("backbone.model.").startswith(self.beyond or ("-",)) else 0
+
+    @property
+    def num_layers(self) -> int:
+        """Layers below the one that learns at the full rate: all blocks, or all but the last where nothing follows."""
+        return sum(stage.blocks for stage in self.stages(self.space.intact)) - (0 if self.beyond else 1)
+
+    def drop_path_rates(self, size: Size, rate: float) -> list[float]:
+        """Of each block of a size: rates grow evenly over the intact network's blocks, and a block keeps its own.
+
+        Args:
+            size: Which one.
+            rate: Of the last block.
+        """
+        intact = self.stages(self.space.intact)
+        growing = torch.linspace(0.0, rate, sum(stage.blocks for stage in intact), device="cpu").tolist()
+        rates, passed = [], 0
+        for whole, part in zip(intact, self.stages(size), strict=True):
+            rates += [growing[passed + block] for block in even_blocks(whole.blocks, part.blocks)]
+            passed += whole.blocks
+        return rates
+
+
+def check_multiple(size: int, patch_size: int, *, setting: str) -> None:
+    """See that square images can be cut into patches.
+
+    Args:
+        size: Side of an image, in pixels.
+        patch_size: Side of a patch, in pixels.
+        setting: Where the size was set.
+
+    Raises:
+        UserError: It is not a multiple of the patch size.
+    """
+    below = size // patch_size * patch_size
+    if size != below:
+        choices = " or ".join(str(near) for near in (below, below + patch_size) if near)
+        raise UserError(
+            f"The image size {size} is not a multiple of the patch size {patch_size}. "
+            f"Set --{setting} to {choices}, or change --model.patch-size."
+        )
+
+
+def check_widths(space: SearchSpace, step: int, *, what: str, settings: str) -> None:
+    """See that all widths are multiples of a step.
+
+    Args:
+        space: All sizes.
+        step: Such as the head dimension.
+        what: The step in words.
+        settings: What to change.
+
+    Raises:
+        UserError: One is not.
+    """
+    uneven = [size.width for size in space.sizes if size.width % step]
+    if uneven:
+        raise UserError(f"Widths are multiples of {what} {step}, got {uneven[0]}. Change {settings}.")

@@ -1,23 +1,23 @@
 """Vision transformers: any plain ViT that timm builds from its constructor."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.layers import Attention, DropPath, Mlp, SwiGLUPacked
+from timm.layers import DropPath, GluMlp, LayerScale
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from poa.elastic.plan import even_blocks
-from poa.elastic.space import SearchSpace, Size
+from poa.elastic.space import Size
 from poa.errors import UserError
-from poa.families.base import Backbone, Features
+from poa.families.base import Backbone, Family, Features, Stage, check_multiple, check_widths
 
-_BLOCK = re.compile(r"\bblocks\.(\d+)\.")
+GATED = "vit_giant_patch14_dinov2"
+"""An architecture with gated MLPs, and else like the plain one."""
 
 
 class SubsetDropBlock(Block):  # type: ignore[misc]  # timm is untyped
@@ -83,15 +83,8 @@ class ViTBackbone(Backbone):
     model: VisionTransformer
 
     def __init__(self, model: VisionTransformer, *, resize_positions: Literal["timm", "official"] = "timm") -> None:
-        super().__init__()
-        self.model = model
-        self.mask_token = nn.Parameter(torch.zeros(model.embed_dim))
+        super().__init__(model, hidden_width=model.embed_dim)
         self.resize_positions = resize_positions
-
-    @property
-    def num_features(self) -> int:
-        """Width of the tokens."""
-        return int(self.model.num_features)
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
@@ -121,66 +114,73 @@ class ViTBackbone(Backbone):
 
 
 @dataclass(frozen=True)
-class ViT:
-    """Settings that all sizes of one elastic ViT share.
+class ViT(Family):
+    """Settings that all sizes of one elastic ViT share; a size is its width and its number of blocks.
 
     Attributes:
-        space: All sizes.
-        image_size: Side of the square images the position table is made for, in pixels.
         patch_size: Side of a patch, in pixels.
         head_dim: Channels of an attention head; widths are multiples of it.
         mlp_ratio: Hidden width of a block's MLP over its width.
-        layer_scale: Initial LayerScale, or None for none.
+        layer_scale: Initial LayerScale; 0 for none.
         register_tokens: Number of register tokens.
         swiglu: Gated SiLU in place of GELU in the MLPs, the hidden width two thirds of ``mlp_ratio``.
-        channels: Channels of the images.
         resize_positions: How position tables are resized for other image sizes (``timm`` or ``official``).
-        fused_attention: Use the fused attention kernel.
     """
 
-    space: SearchSpace
-    image_size: int = 224
+    architecture: str = "vit_base_patch16_224"
     patch_size: int = 16
     head_dim: int = 64
     mlp_ratio: float = 4.0
-    layer_scale: float | None = 1e-5
+    layer_scale: float = 1e-5
     register_tokens: int = 0
     swiglu: bool = False
-    channels: int = 3
     resize_positions: Literal["timm", "official"] = "timm"
-    fused_attention: bool = True
+
+    width_unit: ClassVar[int] = 64
+    network: ClassVar[type[nn.Module]] = VisionTransformer
+    published: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "width_min": 384,
+            "width_max": 1024,
+            "depth_min": (12,),
+            "depth_max": (24,),
+            "drop_path": 0.2,
+            "sampling_bias": 3.0,
+        }
+    )
+    beyond: ClassVar[tuple[str, ...]] = ("norm.",)
 
     def __post_init__(self) -> None:
-        uneven = [size.width for size in self.space.sizes if size.width % self.head_dim]
-        if uneven:
-            raise UserError(
-                f"Widths of a ViT are multiples of the head dimension {self.head_dim}, got {uneven[0]}. "
-                f"Change --model.width-min, --model.width-max or --model.width-step, or --model.head-dim."
-            )
+        settings = "--model.width-min, --model.width-max or --model.width-step, or --model.head-dim"
+        check_widths(self.space, self.head_dim, what="the head dimension", settings=settings)
         self.check_image_size(self.image_size, setting="views.global-size")
 
+    @classmethod
+    def read(cls, model: nn.Module) -> dict[str, Any]:
+        """Settings of a ViT with a class token."""
+        assert isinstance(model, VisionTransformer)
+        first = model.blocks[0]
+        if model.cls_token is None or model.global_pool != "token" or type(first) is not Block:
+            raise UserError("its image feature is not the class token of plain blocks")
+        swiglu = isinstance(first.mlp, GluMlp)
+        return {
+            "width_max": model.embed_dim,
+            "depth_max": (len(model.blocks),),
+            "patch_size": model.patch_embed.patch_size[0],
+            "head_dim": model.embed_dim // first.attn.num_heads,
+            "mlp_ratio": 4.0 if swiglu else first.mlp.fc1.out_features / model.embed_dim,
+            "layer_scale": float(first.ls1.init_values) if isinstance(first.ls1, LayerScale) else 0.0,
+            "register_tokens": model.num_reg_tokens,
+            "swiglu": swiglu,
+        }
+
     def check_image_size(self, size: int, *, setting: str) -> None:
-        """See that square images can be cut into patches.
+        """Images are cut into whole patches."""
+        check_multiple(size, self.patch_size, setting=setting)
 
-        Args:
-            size: Side, in pixels.
-            setting: Where it was set.
-
-        Raises:
-            UserError: It is not a multiple of the patch size.
-        """
-        below = size // self.patch_size * self.patch_size
-        if size != below:
-            choices = " or ".join(str(near) for near in (below, below + self.patch_size) if near)
-            raise UserError(
-                f"The image size {size} is not a multiple of the patch size {self.patch_size}. "
-                f"Set --{setting} to {choices}, or change --model.patch-size."
-            )
-
-    @property
-    def num_layers(self) -> int:
-        """Number of blocks of the intact network."""
-        return self.space.intact.depths[0]
+    def stages(self, size: Size) -> tuple[Stage, ...]:
+        """One."""
+        return (Stage("blocks.", size.depths[0]),)
 
     def _mlp_ratio(self, width: int) -> float:
         if not self.swiglu:
@@ -188,11 +188,11 @@ class ViT:
         hidden = (int(self.mlp_ratio * width * 2 / 3) + 7) // 8 * 8  # DINOv2's rule for gated MLPs
         return (2 * hidden + 0.5) / width  # timm truncates ratio * width; the half keeps rounding from losing one
 
-    def _arguments(self, size: Size) -> dict[str, Any]:
+    def arguments(self, size: Size) -> dict[str, Any]:
+        """Of timm's ``VisionTransformer``."""
         return {
             "img_size": self.image_size,
             "patch_size": self.patch_size,
-            "in_chans": self.channels,
             "embed_dim": size.width,
             "depth": size.depths[0],
             "num_heads": size.width // self.head_dim,
@@ -200,8 +200,13 @@ class ViT:
             "init_values": self.layer_scale,
             "reg_tokens": self.register_tokens,
             "dynamic_img_size": True,
-            "num_classes": 0,
         }
+
+    def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
+        """A gated MLP is a class, which JSON cannot hold, so that an architecture has to bring it."""
+        architecture, arguments = super().timm_config(size)
+        bare = architecture == type(self).architecture
+        return GATED if bare and self.swiglu else architecture, arguments
 
     def build(self, size: Size, *, drop_path: float = 0.0) -> ViTBackbone:
         """A freshly initialised ViT of that size, on the current default device.
@@ -210,25 +215,18 @@ class ViT:
             size: Width and depth.
             drop_path: Rate, the same in every block.
         """
-        model = VisionTransformer(
-            **self._arguments(size),
-            mlp_layer=SwiGLUPacked if self.swiglu else Mlp,
-            act_layer=nn.SiLU if self.swiglu else None,
-            block_fn=SubsetDropBlock if drop_path > 0.0 else Block,
-            # a skeleton has nothing to initialise, which would take most of its time
-            weight_init="skip" if torch.get_default_device().type == "meta" else "",
-        )
+        # a skeleton has nothing to initialise, which would take most of its time
+        skipped = {"weight_init": "skip"} if torch.get_default_device().type == "meta" else {}
+        model = self.create(size, block_fn=SubsetDropBlock if drop_path > 0.0 else Block, **skipped)
+        if isinstance(model.blocks[0].mlp, GluMlp) != self.swiglu:
+            raise UserError(f"--model.swiglu cannot change the MLPs of {self.architecture}. Leave it out.")
+        if self.resize_positions == "official" and model.no_embed_class:
+            raise UserError(
+                f"--model.resize-positions official needs a position of the class token; {self.architecture} has none."
+            )
         for block in model.blocks if drop_path > 0.0 else ():  # timm's own rates would grow with depth
             block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.fused_attn = module.fused_attn and self.fused_attention
         return ViTBackbone(model, resize_positions=self.resize_positions)
-
-    def source(self, name: str, size: Size) -> str:
-        """Name of the intact parameter: block numbers are mapped to the evenly spread blocks that are kept."""
-        kept = even_blocks(self.num_layers, size.depths[0])
-        return _BLOCK.sub(lambda match: f"blocks.{kept[int(match[1])]}.", name)
 
     def groups(self, name: str) -> tuple[int, ...]:
         """Fused rows: q, k, v of attention; gate and value of a SwiGLU."""
@@ -236,18 +234,6 @@ class ViT:
             return (3,)
         return (2,) if self.swiglu and ".mlp.fc1." in name else ()
 
-    def layer(self, name: str) -> int | None:
-        """0 for tokens, positions and patch embedding, ``i + 1`` for block ``i``, None for the final norm."""
-        block = _BLOCK.search(name)
-        if block:
-            return int(block[1]) + 1
-        return None if ".norm." in name else 0
-
     def mask_grid(self, image_size: int) -> int:
         """Patches along a side."""
         return image_size // self.patch_size
-
-    def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
-        """A registered architecture and the arguments that turn it into this size."""
-        architecture = "vit_giant_patch14_dinov2" if self.swiglu else "vit_base_patch16_224"
-        return architecture, self._arguments(size)

@@ -1,6 +1,6 @@
 """AdamW with layer-wise learning rates, and gradient clipping."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +17,14 @@ class _Kind(NamedTuple):
     last_layer: bool
 
 
-def _kind(name: str, *, lr_multiplier: float) -> _Kind:
-    decays = not name.endswith(".bias") and "norm" not in name and "gamma" not in name
+def norm_parameters(module: nn.Module) -> set[str]:
+    """Names of the parameters that belong to norm layers."""
+    norms = {name for name, layer in module.named_modules() if isinstance(layer, nn.LayerNorm | nn.GroupNorm)}
+    return {name for name, _ in module.named_parameters() if name.rpartition(".")[0] in norms}
+
+
+def _kind(name: str, *, is_norm: bool, lr_multiplier: float) -> _Kind:
+    decays = not is_norm and not name.endswith(".bias") and "norm" not in name and "gamma" not in name
     last_layer = name.startswith("heads.") and name.endswith(("weight_g", "weight_v"))
     return _Kind(lr_multiplier, float(decays), last_layer)
 
@@ -30,6 +36,7 @@ def parameter_groups(
     num_layers: int,
     layer_decay: float,
     patch_embed_multiplier: float = 0.2,
+    norms: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Group a student's parameters by learning rate, weight decay and whether they are prototypes (POA official code).
 
@@ -43,6 +50,7 @@ def parameter_groups(
         num_layers: Number of blocks.
         layer_decay: Factor from a layer to the one before it.
         patch_embed_multiplier: Further factor for the patch embedding.
+        norms: Names of parameters of norm layers whose names do not say so.
 
     Returns:
         Groups for :func:`build_optimizer`; the parameters are pairs of name and parameter.
@@ -55,7 +63,7 @@ def parameter_groups(
         multiplier = 1.0 if layer is None else layer_decay ** (num_layers + 1 - layer)
         if "patch_embed" in name:
             multiplier *= patch_embed_multiplier
-        members.setdefault(_kind(name, lr_multiplier=multiplier), []).append((name, parameter))
+        members.setdefault(_kind(name, is_norm=name in norms, lr_multiplier=multiplier), []).append((name, parameter))
     return [{"params": parameters, **kind._asdict()} for kind, parameters in members.items()]
 
 

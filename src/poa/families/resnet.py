@@ -1,0 +1,125 @@
+"""Residual networks of bottleneck blocks with group norm, as timm builds them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float
+from timm.models.resnet import Bottleneck
+from timm.models.resnet import ResNet as TimmResNet
+from torch import Tensor, nn
+
+from poa.elastic.space import Size
+from poa.errors import UserError
+from poa.families.base import Backbone, Family, Features, Stage, check_widths, doubled
+
+NORM_GROUPS = 32
+
+
+class ResNetBackbone(Backbone):
+    """A timm ``ResNet`` and its mask token, which replaces cells of the stem's map after pooling."""
+
+    model: TimmResNet
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """All blocks of all stages."""
+        return tuple(module for module in self.model.modules() if isinstance(module, Bottleneck))
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
+    ) -> Features:
+        """The mean of the last map, and its cells on a grid twice as fine."""
+        net = self.model
+        maps = net.maxpool(net.act1(net.bn1(net.conv1(images))))
+        maps = self.hide(maps.permute(0, 2, 3, 1), mask).permute(0, 3, 1, 2)
+        maps = net.layer4(net.layer3(net.layer2(net.layer1(maps))))
+        return Features(net.forward_head(maps), doubled(maps.permute(0, 2, 3, 1)))
+
+
+@dataclass(frozen=True)
+class ResNet(Family):
+    """Settings that all sizes of one elastic ResNet share.
+
+    A size is the width inside the first stage's bottlenecks and the depths of the second and third stage. Inner widths
+    double from stage to stage; what blocks pass on to one another has the same width in all sizes.
+
+    Attributes:
+        depths: Blocks of the stages; the second and third are elastic.
+        channels: A quarter of the channels that the first stage hands on; they double from stage to stage.
+    """
+
+    architecture: str = "resnet50_gn"
+    depths: tuple[int, ...] = (3, 8, 36, 3)
+    channels: int = 64
+
+    width_unit: ClassVar[int] = NORM_GROUPS
+    network: ClassVar[type[nn.Module]] = TimmResNet
+    published: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "width_min": 64,
+            "width_max": 128,
+            "depth_min": (4, 6),
+            "depth_max": (8, 36),
+            "drop_path": 0.0,
+            "sampling_bias": 2.0,
+        }
+    )
+    biased_widths: ClassVar[bool] = False
+    elastic: ClassVar[tuple[int, ...]] = (1, 2)
+
+    def __post_init__(self) -> None:
+        settings = "--model.width-min, --model.width-max or --model.width-step"
+        check_widths(self.space, NORM_GROUPS, what="the number of norm groups,", settings=settings)
+        if self.channels % 16 or self.channels & (self.channels - 1):
+            raise UserError(f"--model.channels of a ResNet must be 16, 32, 64, 128…, got {self.channels}.")
+
+    @classmethod
+    def read(cls, model: nn.Module) -> dict[str, Any]:
+        """Settings of a ResNet with group norm and plain bottlenecks."""
+        assert isinstance(model, TimmResNet)
+        stages = (model.layer1, model.layer2, model.layer3, model.layer4)
+        depths, first = tuple(map(len, stages)), model.layer1[0]
+        if not isinstance(model.bn1, nn.GroupNorm):
+            raise UserError(
+                "its norm is not group norm, and what BatchNorm measures belongs to one size; take resnet50_gn"
+            )
+        if type(first) is not Bottleneck or first.conv2.groups > 1 or not isinstance(first.se, nn.Identity | None):
+            raise UserError("its blocks are not plain bottlenecks")
+        return {
+            "width_max": first.conv2.out_channels,
+            "depth_max": depths[1:3],
+            "depths": depths,
+            "channels": first.conv3.out_channels // 4,
+        }
+
+    def _depths(self, size: Size) -> tuple[int, ...]:
+        return (self.depths[0], *size.depths, self.depths[3])
+
+    def stages(self, size: Size) -> tuple[Stage, ...]:
+        """Four."""
+        return tuple(Stage(f"layer{number}.", blocks) for number, blocks in enumerate(self._depths(size), start=1))
+
+    def arguments(self, size: Size) -> dict[str, Any]:
+        """Of timm's ``ResNet``."""
+        return {
+            "layers": self._depths(size),
+            "channels": tuple(self.channels * 2**stage for stage in range(4)),
+            "base_width": 64 * size.width // self.channels,
+        }
+
+    def build(self, size: Size, *, drop_path: float = 0.0) -> ResNetBackbone:
+        """A freshly initialised ResNet of that size, on the current default device.
+
+        Args:
+            size: Width and depths.
+            drop_path: Must be 0: the published network has none.
+        """
+        if drop_path > 0.0:
+            raise UserError("--model.drop-path: a ResNet is trained without drop path. Leave it out.")
+        return ResNetBackbone(self.create(size, zero_init_last=False), hidden_width=64)
+
+    def mask_grid(self, image_size: int) -> int:
+        """Twice the cells along a side of the last map."""
+        return 2 * -(-image_size // 32)

@@ -1,0 +1,127 @@
+"""From the name of a network and what was set about it to a family and its search space."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from itertools import product
+from typing import Any
+
+import timm
+import torch
+
+from poa.config import Config, ModelSettings
+from poa.elastic.space import SearchSpace
+from poa.errors import UserError, nearest
+from poa.families.base import Family
+from poa.families.convnext import ConvNeXt
+from poa.families.resnet import ResNet
+from poa.families.swin import Swin
+from poa.families.vit import ViT
+
+FAMILIES: Mapping[str, type[Family]] = {"vit": ViT, "swin": Swin, "resnet": ResNet, "convnext": ConvNeXt}
+_OF_SPACE = {"width_min", "width_max", "width_step", "depth_min", "depth_max", "depth_step", "sampling_bias"}
+_OF_TRAINING = {"name", "drop_path"}
+
+
+def family_of(config: Config, *, fused_attention: bool = True) -> Family:
+    """The family of backbones, and all sizes of the run.
+
+    Args:
+        config: Settings.
+        fused_attention: Use fused attention kernels.
+
+    Raises:
+        UserError: There is no such network, or widths, depths, patches and crops do not fit one another.
+    """
+    kind, named = describe(config.model.name)
+    given = {name: value for name, value in config.model.model_dump().items() if value is not None}
+    known = {field.name for field in fields(kind)}
+    _check_known(given, known, kind=kind)
+    settings = dict(named) | given
+    if "depths" in given and "depth_max" not in given:
+        settings["depth_max"] = tuple(given["depths"][stage] for stage in kind.elastic)
+    family = kind(
+        space=space_of(kind, settings),
+        image_size=config.views.global_size,
+        fused_attention=fused_attention,
+        **{name: value for name, value in settings.items() if name in known},
+    )
+    if config.views.num_locals:
+        family.check_image_size(config.views.local_size, setting="views.local-size")
+    return family
+
+
+def drop_path_of(model: ModelSettings) -> float:
+    """Rate of stochastic depth in the students."""
+    return float(describe(model.name)[1]["drop_path"] if model.drop_path is None else model.drop_path)
+
+
+def describe(name: str) -> tuple[type[Family], Mapping[str, Any]]:
+    """Family of a network, and its settings by the names of ``ModelSettings``.
+
+    Args:
+        name: A family, whose published network is meant, or a timm model, with or without the tag of its weights.
+
+    Raises:
+        UserError: There is no network of that name, or none that can be cut.
+    """
+    if name in FAMILIES:
+        return FAMILIES[name], FAMILIES[name].published
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        choices = nearest(architecture, [*FAMILIES, *timm.list_models()])
+        raise UserError(f"--model {name}: there is no such family and no such timm model. {choices}")
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=0)
+    for kind in FAMILIES.values():
+        if type(model) is kind.network:
+            try:
+                found = kind.read(model)
+            except UserError as error:
+                raise UserError(f"--model {name} cannot be cut into sizes: {error}.") from None
+            of_training = {key: kind.published[key] for key in ("drop_path", "sampling_bias")}
+            return kind, of_training | {"architecture": architecture} | found
+    families = ", ".join(FAMILIES)
+    raise UserError(
+        f"--model {name} is a {type(model).__name__}, a family that cannot be cut into sizes yet. Choose a timm model "
+        f"of the families {families}; docs/howto.md says how to add one."
+    )
+
+
+def space_of(kind: type[Family], settings: Mapping[str, Any]) -> SearchSpace:
+    """All sizes. The largest width and depth are always among them, whatever the steps.
+
+    Args:
+        kind: Family.
+        settings: At least ``width_max``, ``depth_max`` and ``sampling_bias``; smallest values are half of the largest
+            where they are not given, and the step between widths is the head dimension or what suits the family.
+
+    Raises:
+        UserError: A smallest value exceeds the largest, or there are too many or too few depths.
+    """
+    step, depth_step = settings.get("width_step") or settings.get("head_dim") or kind.width_unit, settings["depth_step"]
+    width, deepest = settings["width_max"], settings["depth_max"]
+    narrowest = settings.get("width_min") or max(1, -(-width // (2 * step))) * step
+    shallowest = settings.get("depth_min") or tuple((depth + 1) // 2 for depth in deepest)
+    for end, depths in (("min", shallowest), ("max", deepest)):
+        if len(depths) != len(kind.elastic):
+            raise UserError(
+                f"--model.depth-{end} takes one number for each elastic stage: {len(kind.elastic)}, got {len(depths)}."
+            )
+    depths_ends = [("depth", low, high) for low, high in zip(shallowest, deepest, strict=True)]
+    for name, low, high in (("width", narrowest, width), *depths_ends):
+        if low > high:
+            raise UserError(
+                f"The smallest {name} {low} is above the largest, {high}. Lower --model.{name}-min to at most {high}."
+            )
+    widths = [*range(narrowest, width, step), width]
+    stages = [[*range(low, high, depth_step), high] for low, high in zip(shallowest, deepest, strict=True)]
+    bias = settings["sampling_bias"]
+    depths = sorted(product(*stages), key=sum)
+    return SearchSpace.grid(widths, tuple(depths), bias=bias, width_bias=bias if kind.biased_widths else 1.0)
+
+
+def _check_known(given: Mapping[str, Any], known: set[str], *, kind: type[Family]) -> None:
+    strange = sorted(given.keys() - known - _OF_SPACE - _OF_TRAINING)
+    if strange:
+        flags = ", ".join(f"--model.{name.replace('_', '-')}" for name in strange)
+        raise UserError(f"{flags} says nothing to a {kind.__name__}. Leave it out.")
