@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from poa import settings
-from poa.config import Config
+from poa.config import Config, ModelSettings
 from poa.errors import UserError, reason
 
 # What a command needs is imported when it runs: `poa --help` and a mistyped flag shall not wait for torch.
@@ -23,11 +23,13 @@ evaluate = App(name="evaluate", help="Score sizes of a run on labelled images.")
 app.command(evaluate)
 
 Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
+ModelFlags = Annotated[ModelSettings, Parameter(name="model", negative_iterable=())]
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
 Numbers = Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())]
 
-_SHORT = {"--model": "--model.name"}
+WITH_MODEL_SETTINGS = ("pretrain", "sizes")
+"""Commands in which --model is short for --model.name: cyclopts takes either a value or further settings."""
 
 
 def _console() -> Console:
@@ -71,18 +73,43 @@ def pretrain(
 
 
 @app.command
-def sizes(run: Path, /, *, out: Path | None = None) -> None:
-    """List every size of a run: parameters, FLOPs, how often it was trained, scores so far.
+def sizes(
+    run: Path | None = None,
+    /,
+    *,
+    model: ModelFlags = ModelSettings(),  # noqa: B008  # frozen
+    recipe: str | None = None,
+    image_size: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """List every size of a run, or of a network before any run: parameters, FLOPs, how often it is trained, scores.
+
+    Such as: poa sizes --model swin_base_patch4_window7_224
 
     Args:
-        run: Folder of the run.
+        run: Folder of a run; leave it out to look at --model or --recipe.
+        model: The network, as in `poa pretrain`.
+        recipe: The network of a shipped recipe; --model flags win over it.
+        image_size: Side of the images in pixels, for FLOPs.
         out: Also write the table to this .csv or .json file.
     """
+    given = model.model_dump(exclude_unset=True)
+    asked = bool(given or recipe or image_size)
+    if (run is None) != asked:
+        raise UserError(
+            "Say whose sizes: either the folder of a run, or --model NAME (or --recipe NAME) before any run."
+        )
     from poa import scoring
+    from poa.networks import family_of
     from poa.report.tables import size_table, write
     from poa.run import load
 
-    rows = scoring.rows(load(run))
+    if run is None:
+        views = {"num_locals": 0} | ({} if image_size is None else {"global_size": image_size})
+        family = family_of(settings.resolve({"model": given, "views": views}, recipe=recipe))
+        rows = scoring.rows_of(family, {})
+    else:
+        rows = scoring.rows(load(run))
     if out is not None:
         write(rows, out)
     Console().print(size_table(rows, scores=scoring.headline(rows)))
@@ -159,16 +186,18 @@ def extract(run: Path, /, *, size: Names, out: Path | None = None) -> None:
 
 
 @app.command(name="demo")
-def run_demo(*, out: Path = Path("runs/demo"), epochs: int | None = None) -> None:
+def run_demo(*, model: str = "vit", out: Path | None = None, epochs: int | None = None) -> None:
     """Do the main job on embedded handwritten digits: pre-train, score every size, extract three. Takes minutes.
 
     Args:
-        out: Folder of the run; an interrupted demo goes on.
+        model: Family of the network: vit, swin, resnet or convnext.
+        out: Folder of the run, runs/demo by default (runs/demo-swin with another family); an interrupted demo goes on.
         epochs: Passes over the digits; fewer give a quicker look and lower scores.
     """
     from poa.demo import demo
 
-    demo(out, console=Console(), epochs=epochs)
+    folder = out or Path("runs", "demo" if model == "vit" else f"demo-{model}")
+    demo(folder, console=Console(), model=model, epochs=epochs)
 
 
 @app.command
@@ -184,7 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Words after ``poa``; those of the process by default.
     """
-    words = [_SHORT.get(word, word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in WITH_MODEL_SETTINGS:
+        words = ["--model.name" + word[len("--model") :] if word.split("=")[0] == "--model" else word for word in words]
     try:
         app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from poa import scoring, settings
+from poa.errors import UserError, nearest
 from poa.loop import train
 from poa.report.plots import accuracy_plot
 from poa.report.tables import SizeRow, size_table
@@ -16,18 +17,28 @@ TRAIN, TEST = "digits/train", "digits/test"
 SCORE = "top1@20"
 
 
-def demo(out: Path, *, console: Console, epochs: int | None = None) -> Run:
-    """Pre-train an elastic ViT on handwritten digits, and use what comes out.
+RECIPES = {"vit": "demo", "swin": "demo-swin", "resnet": "demo-resnet", "convnext": "demo-convnext"}
+"""The demo's recipe for each family."""
+
+
+def demo(out: Path, *, console: Console, model: str = "vit", epochs: int | None = None) -> Run:
+    """Pre-train an elastic network on handwritten digits, and use what comes out.
 
     Args:
         out: Folder of the run; an interrupted demo goes on.
         console: Where to show it.
+        model: Family of the network.
         epochs: Passes over the digits; the recipe's by default.
+
+    Raises:
+        UserError: There is no demo of that family, or the folder holds another run.
     """
+    if model not in RECIPES:
+        raise UserError(f"There is no demo of {model!r}. {nearest(model, RECIPES)}")
     given = {"out": str(out)} if epochs is None else {"out": str(out), "epochs": epochs}
     resume = Paths(out).config.exists()
     console.rule("1. One pre-training run, no labels", align="left")
-    run = train(settings.resolve(given, recipe="demo"), resume=resume, console=console)
+    run = train(settings.resolve(given, recipe=RECIPES[model]), resume=resume, console=console)
     console.rule("2. Every size, scored by k-NN on held-out digits", align="left")
     trained, untrained = score(run, console)
     console.print(size_table(trained, title="trained"))
@@ -36,9 +47,9 @@ def demo(out: Path, *, console: Console, epochs: int | None = None) -> Run:
         folder = run.paths.models / str(size)
         if not folder.exists():
             run.extract(size)
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        extracted = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         with torch.inference_mode():
-            features = model(torch.zeros(1, 3, run.config.views.global_size, run.config.views.global_size))
+            features = extracted(torch.zeros(1, 3, run.config.views.global_size, run.config.views.global_size))
         console.print(f'timm.create_model("local-dir:{folder}", pretrained=True)  -> features {tuple(features.shape)}')
     picture = out / "accuracy.png"
     accuracy_plot(trained, out=picture, title="Digits: one run, every size", baseline=untrained, score=SCORE)
@@ -49,7 +60,7 @@ def demo(out: Path, *, console: Console, epochs: int | None = None) -> Run:
         f"{trained[-1].scores[SCORE]:.1f} % (largest); each at least {min(gains):.1f} points above the same "
         f"network untrained. Picture: {picture}"
     )
-    for line in next_commands(out):
+    for line in next_commands(run, model=model):
         console.print(line, highlight=False, soft_wrap=True)
     return run
 
@@ -68,11 +79,17 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
     return rows[0], rows[1]
 
 
-def next_commands(out: Path) -> list[str]:
-    """What to type next."""
+def next_commands(run: Run, *, model: str) -> list[str]:
+    """What to type next.
+
+    Args:
+        run: The demo's run.
+        model: Its family.
+    """
+    size = run.space.sizes[len(run.space.sizes) // 2]
     return [
         "Next:",
-        f"  poa sizes {out}",
-        f"  poa extract {out} --size 96x5 --out model-96x5",
-        "  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe vit-small-data --dry-run",
+        f"  poa sizes {run.folder}",
+        f"  poa extract {run.folder} --size {size} --out model-{size}",
+        f"  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe {model}-small-data --dry-run",
     ]

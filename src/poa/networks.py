@@ -13,11 +13,18 @@ from poa.elastic.space import SearchSpace
 from poa.errors import UserError, nearest
 from poa.families.base import Family
 from poa.families.convnext import ConvNeXt
+from poa.families.dinov3 import DINOv3
 from poa.families.resnet import ResNet
 from poa.families.swin import Swin
 from poa.families.vit import ViT
 
-FAMILIES: Mapping[str, type[Family]] = {"vit": ViT, "swin": Swin, "resnet": ResNet, "convnext": ConvNeXt}
+FAMILIES: Mapping[str, type[Family]] = {
+    "vit": ViT,
+    "swin": Swin,
+    "resnet": ResNet,
+    "convnext": ConvNeXt,
+    "dinov3": DINOv3,
+}
 _OF_SPACE = {"width_min", "width_max", "width_step", "depth_min", "depth_max", "depth_step", "sampling_bias"}
 _OF_TRAINING = {"name", "drop_path"}
 

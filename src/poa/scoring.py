@@ -13,6 +13,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.cost import costs
 from poa.evaluation.sweep import PROTOCOLS, Scores, Scoring, score_sizes
+from poa.families.base import Family
 from poa.report.tables import SizeRow, score_names, size_rows
 from poa.run import Run
 from poa.training.progress import Bars
@@ -158,9 +159,18 @@ def with_scores(run: Run, scores: Mapping[str, Mapping[str, float]]) -> list[Siz
         run: Whose sizes.
         scores: Scores by name of the size.
     """
-    family = run.family
-    counted = costs(family.build, run.space.sizes, image_size=family.image_size)
-    return size_rows(run.space, costs=counted, scores=scores)
+    return rows_of(run.family, scores)
+
+
+def rows_of(family: Family, scores: Mapping[str, Mapping[str, float]]) -> list[SizeRow]:
+    """All sizes of a family with their costs, before any run.
+
+    Args:
+        family: Whose sizes.
+        scores: Scores by name of the size.
+    """
+    counted = costs(family.build, family.space.sizes, image_size=family.image_size)
+    return size_rows(family.space, costs=counted, scores=scores)
 
 
 def read_scores(path: Path) -> tuple[Mapping[str, Mapping[str, float]], str]:

@@ -10,8 +10,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.layers import Attention
-from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from poa.elastic.plan import even_blocks
@@ -113,6 +111,8 @@ class Family(ABC):
     """Side of the smallest images that leave a cell in the last map, in pixels."""
     width_unit: ClassVar[int]
     """Step between widths where neither it nor a head dimension is set."""
+    attention: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Attention layers, which can be fused."""
     network: ClassVar[type[nn.Module]]
     """The class of timm's models of this family."""
     published: ClassVar[Mapping[str, Any]]
@@ -183,8 +183,8 @@ class Family(ABC):
         architecture, arguments = self.timm_config(size)
         model = timm.create_model(architecture, **arguments, **further)
         for module in model.modules():
-            if isinstance(module, Attention | WindowAttention):
-                module.fused_attn = module.fused_attn and self.fused_attention
+            if isinstance(module, self.attention):
+                module.fused_attn = bool(module.fused_attn) and self.fused_attention  # type: ignore[assignment]  # untyped
         return model
 
     def source(self, name: str, size: Size) -> str:

@@ -57,6 +57,7 @@ class Swin(Family):
     depths: tuple[int, ...] = (2, 2, 18, 2)
 
     width_unit: ClassVar[int] = 16
+    attention: ClassVar[tuple[type[nn.Module], ...]] = (WindowAttention,)
     network: ClassVar[type[nn.Module]] = SwinTransformer
     published: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {

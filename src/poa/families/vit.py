@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.layers import DropPath, GluMlp, LayerScale
+from timm.layers import Attention, DropPath, GluMlp, LayerScale
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -106,10 +106,8 @@ class ViTBackbone(Backbone):
     ) -> Features:
         """Features after the final norm; masked patches are replaced before positions are added."""
         vit = self.model
-        x = vit.patch_embed(images)  # [B, rows, columns, D]
-        if mask is not None:
-            x = torch.where(mask.view(*x.shape[:3], 1), self.mask_token.to(x.dtype), x)
-        x = vit.norm(vit.blocks(vit.norm_pre(self._embed(x))))
+        x = self._embed(self.hide(vit.patch_embed(images), mask))
+        x = vit.norm(vit.blocks(vit.norm_pre(x)))
         return Features(x[:, 0], x[:, vit.num_prefix_tokens :])
 
 
@@ -137,6 +135,7 @@ class ViT(Family):
     resize_positions: Literal["timm", "official"] = "timm"
 
     width_unit: ClassVar[int] = 64
+    attention: ClassVar[tuple[type[nn.Module], ...]] = (Attention,)
     network: ClassVar[type[nn.Module]] = VisionTransformer
     published: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
