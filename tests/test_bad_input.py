@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from command import STEPS, poa, tiny_file
+import tiny
+from command import STEPS, dashed, poa, tiny_file
 from poa import loop
 from poa.errors import UserError
 from poa.training import checkpoint
@@ -24,7 +26,8 @@ REFUSED = {
     "flag": ("pretrain --epoch 3", "Unknown option: --epoch", "Did you mean --epochs?"),
     "nested flag": ("pretrain --model.dept-max 3", "--model.dept-max", "Did you mean --model.depth-max?"),
     "word without a flag": ("pretrain images", "'images' belongs to no option", "--name VALUE"),
-    "no folder named": ("sizes", "RUN requires an argument", "--help"),
+    "no folder named": ("evaluate knn", "RUN requires an argument", "--help"),
+    "nothing to list": ("sizes", "Say whose sizes", "the folder of a run", "--model NAME"),
     "no size named": ("extract run", "--size requires an argument", "--help"),
     "too few numbers": ("pretrain --views.mean 1 2", "--views.mean requires 3", "got 2"),
     # settings, one by one
@@ -59,6 +62,19 @@ REFUSED = {
     "batch": (f"{TRAIN} --accumulate 3", "16 images cannot be divided", "multiple of 3, such as 15 or 18"),
     "precision": (f"{TRAIN} --precision fp16", "fp16 needs a GPU", "Use bf16 or fp32"),
     "machines": (f"{TRAIN} --num-nodes 2", "2 machines", "torchrun --nnodes 2 --nproc-per-node 1"),
+    # networks
+    "BatchNorm": (
+        f"{TRAIN} --model resnet50",
+        "resnet50 cannot be cut into sizes: its norm is not",
+        "take resnet50_gn",
+    ),
+    "no family": (f"{TRAIN} --model efficientnet_b0", "EfficientNet, a family that cannot be cut", "docs/howto.md"),
+    "mistyped network": (
+        f"{TRAIN} --model swin_tiny_patch4",
+        "no such family",
+        "Did you mean 'swin_tiny_patch4_window7_224'?",
+    ),
+    "another network": (f"{TRAIN} --model swin --views.global-size 15", "image size 15", "to 12 or 16"),
     # images
     "no data": ("pretrain --out new", "Say where the images are", "--data FOLDER"),
     "missing path": (f"{TRAIN} --data imags", "There is no", "Did you mean 'images'?"),
@@ -113,6 +129,53 @@ REFUSED = {
     "name of scores": (f"{KNN} --name a/b", "without slashes, got 'a/b'"),
 }
 
+MISTAKES = {
+    "swin": {
+        "width": ("--model.width-max 36", "multiples of the head dimension 8, got 36", "--model.head-dim"),
+        "widths": ("--model.width-min 48", "width 48 is above the largest, 32", "-min to at most 32"),
+        "depths": ("--model.depth-min 9", "depth 9 is above the largest, 3", "-min to at most 3"),
+        "too many depths": ("--model.depth-min 2 2", "each elastic stage: 1, got 2"),
+        "stages": ("--model.depths 2 1 3", "--model.depths takes 4 numbers", "got 3"),
+        "one size": ("--model.width-min 32 --model.depth-min 3", "only 32x3", "Lower", "--model.depth-min"),
+        "image size": ("--views.global-size 15", "image size 15", "Set --views.global-size to 14 or 16"),
+        "local size": ("--views.local-size 9", "image size 9", "Set --views.local-size to 8 or 10"),
+        "registers": ("--model.register-tokens 4", "--model.register-tokens says nothing to a Swin", "Leave"),
+    },
+    "resnet": {
+        "width": (
+            "--model.width-max 80",
+            "multiples of the number of norm groups, 32, got 80",
+            "--model.width",
+        ),
+        "depths": ("--model.depth-min 1 3", "depth 3 is above the largest, 2", "-min to at most 2"),
+        "one depth": ("--model.depth-min 1", "each elastic stage: 2, got 1"),
+        "one size": ("--model.width-min 64 --model.depth-min 2 2", "only 64x2-2", "Lower"),
+        "local size": ("--views.local-size 16", "16 pixels are too small", "--views.local-size to at least 17"),
+        "channels": ("--model.channels 24", "must be 16, 32, 64, 128…, got 24"),
+        "drop path": ("--model.drop-path 0.1", "a ResNet is trained without drop path", "Leave it out"),
+        "heads": ("--model.head-dim 16", "--model.head-dim says nothing to a ResNet", "Leave it out"),
+    },
+    "convnext": {
+        "widths": ("--model.width-min 48", "width 48 is above the largest, 32", "-min to at most 32"),
+        "depths": ("--model.depth-min 4", "depth 4 is above the largest, 3", "-min to at most 3"),
+        "image size": ("--views.global-size 16", "16 pixels are too", "--views.global-size to at least 32"),
+        "local size": ("--views.local-size 24", "24 pixels are too", "--views.local-size to at least 32"),
+        "windows": ("--model.window-size 7", "--model.window-size says nothing to a ConvNeXt", "Leave it out"),
+    },
+    "dinov3": {
+        "width": ("--model.width-max 72", "multiples of the head dimension 16, got 72", "--model.head-dim"),
+        "depths": ("--model.depth-min 4", "depth 4 is above the largest, 3", "-min to at most 3"),
+        "local size": ("--views.local-size 9", "image size 9", "Set --views.local-size to 8 or 16"),
+        "MLPs": ("--model.mlp-ratio 2", "--model.mlp-ratio says nothing to a DINOv3", "Leave it out"),
+    },
+}
+"""Of each family: what is added to the settings of its tiny run, and what is told."""
+REFUSED |= {
+    f"{family} {name}": (f"pretrain --config {family}.yaml --out new {words}", *told)
+    for family, mistakes in MISTAKES.items()
+    for name, (words, *told) in mistakes.items()
+}
+
 
 def picture(path: Path, *, number: int = 0, side: int = 24) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +213,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / f"texts/{number}.jpg").write_text("not a picture")
     picture(place / "one/0.png")
     picture(place / "images/more/0.png")
+    for family in tiny.FAMILIES:
+        (place / f"{family}.yaml").write_text(yaml.safe_dump(dashed(tiny.settings(family))))
     assert poa("pretrain", "--config", tiny_file(place), "--out", place / "run") == 0
     words = "evaluate knn run --train digits/train --limit 50 --test digits/test --sizes 32x2 --name other"
     assert poa(*words.replace("run", str(place / "run"), 1).split()) == 0

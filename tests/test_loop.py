@@ -7,8 +7,10 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,56 +23,90 @@ from poa.errors import UserError
 from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, step_of
 from poa.training.metrics import read_metrics
 
-EPOCHS, STEPS = 3, 12
+EPOCHS, STEPS = 2, 8
 # All that is random takes part: drop path, masks, several sizes a step. A checkpoint every other step.
-GIVEN: dict[str, Any] = {
-    "epochs": EPOCHS,
-    "elastic_samples": 2,
-    "model": {"drop_path": 0.3},
-    "saving": {"every_epochs": 0.5},
-}
+GIVEN: dict[str, Any] = {"epochs": EPOCHS, "elastic_samples": 2, "saving": {"every_epochs": 0.5}}
+DROP_PATH: dict[str, Any] = {"model": {"drop_path": 0.3}}
 
-# Has another process send it a signal before a step, or send it to all of its process group, and goes on.
+# Pre-trains once for each case, in a process and a process group of its own, which is started when everything is
+# imported. Before a step, the process has another one send it a signal, or send it to all of its group, and goes on.
 PROGRAM = """
-import json, os, subprocess, sys, torch
+import json, os, subprocess, sys, torch, traceback
 torch.set_num_threads(1)
-import poa, poa.loop
+import poa, poa.loop, poa.networks
 
-settings, number, at, whom = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 train_step = poa.loop.train_step
 
-def interrupted(parts, step, batch, **options):
-    if step == at:
-        send = f"os.killpg({os.getpgid(0)}, {number})" if whom == "group" else f"os.kill({os.getpid()}, {number})"
-        subprocess.run([sys.executable, "-S", "-c", f"import os; {send}"])
-    return train_step(parts, step, batch, **options)
+def pretrain(settings, number, at, whom):
+    def interrupted(parts, step, batch, **options):
+        if step == at:
+            send = f"os.killpg({os.getpgid(0)}, {number})" if whom == "group" else f"os.kill({os.getpid()}, {number})"
+            subprocess.run([sys.executable, "-S", "-c", f"import os; {send}"])
+        return train_step(parts, step, batch, **options)
+
+    os.setpgid(0, 0)
+    poa.loop.train_step = interrupted
+    sys.stderr = open(settings["out"] + ".err", "w", buffering=1)
+    poa.pretrain(**settings)
 
 if __name__ == "__main__":
-    poa.loop.train_step = interrupted
-    poa.pretrain(**settings)
+    for case in json.loads(sys.argv[1]):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                pretrain(*case)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def settings(out: Path, **over: Any) -> dict[str, Any]:
-    return tiny.merged(tiny.settings(**GIVEN), {"out": str(out), **over})
+def settings(family: str, out: Path, **over: Any) -> dict[str, Any]:
+    given = GIVEN if family == "resnet" else tiny.merged(GIVEN, DROP_PATH)  # a ResNet drops nothing
+    return tiny.merged(tiny.settings(family, **given), {"out": str(out), **over})
+
+
+class Interrupted(NamedTuple):
+    """A run that got a signal before a step."""
+
+    folder: Path
+    step: int
+    status: int
+
+    @property
+    def said(self) -> str:
+        return self.folder.with_suffix(".err").read_text()
 
 
 def run_and_signal(
-    folder: Path, number: signal.Signals, *, step: int, whom: str = "process", **over: Any
-) -> subprocess.CompletedProcess[str]:
-    """Pre-train in a process and a process group of its own."""
-    program = folder.with_suffix(".py")
-    program.write_text(PROGRAM)
-    words = [json.dumps(settings(folder, **over)), str(int(number)), str(step), whom]
-    return subprocess.run(
-        [sys.executable, str(program), *words],
+    folder: Path, number: signal.Signals, *, steps: Mapping[str, int], whom: str
+) -> dict[str, Interrupted]:
+    """Pre-train each family in a process and a process group of its own, and wait for the end of all they start.
+
+    One family loads its images in workers, which take seconds to start.
+    """
+    folder.mkdir()
+    (folder / "program.py").write_text(PROGRAM)
+    cases = [
+        (settings(family, folder / family, workers=2 if family == "vit" else 0), int(number), step, whom)
+        for family, step in steps.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, str(folder / "program.py"), json.dumps(cases)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+    assert done.returncode == 0, done.stderr
+    ended = zip(steps.items(), map(int, done.stdout.split()), strict=True)
+    return {family: Interrupted(folder / family, step, status) for (family, step), status in ended}
 
 
 def assert_same_state(found: Any, expected: Any) -> None:
@@ -101,65 +137,90 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     assert_same_state(load_checkpoint(ends[0]), load_checkpoint(ends[1]))
 
 
+Whole = Callable[[str], Path]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without interruption."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    poa.pretrain(**settings(folder))
-    return folder
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run of a family without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def run(family: str) -> Path:
+        poa.pretrain(**settings(family, folder / family))
+        return folder / family
+
+    return run
 
 
-def test_a_run_leaves_what_it_promises(whole: Path) -> None:
-    names = {path.name for path in whole.iterdir()}
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_run_leaves_what_it_promises(whole: Whole, family: str) -> None:
+    names = {path.name for path in whole(family).iterdir()}
     assert {"config.yaml", "command.txt", "env.json", "checkpoints", "metrics.jsonl"} <= names
-    assert [step_of(path) for path in checkpoints(whole / "checkpoints")] == [STEPS - 2, STEPS]
-    rows = read_metrics(whole / "metrics.jsonl")
+    assert [step_of(path) for path in checkpoints(whole(family) / "checkpoints")] == [STEPS - 2, STEPS]
+    rows = read_metrics(whole(family) / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert [row["step"] for row in rows if "rankme" in row] == [4, 8, 12]
+    assert [row["step"] for row in rows if "rankme" in row] == [4, 8]
     assert all(len(row["size"].split()) == 2 for row in rows)
+    assert len({row["size"] for row in rows}) > 2
 
 
-def test_the_same_settings_give_the_same_run_also_with_workers(whole: Path, tmp_path: Path) -> None:
-    poa.pretrain(**settings(tmp_path / "run", workers=2))
-    assert_same_run(tmp_path / "run", whole)
+def test_the_same_settings_give_the_same_run_also_with_workers(whole: Whole, tmp_path: Path) -> None:
+    poa.pretrain(**settings("vit", tmp_path / "run", workers=2))
+    assert_same_run(tmp_path / "run", whole("vit"))
 
 
-def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(whole: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def asked_to_stop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interrupted]:
     """The signal reaches the workers too, as that of a terminal or a scheduler does."""
-    folder = tmp_path / "run"
-    done = run_and_signal(folder, signal.SIGTERM, step=4, whom="group", workers=2)
-    assert done.returncode == 0, done.stderr
-    stopped = poa.load(folder).step
-    assert stopped == len(read_metrics(folder / "metrics.jsonl")) == 6
-    assert "stopped and saved at step 6 of 12" in done.stderr
-    assert "--resume" in done.stderr
-    poa.pretrain(out=folder, resume=True, workers=0)
-    assert_same_run(folder, whole)
+    folder, steps = tmp_path_factory.mktemp("stopped") / "runs", dict.fromkeys(tiny.FAMILIES, 4)
+    return run_and_signal(folder, signal.SIGTERM, steps=steps, whom="group")
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
-    """Its workers end too: as long as one lives, it holds on to the output that is waited for here."""
-    folder, step = tmp_path / "run", random.Random().randrange(2, STEPS)
-    done = run_and_signal(folder, signal.SIGKILL, step=step, workers=2)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(read_metrics(folder / "metrics.jsonl")) == step
-    assert poa.load(folder).step == step // 2 * 2
-    poa.pretrain(out=folder, resume=True, workers=0)
-    assert_same_run(folder, whole)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interrupted]:
+    """Their workers end too: as long as one lives, it holds on to the output that is waited for."""
+    folder = tmp_path_factory.mktemp("killed") / "runs"
+    steps = {family: random.Random().randrange(2, STEPS) for family in tiny.FAMILIES}
+    return run_and_signal(folder, signal.SIGKILL, steps=steps, whom="process")
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(
+    whole: Whole, asked_to_stop: dict[str, Interrupted], family: str
+) -> None:
+    run = asked_to_stop[family]
+    assert run.status == 0, run.said
+    stopped = poa.load(run.folder).step
+    assert stopped == len(read_metrics(run.folder / "metrics.jsonl")) == 6
+    assert "stopped and saved at step 6 of 8" in run.said
+    assert "--resume" in run.said
+    poa.pretrain(out=run.folder, resume=True, workers=0)
+    assert_same_run(run.folder, whole(family))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(whole: Whole, killed: dict[str, Interrupted], family: str) -> None:
+    run = killed[family]
+    assert run.status == -signal.SIGKILL, run.said
+    assert len(read_metrics(run.folder / "metrics.jsonl")) == run.step
+    assert poa.load(run.folder).step == run.step // 2 * 2
+    poa.pretrain(out=run.folder, resume=True, workers=0)
+    assert_same_run(run.folder, whole(family))
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     _stop_at(1, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        poa.pretrain(**settings(folder))
+        poa.pretrain(**settings("vit", folder))
     monkeypatch.undo()
     with pytest.raises(UserError, match="no checkpoint"):
         _ = poa.load(folder).step
     poa.pretrain(out=folder, resume=True)
-    assert_same_run(folder, whole)
+    assert_same_run(folder, whole("vit"))
 
 
 def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,11 +236,11 @@ def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train_step", stopping)
 
 
-def test_a_finished_run_has_nothing_to_go_on_with(whole: Path) -> None:
-    before = (whole / "metrics.jsonl").read_bytes()
-    run = poa.pretrain(out=whole, resume=True)
+def test_a_finished_run_has_nothing_to_go_on_with(whole: Whole) -> None:
+    before = (whole("vit") / "metrics.jsonl").read_bytes()
+    run = poa.pretrain(out=whole("vit"), resume=True)
     assert run.step == STEPS
-    assert (whole / "metrics.jsonl").read_bytes() == before
+    assert (whole("vit") / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -188,24 +249,24 @@ def test_a_finished_run_has_nothing_to_go_on_with(whole: Path) -> None:
         ({"batch_size": 32}, r"batch_size \(16 in the run, 32 now\)"),
         ({"seed": 1}, r"seed \(0 in the run, 1 now\)"),
         ({"model": {"drop_path": 0.1}}, r"model\.drop_path \(0\.3 in the run, 0\.1 now\)"),
-        ({"epochs": EPOCHS + 1}, r"epochs \(3 in the run, 4 now\)"),
+        ({"epochs": EPOCHS + 1}, r"epochs \(2 in the run, 3 now\)"),
     ],
 )
-def test_other_settings_are_no_way_to_go_on(whole: Path, over: dict[str, Any], named: str) -> None:
+def test_other_settings_are_no_way_to_go_on(whole: Whole, over: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=rf"was started with other settings: {named}"):
-        poa.pretrain(out=whole, resume=True, **over)
+        poa.pretrain(out=whole("vit"), resume=True, **over)
 
 
-def test_a_folder_in_use_is_left_alone(whole: Path) -> None:
-    before = sorted(path.name for path in whole.rglob("*"))
+def test_a_folder_in_use_is_left_alone(whole: Whole) -> None:
+    before = sorted(path.name for path in whole("vit").rglob("*"))
     with pytest.raises(UserError, match="already holds a run"):
-        poa.pretrain(**settings(whole))
-    assert sorted(path.name for path in whole.rglob("*")) == before
+        poa.pretrain(**settings("vit", whole("vit")))
+    assert sorted(path.name for path in whole("vit").rglob("*")) == before
 
 
 def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run to go on with"):
-        poa.pretrain(**settings(tmp_path / "none"), resume=True)
+        poa.pretrain(**settings("vit", tmp_path / "none"), resume=True)
     assert not (tmp_path / "none").exists()
 
 
@@ -226,7 +287,7 @@ def write_images(folder: Path, *, num_good: int, num_bad: int = 0) -> Path:
 
 
 def image_settings(images: Path, out: Path, **over: Any) -> dict[str, Any]:
-    return settings(out, data=str(images), limit=None, epochs=2, **over)
+    return settings("vit", out, data=str(images), limit=None, epochs=2, **over)
 
 
 def test_bad_images_are_skipped_and_listed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

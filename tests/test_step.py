@@ -96,8 +96,9 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
 # ---- one process -----------------------------------------------------------------------------------------------------
 
 
-def test_a_step_trains_the_student_and_moves_the_teacher_after_it() -> None:
-    config = tiny.config()
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_step_trains_the_student_and_moves_the_teacher_after_it(family: str) -> None:
+    config = tiny.config(family)
     parts = parts_of(config)
     before = state_of(parts)["method"]
     measured = train_step(parts, 5, batches_of(config, parts)[0])
@@ -125,6 +126,26 @@ def test_learning_rate_and_decay_of_the_step_reach_the_optimizer() -> None:
     assert decays == pytest.approx([0.0, values.weight_decay])
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_layers_learn_at_the_rates_of_their_family(family: str) -> None:
+    """And no norm decays, whatever it is called."""
+    config = tiny.config(family, optimizer={"layer_decay": 0.5, "patch_embed_multiplier": 0.25})
+    parts = parts_of(config)
+    groups = {name: group for group in parts.optimizer.param_groups for name in group["param_names"]}
+    student = parts.method.student
+    assert groups.keys() == dict(student.named_parameters()).keys()
+    for name, group in groups.items():
+        layer = None if name.startswith("heads.") else parts.family.layer(name)
+        expected = 1.0 if layer is None else 0.5 ** (parts.family.num_layers + 1 - layer)
+        assert group["lr_multiplier"] == expected * (0.25 if "patch_embed" in name else 1.0), name
+    norms = [
+        name for name, module in student.named_modules() if type(module).__name__[:9] in ("LayerNorm", "GroupNorm")
+    ]
+    assert len(norms) > 4
+    decays = {groups[f"{name}.{kind}"]["weight_decay_multiplier"] for name in norms for kind in ("weight", "bias")}
+    assert decays == {0.0}
+
+
 def test_masks_start_when_they_shall() -> None:
     config = tiny.config(losses={"ibot_start_epoch": 1})
     parts = parts_of(config)
@@ -135,9 +156,10 @@ def test_masks_start_when_they_shall() -> None:
     assert train_step(parts, first, batch)["intact/ibot"] > 0.0
 
 
-def test_a_step_depends_on_nothing_random_but_its_number() -> None:
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family != "resnet"])  # which drops nothing
+def test_a_step_depends_on_nothing_random_but_its_number(family: str) -> None:
     """Drop path draws the same numbers again, whatever was drawn before; other ones at another step."""
-    config = tiny.config(model={"drop_path": 0.5})
+    config = tiny.config(family, model={"drop_path": 0.5})
     results = []
     for step, seed in ((4, 0), (4, 1), (5, 1)):
         parts = parts_of(config)
@@ -216,8 +238,10 @@ def test_what_is_not_finite_stops_the_run_and_changes_nothing(
         assert all(torch.equal(value, before["optimizer"][number][key]) for key, value in entries.items())
 
 
-def test_bf16_on_the_cpu() -> None:
-    full, low = (tiny.config(precision=precision, model={"drop_path": 0.2}) for precision in ("fp32", "bf16"))
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_bf16_on_the_cpu(family: str) -> None:
+    drops = {} if family == "resnet" else {"drop_path": 0.2}
+    full, low = (tiny.config(family, precision=precision, model=drops) for precision in ("fp32", "bf16"))
     results = []
     for config in (full, low):
         parts = parts_of(config)
@@ -246,11 +270,16 @@ SAME_SIZES: dict[str, Any] = {
     "optimizer": {"clip": UNCLIPPED},
 }
 OTHER_SIZES: dict[str, Any] = {"same_sizes_on_all_ranks": False, "seed": 2, "optimizer": {"clip": UNCLIPPED}}
+CASES = [*tiny.FAMILIES, "other sizes"]
+"""Every family with the same sizes on both processes, and one with other sizes on each."""
 
 
-def train_here(over: dict[str, Any]) -> dict[str, Any]:
+def settings_of(case: str) -> Config:
+    return tiny.config(**OTHER_SIZES) if case == "other sizes" else tiny.config(case, **SAME_SIZES)
+
+
+def train_here(config: Config) -> dict[str, Any]:
     """Some steps on this process's share, with whatever processes there are."""
-    config = tiny.config(**over)
     rank, world_size = distributed.rank(), distributed.world_size()
     parts = parts_of(config)
     gradients = keep_gradients(parts)
@@ -272,7 +301,8 @@ def poison_one_process() -> str:
 
 
 def on_each_process() -> dict[str, Any]:
-    return {"same": train_here(SAME_SIZES), "other": train_here(OTHER_SIZES), "poisoned": poison_one_process()}
+    """All cases in one pair of processes: to start them takes longer than to train."""
+    return {case: train_here(settings_of(case)) for case in CASES} | {"poisoned": poison_one_process()}
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +310,7 @@ def two_processes() -> list[dict[str, Any]]:
     return run_processes(on_each_process, 2)
 
 
-@pytest.mark.parametrize("case", ["same", "other"])
+@pytest.mark.parametrize("case", CASES)
 def test_processes_stay_in_step(two_processes: list[dict[str, Any]], case: str) -> None:
     first, second = (result[case] for result in two_processes)
     assert first["measured"] == second["measured"]
@@ -289,20 +319,21 @@ def test_processes_stay_in_step(two_processes: list[dict[str, Any]], case: str) 
         assert torch.equal(value, second["state"]["method"][name]), name
 
 
-def test_two_processes_with_equal_sizes_equal_one(two_processes: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_two_processes_with_equal_sizes_equal_one(two_processes: list[dict[str, Any]], family: str) -> None:
     """Neighbours are sought and targets balanced over both, so only the order of sums differs.
 
     The first gradients show it. Later steps are compared by their losses: AdamW divides a gradient by its own size,
     so where it is zero but for rounding (as that of attention's key bias is), parameters part by the learning rate.
     """
-    config = tiny.config(**SAME_SIZES)
+    config = settings_of(family)
     alone = parts_of(config)
     gradients = keep_gradients(alone)
     halves = [batches_of(config, alone, num_steps=STEPS, rank=rank, world_size=2) for rank in range(2)]
     # one process's micro-batches hold what both processes together hold at a time
     steps = [[merge(first, second) for first, second in zip(*pair, strict=True)] for pair in zip(*halves, strict=True)]
     measured = [train_step(alone, step, batch) for step, batch in enumerate(steps)]
-    found = two_processes[0]["same"]
+    found = two_processes[0][family]
     assert_same_gradients(found["gradients"][0], gradients[0])
     for ours, theirs in zip(measured, found["measured"], strict=True):
         assert ours.keys() == theirs.keys()
@@ -314,7 +345,7 @@ def test_two_processes_with_other_sizes_equal_both_halves_by_hand(
     two_processes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Targets are balanced over the whole batch; each half has its own size and neighbours; gradients are averaged."""
-    config = tiny.config(**OTHER_SIZES)
+    config = settings_of("other sizes")
     alone = parts_of(config)
     sizes = [alone.subnets(0, rank=rank) for rank in range(2)]
     assert sizes[0] != sizes[1]
@@ -336,7 +367,7 @@ def test_two_processes_with_other_sizes_equal_both_halves_by_hand(
         for name, parameter in alone.method.student.named_parameters():
             assert parameter.grad is not None
             gradients[name] = gradients.get(name, 0.0) + parameter.grad / 2
-    found = two_processes[0]["other"]
+    found = two_processes[0]["other sizes"]
     assert_same_gradients(found["gradients"][0], gradients)
     for name, value in totals.items():
         assert found["measured"][0][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name

@@ -23,7 +23,7 @@ evaluate = App(name="evaluate", help="Score sizes of a run on labelled images.")
 app.command(evaluate)
 
 Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
-ModelFlags = Annotated[ModelSettings, Parameter(name="model", negative_iterable=())]
+ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=True, negative_iterable=())]
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
 Numbers = Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())]
@@ -67,7 +67,7 @@ def pretrain(
     from poa import launch
 
     if dry_run:
-        print("\n".join(forecast.dry_run(resolved, console=_console()).lines()))
+        print("\n".join(forecast.dry_run(resolved, resume=resume, console=_console()).lines()))
     else:
         launch.train(resolved, resume=resume)
 
@@ -123,7 +123,7 @@ def knn(
     train: str,
     test: str,
     sizes: Names = ["all"],  # noqa: B006  # never changed
-    branch: Literal["teacher", "untrained"] = "teacher",
+    branch: Literal["teacher", "untrained", "initial"] = "teacher",
     name: str | None = None,
     k: Numbers = None,
     limit: int | None = None,
@@ -137,8 +137,9 @@ def knn(
         train: Labelled images that vote: a folder of class folders, a CSV list, an archive.
         test: Labelled images that are classified.
         sizes: `all`, or names such as 384x12.
-        branch: The trained teacher, or untrained networks of the same sizes to compare with.
-        name: Folder of the results inside RUN/eval; `knn` (or `untrained`) by default.
+        branch: The trained teacher, or to compare with: untrained networks of the same sizes, or those cut out of the
+            weights that the run began with (--init).
+        name: Folder of the results inside RUN/eval; `knn` (or `untrained`, `initial`) by default.
         k: Numbers of neighbours; 10, 20, 100 and 200 by default.
         limit: Let only a class-balanced part of the training images vote.
         workers: Processes that decode images.

@@ -41,7 +41,7 @@ class ModelSettings(_Settings):
 
     name: str = "vit"
     """The intact network: a family as published (vit, swin, resnet, convnext) or a timm model, such as
-    swin_tiny_patch4_window7_224. Short: --model NAME."""
+    swin_tiny_patch4_window7_224, or a folder that timm loads. Short: --model NAME."""
     width_min: PositiveInt | None = None
     """Smallest width, in channels (ResNet: inside the first stage's blocks); by default half the largest."""
     width_max: PositiveInt | None = None
@@ -230,6 +230,9 @@ class Config(_Settings):
     """Precision of the backbones' forward pass; heads and losses are always fp32."""
     seed: NonNegativeInt = 0
     """Seed of everything random."""
+    init: str | None = None
+    """Trained weights to start from: a folder that timm loads, the folder of a run, a file of weights (.safetensors,
+    .pth, .pt, .bin), or a timm name such as vit_small_patch14_dinov2.lvd142m. Name their network with --model."""
     accumulate: Annotated[PositiveInt, FURTHER] = 1
     """Micro-batches a step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
     checkpointing: Annotated[bool, FURTHER] = False

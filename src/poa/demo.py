@@ -17,11 +17,11 @@ TRAIN, TEST = "digits/train", "digits/test"
 SCORE = "top1@20"
 
 
-RECIPES = {"vit": "demo", "swin": "demo-swin", "resnet": "demo-resnet", "convnext": "demo-convnext"}
-"""The demo's recipe for each family."""
+FIRST = "vit"
+"""The family whose recipe is called ``demo``; that of another is ``demo-NAME``."""
 
 
-def demo(out: Path, *, console: Console, model: str = "vit", epochs: int | None = None) -> Run:
+def demo(out: Path, *, console: Console, model: str = FIRST, epochs: int | None = None) -> Run:
     """Pre-train an elastic network on handwritten digits, and use what comes out.
 
     Args:
@@ -33,12 +33,14 @@ def demo(out: Path, *, console: Console, model: str = "vit", epochs: int | None 
     Raises:
         UserError: There is no demo of that family, or the folder holds another run.
     """
-    if model not in RECIPES:
-        raise UserError(f"There is no demo of {model!r}. {nearest(model, RECIPES)}")
+    recipes = {name.removeprefix("demo-"): name for name in settings.recipes() if name.startswith("demo-")}
+    recipes |= {FIRST: "demo"}
+    if model not in recipes:
+        raise UserError(f"There is no demo of {model!r}. {nearest(model, recipes)}")
     given = {"out": str(out)} if epochs is None else {"out": str(out), "epochs": epochs}
     resume = Paths(out).config.exists()
     console.rule("1. One pre-training run, no labels", align="left")
-    run = train(settings.resolve(given, recipe=RECIPES[model]), resume=resume, console=console)
+    run = train(settings.resolve(given, recipe=recipes[model]), resume=resume, console=console)
     console.rule("2. Every size, scored by k-NN on held-out digits", align="left")
     trained, untrained = score(run, console)
     console.print(size_table(trained, title="trained"))

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from poa import build
+from poa import build, networks
+from poa import run as runs
 from poa.config import Config
 from poa.data.index import ImageIndex
 from poa.data.loader import batches
-from poa.loop import find_images
+from poa.loop import find_images, say
 from poa.step import Parts, assemble, train_step
 from poa.training.health import explained_memory
 from poa.training.progress import bar, duration, memory_in_use
@@ -72,21 +73,23 @@ class Forecast:
 
 
 @explained_memory()
-def dry_run(config: Config, *, console: Console) -> Forecast:
+def dry_run(config: Config, *, resume: bool = False, console: Console) -> Forecast:
     """Build everything and train two steps in this process; nothing is written.
 
     Of several processes it does the share of one; what they tell one another comes on top.
 
     Args:
         config: Settings, complete but for ``out``.
+        resume: Of the run in ``out``, which is gone on with.
         console: Where to show progress.
 
     Raises:
         UserError: Settings, images or device are not as they must be.
     """
-    device = build.device_of(config)
+    config, device = networks.explicit(config), build.device_of(config)
     index = find_images(config, console)
-    parts = assemble(config, index, device=device)
+    parts = assemble(config, index, device=device, fresh=runs.begins(config, resume=resume))
+    say(parts, console)
     with bar("training steps", total=NUM_STEPS, console=console) as advance:
         *_, (training, preparing) = _timed_steps(parts, config, index, advance)
     workers = build.workers_of(config)

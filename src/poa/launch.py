@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from poa import build, loop, settings
+from poa import build, loop, networks, settings
 from poa import run as runs
 from poa.config import Config
 from poa.errors import UserError, reason
@@ -59,6 +59,7 @@ def train(config: Config, *, resume: bool = False) -> Run:
     if not several or "LOCAL_RANK" in os.environ:  # torchrun has started this process
         return loop.train(config, resume=resume)
     _check(config)
+    config = networks.explicit(config)
     runs.check(config, resume=resume)
     with tempfile.TemporaryDirectory() as folder:
         _run_processes(config, Path(folder), resume=resume)

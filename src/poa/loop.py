@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from poa import build, distributed
+from poa import build, distributed, initial, networks
 from poa import run as runs
 from poa.config import Config
 from poa.data.images import BadImage, decode
@@ -42,20 +42,25 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     Raises:
         UserError: Settings, images, folder or checkpoint are not as they must be, or a loss is not finite.
     """
-    device = build.device_of(config)
+    config, device = networks.explicit(config), build.device_of(config)
     with distributed.process_group(device=device):
         console = console or Console(stderr=True, quiet=not distributed.is_main())
         if distributed.is_main():
             runs.check(config, resume=resume)
         index = find_images(config, console)
-        parts = assemble(config, index, device=device)
         paths = Paths(Path(config.out))
-        start = _restore(parts, config, index, paths) if resume else 0
+        fresh = runs.begins(config, resume=resume)
+        parts = assemble(config, index, device=device, fresh=fresh)
+        start = 0 if fresh else _restore(parts, config, index, paths)
         loader = _loader(parts, config, index, start=start)
         journal = Journal(config, index, parts, paths, start=start, console=console)
-        if not resume and distributed.is_main():
-            runs.create(config)  # last: a folder is only left behind where a run has begun
+        if distributed.is_main():
+            if not resume:
+                runs.create(config)  # last: a folder is only left behind where a run has begun
+            if parts.listing is not None:
+                initial.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()
+        say(parts, console)
         for sentence in build.warnings_of(config, num_images=len(index)):
             console.print(f"Note: {sentence}", highlight=False, soft_wrap=not console.is_terminal)
         save = partial(_save, parts, config, paths, images=index.fingerprint)
@@ -99,6 +104,17 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     return index
 
 
+def say(parts: Parts, console: Console) -> None:
+    """Show what became of trained weights.
+
+    Args:
+        parts: Of the run.
+        console: Where to.
+    """
+    for line in parts.listing.lines() if parts.listing is not None else ():
+        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
 def _unreadable(index: ImageIndex, i: int) -> str | None:
     try:
         decode(index.read(i))
@@ -110,8 +126,7 @@ def _unreadable(index: ImageIndex, i: int) -> str | None:
 def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths) -> int:
     """Put back what the newest checkpoint holds; the number of steps done."""
     newest = latest_checkpoint(paths.checkpoints)
-    if newest is None:
-        return 0
+    assert newest is not None
     state = load_checkpoint(newest)
     if state["images"] != index.fingerprint:
         raise UserError(

@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 from jaxtyping import Float, UInt8
+from safetensors.torch import load_file
 from torch import Tensor
 
 from poa import build, settings
@@ -39,6 +40,11 @@ class Paths:
     def config(self) -> Path:
         """All settings, resolved."""
         return self.folder / "config.yaml"
+
+    @property
+    def initial(self) -> Path:
+        """The intact backbone as the run began, if it began with trained weights."""
+        return self.folder / "initial.safetensors"
 
     @property
     def checkpoints(self) -> Path:
@@ -96,6 +102,16 @@ def check(config: Config, *, resume: bool) -> None:
             "start it again by adding --resume, or delete the folder; else choose another --out."
         )
     raise UserError(f"{paths.folder} already holds a run. Go on with it by adding --resume, or choose another --out.")
+
+
+def begins(config: Config, *, resume: bool) -> bool:
+    """Whether a run begins at its first step: a new one, or one to go on with that has saved no checkpoint.
+
+    Args:
+        config: Settings.
+        resume: Go on with the run in ``config.out``.
+    """
+    return not resume or latest_checkpoint(Paths(Path(config.out)).checkpoints) is None
 
 
 def create(config: Config) -> Paths:
@@ -208,11 +224,26 @@ class Run:
         """The teacher's backbone, from which all sizes are cut."""
         state = load_checkpoint(self.checkpoint)["method"]
         prefix = "teacher.backbone."
+        return self._intact(
+            {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        )
+
+    def _intact(self, weights: dict[str, Tensor]) -> Backbone:
         backbone = skeleton(lambda: self.family.build(self.space.intact))
-        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         backbone.load_state_dict(weights, assign=True)
         assert isinstance(backbone, Backbone)
         return backbone.requires_grad_(False).eval()
+
+    @cached_property
+    def _start(self) -> Backbone:
+        if self.config.init is None:
+            raise UserError(
+                f"{self.folder} did not begin with trained weights (--init), so it has no initial sizes. "
+                "Compare with branch `untrained`."
+            )
+        if not self.paths.initial.exists():
+            raise UserError(f"{self.paths.initial} is missing. The run wrote it when it began; bring it back.")
+        return self._intact(load_file(self.paths.initial))
 
     @cached_property
     def _sub_networks(self) -> SubNetworks:
@@ -228,9 +259,23 @@ class Run:
         Raises:
             UserError: The run has no such size.
         """
-        network = self._sub_networks.extract(self.space.find(str(size)), self.teacher)
+        return self._cut(size, self.teacher)
+
+    def _cut(self, size: str | Size, intact: Backbone) -> Backbone:
+        network = self._sub_networks.extract(self.space.find(str(size)), intact)
         assert isinstance(network, Backbone)
         return network
+
+    def initial(self, size: str | Size) -> Backbone:
+        """The backbone of a size, cut out of the weights that the run began with: what cutting alone comes to.
+
+        Args:
+            size: Such as ``384x12``.
+
+        Raises:
+            UserError: The run has no such size, or did not begin with trained weights.
+        """
+        return self._cut(size, self._start)
 
     def untrained(self, size: str | Size) -> Backbone:
         """A freshly initialised backbone of a size, the same at every call: what training has to beat."""

@@ -1,11 +1,12 @@
 """Scores and costs of the sizes of a run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import nn
 
 from poa import build
 from poa.data.index import open_index
@@ -19,7 +20,8 @@ from poa.run import Run
 from poa.training.progress import Bars
 
 BRANCHES = ("teacher", "untrained")
-UNNAMED = {"teacher": "knn", "untrained": "untrained"}
+"""What every run has. One that began with trained weights has them too, as ``initial``."""
+UNNAMED = {"teacher": "knn", "initial": "initial", "untrained": "untrained"}
 """Names of evaluations that are given none."""
 EVALUATIONS_SHOWN = 3
 """As many as fit into a terminal of 80 characters."""
@@ -64,8 +66,9 @@ def evaluate_knn(
         train: Labelled images that vote.
         test: Labelled images that are classified.
         sizes: ``all``, or names of sizes.
-        branch: ``teacher``, or ``untrained`` for freshly initialised networks of the same sizes.
-        name: Folder of the results in the run's ``eval``; ``knn`` or ``untrained`` by default.
+        branch: ``teacher``; ``untrained`` for freshly initialised networks of the same sizes; or ``initial`` for sizes
+            cut out of the trained weights that the run began with.
+        name: Folder of the results in the run's ``eval``; ``knn``, ``untrained`` or ``initial`` by default.
         ks: Numbers of neighbours; 10, 20, 100 and 200 by default, as far as there are images.
         limit: Let only a class-balanced part of the training images vote.
         workers: Processes that decode images.
@@ -75,8 +78,8 @@ def evaluate_knn(
     Raises:
         UserError: Sizes, images or labels are not as they must be, or the name holds results of other settings.
     """
-    if branch not in BRANCHES:
-        raise UserError(f"There is no branch {branch!r} to score. Choose from {', '.join(BRANCHES)}.")
+    if branch not in UNNAMED:
+        raise UserError(f"There is no branch {branch!r} to score. Choose from {', '.join(UNNAMED)}.")
     chosen = choose_sizes(run, sizes)
     views = run.config.views
     scoring = Scoring(
@@ -87,21 +90,31 @@ def evaluate_knn(
         ks=ks,
         workers=workers,
     )
-    trained = branch == "teacher"
+    networks, weights = _branch(run, branch)
     train_index, test_index = open_index(train, limit=limit), open_index(test)
     with Bars(console or Console(stderr=True)) as bars:
         return score_sizes(
-            run.network if trained else run.untrained,
+            networks,
             chosen,
             train_index=train_index,
             test_index=test_index,
             out=_folder(run, name or UNNAMED[branch]),
-            weights=f"teacher at step {run.step}" if trained else f"untrained, seed {run.config.seed}",
+            weights=weights,
             scoring=scoring,
             device=build.device_of(run.config.model_copy(update={"device": "auto"})),  # as trained elsewhere, perhaps
             overwrite=overwrite,
             progress=bars,
         )
+
+
+def _branch(run: Run, branch: str) -> tuple[Callable[[Size], nn.Module], str]:
+    """Where the networks come from, and what their weights are."""
+    if branch == "teacher":
+        return run.network, f"teacher at step {run.step}"
+    if branch == "initial":
+        run.initial(run.space.sizes[0])  # if there is none, it is told before images are read
+        return run.initial, f"initial, from {run.config.init}"
+    return run.untrained, f"untrained, seed {run.config.seed}"
 
 
 def _folder(run: Run, name: str) -> Path:
@@ -123,7 +136,8 @@ def rows(run: Run) -> list[SizeRow]:
     """
     known: dict[str, dict[str, float]] = {}
     files = [path for protocol in PROTOCOLS for path in run.paths.scores.glob(f"*/{protocol}.json")]
-    for path in sorted(files, key=lambda path: (path.parent.name not in UNNAMED.values(), path)):
+    order = list(UNNAMED.values())
+    for path in sorted(files, key=lambda path: (*(path.parent.name != name for name in order), path)):
         scores, weights = read_scores(path)
         teacher, _, step = weights.partition(" at step ")
         marks = [path.parent.name] if path.parent.name != path.stem else []

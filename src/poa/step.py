@@ -18,6 +18,7 @@ from poa.data.sampler import steps_per_epoch
 from poa.data.views import Augmentation, RawViews
 from poa.elastic.space import SubnetSchedule
 from poa.families.base import Family
+from poa.initial import Listing, start_from
 from poa.methods.poa import POA
 from poa.networks import family_of
 from poa.training.health import check_finite
@@ -46,6 +47,7 @@ class Parts:
         ibot_start: First step with masks.
         clip: Largest gradient norm of backbone and heads each.
         seed: Of the run.
+        listing: What became of the trained weights that the run starts from, if there are any.
     """
 
     family: Family
@@ -64,25 +66,30 @@ class Parts:
     ibot_start: int
     clip: float
     seed: int
+    listing: Listing | None
 
 
-def assemble(config: Config, index: ImageIndex, *, device: torch.device) -> Parts:
-    """Build everything a run needs, freshly initialised from its seed.
+def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: bool = True) -> Parts:
+    """Build everything a run needs, freshly initialised from its seed, and from trained weights where they are named.
 
     Args:
         config: Settings.
         index: The images.
         device: Of this process.
+        fresh: Whether the run begins here; one that goes on has its weights in a checkpoint.
 
     Raises:
-        UserError: Settings do not fit the images or the device.
+        UserError: Settings do not fit the images or the device, or trained weights do not fit the network.
     """
     dtype = build.precision_of(config, device)
     # on the CPU the fused attention kernel is several times slower in bf16 than matrix products and a softmax
     family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
-    method = build.method_of(config, family).to(device).train()
+    method = build.method_of(config, family)
+    init, normalisation = config.init if fresh else None, (config.views.mean, config.views.std)
+    listing = None if init is None else start_from(init, method, normalisation=normalisation)
+    method = method.to(device).train()
     groups = parameter_groups(
         method.student.named_parameters(),
         layer_of=family.layer,
@@ -110,6 +117,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device) -> Part
         ibot_start=round(config.losses.ibot_start_epoch * epoch),
         clip=config.optimizer.clip,
         seed=config.seed,
+        listing=listing,
     )
 
 

@@ -56,6 +56,13 @@ def test_find_names_the_nearest_size(wrong: str, near: str) -> None:
         PUBLISHED.find(wrong)
 
 
+@pytest.mark.parametrize(("wrong", "near"), [("64x4", "64x4-6"), ("96x9-9", "96x5-8"), ("200x4-8", "96x4-8")])
+def test_find_names_the_nearest_of_two_depths(wrong: str, near: str) -> None:
+    space = SearchSpace.grid([64, 96], [(4, 6), (4, 7), (4, 8), (5, 7), (5, 8)])
+    with pytest.raises(UserError, match=rf"This run has no size '{wrong}'\. Did you mean '{near}'\?"):
+        space.find(wrong)
+
+
 def test_published_list() -> None:
     """Numbers of entries from the official code."""
     counts = Counter(PUBLISHED.entries)

@@ -8,14 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import timm
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import poa
 import tiny
@@ -24,17 +25,42 @@ from poa.elastic.network import SubNetworks
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.export.timm import Preparation, export
-from poa.families.base import Features
-from poa.families.vit import ViT, ViTBackbone
+from poa.families.base import Backbone, Family, Features
+from poa.families.convnext import ConvNeXt
+from poa.families.dinov3 import DINOv3
+from poa.families.resnet import ResNet
+from poa.families.swin import Swin
+from poa.families.vit import ViT
 from poa.run import Run
 
 PREPARATION = Preparation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.875)
 FAMILY = ViT(SearchSpace.grid([16, 32], [2, 3]), image_size=16, patch_size=8, head_dim=16)
-SETTINGS = {
+HIERARCHICAL = {"space": SearchSpace.grid([16, 32], [1, 2]), "image_size": 32, "depths": (1, 1, 2, 1)}
+SWIN = Swin(patch_size=2, window_size=4, head_dim=8, **HIERARCHICAL)
+RESNET = ResNet(SearchSpace.grid([32, 64], [(1, 1), (2, 2)]), image_size=20, depths=(1, 2, 2, 1), channels=16)
+CONVNEXT = ConvNeXt(**HIERARCHICAL)
+SETTINGS: dict[str, Family] = {
     "plain": FAMILY,
     "registers and SwiGLU": ViT(FAMILY.space, image_size=16, patch_size=4, head_dim=16, swiglu=True, register_tokens=2),
     "no LayerScale": ViT(FAMILY.space, image_size=24, patch_size=8, head_dim=8, layer_scale=0.0),
+    "another architecture": replace(FAMILY, architecture="vit_small_patch14_reg4_dinov2", register_tokens=4),
+    "DINOv3": DINOv3(FAMILY.space, image_size=16, patch_size=8, head_dim=16),
+    "Swin": SWIN,
+    "Swin, wide MLPs": replace(SWIN, mlp_ratio=5.0, window_size=3, patch_size=4),
+    "ResNet": RESNET,
+    "ResNet, narrower than it hands on": replace(RESNET, channels=32),
+    "ConvNeXt": CONVNEXT,
+    "ConvNeXt, LayerScale": replace(CONVNEXT, layer_scale=0.5),
+    "ConvNeXt, version 2": replace(CONVNEXT, architecture="convnextv2_atto"),
 }
+SIDES = {
+    "vit": (16, 32, 8),
+    "dinov3": (16, 32, 8),
+    "swin": (16, 32, 10),
+    "resnet": (20, 32, 45),
+    "convnext": (32, 48, 70),
+}
+"""Of images for each family, in pixels; the first is that of training."""
 
 # Loads each folder with `poa` out of reach, and writes what the model makes of some images.
 CONSUMER = """
@@ -49,22 +75,20 @@ for folder, images in request.items():
     mean, std = (torch.tensor(data[name])[:, None, None] for name in ("mean", "std"))
     with torch.inference_mode():
         replies[folder] = [model((batch.float() / 255 - mean) / std) for batch in images]
+    first = images[0].float()
     classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=10)
-    replies[folder].append(classifier(torch.zeros(3, 3, 16, 16)))
+    replies[folder].append(classifier(first))
+    grey = timm.create_model(f"local-dir:{folder}", pretrained=True, in_chans=1).eval()
+    replies[folder].append([grey(first[:, :1]), model(first[:, :1].expand(-1, 3, -1, -1))])
 torch.save(replies, sys.argv[2])
 """
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return poa.pretrain(**tiny.settings(out=str(tmp_path_factory.mktemp("run") / "run"), epochs=1))
 
 
 def bytes_of(image_size: int) -> Tensor:
     return ((filler((3, 3, image_size, image_size), image_size) + 0.5) * 255).to(torch.uint8)
 
 
-def sub_network(family: ViT, size: Size) -> tuple[ViTBackbone, Callable[..., Features]]:
+def sub_network(family: Family, size: Size) -> tuple[Backbone, Callable[..., Features]]:
     """A size cut out of a random intact network: as a module of its own, and in place."""
     intact = family.build(family.space.intact)
     generator = torch.Generator().manual_seed(0)
@@ -73,52 +97,86 @@ def sub_network(family: ViT, size: Size) -> tuple[ViTBackbone, Callable[..., Fea
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + float(parameter.ndim == 1))
     nets = SubNetworks(family.build, family.space.intact, source=family.source, groups=family.groups)
     network = nets.extract(size, intact)
-    assert isinstance(network, ViTBackbone)
+    assert isinstance(network, Backbone)
     return network, nets.bind(size, dict(intact.named_parameters()), training=False)
 
 
-def write(folder: Path, *, family: ViT = FAMILY, size: Size | None = None, **over: Any) -> Path:
+def write(folder: Path, *, family: Family = FAMILY, size: Size | None = None, **over: Any) -> Path:
     size = size or family.space.sizes[0]
     network, elastic = sub_network(family, size)
     arguments: dict[str, Any] = {"preparation": PREPARATION, "source": "a test", **over}
     return export(arguments.pop("network", network), elastic, family=family, size=size, folder=folder, **arguments)
 
 
-def test_models_load_without_this_package(run: Run, tmp_path: Path) -> None:
-    """At the size of training and at others, with the preparation that the folder asks for, and with a classifier."""
-    image_sizes = (16, 32, 8)
-    folders = {size: run.extract(size, out=tmp_path / size) for size in ("32x2", "48x3", "64x3")}
-    torch.save({str(folder): [bytes_of(side) for side in image_sizes] for folder in folders.values()}, tmp_path / "ask")
+class Consumed(NamedTuple):
+    """Sizes of a run, and what a program without this package made of them."""
+
+    run: Run
+    replies: dict[str, list[Any]]
+
+
+def three(run: Run) -> tuple[str, ...]:
+    sizes = run.sizes()
+    return sizes[0], sizes[len(sizes) // 2], sizes[-1]
+
+
+@pytest.fixture(scope="module")
+def consumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Consumed]:
+    """The smallest, a middle and the largest size of a run of every family, all loaded by one program."""
+    folder = tmp_path_factory.mktemp("consumed")
+    runs = {
+        family: poa.pretrain(**tiny.settings(family, out=str(folder / family), epochs=1)) for family in tiny.FAMILIES
+    }
+    asked = {
+        str(run.extract(size)): [bytes_of(side) for side in SIDES[family]]
+        for family, run in runs.items()
+        for size in three(run)
+    }
+    torch.save(asked, folder / "ask")
     done = subprocess.run(
-        [sys.executable, "-c", CONSUMER, str(tmp_path / "ask"), str(tmp_path / "reply")],
+        [sys.executable, "-c", CONSUMER, str(folder / "ask"), str(folder / "reply")],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    replies = torch.load(tmp_path / "reply")
-    for size, folder in folders.items():
-        *found, logits = replies[str(folder)]
-        for side, features in zip(image_sizes, found, strict=True):
+    replies = {Path(name): reply for name, reply in torch.load(folder / "reply").items()}
+    return {
+        family: Consumed(run, {at.name: reply for at, reply in replies.items() if at.is_relative_to(run.folder)})
+        for family, run in runs.items()
+    }
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_models_load_without_this_package(consumed: dict[str, Consumed], family: str) -> None:
+    """At the size of training and at others, prepared as the folder asks for; with a classifier; for grey images."""
+    run, replies = consumed[family]
+    assert replies.keys() == set(three(run))
+    for size, (*found, logits, (grey, three_times_grey)) in replies.items():
+        for side, features in zip(SIDES[family], found, strict=True):
             assert torch.equal(features, run.features(bytes_of(side), size=size)), (size, side)
         assert logits.shape == (3, 10)
+        # float32, in which the weights of three channels are summed before they meet the image, not after
+        torch.testing.assert_close(grey, three_times_grey, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_of_the_family_survives(name: str, tmp_path: Path) -> None:
     family = SETTINGS[name]
-    for size in (Size(16, (2,)), family.space.intact):
+    for size in (family.space.sizes[0], family.space.intact):
         network, elastic = sub_network(family, size)
         folder = write(tmp_path / str(size), family=family, size=size)
         images = filler((2, 3, family.image_size, family.image_size), 5).float()
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         assert torch.equal(model(images), elastic(images).cls)
-        assert torch.equal(model.forward_features(images)[:, model.num_prefix_tokens :], elastic(images).patches)
         assert model.state_dict().keys() == network.model.state_dict().keys()
         classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=10).eval()
         assert classifier(images).shape == (2, 10)
         assert torch.equal(classifier.forward_features(images), model.forward_features(images))
+        told = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+        assert isinstance(classifier.get_submodule(told["classifier"]), nn.Linear)
+        assert isinstance(model.get_submodule(told["first_conv"]), nn.Conv2d)
 
 
 def test_timm_prepares_images_as_training_did(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from poa.training.optimizer import build_optimizer, clip_gradients, parameter_groups, set_schedule
+from poa.config import Config
+from poa.networks import family_of
+from poa.training.optimizer import build_optimizer, clip_gradients, norm_parameters, parameter_groups, set_schedule
 from poa.training.schedules import StepValues
 
 VALUES = StepValues(lr=0.5, weight_decay=0.2, momentum=0.99, temperature=0.05, last_layer_lr=0.1)
@@ -57,23 +60,102 @@ def test_official_vit_multipliers() -> None:
     assert multipliers(names, vit_layer, layers=24, decay=0.9) == pytest.approx(expected, rel=1e-4)
 
 
-def test_official_swin_multipliers() -> None:
-    """Blocks counted through stages of 2, 2, 18 and 2."""
-    layers = {
-        "stages.0.blocks.0.attn.w_msa.relative_position_bias_table": 1,
-        "stages.0.downsample.reduction.weight": 3,
-        "stages.3.blocks.1.ffn.fc1.weight": 24,
-        "norm3.weight": None,
+def of_family(name: str, *, decay: float, **model: Any) -> dict[str, dict[str, Any]]:
+    """Entries of the group of each backbone parameter of a network, by the timm model's names."""
+    family = family_of(Config.model_validate({"model": {"name": name, **model}}))
+    with torch.device("meta"):
+        student = nn.ModuleDict({"backbone": family.build(family.space.intact)})
+    groups = parameter_groups(
+        student.named_parameters(),
+        layer_of=family.layer,
+        num_layers=family.num_layers,
+        layer_decay=decay,
+        norms=norm_parameters(student),
+    )
+    found = {name: group for group in groups for name, _ in group["params"]}
+    assert found.keys() == dict(student.named_parameters()).keys()
+    return {name.removeprefix("backbone.").removeprefix("model."): group for name, group in found.items()}
+
+
+OFFICIAL = {
+    # Blocks are counted through stages of 2, 2, 18 and 2; what merges patches learns as the first block behind it.
+    "swin": (
+        0.9,
+        {
+            "mask_token": 0.071790,
+            "patch_embed.proj.weight": 0.014358,
+            "patch_embed.norm.bias": 0.014358,
+            "layers.0.blocks.0.attn.relative_position_bias_table": 0.079766,
+            "layers.0.blocks.1.mlp.fc2.weight": 0.088629,
+            "layers.1.downsample.reduction.weight": 0.098477,
+            "layers.1.downsample.norm.weight": 0.098477,
+            "layers.1.blocks.0.norm1.weight": 0.098477,
+            "layers.2.blocks.17.attn.qkv.bias": 0.729,
+            "layers.3.downsample.reduction.weight": 0.81,
+            "layers.3.blocks.1.mlp.fc1.weight": 0.9,
+            "norm.weight": 1.0,
+        },
+    ),
+    # Fifty blocks, of which the last has the full rate.
+    "resnet": (
+        0.95,
+        {
+            "mask_token": 0.07694,
+            "conv1.weight": 0.07694,
+            "bn1.weight": 0.07694,
+            "layer1.0.conv1.weight": 0.08099,
+            "layer1.0.downsample.0.weight": 0.08099,
+            "layer2.0.conv2.weight": 0.08099 / 0.95**3,
+            "layer3.35.bn2.weight": 0.95**3,
+            "layer4.2.conv3.weight": 1.0,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_multipliers(name: str) -> None:
+    decay, expected = OFFICIAL[name]
+    groups = of_family(name, decay=decay)
+    found = {parameter: groups[parameter]["lr_multiplier"] for parameter in expected}
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_convnext_multipliers() -> None:
+    """Counted as a Swin's; the norm after pooling is beyond the last block."""
+    groups = of_family("convnext", decay=0.5, depths=[1, 1, 2, 1], depth_min=[1])
+    expected = {
+        "mask_token": 1 / 64,
+        "stem.0.weight": 1 / 64,
+        "stages.0.blocks.0.gamma": 1 / 32,
+        "stages.1.downsample.1.weight": 1 / 16,
+        "stages.1.blocks.0.conv_dw.weight": 1 / 16,
+        "stages.2.blocks.1.mlp.fc1.bias": 1 / 4,
+        "stages.3.downsample.0.weight": 1 / 2,
+        "stages.3.blocks.0.mlp.fc2.weight": 1 / 2,
+        "head.norm.weight": 1.0,
     }
-    actual = multipliers(list(layers), layers.__getitem__, layers=24, decay=0.9)
-    assert actual == pytest.approx([0.079766, 0.098477, 0.9, 1], rel=1e-4)
+    assert {name: groups[name]["lr_multiplier"] for name in expected} == expected
 
 
-def test_official_resnet_multipliers() -> None:
-    """Fifty blocks, of which the last has the full rate."""
-    layers = {"conv1.weight": 0, "layer1.0.conv1.weight": 1, "layer4.2.conv3.weight": 50}
-    actual = multipliers(list(layers), layers.__getitem__, layers=49, decay=0.95)
-    assert actual == pytest.approx([0.07694, 0.08099, 1], rel=1e-4)
+@pytest.mark.parametrize(
+    ("name", "decaying"),
+    [
+        ("vit", {"mask_token", "cls_token", "pos_embed"}),
+        ("dinov3", {"mask_token", "cls_token", "reg_token"}),
+        ("swin", {"mask_token", "relative_position_bias_table"}),
+        ("resnet", {"mask_token"}),
+        ("convnext", {"mask_token"}),
+    ],
+)
+def test_matrices_tokens_and_tables_decay_and_nothing_else(name: str, decaying: set[str]) -> None:
+    """No norm does. In the official code the scales of ResNet's `downsample.1` do, since their names lack `norm`."""
+    groups = of_family(name, decay=0.9)
+    for parameter, group in groups.items():
+        member = dict(group["params"])[f"backbone.{'' if parameter == 'mask_token' else 'model.'}{parameter}"]
+        is_matrix = parameter.endswith(".weight") and member.ndim > 1
+        expected = is_matrix or parameter.split(".")[-1] in decaying
+        assert group["weight_decay_multiplier"] == float(expected), parameter
 
 
 def test_what_does_not_decay() -> None:

@@ -125,11 +125,11 @@ def _move(temporary: Path, folder: Path) -> None:
 def _describe(network: Backbone, family: Family, size: Size, preparation: Preparation) -> dict[str, Any]:
     """What timm needs to know to build the model and to prepare images for it."""
     architecture, arguments = family.timm_config(size)
+    known: Any = network.model.pretrained_cfg
     return {
         "architecture": architecture,
         "num_classes": 0,
         "num_features": network.num_features,
-        "global_pool": network.model.global_pool,
         "model_args": dict(arguments),
         "pretrained_cfg": {
             "tag": "poa",
@@ -142,8 +142,8 @@ def _describe(network: Backbone, family: Family, size: Size, preparation: Prepar
             "mean": list(preparation.mean),
             "std": list(preparation.std),
             "pool_size": None,
-            "classifier": "head",
-            "first_conv": "patch_embed.proj",
+            "classifier": known["classifier"],
+            "first_conv": known["first_conv"],
         },
     }
 

@@ -108,7 +108,7 @@ class Family(ABC):
     fused_attention: bool = True
 
     smallest_image: ClassVar[int] = 1
-    """Side of the smallest images that leave a cell in the last map, in pixels."""
+    """Side of the smallest images that leave something to see in the last maps, in pixels."""
     width_unit: ClassVar[int]
     """Step between widths where neither it nor a head dimension is set."""
     attention: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -165,7 +165,7 @@ class Family(ABC):
         """
         if size < self.smallest_image:
             raise UserError(
-                f"Nothing is left of {size} pixels in the last map of a {type(self).__name__}. "
+                f"Images of {size} pixels are too small for the last maps of a {type(self).__name__}. "
                 f"Set --{setting} to at least {self.smallest_image}."
             )
 

@@ -65,6 +65,13 @@ class ConvNeXt(Family):
     beyond: ClassVar[tuple[str, ...]] = ("norm_pre.", "head.")
     elastic: ClassVar[tuple[int, ...]] = (2,)
 
+    def __post_init__(self) -> None:
+        if self.layer_scale == 0.0:
+            raise UserError(
+                "--model.layer-scale 0 would silence every block of a ConvNeXt. Set it to 1, or leave it out."
+            )
+        self.check_image_size(self.image_size, setting="views.global-size")
+
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
         """Settings of a ConvNeXt whose widths double from stage to stage."""

@@ -54,6 +54,8 @@ class ResNet(Family):
     depths: tuple[int, ...] = (3, 8, 36, 3)
     channels: int = 64
 
+    # below, stride 2 meets a single cell, where oneDNN leaves gradients of bf16 convolutions unset (torch 2.15)
+    smallest_image: ClassVar[int] = 17
     width_unit: ClassVar[int] = NORM_GROUPS
     network: ClassVar[type[nn.Module]] = TimmResNet
     published: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -74,6 +76,7 @@ class ResNet(Family):
         check_widths(self.space, NORM_GROUPS, what="the number of norm groups,", settings=settings)
         if self.channels % 16 or self.channels & (self.channels - 1):
             raise UserError(f"--model.channels of a ResNet must be 16, 32, 64, 128…, got {self.channels}.")
+        self.check_image_size(self.image_size, setting="views.global-size")
 
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:

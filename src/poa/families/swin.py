@@ -12,6 +12,7 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention, get_r
 from torch import Tensor, nn
 
 from poa.elastic.space import Size
+from poa.errors import UserError
 from poa.families.base import Backbone, Family, Features, Stage, check_multiple, check_widths, doubled
 
 
@@ -79,17 +80,22 @@ class Swin(Family):
 
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
-        """Settings of a Swin."""
+        """Settings of a Swin with the same windows in all stages."""
         assert isinstance(model, SwinTransformer)
         depths = tuple(len(stage.blocks) for stage in model.layers)
-        attention = model.layers[0].blocks[0].attn
+        firsts = [stage.blocks[0] for stage in model.layers]
+        attention = firsts[0].attn
+        window = attention.window_size[0]
+        if [block.window_size[0] for block in firsts] != [min(window, block.input_resolution[0]) for block in firsts]:
+            raise UserError("its windows differ from stage to stage")
         return {
             "width_max": model.embed_dim,
             "depth_max": (depths[2],),
             "depths": depths,
             "patch_size": model.patch_embed.patch_size[0],
-            "window_size": attention.window_size[0],
+            "window_size": window,
             "head_dim": model.embed_dim // attention.num_heads,
+            "mlp_ratio": float(model.layers[0].blocks[0].mlp_ratio),
         }
 
     def check_image_size(self, size: int, *, setting: str) -> None:

@@ -162,12 +162,13 @@ class ViT(Family):
         if model.cls_token is None or model.global_pool != "token" or type(first) is not Block:
             raise UserError("its image feature is not the class token of plain blocks")
         swiglu = isinstance(first.mlp, GluMlp)
+        hidden = first.mlp.fc1.out_features
         return {
             "width_max": model.embed_dim,
             "depth_max": (len(model.blocks),),
             "patch_size": model.patch_embed.patch_size[0],
             "head_dim": model.embed_dim // first.attn.num_heads,
-            "mlp_ratio": 4.0 if swiglu else first.mlp.fc1.out_features / model.embed_dim,
+            "mlp_ratio": (hidden * 0.75 if swiglu else hidden) / model.embed_dim,  # gate and value, each two thirds
             "layer_scale": float(first.ls1.init_values) if isinstance(first.ls1, LayerScale) else 0.0,
             "register_tokens": model.num_reg_tokens,
             "swiglu": swiglu,
