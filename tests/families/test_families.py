@@ -18,6 +18,7 @@ from conformance import filler
 from poa.config import Config
 from poa.elastic.network import SubNetworks
 from poa.elastic.space import SearchSpace, Size
+from poa.errors import UserError
 from poa.families.base import Backbone, Family
 from poa.families.convnext import ConvNeXt
 from poa.families.resnet import ResNet
@@ -193,7 +194,7 @@ VARIANTS: dict[str, tuple[str, Family]] = {
     "resnet, wider than it hands on": ("resnet", replace(TINY["resnet"], channels=32)),
     "convnext, version 2": ("convnext", replace(TINY["convnext"], architecture="convnextv2_atto", layer_scale=None)),
     "convnext, overlapping stem": ("convnext", replace(TINY["convnext"], architecture="convnext_atto_ols")),
-    "convnext, no LayerScale": ("convnext", replace(TINY["convnext"], layer_scale=0.0)),
+    "convnext, LayerScale 1": ("convnext", replace(TINY["convnext"], layer_scale=1.0)),
 }
 
 
@@ -506,3 +507,8 @@ def rates_of(block: nn.Module) -> list[float]:
     """Of a block's branches; an identity drops nothing."""
     paths = [module for name, module in block.named_modules() if name.startswith("drop_path")]
     return [float(getattr(path, "drop_prob", 0.0)) for path in paths]
+
+
+def test_a_convnext_is_not_silenced() -> None:
+    with pytest.raises(UserError, match="would silence every block"):
+        replace(TINY["convnext"], layer_scale=0.0)

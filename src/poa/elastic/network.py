@@ -66,8 +66,9 @@ class SubNetworks:
         """
         sub, plan = self._get(size)
         sub.train(training)
-        parameters = plan(intact, dtype=dtype)
-        return lambda *inputs, **options: functional_call(sub, parameters, inputs, options)
+        device = next(iter(intact.values())).device
+        state = plan(intact, dtype=dtype) | {name: buffer.to(device) for name, buffer in sub.named_buffers()}
+        return lambda *inputs, **options: functional_call(sub, state, inputs, options)
 
     @torch.no_grad()
     def extract(self, size: Size, intact: nn.Module) -> nn.Module:

@@ -128,7 +128,7 @@ def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
     """
     with torch.device("meta"):
         model = build()
-    if not any(True for _ in model.buffers()):
+    if not any(buffer.is_meta for buffer in model.buffers()):
         return model
     with torch.random.fork_rng(devices=[]):  # a skeleton made later must not change the run's random numbers
         model = build()  # buffers (index tables, masks) hold values, which the meta device cannot

@@ -31,7 +31,7 @@ class DINOv3Backbone(Backbone):
         """The class token and the patches after the final norm; attention knows where a masked patch is."""
         vit = self.model
         x, positions = vit._pos_embed(self.hide(vit.patch_embed(images), mask))
-        x, positions = vit.norm_pre(x), positions.to(x.device)  # a skeleton's table of periods stays on the CPU
+        x = vit.norm_pre(x)
         for block in vit.blocks:
             x = block(x, rope=positions)
         x = vit.norm(x)

@@ -4,9 +4,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers import RmsNorm, RmsNorm2d
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from poa.training.schedules import StepValues
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, RmsNorm, RmsNorm2d, GlobalResponseNorm)
 
 
 class _Kind(NamedTuple):
@@ -19,7 +23,7 @@ class _Kind(NamedTuple):
 
 def norm_parameters(module: nn.Module) -> set[str]:
     """Names of the parameters that belong to norm layers."""
-    norms = {name for name, layer in module.named_modules() if isinstance(layer, nn.LayerNorm | nn.GroupNorm)}
+    norms = {name for name, layer in module.named_modules() if isinstance(layer, NORMS)}
     return {name for name, _ in module.named_parameters() if name.rpartition(".")[0] in norms}
 
 
