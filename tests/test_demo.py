@@ -18,3 +18,11 @@ def test_demo_trains_scores_extracts_and_draws(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "12 sizes, k-NN" in printed
     assert f"poa sizes {out}" in printed.replace("\n", "")
+
+
+def test_families_have_demos_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--model", "swn", "--out", str(tmp_path / "demo")])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip() == "poa: There is no demo of 'swn'. Did you mean 'swin'?"
+    assert not list(tmp_path.iterdir())
