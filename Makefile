@@ -18,7 +18,7 @@ demo: $(STAMP)  ## pre-train 12 sizes on embedded digits, score them all, extrac
 	$(BIN)/poa demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks

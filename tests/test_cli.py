@@ -270,9 +270,9 @@ def test_what_a_process_leaves_is_told_by_its_launcher(
     assert "SIGKILL" in str(killed) or status == 2
 
 
-def test_help_comes_at_once() -> None:
+def test_help_fits_a_terminal_and_waits_for_no_torch() -> None:
     code = """
-import sys, time
+import sys
 from poa.cli import main
 for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in (
     ["pretrain"], ["sizes"], ["evaluate"], ["evaluate", "knn"], ["extract"], ["demo"], ["recipes"]))):
@@ -281,11 +281,9 @@ for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in
     except SystemExit as end:
         assert not end.code, (words, end.code)
 assert "torch" not in sys.modules
-print(time.process_time())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one_thread(), check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.splitlines()[-1]) < 1.5, "ten pages of help took longer than this"
     for heading in ("Parameters", "Model", "Heads", "Views", "Losses", "Optimizer", "Saving", "Monitor", "Evaluation"):
         assert f"╭─ {heading} ─" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
