@@ -76,3 +76,16 @@ def koleo(features: Matrix) -> float:
         distance = math.sqrt(sum((a - b + 1e-8) ** 2 for a, b in zip(row, rows[nearest], strict=True)))
         total -= math.log(distance + 1e-8)
     return total / len(rows)
+
+
+def similarity_distillation(
+    student: Matrix, teacher: Matrix, queue: Matrix, student_temperature: float, teacher_temperature: float
+) -> float:
+    """SEED: candidates are the row's own teacher embedding, then the queue."""
+    total = 0.0
+    for given, asked in zip(student, teacher, strict=True):
+        candidates = [asked, *queue]
+        wanted = softmax([dot(asked, candidate) / teacher_temperature for candidate in candidates])
+        found = softmax([dot(given, candidate) / student_temperature for candidate in candidates])
+        total -= sum(p * math.log(q) for p, q in zip(wanted, found, strict=True))
+    return total / len(student)

@@ -1,0 +1,92 @@
+"""Whether small widths push the large ones aside: gradients looked at slice by slice (SlimCLR, arXiv 2209.15525)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from poa.elastic.plan import SlicePlan
+from poa.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SliceNorms:
+    """L2 norms of a gradient over nested parts of weights.
+
+    Attributes:
+        layers: Names of the intact network's weights.
+        norms: For each layer and width the norm over what that width uses, in float64; the full width comes first.
+    """
+
+    layers: tuple[str, ...]
+    norms: Float[Tensor, "layers widths"]
+
+    def means(self) -> tuple[float, ...]:
+        """Of each width, the mean over layers."""
+        return tuple(self.norms.mean(0).tolist())
+
+    def ratio(self, width: int) -> float:
+        """Mean norm over the whole weights by that over a width's part.
+
+        Args:
+            width: Number of the width, in the order of the plans.
+        """
+        means = self.norms.mean(0)
+        return float(means[0] / means[width])
+
+    def rest_ratio(self, width: int) -> float:
+        """Mean norm over what a width does *not* use by that over what it uses; below 1 the full network is led.
+
+        The rest is taken layer by layer, ``sqrt(|whole|^2 - |part|^2)``, before the mean. (The official code does so
+        after it, which is near.)
+
+        Args:
+            width: Number of the width, in the order of the plans.
+        """
+        whole, part = self.norms[:, 0], self.norms[:, width]
+        rest = (whole.square() - part.square()).clamp(min=0).sqrt()
+        return float(rest.mean() / part.mean())
+
+
+@torch.no_grad()
+def slice_norms(gradients: Mapping[str, Tensor], plans: Sequence[SlicePlan]) -> SliceNorms:
+    """Norms of a gradient over the parts of weights that each width uses.
+
+    Biases and norms are left aside, as are weights without a gradient in ``gradients`` and those with one that is not
+    finite (fp16 before its scaler has settled).
+
+    Args:
+        gradients: Of the intact network's parameters by name.
+        plans: How widths are cut, the full width first.
+
+    Raises:
+        UserError: No weight is left.
+    """
+    cuts = [{cut.source: replace(cut, scale=1.0) for cut in plan.cuts.values() if len(cut.shape) > 1} for plan in plans]
+    layers, rows = [], []
+    for name in cuts[0]:
+        if name in gradients and all(name in of_width for of_width in cuts):
+            row = torch.stack([of_width[name](gradients[name]).double().norm() for of_width in cuts])
+            layers.append(name)
+            rows.append(row)
+    norms = torch.stack(rows).cpu() if rows else torch.zeros(0, len(plans), dtype=torch.float64)
+    finite = norms.isfinite().all(1)
+    if not finite.any():
+        raise UserError("None of the weights has a finite gradient. Look at gradients after a backward pass.")
+    kept = tuple(layer for layer, good in zip(layers, finite.tolist(), strict=True) if good)
+    return SliceNorms(kept, norms[finite])
+
+
+@torch.no_grad()
+def leading_singular_values(gradient: Float[Tensor, "rows columns"], *, number: int = 2) -> tuple[float, ...]:
+    """The largest singular values, descending; a second one near the first says that widths pull different ways.
+
+    Args:
+        gradient: Such as of the last layer's weight. NaN where it is not finite.
+        number: How many; no more than the shorter side has.
+    """
+    if not gradient.isfinite().all():
+        return (float("nan"),) * number
+    return tuple(torch.linalg.svdvals(gradient.double())[:number].tolist())

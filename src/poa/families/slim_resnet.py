@@ -1,0 +1,142 @@
+"""Slimmable residual networks of bottleneck blocks with BatchNorm, as timm builds them (SlimCLR, arXiv 2209.15525)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float
+from timm.layers import BatchNormAct2d
+from timm.models.resnetv2 import Bottleneck, DownsampleConv, ResNetV2
+from torch import Tensor, nn
+
+from poa.elastic.space import Size
+from poa.errors import UserError
+from poa.families.base import Backbone, Family, Features, Stage, check_widths, doubled
+
+WIDTH_UNIT = 8
+"""timm rounds channels to multiples of this."""
+
+
+class SlimResNetBackbone(Backbone):
+    """A timm ``ResNetV2`` without pre-activation, and its mask token, which replaces cells of the stem's pooled map."""
+
+    model: ResNetV2
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """All blocks of all stages."""
+        return tuple(module for module in self.model.modules() if isinstance(module, Bottleneck))
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
+    ) -> Features:
+        """The mean of the last map, and its cells on a grid twice as fine."""
+        net = self.model
+        maps = self.hide(net.stem(images).permute(0, 2, 3, 1), mask).permute(0, 3, 1, 2)
+        maps = net.norm(net.stages(maps))
+        return Features(net.forward_head(maps), doubled(maps.permute(0, 2, 3, 1)))
+
+
+@dataclass(frozen=True)
+class SlimResNet(Family):
+    """Settings that all sizes of one slimmable ResNet share; a size is the width of the stem and the blocks of stages.
+
+    All channels, those of the stem too, are in proportion: width 64 is torchvision's ResNet-50, -101 or -152 (stride in
+    the 3x3 convolution), width 16 one with a quarter of the channels everywhere. All sizes have all blocks. timm's
+    class ``ResNet`` has 64 channels after a 7x7 stem whatever it is told; its ``ResNetV2`` is, without pre-activation,
+    the same network, and takes them.
+
+    The networks have BatchNorm, which cannot be cut: use ``elastic.switchable``.
+    """
+
+    architecture: str = "resnetv2_50"
+
+    smallest_image: ClassVar[int] = 17  # as of ResNet
+    width_unit: ClassVar[int] = WIDTH_UNIT
+    network: ClassVar[type[nn.Module]] = ResNetV2
+    published: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "width_min": 16,
+            "width_max": 64,
+            "width_step": 16,
+            "depth_min": (3, 4, 6, 3),
+            "depth_max": (3, 4, 6, 3),
+            "drop_path": 0.0,
+            "sampling_bias": 1.0,
+        }
+    )
+    biased_widths: ClassVar[bool] = False
+    elastic: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
+
+    def __post_init__(self) -> None:
+        settings = "--model.width-min, --model.width-max or --model.width-step"
+        check_widths(self.space, WIDTH_UNIT, what="the channels that timm counts in,", settings=settings)
+        depths = self.space.intact.depths
+        other = [size for size in self.space.sizes if size.depths != depths]
+        if other:
+            raise UserError(
+                f"All sizes of a slimmable ResNet have the same blocks, but {other[0]} is not as deep as "
+                f"{self.space.intact}. Set --model.depth-min to --model.depth-max."
+            )
+        if len(depths) != len(self.elastic):
+            raise UserError(
+                f"A slimmable ResNet has {len(self.elastic)} stages, got blocks for {len(depths)}. "
+                "Set --model.depth-min and --model.depth-max to such as 3 4 6 3."
+            )
+        self.check_image_size(self.image_size, setting="views.global-size")
+
+    @classmethod
+    def read(cls, model: nn.Module) -> dict[str, Any]:
+        """Settings of a ResNet with BatchNorm after each convolution; sizes are quarters of its width."""
+        assert isinstance(model, ResNetV2)
+        first, width = model.stages[0].blocks[0], model.feature_info[0]["num_chs"]
+        if not isinstance(first, Bottleneck):
+            raise UserError("its blocks begin with their norm (pre-activation); take slim-resnet")
+        expected = [4 * width * 2**stage for stage in range(len(model.stages))]
+        plain = (
+            isinstance(first.downsample, DownsampleConv)
+            and first.conv2.groups == 1
+            and "conv" in dict(model.stem.named_children())
+        )
+        if not plain or not isinstance(first.norm1, BatchNormAct2d):
+            raise UserError("it is not made of plain bottlenecks with BatchNorm; take slim-resnet")
+        if [info["num_chs"] for info in model.feature_info[1:]] != expected or first.conv2.in_channels != width:
+            raise UserError("its channels do not double from stage to stage, or not from the stem's on")
+        depths = tuple(len(stage.blocks) for stage in model.stages)
+        quarter = -(-width // (4 * WIDTH_UNIT)) * WIDTH_UNIT
+        return {
+            "width_min": quarter,
+            "width_max": width,
+            "width_step": quarter,
+            "depth_min": depths,
+            "depth_max": depths,
+        }
+
+    def stages(self, size: Size) -> tuple[Stage, ...]:
+        """Four."""
+        return tuple(Stage(f"stages.{number}.blocks.", blocks) for number, blocks in enumerate(size.depths))
+
+    def arguments(self, size: Size) -> dict[str, Any]:
+        """Of timm's ``ResNetV2``."""
+        return {
+            "layers": size.depths,
+            "channels": tuple(4 * size.width * 2**stage for stage in range(len(size.depths))),
+            "stem_chs": size.width,
+            "preact": False,
+        }
+
+    def build(self, size: Size, *, drop_path: float = 0.0) -> SlimResNetBackbone:
+        """A freshly initialised ResNet of that size, on the current default device; no block adds anything at first.
+
+        Args:
+            size: Width and depths.
+            drop_path: Must be 0: the published network has none.
+        """
+        if drop_path > 0.0:
+            raise UserError("--model.drop-path: a slimmable ResNet is trained without drop path. Leave it out.")
+        return SlimResNetBackbone(self.create(size, zero_init_last=True), hidden_width=size.width)
+
+    def mask_grid(self, image_size: int) -> int:
+        """Twice the cells along a side of the last map."""
+        return 2 * -(-image_size // 32)

@@ -1,0 +1,153 @@
+"""Contrastive losses: an embedding shall be most similar to that of another view of the same image.
+
+MoCo v2 (arXiv 2003.04297) compares with a queue, MoCo v3 (arXiv 2104.02057) with the keys of the batch, SimCLR
+(arXiv 2002.05709) with all other rows of the batch; slimmable variants in SlimCLR (arXiv 2209.15525). All take
+embeddings on the unit sphere and compute in float32 (float64 stays), also under autocast. Without rows a loss is 0,
+still connected to its inputs, so that every process runs the same backward pass.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from poa.distributed import gather_rows, rank
+
+
+class Similarities(NamedTuple):
+    """Dot products of each row with all that it is compared with.
+
+    Attributes:
+        values: Not yet divided by a temperature, as online distillation needs them.
+        positives: Which candidate shows the same image.
+    """
+
+    values: Float[Tensor, "rows candidates"]
+    positives: Int[Tensor, "rows"]
+
+
+def contrast(similarities: Similarities, *, temperature: float) -> Float[Tensor, ""]:
+    """Mean over rows of ``-log softmax(values / temperature)[positive]``.
+
+    Args:
+        similarities: Of rows and candidates.
+        temperature: Divides the similarities.
+    """
+    values, positives = similarities
+    with torch.autocast(values.device.type, enabled=False):
+        return F.cross_entropy(values / temperature, positives, reduction="sum") / max(len(values), 1)
+
+
+def queue_similarities(
+    queries: Float[Tensor, "rows width"], keys: Float[Tensor, "rows width"], queue: Float[Tensor, "queued width"]
+) -> Similarities:
+    """Similarities to the row's own key, which comes first, and to a queue of earlier keys.
+
+    Args:
+        queries: Embeddings of this process.
+        keys: Of another view of the same images; no gradient reaches them.
+        queue: Must not change before the backward pass.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys, queue = _wide(queries), _wide(keys.detach()), _wide(queue.detach())
+        own = torch.einsum("rw,rw->r", queries, keys)
+        values = torch.cat([own[:, None], queries @ queue.T], dim=1)
+    return Similarities(values, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
+
+
+def batch_similarities(queries: Float[Tensor, "rows width"], keys: Float[Tensor, "rows width"]) -> Similarities:
+    """Similarities to the keys of all processes.
+
+    Args:
+        queries: Embeddings of this process; every process brings as many.
+        keys: Of another view of the same images; no gradient reaches them.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        values = _wide(queries) @ _gathered(_wide(keys.detach())).T
+    return Similarities(values, torch.arange(len(queries), device=queries.device) + rank() * len(queries))
+
+
+def pair_similarities(first: Float[Tensor, "batch width"], second: Float[Tensor, "batch width"]) -> Similarities:
+    """Similarities of the rows of both views to all rows of all processes but themselves.
+
+    Gradients reach the rows of all processes, so that the mean over processes of the gradients is that of one process
+    with the whole batch.
+
+    Args:
+        first: Embeddings of all images' first views on this process; every process brings as many.
+        second: Of their second views.
+
+    Returns:
+        First the rows of first views, then those of second views. Candidates are the first views of all processes and
+        their second views, without the row itself.
+    """
+    batch = len(first)
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = _wide(first), _wide(second)
+        candidates = torch.cat([gather_rows(first), gather_rows(second)])
+        values = torch.cat([first, second]) @ candidates.T
+    half = len(candidates) // 2
+    number = torch.arange(batch, device=first.device) + rank() * batch
+    own = torch.cat([number, number + half])
+    others = torch.arange(len(candidates), device=first.device) != own[:, None]
+    # a first view's positive stands behind the row that is left out, hence one place further to the front
+    return Similarities(
+        values[others].view(2 * batch, max(len(candidates) - 1, 0)), torch.cat([number + half - 1, number])
+    )
+
+
+def info_nce(
+    queries: Float[Tensor, "rows width"],
+    keys: Float[Tensor, "rows width"],
+    queue: Float[Tensor, "queued width"],
+    *,
+    temperature: float = 0.2,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of ``[q.k, queue @ q] / temperature`` with the own key as the right answer (MoCo v2).
+
+    Args:
+        queries: Embeddings of this process.
+        keys: Of another view of the same images, from the momentum network; no gradient reaches them.
+        queue: Earlier keys.
+        temperature: Divides the similarities.
+    """
+    return contrast(queue_similarities(queries, keys, queue), temperature=temperature)
+
+
+def moco_v3(
+    queries: Float[Tensor, "rows width"], keys: Float[Tensor, "rows width"], *, temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """``2 * temperature`` times the cross-entropy of ``keys @ q / temperature`` (MoCo v3, Algorithm 1).
+
+    Of one pairing of views; the whole loss adds the other one.
+
+    Args:
+        queries: Embeddings of this process, after the predictor.
+        keys: Of the other view of the same images, from the momentum network; no gradient reaches them.
+        temperature: Divides the similarities.
+    """
+    return 2 * temperature * contrast(batch_similarities(queries, keys), temperature=temperature)
+
+
+def nt_xent(
+    first: Float[Tensor, "batch width"], second: Float[Tensor, "batch width"], *, temperature: float = 0.1
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each row's similarities to all others, the image's other view being right (SimCLR, Sec. 2.1).
+
+    Args:
+        first: Embeddings of all images' first views on this process.
+        second: Of their second views.
+        temperature: Divides the similarities.
+    """
+    return contrast(pair_similarities(first, second), temperature=temperature)
+
+
+def _wide(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+@torch.no_grad()
+def _gathered(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "all_rows width"]:
+    return gather_rows(rows)

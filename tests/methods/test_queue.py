@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from poa import distributed
+from poa.errors import UserError
+from poa.methods.queue import EmbeddingQueue
+from processes import run_processes
+
+
+def test_it_starts_as_unit_vectors_from_its_seed() -> None:
+    first, again, other = (EmbeddingQueue(6, 4, seed=seed).rows for seed in (0, 0, 1))
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_oldest_rows_are_replaced_and_it_wraps() -> None:
+    queue = EmbeddingQueue(4, 2)
+    kept = queue.rows[2:].clone()
+    rows = [torch.full((2, 2), float(number)) for number in range(1, 4)]
+    queue.enqueue(rows[0])
+    assert torch.equal(queue.rows, torch.cat([rows[0], kept]))
+    queue.enqueue(rows[1])
+    assert int(queue.place) == 0
+    queue.enqueue(rows[2])
+    assert torch.equal(queue.rows, torch.cat([rows[2], rows[1]]))
+    assert int(queue.place) == 2
+
+
+def test_its_state_goes_on() -> None:
+    queue, other = EmbeddingQueue(4, 2), EmbeddingQueue(4, 2, seed=1)
+    queue.enqueue(torch.ones(2, 2))
+    other.load_state_dict(queue.state_dict())
+    for each in (queue, other):
+        each.enqueue(torch.zeros(2, 2))
+    assert torch.equal(queue.rows, other.rows)
+    assert int(other.place) == 0
+
+
+def test_no_multiple_is_refused() -> None:
+    with pytest.raises(UserError, match=r"queue of 4 embeddings cannot be filled by 3 at a time.*such as 6"):
+        EmbeddingQueue(4, 2).enqueue(torch.ones(3, 2))
+
+
+def enqueue_own_rows() -> torch.Tensor:
+    queue = EmbeddingQueue(4, 2)
+    queue.enqueue(torch.full((1, 2), float(distributed.rank())))
+    queue.enqueue(torch.full((1, 2), 10.0 + distributed.rank()))
+    return queue.rows
+
+
+def test_processes_hold_the_same_rows_in_rank_order() -> None:
+    first, second = run_processes(enqueue_own_rows, 2)
+    assert torch.equal(first, second)
+    assert first[:, 0].tolist() == [0, 1, 10, 11]
