@@ -26,6 +26,7 @@ from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
 from poa.losses.targets import prototype_logits, sinkhorn
 from poa.methods.network import BranchOutput
+from poa.methods.poa import POA
 from poa.step import Parts, assemble, train_step
 from poa.training.optimizer import clip_gradients
 
@@ -62,7 +63,7 @@ class Pieces:
     def teacher(self, _: int) -> None:
         """The teacher's forward pass."""
         with torch.no_grad(), autocast(self.parts):
-            logits(self.parts.method.teacher(self.views, teacher=True))
+            logits(poa_of(self.parts).teacher(self.views, teacher=True))
 
     def intact(self, _: int) -> None:
         """The intact student, there and back."""
@@ -70,7 +71,7 @@ class Pieces:
 
     def elastic(self, number: int) -> None:
         """The elastic student: cut, there and back."""
-        method, dtype = self.parts.method, self.parts.dtype
+        method, dtype = poa_of(self.parts), self.parts.dtype
         (size,) = self.parts.subnets(self.first + number)
         parameters = dict(method.student.named_parameters())
         cast = None if dtype == torch.float32 else dtype
@@ -88,7 +89,8 @@ class Pieces:
         parts.optimizer.zero_grad(set_to_none=True)
         with autocast(parts):
             losses = parts.wrapped(self.views, parts.subnets(self.first + number), temperature=self._temperature)
-        torch.autograd.backward([parts.weights[name] * loss for name, loss in losses.items()])
+        weights = parts.method.weights((), num_locals=parts.num_locals)
+        torch.autograd.backward([weights[name] * loss for name, loss in losses.items()])
 
     def targets(self, _: int) -> None:
         """Targets from the teacher's features: prototype logits and Sinkhorn-Knopp."""
@@ -178,8 +180,14 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     (raw,) = next(loader)
     views = augment(raw, augmentation=parts.augmentation, device=device)
     with torch.no_grad(), autocast(parts):
-        output = parts.method.teacher(views, teacher=True)
+        output = poa_of(parts).teacher(views, teacher=True)
     return Pieces(parts, parts.ibot_start, raw, views, output)
+
+
+def poa_of(parts: Parts) -> POA:
+    """The method, known to have three branches."""
+    assert isinstance(parts.method, POA)
+    return parts.method
 
 
 def autocast(parts: Parts) -> AbstractContextManager[object]:

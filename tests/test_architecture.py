@@ -49,6 +49,8 @@ def test_structure(path: Path) -> None:
         assert not {m for m in modules if m.startswith("torch.distributed")} - allowed
     if part == "config":
         assert not any(module.split(".")[0] == "torch" for module in modules)
+    if part not in ("cli", "commands"):
+        assert not any(module.startswith("poa.commands") for module in modules)
     if part in MAY_IMPORT:
         allowed = MAY_IMPORT[part] | EVERYWHERE | {part}
         ours = {module.removeprefix("poa.") for module in modules if module.startswith("poa.")}

@@ -19,6 +19,8 @@ from poa.training import checkpoint
 from poa.training.metrics import MetricsLog
 
 KNN = "evaluate knn run --train digits/train --test digits/test"
+LINEAR, FEW, RETRIEVAL = (KNN.replace("knn", name) for name in ("linear", "few-shot", "retrieval"))
+CLUSTER = "evaluate cluster run --test digits/test"
 TRAIN = "pretrain --config tiny.yaml --out new"
 REFUSED = {
     # words
@@ -26,7 +28,7 @@ REFUSED = {
     "flag": ("pretrain --epoch 3", "Unknown option: --epoch", "Did you mean --epochs?"),
     "nested flag": ("pretrain --model.dept-max 3", "--model.dept-max", "Did you mean --model.depth-max?"),
     "word without a flag": ("pretrain images", "'images' belongs to no option", "--name VALUE"),
-    "no folder named": ("evaluate knn", "RUN requires an argument", "--help"),
+    "no folder named": ("evaluate knn", "SUBJECT requires an argument", "--help"),
     "nothing to list": ("sizes", "Say whose sizes", "the folder of a run", "--model NAME"),
     "no size named": ("extract run", "--size requires an argument", "--help"),
     "too few numbers": ("pretrain --views.mean 1 2", "--views.mean requires 3", "got 2"),
@@ -127,6 +129,45 @@ REFUSED = {
     "other scores": (f"{KNN} --name other --limit 100", "train (50 images", "Choose another --name", "--overwrite"),
     "damaged scores": ("sizes broken", "knn.json is not a file of scores", "Delete it"),
     "name of scores": (f"{KNN} --name a/b", "without slashes, got 'a/b'"),
+    "no images to learn from": ("evaluate linear run --test digits/test", "requires an argument", "--help"),
+    "training images of clusters": ("evaluate cluster run --train a --test b", "Unknown option: --train"),
+    "image size to score": (f"{KNN} --image-size 20", "image size 20", "Set --image-size to 16 or 24"),
+    "scores in a file": (f"{KNN} --out tiny.yaml/x", "cannot be written to tiny.yaml/x", "another --out"),
+    "scores limit": (f"{KNN} --limit 0", "--limit must be at least 1"),
+    "strengths": (f"{LINEAR} --strengths 0.1 -1", "numbers above 0, got -1.0, 0.1", "Usual for 10 classes"),
+    "few": (FEW, "a number of images per class or a share", "got None images and a share of None"),
+    "few and share": (f"{FEW} --per-class 1 --share 0.1", "either", "got 1 images and a share of 0.1"),
+    "too few": (f"{FEW} --per-class 6 --limit 50", "6 images per class are not possible", "Ask for 1 to 5 images"),
+    "share of images": (f"{FEW} --share 2", "from 0 to 1, got 2"),
+    "draws": (f"{FEW} --per-class 1 --draws 0", "at least one draw, got 0"),
+    "clusters": (f"{CLUSTER} --clusters 446", "from 2 to 445 clusters", "got 446"),
+    "seeds of clusters": (f"{CLUSTER} --seeds 0", "at least one restart and one seed", "0 seeds"),
+    "unlabelled clusters": ("evaluate cluster run --test images/all", "have no labels", "CSV list"),
+    "recall": (f"{RETRIEVAL} --k 0", "Recall at 0 is not possible", "from 1"),
+    "recall of few": (f"{RETRIEVAL} --k 51 --limit 50", "Recall at 51 is not possible", "here 50"),
+    # what is scored
+    "no subject": (KNN.replace(" run", " runs/nothing"), "runs/nothing: there is no such file or folder", "of a run"),
+    "mistyped timm name": (KNN.replace(" run", " resnt18"), "no such file, folder or timm model", "'resnet18'"),
+    "folder of images": (KNN.replace(" run", " images"), "images is neither the folder of a run nor", "timm name"),
+    "model without weights": (KNN.replace(" run", " bare"), "bare is neither", "config.json and model.safetensors"),
+    "damaged weights": (KNN.replace(" run", " torn"), "torn/model.safetensors cannot be read as a file of weights"),
+    "file of weights": (KNN.replace(" run", " tiny.yaml"), "tiny.yaml is a file", "Give the folder of a run"),
+    "initial of a model": (KNN.replace(" run", " resnet18") + " --branch initial", "resnet18 is not the folder of a r"),
+    "size of a model": (
+        KNN.replace(" run", " model") + " --sizes 64x3",
+        "one network without a size '64x3'",
+        "leave out --sizes",
+    ),
+    "image size of a model": (
+        KNN.replace(" run", " model") + " --image-size 20",
+        "gives no features of images of 20 pixels",
+        "made for 16 pixels: leave out --image-size",
+    ),
+    "image size below 1": (
+        KNN.replace(" run", " model") + " --image-size 0",
+        "at least one pixel",
+        "got an image size",
+    ),
 }
 
 MISTAKES = {
@@ -224,6 +265,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (4, 8):
         truncate(place / f"lost/checkpoints/step-{step:08}.pt")
         (place / f"unsaved/checkpoints/step-{step:08}.pt").unlink()
+    assert poa("extract", place / "run", "--size", "32x2", "--out", place / "model") == 0
+    for name in ("bare", "torn"):
+        shutil.copytree(place / "model", place / name)
+    (place / "bare/model.safetensors").unlink()
+    truncate(place / "torn/model.safetensors")
     (place / "broken/eval/knn").mkdir(parents=True)
     (place / "broken/eval/knn/knn.json").write_text("{")
     return place

@@ -275,7 +275,8 @@ def test_help_fits_a_terminal_and_waits_for_no_torch() -> None:
 import sys
 from poa.cli import main
 for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in (
-    ["pretrain"], ["sizes"], ["evaluate"], ["evaluate", "knn"], ["extract"], ["demo"], ["recipes"]))):
+    ["pretrain"], ["sizes"], ["evaluate"], ["evaluate", "knn"], ["evaluate", "linear"], ["evaluate", "few-shot"],
+    ["evaluate", "cluster"], ["evaluate", "retrieval"], ["extract"], ["demo"], ["recipes"]))):
     try:
         main(words)
     except SystemExit as end:
@@ -293,7 +294,7 @@ def test_essential_settings_come_first_in_the_help(capsys: pytest.CaptureFixture
     assert poa("pretrain", "--help") == 0
     panels = capsys.readouterr().out.split("╭─ ")
     flags = [line.split()[1] for line in panels[1].splitlines() if line.startswith("│ --")]
-    essential = "data out epochs batch-size lr devices precision seed init recipe config resume dry-run print-config"
+    essential = "data out method epochs batch-size lr devices precision seed init recipe config resume dry-run print-config"
     assert flags == [f"--{name}" for name in essential.split()]
 
 

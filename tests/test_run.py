@@ -35,7 +35,7 @@ def images(number: int = 4, side: int = 16) -> Tensor:
 
 
 def test_the_public_names_need_no_torch_to_be_imported() -> None:
-    assert set(poa.__all__) == {"UserError", "evaluate_knn", "load", "pretrain"}
+    assert set(poa.__all__) == {"UserError", "evaluate", "evaluate_knn", "load", "pretrain"}
     program = (
         "import sys, poa; assert all(hasattr(poa, name) for name in poa.__all__); assert 'torch' not in sys.modules"
     )

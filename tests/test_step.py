@@ -14,7 +14,7 @@ from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import FACTORS, RawViews, Views
-from poa.methods.poa import POA, Targets
+from poa.methods.single import SelfDistillation, Targets
 from poa.step import Parts, assemble, train_step
 from poa.training.health import NonFiniteLoss
 from processes import run_processes
@@ -73,7 +73,8 @@ def state_of(parts: Parts) -> dict[str, Any]:
 
 
 def total_of(parts: Parts, losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack([parts.weights[name] * loss for name, loss in losses.items()]).sum()
+    weights = parts.method.weights((), num_locals=parts.num_locals)
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
 def clipped(gradients: dict[str, Tensor], *, most: float) -> dict[str, Tensor]:
@@ -109,9 +110,10 @@ def test_a_step_trains_the_student_and_moves_the_teacher_after_it(family: str) -
     for name in (name for name in after if name.startswith("teacher.")):
         student = after[name.replace("teacher", "student")]
         torch.testing.assert_close(after[name], momentum * before[name] + (1 - momentum) * student)
-    expected = {*parts.weights, "loss", "grad_norm/backbone", "grad_norm/heads", "stop"}
+    weights = parts.method.weights((), num_locals=parts.num_locals)
+    expected = {*weights, "loss", "grad_norm/backbone", "grad_norm/heads", "stop"}
     assert measured.keys() == expected
-    total = sum(weight * measured[name] for name, weight in parts.weights.items())
+    total = sum(weight * measured[name] for name, weight in weights.items())
     assert measured["loss"] == pytest.approx(total, rel=1e-5)
     assert all(parameter.grad is None for parameter in parts.method.parameters())
 
@@ -352,12 +354,12 @@ def test_two_processes_with_other_sizes_equal_both_halves_by_hand(
     halves = [views_of(alone, batches_of(config, alone, rank=rank, world_size=2)[0][0]) for rank in range(2)]
     whole = views_of(alone, merge(*(batches_of(config, alone, rank=rank, world_size=2)[0][0] for rank in range(2))))
     temperature = alone.schedules.at(0).temperature
-    targets = alone.method._targets(whole, temperature)
+    targets = alone.method.targets(whole, temperature)
     gradients: dict[str, Tensor] = {}
     totals: dict[str, float] = {}
     for rank, half in enumerate(halves):
         own = [part_of(target, rank=rank, masks=whole.masks) for target in targets]
-        monkeypatch.setattr(POA, "_targets", lambda *_, own=own: own)
+        monkeypatch.setattr(SelfDistillation, "targets", lambda *_, own=own: own)
         losses = alone.method(half, sizes[rank], temperature=temperature)
         alone.method.zero_grad()
         total = total_of(alone, losses)

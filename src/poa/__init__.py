@@ -9,19 +9,22 @@ Example:
     run.sizes()
     run.extract("192x6", out="model")
     run.features(images, size="192x6")
+    poa.evaluate("runs/mine", "linear", train="labelled/train", test="labelled/test")
     ```
 """
 
+from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poa.errors import UserError
 
 if TYPE_CHECKING:
-    from poa.evaluation.sweep import Scores
+    from poa.evaluation.results import Scores
     from poa.run import Run
 
-__all__ = ["UserError", "evaluate_knn", "load", "pretrain"]
+__all__ = ["UserError", "evaluate", "evaluate_knn", "load", "pretrain"]
 
 # torch is imported by the functions that need it, so that the command line answers at once.
 
@@ -65,8 +68,65 @@ def load(folder: str | PathLike[str]) -> "Run":
     return load_run(str(folder))
 
 
+def evaluate(
+    subject: "Run | str | PathLike[str]",
+    protocol: str = "knn",
+    *,
+    test: str,
+    train: str | None = None,
+    sizes: str | Sequence[str] = "all",
+    branch: str = "teacher",
+    name: str | None = None,
+    image_size: int | None = None,
+    out: str | PathLike[str] | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+    **settings: Any,
+) -> "Scores":
+    """Score networks on frozen features, as ``poa evaluate`` does.
+
+    Args:
+        subject: A run or its folder; a folder that timm loads; or a timm name.
+        protocol: ``knn``, ``linear``, ``few-shot``, ``cluster`` or ``retrieval``.
+        test: Labelled images to test on.
+        train: Labelled images to learn from; all but ``cluster`` need them.
+        sizes: ``all``, or names of sizes.
+        branch: ``teacher``; ``untrained``; or ``initial``, of a run that began with trained weights.
+        name: Folder of the results in ``out``.
+        image_size: Side of the images, in pixels.
+        out: Folder of all results; ``eval`` in a run, else ``eval/NAME``.
+        limit: Take only a class-balanced part of the training images.
+        workers: Processes that decode images.
+        overwrite: Forget results of that name.
+        **settings: Of the protocol, such as ``ks`` or ``per_class``; fields of its class in ``poa.evaluation``.
+
+    Returns:
+        Scores in percent by network and name.
+
+    Raises:
+        UserError: Something given is not as it must be.
+    """
+    from poa import scoring
+    from poa.subjects import subject_of
+
+    given = subject if isinstance(subject, str | PathLike) else subject.folder
+    chosen = scoring.protocol_of(protocol, settings)
+    return scoring.evaluate(
+        subject_of(str(given), branch=branch, image_size=image_size, out=None if out is None else Path(out)),
+        chosen,
+        train=train,
+        test=test,
+        sizes=sizes,
+        name=name,
+        limit=limit,
+        workers=workers,
+        overwrite=overwrite,
+    )
+
+
 def evaluate_knn(run: "Run", *, train: str, test: str, **options: Any) -> "Scores":
-    """Score sizes of a run by weighted k-NN; see ``poa.scoring.evaluate_knn`` for the options.
+    """Score sizes of a run by weighted k-NN: short for ``evaluate(run, "knn", ...)``.
 
     Args:
         run: Whose sizes.
@@ -74,6 +134,4 @@ def evaluate_knn(run: "Run", *, train: str, test: str, **options: Any) -> "Score
         test: Labelled images that are classified.
         **options: Such as ``sizes``, ``branch``, ``ks``.
     """
-    from poa import scoring
-
-    return scoring.evaluate_knn(run, train=train, test=test, **options)
+    return evaluate(run, "knn", train=train, test=test, **options)

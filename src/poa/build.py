@@ -1,6 +1,5 @@
 """From settings to parts: the only place where a configuration is taken apart."""
 
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -12,9 +11,7 @@ from poa.data.masks import Masking
 from poa.data.views import Augmentation
 from poa.errors import UserError
 from poa.families.base import Family
-from poa.methods.poa import POA, HeadSettings, LossSettings
-from poa.networks import drop_path_of
-from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr
+from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr, switched
 
 
 def device_of(config: Config) -> torch.device:
@@ -65,30 +62,6 @@ def workers_of(config: Config) -> int:
     return max(1, min(12, (os.cpu_count() or 1) // config.devices - 1))
 
 
-def method_of(config: Config, family: Family) -> POA:
-    """The method, with freshly initialised networks."""
-    losses = config.losses
-    if config.compile:  # every width and crop size is a graph of its own, and past the limit torch runs without one
-        widths = {size.width for size in family.space.sizes}
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(widths))
-    return POA(
-        family,
-        heads=HeadSettings(config.heads.prototypes, config.heads.hidden, config.heads.bottleneck),
-        losses=LossSettings(
-            variant=losses.variant,
-            intact_share=losses.intact_share,
-            ibot=losses.ibot,
-            koleo=losses.koleo,
-            koleo_over_ranks=losses.koleo_over_ranks,
-            student_temperature=losses.student_temperature,
-            centering=losses.centering,
-        ),
-        drop_path=drop_path_of(config.model),
-        checkpointing=config.checkpointing,
-        compile_blocks=config.compile,
-    )
-
-
 def augmentation_of(config: Config) -> Augmentation:
     """How crops are made."""
     views = config.views
@@ -135,13 +108,23 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
 
     start, end = config.losses.teacher_temperature
     ramp = steps(config.losses.teacher_temperature_epochs)
+    lr = curve(peak_lr(config), settings.final_lr, warmup_epochs=settings.warmup_epochs)
+    if settings.restart_lr is not None:
+        after = curve(settings.restart_lr, settings.final_lr, warmup_epochs=settings.warmup_epochs)
+        lr = partial(switched, before=lr, after=after, at=slow_start_steps(config, steps_per_epoch=steps_per_epoch))
     return Schedules(
-        lr=curve(peak_lr(config), settings.final_lr, warmup_epochs=settings.warmup_epochs),
+        lr=lr,
         weight_decay=curve(*settings.weight_decay),
         momentum=curve(*settings.teacher_momentum),
         temperature=partial(linear_ramp, start=start, end=end, num_steps=ramp),
         frozen_steps=steps(settings.freeze_last_layer_epochs),
     )
+
+
+def slow_start_steps(config: Config, *, steps_per_epoch: int) -> int:
+    """Steps in which the full width of a slimmable network learns alone."""
+    epochs = config.slim.slow_start_epochs
+    return round((config.epochs / 2 if epochs is None else epochs) * steps_per_epoch)
 
 
 def peak_lr(config: Config) -> float:
@@ -158,26 +141,3 @@ def scoring_resize(config: Config) -> int:
 def crop_share(config: Config) -> float:
     """Share of the resized image that the centre crop keeps."""
     return config.views.global_size / scoring_resize(config)
-
-
-def warnings_of(config: Config, *, num_images: int) -> list[str]:
-    """What the user should know about settings that are allowed but rarely right.
-
-    Args:
-        config: Settings.
-        num_images: Images in the data set.
-    """
-    said = []
-    most = max(config.heads.prototypes)
-    # every image shows up in two global views; a prototype that never wins in an epoch is only noise in the targets
-    if most > 2 * num_images:
-        said.append(
-            f"{most} prototypes are more than {num_images} images can fill; "
-            f"set --heads.prototypes to at most {2 ** int(math.log2(num_images))}."
-        )
-    per_pass = config.batch_size // config.accumulate
-    if per_pass < 32:
-        said.append(f"Sinkhorn-Knopp sees only {per_pass} images at a time; below 32 its targets are noisy.")
-    if config.losses.koleo == 0:
-        said.append("Without KoLeo (losses.koleo = 0) small runs collapse silently.")
-    return said

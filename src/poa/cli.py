@@ -2,13 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 from rich.console import Console
 
 from poa import settings
+from poa.commands.compare import compare
+from poa.commands.evaluate import evaluate
 from poa.config import Config, ModelSettings
 from poa.errors import UserError, reason
 
@@ -19,16 +21,15 @@ app = App(
     help="Pre-train once on your own images, get every size of the model.",
     suppress_keyboard_interrupt=False,
 )
-evaluate = App(name="evaluate", help="Score sizes of a run on labelled images.")
 app.command(evaluate)
+app.command(compare)
 
 Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
 ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=True, negative_iterable=())]
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
-Numbers = Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())]
 
-WITH_MODEL_SETTINGS = ("pretrain", "sizes")
+WITH_MODEL_SETTINGS = ("pretrain", "sizes", "compare")
 """Commands in which --model is short for --model.name: cyclopts takes either a value or further settings."""
 
 
@@ -101,7 +102,7 @@ def sizes(
         )
     from poa import scoring
     from poa.networks import family_of
-    from poa.report.tables import size_table, write
+    from poa.report.tables import fitting, score_names, size_table, write
     from poa.run import load
 
     if run is None:
@@ -112,59 +113,10 @@ def sizes(
         rows = scoring.rows(load(run))
     if out is not None:
         write(rows, out)
-    Console().print(size_table(rows, scores=scoring.headline(rows)))
-
-
-@evaluate.command
-def knn(
-    run: Path,
-    /,
-    *,
-    train: str,
-    test: str,
-    sizes: Names = ["all"],  # noqa: B006  # never changed
-    branch: Literal["teacher", "untrained", "initial"] = "teacher",
-    name: str | None = None,
-    k: Numbers = None,
-    limit: int | None = None,
-    workers: int = 0,
-    overwrite: Switch = False,
-) -> None:
-    """Score sizes by weighted k-nearest neighbours on frozen features.
-
-    Args:
-        run: Folder of the run.
-        train: Labelled images that vote: a folder of class folders, a CSV list, an archive.
-        test: Labelled images that are classified.
-        sizes: `all`, or names such as 384x12.
-        branch: The trained teacher, or to compare with: untrained networks of the same sizes, or those cut out of the
-            weights that the run began with (--init).
-        name: Folder of the results inside RUN/eval; `knn` (or `untrained`, `initial`) by default.
-        k: Numbers of neighbours; 10, 20, 100 and 200 by default.
-        limit: Let only a class-balanced part of the training images vote.
-        workers: Processes that decode images.
-        overwrite: Forget earlier results of that name.
-    """
-    from poa import scoring
-    from poa.report.tables import size_table
-    from poa.run import load
-
-    loaded = load(run)
-    scores = scoring.evaluate_knn(
-        loaded,
-        train=train,
-        test=test,
-        sizes=sizes,
-        branch=branch,
-        name=name,
-        ks=None if k is None else tuple(k),
-        limit=limit,
-        workers=workers,
-        overwrite=overwrite,
-        console=_console(),
-    )
-    chosen = [row for row in scoring.with_scores(loaded, scores) if row.scores]
-    Console().print(size_table(chosen))
+    shown = fitting(rows, scoring.headline(rows))
+    Console().print(size_table(rows, scores=shown))
+    if hidden := len(score_names(rows)) - len(shown):
+        print(f"{hidden} more scores: {'--out FILE.csv or FILE.json writes all' if out is None else f'see {out}'}.")
 
 
 @app.command

@@ -17,6 +17,10 @@ from pydantic import (
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Depths = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
+SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
+"""Methods for networks with BatchNorm, which every size has for itself."""
+ELASTIC = ("poa", *SLIMMABLE)
+"""Methods that train all sizes of the search space; the others train its largest alone."""
 FURTHER = Parameter(group=Group("Machine and data", sort_key=1))
 """Panel of ``--help`` for settings that few runs need."""
 
@@ -154,9 +158,54 @@ class LossesSettings(_Settings):
     """How teacher outputs become targets."""
 
 
-class OptimizerSettings(_Settings):
-    """AdamW, its schedules, and the teacher's momentum."""
+class DistillSettings(_Settings):
+    """Distillation of similarities (method seed)."""
 
+    teacher: str = ""
+    """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name."""
+    queue: PositiveInt = 65536
+    """Teacher embeddings that views are compared to; a multiple of the images a pass. For small data, of the order of
+    the data set."""
+    student_temperature: PositiveFloat = 0.2
+    """Divides the student's similarities."""
+    teacher_temperature: PositiveFloat = 0.01
+    """Divides the teacher's similarities."""
+    local_weight: NonNegativeFloat = 1.0
+    """Weight of the local crops' term, which has a queue of its own."""
+
+
+class SlimSettings(_Settings):
+    """Slimmable networks, trained by contrast (methods slimclr-...)."""
+
+    slow_start_epochs: NonNegativeFloat | None = None
+    """Epochs in which the full width learns alone; by default half of all, 0 for none."""
+    weighting: Literal["even", "share", "width", "scaled-width", "full", "cumulative", "full-next"] = "full"
+    """How the losses of widths are weighed; docs/howto.md has the formulas."""
+    distillation: Literal["soft", "kl", "mse", "atkd", "dkd"] | None = "soft"
+    """How the full width teaches the others while all learn; none for not at all."""
+    distillation_share: Share = 0.5
+    """Weight of distillation in a width's loss; contrast has the rest."""
+    distillation_temperature: PositiveFloat | None = None
+    """Temperature of distillation; by default 5 for soft cross-entropy (1 with MoCo v3), and as published else."""
+    temperature: PositiveFloat | None = None
+    """Divides similarities; by default 0.1 (SimCLR), 0.2 (MoCo v2) or 1 (MoCo v3)."""
+    hidden: PositiveInt | None = None
+    """Hidden width of projection and prediction at full width; by default 2048 (SimCLR) or 4096 (MoCo v3)."""
+    dim: PositiveInt | None = None
+    """Width of embeddings; by default 128, and 256 for MoCo v3."""
+    queue: PositiveInt = 65536
+    """Keys that MoCo v2 compares with; a multiple of the images a pass."""
+
+
+class OptimizerSettings(_Settings):
+    """The optimiser, its schedules, and the teacher's momentum."""
+
+    kind: Literal["adamw", "sgd", "lars"] = "adamw"
+    """AdamW, SGD with momentum 0.9, or LARS with momentum 0.9."""
+    decay_all: bool = False
+    """Weight decay also for biases and norms (LARS never does)."""
+    restart_lr: PositiveFloat | None = None
+    """Learning rate from which the cosine goes on after the slow start of slimclr-...; by default as before it."""
     base_lr: PositiveFloat = 0.004
     """Peak learning rate at batch size 1024; scaled by the square root of the batch size."""
     final_lr: NonNegativeFloat = 2e-5
@@ -218,6 +267,9 @@ class Config(_Settings):
     """Images: a folder, a list of paths (txt, csv), a zip or tar (or a folder in it: a.zip/train), or `digits`."""
     out: Annotated[str, Parameter(show_default=False)] = ""
     """Folder of the run; must be new, or hold the run to --resume."""
+    method: Literal["poa", "single", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3"] = "poa"
+    """poa trains all sizes at once; single the largest alone, as DINOv2 does; seed distils a teacher into it;
+    slimclr-... train all widths of a slimmable ResNet by contrast."""
     epochs: PositiveInt = 346
     """Passes over the images."""
     batch_size: PositiveInt = 1600
@@ -257,7 +309,9 @@ class Config(_Settings):
     heads: Annotated[HeadsSettings, _section("Heads", place=2)] = HeadsSettings()
     views: Annotated[ViewsSettings, _section("Views", place=3)] = ViewsSettings()
     losses: Annotated[LossesSettings, _section("Losses", place=4)] = LossesSettings()
-    optimizer: Annotated[OptimizerSettings, _section("Optimizer", place=5)] = OptimizerSettings()
-    saving: Annotated[SavingSettings, _section("Saving", place=6)] = SavingSettings()
-    monitor: Annotated[MonitorSettings, _section("Monitor", place=7)] = MonitorSettings()
-    evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=8)] = EvaluationSettings()
+    distill: Annotated[DistillSettings, _section("SEED", place=5)] = DistillSettings()
+    slim: Annotated[SlimSettings, _section("SlimCLR", place=6)] = SlimSettings()
+    optimizer: Annotated[OptimizerSettings, _section("Optimizer", place=7)] = OptimizerSettings()
+    saving: Annotated[SavingSettings, _section("Saving", place=8)] = SavingSettings()
+    monitor: Annotated[MonitorSettings, _section("Monitor", place=9)] = MonitorSettings()
+    evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=10)] = EvaluationSettings()

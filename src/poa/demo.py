@@ -8,10 +8,12 @@ from rich.console import Console
 
 from poa import scoring, settings
 from poa.errors import UserError, nearest
+from poa.evaluation.knn import Knn
 from poa.loop import train
 from poa.report.plots import accuracy_plot
 from poa.report.tables import SizeRow, size_table
 from poa.run import Paths, Run
+from poa.subjects import subject_of_run
 
 TRAIN, TEST = "digits/train", "digits/test"
 SCORE = "top1@20"
@@ -75,9 +77,10 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
         console: Where to show progress.
     """
     rows = []
-    for branch in scoring.BRANCHES:
-        found = scoring.evaluate_knn(run, train=TRAIN, test=TEST, branch=branch, console=console)
-        rows.append(scoring.with_scores(run, {size: {SCORE: scores[SCORE]} for size, scores in found.items()}))
+    for branch in ("teacher", "untrained"):
+        subject = subject_of_run(run, branch=branch)
+        found = scoring.evaluate(subject, Knn(), train=TRAIN, test=TEST, console=console)
+        rows.append(scoring.scored_rows(subject, {size: {SCORE: scores[SCORE]} for size, scores in found.items()}))
     return rows[0], rows[1]
 
 

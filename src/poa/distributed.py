@@ -84,11 +84,47 @@ def gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
-def data_parallel(module: nn.Module, *, device: torch.device) -> nn.Module:
-    """Wrap a module so that gradients are averaged over processes; the module itself on one process."""
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over processes; the backward pass sums the gradients that the processes have of it."""
+
+    @staticmethod
+    def forward(_: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def differentiable_sum(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, differentiable."""
+    if not is_launched():
+        return tensor
+    total: Tensor = _SumOverRanks.apply(tensor)
+    return total
+
+
+def data_parallel(module: nn.Module, *, device: torch.device, find_unused: bool = False) -> nn.Module:
+    """Wrap a module so that gradients are averaged over processes; the module itself on one process.
+
+    Args:
+        module: All of a method.
+        device: Of this process.
+        find_unused: Some parameters have no gradient in some steps.
+    """
     if not is_launched():
         return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    # buffers (centres, queues) are filled with what all processes have gathered, hence equal without being sent round
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=find_unused,
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from poa import build, networks
+from poa import build, build_method, networks
 from poa import run as runs
 from poa.config import Config
 from poa.data.index import ImageIndex
@@ -113,7 +113,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
         device="of the process" if device.type == "cpu" else torch.cuda.get_device_name(device),
         checkpoint_bytes=checkpoint,
         disk_bytes=disk,
-        notes=(*build.warnings_of(config, num_images=len(index)), *_notes(config, disk=disk)),
+        notes=(*build_method.warnings_of(config, num_images=len(index)), *_notes(config, disk=disk)),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from poa.errors import UserError
 from poa.families.base import Backbone
-from poa.methods.poa import POA
+from poa.methods.base import Method
 from poa.weights import Normalisation, Source, read
 
 HEADS = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "projectors.", "norms.", "local_cls_norm.")
@@ -69,8 +69,8 @@ class Listing:
         return [*said, f"  note       {self.note}"] if self.note else said
 
 
-def start_from(name: str, method: POA, *, normalisation: Normalisation | None = None) -> Listing:
-    """Put trained weights into the intact student's and the teacher's backbone; the heads stay as they are.
+def start_from(name: str, method: Method, *, normalisation: Normalisation | None = None) -> Listing:
+    """Put trained weights into the backbones of the student and of what is handed out; the heads stay as they are.
 
     Args:
         name: A folder, a file or a timm name.
@@ -82,8 +82,8 @@ def start_from(name: str, method: POA, *, normalisation: Normalisation | None = 
     """
     source = read(name)
     weights, listing = fit(source, method.student.backbone, normalisation=normalisation)
-    for network in (method.student, method.teacher):
-        network.backbone.load_state_dict(weights)
+    for branch in {method.student, method.branch()}:
+        branch.backbone.load_state_dict(weights)
     return listing
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from poa import build, distributed, initial, networks
+from poa import build, build_method, distributed, initial, networks
 from poa import run as runs
 from poa.config import Config
 from poa.data.images import BadImage, decode
@@ -61,7 +61,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                 initial.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()
         say(parts, console)
-        for sentence in build.warnings_of(config, num_images=len(index)):
+        for sentence in build_method.warnings_of(config, num_images=len(index)):
             console.print(f"Note: {sentence}", highlight=False, soft_wrap=not console.is_terminal)
         save = partial(_save, parts, config, paths, images=index.fingerprint)
         with journal:

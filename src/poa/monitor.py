@@ -1,6 +1,5 @@
 """What is looked at while training: collapse of the features, and k-NN scores of three sizes."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from poa.config import Config
 from poa.data.augment import normalise
 from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
-from poa.elastic.network import SubNetworks
+from poa.elastic.network import state
 from poa.elastic.space import Size
 from poa.evaluation.knn import knn_scores
 from poa.step import Parts
@@ -73,10 +72,8 @@ class Monitor:
         self._sample = take_sample(config.monitor.data or config.data, config, labelled=labelled)
         sizes = parts.family.space.sizes
         self._sizes = dict.fromkeys((sizes[0], sizes[len(sizes) // 2], sizes[-1])) if labelled else {sizes[-1]: None}
-        family = parts.family
-        self._sub_networks = SubNetworks(family.build, family.space.intact, source=family.source, groups=family.groups)
+        self._sub_networks = parts.family.sub_networks()
         self._watch = CollapseWatch(grace_steps=2 * parts.steps_per_epoch)
-        self._log_prototypes = sum(map(math.log, config.heads.prototypes)) / len(config.heads.prototypes)
 
     def look(self, step: int, losses: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         """Score the teacher as it is now.
@@ -95,11 +92,10 @@ class Monitor:
                 scores |= {"rankme": rankme(features), "cosine": mean_cosine(features)}
             if self._sample.labels is not None:
                 scores[f"knn/{size}"] = self._knn(features)
-        branches = {name.split("/")[0]: value for name, value in losses.items() if name.endswith("/global")}
         sentences = self._watch.look(
             step,
-            losses=branches,
-            log_prototypes=self._log_prototypes,
+            losses=self._parts.method.headlines(losses),
+            log_prototypes=self._parts.method.log_prototypes,
             rank=scores["rankme"],
             cosine=scores["cosine"],
         )
@@ -108,8 +104,7 @@ class Monitor:
     @torch.inference_mode()
     def _features(self, size: Size) -> Float[Tensor, "images width"]:
         parts = self._parts
-        parameters = dict(parts.method.teacher.backbone.named_parameters())
-        network = self._sub_networks.bind(size, parameters, training=False)
+        network = self._sub_networks.bind(size, state(parts.method.branch().backbone), training=False)
         rows = []
         for start in range(0, len(self._sample.images), BATCH):
             batch = self._sample.images[start : start + BATCH]

@@ -11,13 +11,14 @@ import timm
 import torch
 from torch import nn
 
-from poa.config import Config, ModelSettings
-from poa.elastic.space import SearchSpace
+from poa.config import ELASTIC, Config, ModelSettings
+from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, nearest
 from poa.families.base import Family
 from poa.families.convnext import ConvNeXt
 from poa.families.dinov3 import DINOv3
 from poa.families.resnet import ResNet
+from poa.families.slim_resnet import SlimResNet
 from poa.families.swin import Swin
 from poa.families.vit import ViT
 
@@ -27,6 +28,7 @@ FAMILIES: Mapping[str, type[Family]] = {
     "resnet": ResNet,
     "convnext": ConvNeXt,
     "dinov3": DINOv3,
+    "slim-resnet": SlimResNet,
 }
 STAGES = 4
 """Of every network whose maps shrink."""
@@ -57,6 +59,8 @@ def family_of(config: Config, *, fused_attention: bool = True) -> Family:
     settings = dict(named) | given
     if "depths" in given and "depth_max" not in given:
         settings["depth_max"] = tuple(given["depths"][stage] for stage in kind.elastic)
+    if config.method not in ELASTIC:
+        settings |= {"width_min": settings["width_max"], "depth_min": settings["depth_max"]}
     family = kind(
         space=space_of(kind, settings),
         image_size=config.views.global_size,
@@ -66,6 +70,17 @@ def family_of(config: Config, *, fused_attention: bool = True) -> Family:
     if config.views.num_locals:
         family.check_image_size(config.views.local_size, setting="views.local-size")
     return family
+
+
+def only(config: Config, size: Size) -> Config:
+    """The same settings with a size of the search space as the intact network.
+
+    Args:
+        config: Settings.
+        size: Such as ``384x12``.
+    """
+    smaller = {"width_max": size.width, "depth_max": size.depths}
+    return config.model_copy(update={"model": config.model.model_copy(update=smaller)})
 
 
 def drop_path_of(model: ModelSettings) -> float:

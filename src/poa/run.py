@@ -17,12 +17,13 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load_file
 from torch import Tensor
 
-from poa import build, settings
+from poa import build, build_method, settings
 from poa.config import Config
 from poa.data.augment import normalise
-from poa.elastic.network import SubNetworks
+from poa.elastic.network import SubNetworks, state
 from poa.elastic.plan import skeleton
 from poa.elastic.space import SearchSpace, Size
+from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
 from poa.export.timm import Preparation, export
 from poa.families.base import Backbone, Family, Features
@@ -221,15 +222,15 @@ class Run:
 
     @cached_property
     def teacher(self) -> Backbone:
-        """The teacher's backbone, from which all sizes are cut."""
+        """The backbone that is handed out, from which all sizes are cut: the teacher's, or the student's after SEED."""
         state = load_checkpoint(self.checkpoint)["method"]
-        prefix = "teacher.backbone."
+        prefix = f"{build_method.METHODS[self.config.method].served}.backbone."
         return self._intact(
             {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         )
 
     def _intact(self, weights: dict[str, Tensor]) -> Backbone:
-        backbone = skeleton(lambda: self.family.build(self.space.intact))
+        backbone = skeleton(self._sub_networks.whole)
         backbone.load_state_dict(weights, assign=True)
         assert isinstance(backbone, Backbone)
         return backbone.requires_grad_(False).eval()
@@ -246,9 +247,8 @@ class Run:
         return self._intact(load_file(self.paths.initial))
 
     @cached_property
-    def _sub_networks(self) -> SubNetworks:
-        family = self.family
-        return SubNetworks(family.build, self.space.intact, source=family.source, groups=family.groups)
+    def _sub_networks(self) -> SubNetworks | SwitchableNetworks:
+        return self.family.sub_networks()
 
     def network(self, size: str | Size) -> Backbone:
         """The backbone of a size, cut out of the teacher, as a module of its own in evaluation mode.
@@ -314,7 +314,7 @@ class Run:
         """
         wanted, views = self.space.find(str(size)), self.config.views
         folder = Path(out) if out is not None else self.paths.models / str(wanted)
-        elastic = self._sub_networks.bind(wanted, dict(self.teacher.named_parameters()), training=False)
+        elastic = self._sub_networks.bind(wanted, state(self.teacher), training=False)
         return export(
             self.network(wanted),
             elastic,

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from poa import build, distributed
-from poa.config import Config
+from poa import build, build_method, distributed
+from poa.config import SLIMMABLE, Config
 from poa.data.augment import augment
 from poa.data.index import ImageIndex
 from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
 from poa.data.views import Augmentation, RawViews
-from poa.elastic.space import SubnetSchedule
 from poa.families.base import Family
 from poa.initial import Listing, start_from
-from poa.methods.poa import POA
+from poa.methods.base import Method
 from poa.networks import family_of
+from poa.teacher import teacher_of
 from poa.training.health import check_finite
-from poa.training.optimizer import build_optimizer, clip_gradients, norm_parameters, parameter_groups, set_schedule
+from poa.training.optimizer import OPTIMIZERS, clip_gradients, norm_parameters, parameter_groups, set_schedule
 from poa.training.schedules import Schedules
 
 
@@ -32,7 +32,7 @@ class Parts:
 
     Attributes:
         family: Backbones.
-        method: Teacher and student.
+        method: All networks that training needs.
         wrapped: The method, wrapped for data parallelism.
         optimizer: Of the student.
         scaler: Of fp16 gradients; does nothing in other precisions.
@@ -40,7 +40,7 @@ class Parts:
         subnets: Sizes to train at a step.
         augmentation: How crops are made.
         masking: What is hidden in them.
-        weights: Of the terms of the loss.
+        num_locals: Local crops an image.
         dtype: Precision of the backbones.
         device: Where it all lives.
         steps_per_epoch: Steps in a pass over the images.
@@ -51,15 +51,15 @@ class Parts:
     """
 
     family: Family
-    method: POA
+    method: Method
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     schedules: Schedules
-    subnets: SubnetSchedule
+    subnets: build_method.Subnets
     augmentation: Augmentation
     masking: Masking
-    weights: dict[str, float]
+    num_locals: int
     dtype: torch.dtype
     device: torch.device
     steps_per_epoch: int
@@ -86,7 +86,8 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
-    method = build.method_of(config, family)
+    teacher = teacher_of(config) if config.method == "seed" else None
+    method = build_method.method_of(config, family, teacher=teacher)
     init, normalisation = config.init if fresh else None, (config.views.mean, config.views.std)
     listing = None if init is None else start_from(init, method, normalisation=normalisation)
     method = method.to(device).train()
@@ -97,20 +98,19 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
         layer_decay=config.optimizer.layer_decay,
         patch_embed_multiplier=config.optimizer.patch_embed_multiplier,
         norms=norm_parameters(method.student),
+        decay_all=config.optimizer.decay_all,
     )
     return Parts(
         family=family,
         method=method,
-        wrapped=distributed.data_parallel(method, device=device),
-        optimizer=build_optimizer(groups),
+        wrapped=distributed.data_parallel(method, device=device, find_unused=config.method in SLIMMABLE),
+        optimizer=OPTIMIZERS[config.optimizer.kind](groups),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         schedules=build.schedules_of(config, steps_per_epoch=epoch),
-        subnets=SubnetSchedule(
-            family.space, seed=config.seed, samples=config.elastic_samples, shared=config.same_sizes_on_all_ranks
-        ),
+        subnets=build_method.subnets_of(config, family, steps_per_epoch=epoch),
         augmentation=build.augmentation_of(config),
         masking=build.masking_of(config, family),
-        weights=method.losses.weights(num_locals=config.views.num_locals),
+        num_locals=config.views.num_locals,
         dtype=dtype,
         device=device,
         steps_per_epoch=epoch,
@@ -140,6 +140,7 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
     values = parts.schedules.at(step)
     set_schedule(parts.optimizer, values)
     sizes = parts.subnets(step, rank=distributed.rank())
+    weights = parts.method.weights(sizes, num_locals=parts.num_locals)
     torch.manual_seed(_step_seed(parts.seed, step))  # drop path: nothing random outlives a step
     terms: dict[str, Tensor] = {}
     for number, raw in enumerate(batch):
@@ -149,7 +150,7 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
         with _without_reduction(parts.wrapped, number < len(batch) - 1):
             with torch.autocast(parts.device.type, dtype=parts.dtype, enabled=parts.dtype != torch.float32):
                 losses = parts.wrapped(views, sizes, temperature=values.temperature)
-            total = sum((parts.weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
+            total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
             parts.scaler.scale(total / len(batch)).backward()
         for name, loss in {"loss": total, **losses}.items():
             terms[name] = terms.get(name, 0.0) + loss.detach() / len(batch)

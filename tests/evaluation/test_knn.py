@@ -150,8 +150,8 @@ def test_refuses_ks(ks: tuple[int, ...] | None, num_train: int, words: str) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({0: torch.empty(0, 7), 1: torch.empty(0, dtype=torch.long)}, "no training images"),
-        ({2: torch.empty(0, 7), 3: torch.empty(0, dtype=torch.long)}, "no test images"),
+        ({0: torch.empty(0, 7), 1: torch.empty(0, dtype=torch.long)}, "too few training images: got 0"),
+        ({2: torch.empty(0, 7), 3: torch.empty(0, dtype=torch.long)}, "too few test images: got 0"),
         ({3: torch.full((40,), 8)}, "test labels go from 8 to 8; with 8 classes they go from 0 to 7"),
         ({1: torch.full((90,), -1)}, "training labels go from -1"),
         ({0: torch.full((90, 7), torch.nan)}, "NaN"),

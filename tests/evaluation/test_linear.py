@@ -8,7 +8,8 @@ from torch import Tensor
 
 from poa.errors import UserError
 from poa.evaluation import linear
-from poa.evaluation.linear import LinearResult, default_strength, few_shot, linear_scores, usual_strengths
+from poa.evaluation.few_shot import few_shot
+from poa.evaluation.linear import LinearResult, default_strength, linear_scores, usual_strengths
 from poa.evaluation.logistic import fit_logistic
 
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def test_one_strength_is_the_plain_fit() -> None:
 def test_chooses_by_hits_on_a_held_out_fifth() -> None:
     train, labels, test, test_labels = make(width=20, noise=2.0)
     strengths = (1e-4, 1e-2, 1.0, 100.0)
-    held = linear._folds(labels, seed=3, num_folds=5) == 0
+    held = linear.folds_of(labels, seed=3, num_folds=5) == 0
     assert labels[held].bincount().tolist() == [4] * 6
     fit = fit_logistic(train[~held], labels[~held], strengths=strengths, num_classes=6, device=CPU)
     hits = (fit.logits(train[held]).argmax(dim=2) == labels[held]).sum(dim=1).tolist()
@@ -72,13 +73,13 @@ def test_holds_out_a_fifth_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_folds_spread_every_class_evenly() -> None:
     labels = torch.tensor([0] * 13 + [1] * 5 + [2] * 2 + [3])
-    folds = linear._folds(labels, seed=0, num_folds=5)
+    folds = linear.folds_of(labels, seed=0, num_folds=5)
     assert sorted(folds[labels == 0].bincount(minlength=5).tolist()) == [2, 2, 3, 3, 3]
     assert sorted(folds[labels == 1].tolist()) == [0, 1, 2, 3, 4]
     assert sorted(folds[labels == 2].tolist()) == [0, 1]
     assert folds[labels == 3].tolist() == [-1]  # the only image of its class stays in training
-    assert torch.equal(folds, linear._folds(labels, seed=0, num_folds=5))
-    assert not torch.equal(folds, linear._folds(labels, seed=1, num_folds=5))
+    assert torch.equal(folds, linear.folds_of(labels, seed=0, num_folds=5))
+    assert not torch.equal(folds, linear.folds_of(labels, seed=1, num_folds=5))
 
 
 def test_class_with_one_image_is_learnt() -> None:
@@ -195,7 +196,7 @@ def test_few_shot_chooses_by_cross_validation() -> None:
     strengths = (1e-4, 1.0, 100.0)
     result = few_shot(train, labels, test, test_labels, num_classes=6, per_class=4, draws=1, strengths=strengths)
     hits = torch.zeros(3, dtype=torch.long)
-    folds = linear._folds(labels, seed=0, num_folds=4)
+    folds = linear.folds_of(labels, seed=0, num_folds=4)
     for fold in range(4):
         held = folds == fold
         fit = fit_logistic(train[~held], labels[~held], strengths=strengths, num_classes=6, device=CPU)

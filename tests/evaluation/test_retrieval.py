@@ -105,7 +105,7 @@ def test_usual_ks_shrink_with_the_gallery(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_names_of_scores() -> None:
-    result = RetrievalResult(1.0, {1: 2.0, 5: 3.0}, torch.ones(1), 0)
+    result = RetrievalResult(1.0, {1: 2.0, 5: 3.0}, torch.ones(1), torch.zeros(1, dtype=torch.long), 0)
     assert result.scores() == {"map": 1.0, "recall@1": 2.0, "recall@5": 3.0}
 
 

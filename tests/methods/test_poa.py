@@ -9,7 +9,8 @@ from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
 from poa.losses.targets import MovingAverageCenter
-from poa.methods.poa import POA, HeadSettings, LossSettings
+from poa.methods.poa import POA
+from poa.methods.single import HeadSettings, LossSettings
 from reference import losses as reference_losses
 from reference import poa as reference
 
@@ -40,7 +41,7 @@ def batch(*, num_locals: int = 2, masked: bool = True) -> Views:
 
 
 def weighted(made: POA, losses: dict[str, Tensor], *, num_locals: int = 2) -> Tensor:
-    weights = made.losses.weights(num_locals=num_locals)
+    weights = made.weights((), num_locals=num_locals)
     assert weights.keys() == losses.keys()
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
@@ -99,7 +100,7 @@ def test_other_weights_and_centring_equal_loops() -> None:
 
 def test_weights_are_those_of_the_official_code() -> None:
     """18 pairs: 2 of global crops, 16 of local ones; cross-view terms sum to 1, same-view terms to 0.4, iBOT to 1."""
-    weights = LossSettings().weights(num_locals=8)
+    weights = method().weights((), num_locals=8)
     expected = {
         "intact/global": 0.8 * 2 / 18,
         "intact/local": 0.8 * 16 / 18,
@@ -116,7 +117,7 @@ def test_weights_are_those_of_the_official_code() -> None:
 
 
 def test_weights_are_those_of_the_paper() -> None:
-    weights = LossSettings(variant="paper", koleo=0.05).weights(num_locals=8)
+    weights = method(variant="paper", koleo=0.05).weights((), num_locals=8)
     assert [weights[f"intact/{name}"] for name in ("global", "local", "ibot", "koleo")] == [0.8, 0.8, 0.8, 0.1]
     elastic = [weights[f"elastic/{name}"] for name in ("global", "local", "ibot", "koleo")]
     assert elastic == pytest.approx([0.2, 0.2, 0.2, 0.1])

@@ -3,12 +3,13 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.report import plots
-from poa.report.plots import accuracy_plot, size_map
+from poa.report.plots import accuracy_plot, map_of_rows, size_map
 from poa.report.tables import SizeRow
 
 SMALL = SearchSpace.grid((64, 128, 192), (3, 4, 5, 6))
@@ -85,8 +86,9 @@ def test_which_score_is_drawn() -> None:
     assert plots._pick_score(both, None) == "top1@20"
     assert plots._pick_score(both, "top1@10") == "top1@10"
     assert plots._pick_score([SizeRow(Size(1, (1,)), 1, scores={"miou": 1.0})], None) == "miou"
-    assert plots._score_label("top5@10") == "k-NN top-5 accuracy in % (k = 10)"
-    assert plots._score_label("miou") == "miou"
+    assert plots.score_label("top5@10") == "k-NN top-5 accuracy in % (k = 10)"
+    assert plots.score_label("miou") == "miou"
+    assert plots.score_label("map") == "mean average precision in %"
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
@@ -114,9 +116,37 @@ def test_size_map(tmp_path: Path, scores: dict[str, float]) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["map.png"]
 
 
+def test_a_map_needs_several_widths_and_depths(tmp_path: Path) -> None:
+    rows = make_rows(SMALL)
+    assert map_of_rows(rows, "top1@20", out=tmp_path / "a.png", title="k-NN")
+    size_map(
+        {str(row.size): row.scores["top1@20"] for row in rows},
+        tmp_path / "b.png",
+        title="k-NN",
+        label="k-NN top-1 accuracy in % (k = 20)",
+    )
+    assert np.array_equal(imread(tmp_path / "a.png"), imread(tmp_path / "b.png"))
+    one_width = [row for row in rows if row.width == 64]
+    one_depth = [row for row in rows if row.depths == (3,)]
+    names = [SizeRow("resnet18", 1, scores={"top1@20": 1.0}), SizeRow("b", 1, scores={"top1@20": 1.0})]
+    for few in ([], one_width, one_depth, [*one_width, *names]):
+        assert not map_of_rows(few, "top1@20", out=tmp_path / "c.png")
+    assert not map_of_rows(rows, "map", out=tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
+
+
 def test_titles_that_the_font_or_its_formulas_would_choke_on(tmp_path: Path) -> None:
     size_map({"64x2": 1.0}, tmp_path / "a.png", title="runs/中文_$x$ $ é")
     assert plots._printable("runs/中 é") == "runs/? é"
+
+
+def test_long_titles_are_broken_into_lines(tmp_path: Path) -> None:
+    figure = Figure(figsize=(4, 3))
+    axes = figure.add_subplot()
+    plots._head(axes, "a name of many words " * 4)
+    lines = axes.get_title(loc="left").splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 32
 
 
 def test_no_global_state(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
-from poa.report.tables import SizeRow, records, score_names, size_rows, size_table, to_csv, to_json, write
+from poa.report.tables import SizeRow, fitting, records, score_names, size_rows, size_table, to_csv, to_json, write
 
 SPACE = SearchSpace.grid((384, 512, 1024), (12, 24))
 COSTS = {size: (size.width**2 * 12 * size.depths[0], size.width**2 * 4000 * size.depths[0]) for size in SPACE.sizes}
@@ -120,3 +120,43 @@ def test_chosen_scores() -> None:
         size_table(make_rows(), scores=["top1@1"])
     with pytest.raises(UserError, match="None is scored"):
         size_table(make_rows(scores=None), scores=["top1@1"])
+
+
+def test_intervals_stand_beside_their_scores() -> None:
+    rows = make_rows(intervals={"384x12": {"top1@10": (68.0, 73.0), "top5@10": (1.0, 2.0)}, "512x24": {}})
+    assert rows[0].intervals == {"top1@10": (68.0, 73.0), "top5@10": (1.0, 2.0)}
+    lines = [line.split() for line in render(rows, bounded=["top1@10"]).splitlines()]
+    assert ["384x12", "21.2", "7.1", "9", "70.0", "±2.5", "-", "90.0"] in lines
+    assert ["512x24", "75.5", "25.2", "2", "75.0", "-", "89.0"] in lines
+    assert "±" not in render(rows)
+
+
+def test_networks_that_are_no_sizes() -> None:
+    rows = [SizeRow("resnet18", 11_200_000, 74_000_000, scores={"map": 12.0}), SizeRow("b", 5, scores={"map": 1.0})]
+    lines = [line.split() for line in render(rows).splitlines()]
+    assert ["resnet18", "11.200", "0.074", "-", "12.0"] in lines
+    assert (records(rows)[0]["size"], records(rows)[0]["width"], records(rows)[0]["depth"]) == ("resnet18", None, None)
+    assert to_csv(rows).splitlines()[1] == "resnet18,,,11200000,74000000,,False,12.0"
+
+
+def test_as_many_scores_as_fit_are_kept() -> None:
+    names = [f"evaluation-{number} top1" for number in range(9)]
+    rows = make_rows(scores={"384x12": dict.fromkeys(names, 100.0)})
+    shown = fitting(rows, names)
+    assert shown == names[: len(shown)]
+
+    def widest(number: int) -> int:
+        console = Console(width=200, color_system=None)
+        with console.capture() as capture:
+            console.print(size_table(rows, scores=names[:number]))
+        return max(map(len, capture.get().splitlines()))
+
+    assert widest(len(shown)) <= 80 < widest(len(shown) + 1)
+    assert fitting(rows, names[:2]) == names[:2]
+    assert fitting(rows, []) == []
+    short = [str(number) for number in range(20)]
+    both = {
+        "scores": {"384x12": dict.fromkeys(short, 100.0)},
+        "intervals": {"384x12": dict.fromkeys(short, (0.0, 9.0))},
+    }
+    assert len(fitting(make_rows(**both), short, bounded=short)) < len(fitting(make_rows(**both), short))

@@ -49,6 +49,10 @@ class SubNetworks:
             self._made[size] = sub, plan
         return self._made[size]
 
+    def whole(self) -> nn.Module:
+        """A freshly initialised intact network, on the current default device."""
+        return self.build(self.intact)
+
     def plan(self, size: Size) -> SlicePlan:
         """The slice plan of a size."""
         return self._get(size)[1]
@@ -60,7 +64,7 @@ class SubNetworks:
 
         Args:
             size: Which sub-network.
-            intact: Parameters of the intact network by name; gradients flow into them.
+            intact: Parameters of the intact network by name, see ``state``; gradients flow into them.
             training: Whether drop path is active.
             dtype: Precision of the layers under autocast, see ``SlicePlan``.
         """
@@ -83,3 +87,8 @@ class SubNetworks:
         network.load_state_dict({name: value.clone() for name, value in parameters.items()}, strict=False, assign=True)
         assert not any(param.is_meta for param in network.parameters()), "a parameter was left out of the plan"
         return network.requires_grad_(False).eval()
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, themselves and not copies."""
+    return dict(network.named_parameters()) | dict(network.named_buffers())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from poa.elastic.network import state
 from poa.elastic.plan import SlicePlan
 from poa.elastic.space import Size
 from poa.errors import UserError
@@ -107,7 +108,7 @@ class SwitchableNetworks:
 
         Args:
             size: Which sub-network, also the intact one.
-            intact: Parameters and buffers of the intact network, from :func:`state`; gradients flow into them.
+            intact: Parameters and buffers of the intact network, from ``state``; gradients flow into them.
             training: Whether BatchNorm looks at the batch.
             dtype: Precision of the layers under autocast, see ``SlicePlan``.
         """
@@ -131,11 +132,6 @@ class SwitchableNetworks:
         own = plan(tensors) | {name: tensors[source] for name, source in buffers.items()}
         network.load_state_dict({name: value.clone() for name, value in own.items()}, assign=True)
         return network.requires_grad_(False).eval()
-
-
-def state(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, themselves and not copies."""
-    return dict(network.named_parameters()) | dict(network.named_buffers())
 
 
 def _buffers(whole: nn.Module, sub: nn.Module, sources: Mapping[str, str]) -> Mapping[str, str]:

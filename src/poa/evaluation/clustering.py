@@ -3,7 +3,8 @@
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from poa.errors import UserError
+from poa.evaluation.protocols import Outcome, Protocol, Rows
 from poa.evaluation.rows import check_features, check_labels
 
 
@@ -89,13 +91,7 @@ def kmeans_scores(
     """
     check_features(features, name="clustered", least=2)
     check_labels(features, labels, name="clustered")
-    num_classes = _num_classes(labels)
-    num_clusters = num_classes if num_clusters is None else num_clusters
-    if not 1 < num_clusters <= len(features) or restarts < 1 or not seeds:
-        raise UserError(
-            f"K-means needs from 2 to {len(features)} clusters (the number of images), at least one restart and one "
-            f"seed; got {num_clusters} clusters, {restarts} restarts and {len(seeds)} seeds."
-        )
+    num_clusters = _check_request(labels, num_clusters=num_clusters, seeds=seeds, restarts=restarts)
     rows = features.detach().cpu().float()
     table = (F.normalize(rows, dim=1) if normalise else rows).numpy()
     found = tuple(
@@ -147,6 +143,20 @@ def _num_classes(labels: Int[Tensor, " labels"]) -> int:
     return num_classes
 
 
+def _check_request(
+    labels: Int[Tensor, " images"], *, num_clusters: int | None, seeds: Sequence[int], restarts: int
+) -> int:
+    """The number of clusters."""
+    num_classes = _num_classes(labels)
+    num_clusters = num_classes if num_clusters is None else num_clusters
+    if not 1 < num_clusters <= len(labels) or restarts < 1 or not seeds:
+        raise UserError(
+            f"K-means needs from 2 to {len(labels)} clusters (the number of images), at least one restart and one "
+            f"seed; got {num_clusters} clusters, {restarts} restarts and {len(seeds)} seeds."
+        )
+    return num_clusters
+
+
 def _kmeans(table: npt.NDArray[np.float32], *, num_clusters: int, seed: int, restarts: int) -> Int[Tensor, " images"]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # told below as a sentence
@@ -158,3 +168,41 @@ def _kmeans(table: npt.NDArray[np.float32], *, num_clusters: int, seed: int, res
             "Has the run collapsed? Otherwise ask for fewer clusters, or leave out copies of images."
         )
     return torch.from_numpy(clusters).long()
+
+
+@dataclass(frozen=True)
+class Cluster(Protocol):
+    """K-means on the test images, without training images; see ``kmeans_scores``.
+
+    Attributes:
+        clusters: How many; as many as there are classes if None.
+        seeds: One clustering for each.
+        restarts: Times that each begins anew.
+        normalise: Scale features to length 1 first.
+    """
+
+    clusters: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    restarts: int = 10
+    normalise: bool = False
+
+    name: ClassVar[str] = "cluster"
+    headline: ClassVar[str] = "accuracy"
+    needs_train: ClassVar[bool] = False
+
+    def settled(self, train_labels: Int[Tensor, " train"], test_labels: Int[Tensor, " test"]) -> "Cluster":  # noqa: ARG002
+        """With a number of clusters."""
+        wanted = _check_request(test_labels, num_clusters=self.clusters, seeds=self.seeds, restarts=self.restarts)
+        return replace(self, clusters=wanted)
+
+    def __call__(self, train: Rows, test: Rows, *, num_classes: int, device: torch.device) -> Outcome:  # noqa: ARG002
+        """How well the clusters match the classes; the spreads as well if there are several seeds."""
+        result = kmeans_scores(
+            test.features,
+            test.labels,
+            num_clusters=self.clusters,
+            seeds=self.seeds,
+            restarts=self.restarts,
+            normalise=self.normalise,
+        )
+        return Outcome(result.scores() if len(self.seeds) > 1 else asdict(result.mean))

@@ -1,16 +1,17 @@
 """Weighted k-nearest-neighbour classification of frozen features (POA, Sec. 4.1; official code, after DINO)."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from poa.errors import UserError
+from poa.evaluation.protocols import Outcome, Protocol, Rows, percent
+from poa.evaluation.rows import check_features, check_labels, check_widths, full_precision, unit_rows
 
 KS = (10, 20, 100, 200)
 _ONE = 2.0**60  # a vote of weight 1 in fixed point
@@ -24,10 +25,12 @@ class KnnResult:
     Attributes:
         top1: Share of test images whose class has the most votes.
         top5: Share of test images whose class is among the five with the most votes.
+        ranks: Place of each test image's class by votes from 0, on the CPU.
     """
 
     top1: Mapping[int, float]
     top5: Mapping[int, float]
+    ranks: Mapping[int, Int[Tensor, " test"]] = field(default_factory=dict, compare=False, repr=False)
 
     def scores(self) -> dict[str, float]:
         """The same as one flat mapping: ``top1@10``, ``top5@10``, ``top1@20``, ..."""
@@ -63,31 +66,6 @@ def allowed_ks(ks: Sequence[int] | None, *, num_train: int) -> tuple[int, ...]:
     if dropped:
         _log.info("k-NN leaves out k=%s: there are only %d training images.", ", ".join(dropped), num_train)
     return kept
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products as they are, whatever a training run has set (TF32, autocast): neighbours depend on it."""
-    with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
-            return
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-
-def _unit(features: Float[Tensor, "images width"], device: torch.device) -> Float[Tensor, "images width"]:
-    rows = features.to(device, torch.float32)
-    if not bool(rows.isfinite().all()):
-        raise UserError(
-            "The features hold NaN or infinity, so k-NN has no meaning. Has the network diverged? "
-            "Look at the loss of the run, score an earlier checkpoint, or score in float32."
-        )
-    return F.normalize(rows, dim=1)
 
 
 def _flip_negatives(bits: Int[Tensor, "rows columns"]) -> Int[Tensor, "rows columns"]:
@@ -131,13 +109,13 @@ def nearest_images(
     Returns:
         Cosine similarities, and the numbers of the training images.
     """
-    test = _unit(test_features, device)
+    test = unit_rows(test_features, device)
     best = torch.empty(len(test), 0, dtype=torch.int64, device=device)
     for start in range(0, len(train_features), chunk):
-        train = _unit(train_features[start : start + chunk], device)
+        train = unit_rows(train_features[start : start + chunk], device)
         blocks = []
         for rows, known in zip(torch.split(test, chunk), torch.split(best, chunk), strict=True):
-            with _full_precision(device):
+            with full_precision(device):
                 similarities = rows @ train.T
             keys = torch.cat([known, _keys(similarities, start)], dim=1)
             blocks.append(keys.topk(min(k, keys.shape[1]), dim=1).values)
@@ -153,7 +131,7 @@ def _ranks(votes: Int[Tensor, "test classes"], labels: Int[Tensor, " test"]) -> 
     return torch.where(own[:, 0] > 0, place, votes.shape[1] + 5)
 
 
-def _count_hits(
+def _ranks_by_k(
     similarities: Float[Tensor, "test k"],
     classes: Int[Tensor, "test k"],
     labels: Int[Tensor, " test"],
@@ -161,36 +139,24 @@ def _count_hits(
     ks: Sequence[int],
     temperature: float,
     num_classes: int,
-) -> Int[Tensor, "ks two"]:
+) -> Int[Tensor, "ks test"]:
     # Whole numbers add up exactly in any order, so that equal votes stay equal also with atomic adds on a GPU.
     weights = (torch.softmax(similarities / temperature, dim=1) * _ONE).to(torch.int64)
     votes = torch.zeros(len(labels), num_classes, dtype=torch.int64, device=labels.device)
-    hits, done = [], 0
+    ranks, done = [], 0
     for k in ks:
         votes.scatter_add_(1, classes[:, done:k], weights[:, done:k])
-        ranks, done = _ranks(votes, labels), k
-        hits.append(torch.stack([(ranks < 1).sum(), (ranks < 5).sum()]))
-    return torch.stack(hits)
-
-
-def _check_labels(
-    features: Float[Tensor, "images width"], labels: Int[Tensor, " images"], name: str, num_classes: int
-) -> None:
-    if len(features) == 0:
-        raise UserError(f"There are no {name} images to score k-NN with; all were left out or none were given.")
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise UserError(
-            f"The {name} labels go from {int(labels.min())} to {int(labels.max())}; "
-            f"with {num_classes} classes they go from 0 to {num_classes - 1}."
-        )
+        ranks.append(_ranks(votes, labels))
+        done = k
+    return torch.stack(ranks)
 
 
 @torch.inference_mode()
 def knn_scores(
     train_features: Float[Tensor, "train width"],
-    train_labels: Int[Tensor, " train"],
-    test_features: Float[Tensor, "test width"],
-    test_labels: Int[Tensor, " test"],
+    train_labels: Int[Tensor, " labels"],
+    test_features: Float[Tensor, "test other_width"],
+    test_labels: Int[Tensor, " test_labels"],
     *,
     ks: Sequence[int] | None = None,
     temperature: float = 0.07,
@@ -220,14 +186,59 @@ def knn_scores(
     Raises:
         UserError: A k, the labels or the features cannot be used.
     """
-    _check_labels(train_features, train_labels, "training", num_classes)
-    _check_labels(test_features, test_labels, "test", num_classes)
+    check_features(train_features, name="training")
+    check_features(test_features, name="test")
+    check_labels(train_features, train_labels, name="training", num_classes=num_classes)
+    check_labels(test_features, test_labels, name="test", num_classes=num_classes)
+    check_widths(train_features, test_features, names=("training", "test"))
     ks = allowed_ks(ks, num_train=len(train_features))
     device = train_features.device if device is None else device
     similarities, images = nearest_images(train_features, test_features, k=ks[-1], device=device, chunk=chunk)
     classes, labels = train_labels.to(device, torch.int64)[images], test_labels.to(device, torch.int64)
-    hits = torch.zeros(len(ks), 2, dtype=torch.int64, device=device)
-    for part in zip(*(torch.split(rows, chunk) for rows in (similarities, classes, labels)), strict=True):
-        hits += _count_hits(*part, ks=ks, temperature=temperature, num_classes=num_classes)
-    top1, top5 = (100.0 * hits.double().cpu() / len(labels)).T.tolist()
-    return KnnResult(dict(zip(ks, top1, strict=True)), dict(zip(ks, top5, strict=True)))
+    parts = zip(*(torch.split(rows, chunk) for rows in (similarities, classes, labels)), strict=True)
+    found = [_ranks_by_k(*part, ks=ks, temperature=temperature, num_classes=num_classes) for part in parts]
+    ranks = dict(zip(ks, torch.cat(found, dim=1).cpu(), strict=True))
+    top1, top5 = (
+        {k: 100.0 * float((places < most).sum()) / len(labels) for k, places in ranks.items()} for most in (1, 5)
+    )
+    return KnnResult(top1, top5, ranks)
+
+
+@dataclass(frozen=True)
+class Knn(Protocol):
+    """Weighted k-nearest neighbours; see ``knn_scores``.
+
+    Attributes:
+        ks: Numbers of neighbours; None for the published ones as far as there are training images.
+        temperature: Of the votes.
+    """
+
+    ks: tuple[int, ...] | None = None
+    temperature: float = 0.07
+
+    name: ClassVar[str] = "knn"
+    headline: ClassVar[str] = "top1@20"
+
+    def settled(self, train_labels: Int[Tensor, " train"], test_labels: Int[Tensor, " test"]) -> "Knn":  # noqa: ARG002
+        """With numbers of neighbours, each of them possible."""
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"The temperature of votes is a number above 0, got {self.temperature}. Usual is 0.07.")
+        return replace(self, ks=allowed_ks(self.ks, num_train=len(train_labels)))
+
+    def __call__(self, train: Rows, test: Rows, *, num_classes: int, device: torch.device) -> Outcome:
+        """Accuracy for each number of neighbours."""
+        result = knn_scores(
+            train.features,
+            train.labels,
+            test.features,
+            test.labels,
+            ks=self.ks,
+            temperature=self.temperature,
+            num_classes=num_classes,
+            device=device,
+        )
+        places = {"top1": 1, "top5": 5}
+        values = {
+            f"{name}@{k}": percent(ranks < most) for k, ranks in result.ranks.items() for name, most in places.items()
+        }
+        return Outcome(result.scores(), values)

@@ -1,9 +1,9 @@
-"""Linear classification of frozen features, of all training images or of a few a class."""
+"""Linear classification of frozen features by logistic regression."""
 
 import logging
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poa.errors import UserError
 from poa.evaluation.logistic import LogisticFit, fit_logistic
+from poa.evaluation.protocols import Outcome, Protocol, Rows, percent
 from poa.evaluation.rows import check_features, check_labels, check_widths
 
 FOLDS = 5
@@ -26,41 +27,22 @@ class LinearResult:
         top1: Share of test images whose class comes first.
         top5: Share of test images whose class is among the first five.
         strength: Of the penalty, as ``logistic.py`` defines it.
-        correct: Whether each test image's class comes first, on the CPU.
+        ranks: Place of each test image's class from 0, on the CPU.
     """
 
     top1: float
     top5: float
     strength: float
-    correct: Bool[Tensor, " test"]
+    ranks: Int[Tensor, " test"]
+
+    @property
+    def correct(self) -> Bool[Tensor, " test"]:
+        """Whether each test image's class comes first."""
+        return self.ranks < 1
 
     def scores(self) -> dict[str, float]:
         """The numbers as one flat mapping: ``top1``, ``top5``, ``strength``."""
         return {"top1": self.top1, "top5": self.top5, "strength": self.strength}
-
-
-@dataclass(frozen=True, slots=True)
-class FewShotResult:
-    """Accuracy in percent over several draws of training images.
-
-    Attributes:
-        top1: Mean over the draws.
-        top5: Mean over the draws.
-        top1_spread: Standard deviation over the draws (of a sample); 0 for a single draw.
-        top5_spread: As ``top1_spread``.
-        draws: The result of each.
-    """
-
-    top1: float
-    top5: float
-    top1_spread: float
-    top5_spread: float
-    draws: tuple[LinearResult, ...]
-
-    def scores(self) -> dict[str, float]:
-        """The means and spreads as one flat mapping: ``top1``, ``top5``, ``top1_spread``, ``top5_spread``."""
-        names = ("top1", "top5", "top1_spread", "top5_spread")
-        return {name: getattr(self, name) for name in names}
 
 
 def usual_strengths(num_classes: int) -> tuple[float, ...]:
@@ -114,65 +96,15 @@ def linear_scores(
     Raises:
         UserError: The features, the labels or the strengths cannot be used.
     """
-    data = _check(train_features, train_labels, test_features, test_labels, num_classes=num_classes, device=device)
-    strengths = _check_strengths(strengths, data.num_classes)
-    folds = _folds(data.labels, seed=seed, num_folds=FOLDS)
-    if len(strengths) > 1 and int(folds.max()) < 0:
-        raise UserError(
-            "Every class has a single training image, so that none can be held out to choose a strength by. "
-            "Give one strength, or more images a class."
-        )
-    return _fit_and_test(data, [folds == 0], strengths)
-
-
-def few_shot(
-    train_features: Float[Tensor, "train width"],
-    train_labels: Int[Tensor, " labels"],
-    test_features: Float[Tensor, "test test_width"],
-    test_labels: Int[Tensor, " test_labels"],
-    *,
-    num_classes: int,
-    per_class: int | None = None,
-    share: float | None = None,
-    draws: int = 5,
-    strengths: Sequence[float] | None = None,
-    seed: int = 0,
-    device: torch.device | None = None,
-) -> FewShotResult:
-    """``linear_scores`` from a few training images of each class, drawn several times.
-
-    In each draw the strength is chosen by cross validation over the images drawn (five folds, or as many as the
-    largest class has images). Where no class has two images, ``default_strength`` is taken.
-
-    Args:
-        train_features: One row a training image, to draw from.
-        train_labels: Classes from 0 to ``num_classes - 1``.
-        test_features: One row a test image; all are used in every draw.
-        test_labels: As ``train_labels``.
-        num_classes: Number of classes.
-        per_class: Images drawn of each class. Either this or ``share`` is given.
-        share: Share of each class's images that is drawn, between 0 and 1; at least one of each class.
-        draws: How often to draw.
-        strengths: To choose from; None for ``usual_strengths``. A single one is taken as it is.
-        seed: Of the first draw; the others have the numbers after it.
-        device: Where to compute; that of the training features if None.
-
-    Raises:
-        UserError: The features, the labels, the number of images or of draws or the strengths cannot be used.
-    """
-    data = _check(train_features, train_labels, test_features, test_labels, num_classes=num_classes, device=device)
-    strengths = _check_strengths(strengths, data.num_classes)
-    wanted = _images_to_draw(data, per_class=per_class, share=share)
-    if draws < 1:
-        raise UserError(f"Few-shot classification needs at least one draw, got {draws}. Usual are 5.")
-    results = tuple(_draw_and_test(data, wanted, strengths, seed=seed + draw) for draw in range(draws))
-    top1, top5 = [result.top1 for result in results], [result.top5 for result in results]
-    spread1, spread5 = (statistics.stdev(values) if draws > 1 else 0.0 for values in (top1, top5))
-    return FewShotResult(statistics.fmean(top1), statistics.fmean(top5), spread1, spread5, results)
+    data = checked(train_features, train_labels, test_features, test_labels, num_classes=num_classes, device=device)
+    strengths = check_strengths(strengths, data.num_classes)
+    _check_choice(data.labels, strengths)
+    folds = folds_of(data.labels, seed=seed, num_folds=FOLDS)
+    return fit_and_test(data, [folds == 0], strengths)
 
 
 @dataclass(frozen=True, slots=True)
-class _Data:
+class Data:
     """Checked features; classes are numbered anew so that each has training images.
 
     Attributes:
@@ -194,7 +126,7 @@ class _Data:
         return len(self.classes)
 
 
-def _check(
+def checked(
     train_features: Tensor,
     train_labels: Tensor,
     test_features: Tensor,
@@ -202,25 +134,68 @@ def _check(
     *,
     num_classes: int,
     device: torch.device | None,
-) -> _Data:
+) -> Data:
+    """Features and labels that a classifier can be fitted to.
+
+    Args:
+        train_features: One row a training image.
+        train_labels: Classes from 0 to ``num_classes - 1``.
+        test_features: One row a test image.
+        test_labels: As ``train_labels``.
+        num_classes: Number of classes.
+        device: Where to compute; that of the training features if None.
+
+    Raises:
+        UserError: They cannot be used.
+    """
     check_features(train_features, name="training", least=2)
     check_features(test_features, name="test")
     check_labels(train_features, train_labels, name="training", num_classes=num_classes)
     check_labels(test_features, test_labels, name="test", num_classes=num_classes)
     check_widths(train_features, test_features, names=("training", "test"))
-    classes, labels = torch.unique(train_labels.cpu().long(), return_inverse=True)
-    if len(classes) < 2:
-        raise UserError(
-            f"All training images are of one class ({int(classes)}), so that there is nothing to tell apart. "
-            "Give images of two classes or more."
-        )
+    classes, labels = classes_of(train_labels)
     wanted = test_labels.cpu().long().contiguous()
     places = torch.searchsorted(classes, wanted).clamp_max(len(classes) - 1)
     known = torch.where(classes[places] == wanted, places, -1)
-    return _Data(train_features, labels, test_features, known, classes, device or train_features.device)
+    return Data(train_features, labels, test_features, known, classes, device or train_features.device)
 
 
-def _check_strengths(strengths: Sequence[float] | None, num_classes: int) -> tuple[float, ...]:
+def classes_of(labels: Int[Tensor, " images"]) -> tuple[Int[Tensor, " classes"], Int[Tensor, " images"]]:
+    """The classes that have images, and the number of each image's class among them.
+
+    Args:
+        labels: One class an image, from 0.
+
+    Raises:
+        UserError: There is a single class.
+    """
+    classes, numbers = torch.unique(labels.cpu().long(), return_inverse=True)
+    if len(classes) < 2:
+        raise UserError(
+            f"All training images are of one class ({', '.join(map(str, classes.tolist()))}), so that there is nothing "
+            "to tell apart. Give images of two classes or more."
+        )
+    return classes, numbers
+
+
+def _check_choice(labels: Int[Tensor, " images"], strengths: tuple[float, ...]) -> None:
+    if len(strengths) > 1 and int(labels.bincount().max()) < 2:
+        raise UserError(
+            "Every class has a single training image, so that none can be held out to choose a strength by. "
+            "Give one strength, or more images a class."
+        )
+
+
+def check_strengths(strengths: Sequence[float] | None, num_classes: int) -> tuple[float, ...]:
+    """Strengths to choose from, ascending.
+
+    Args:
+        strengths: Those asked for; None for ``usual_strengths``.
+        num_classes: Number of classes with training images.
+
+    Raises:
+        UserError: One is not above 0, or there are none.
+    """
     chosen = usual_strengths(num_classes) if strengths is None else tuple(sorted(set(strengths)))
     if not chosen or not all(0 < strength < float("inf") for strength in chosen):
         raise UserError(
@@ -231,8 +206,13 @@ def _check_strengths(strengths: Sequence[float] | None, num_classes: int) -> tup
     return chosen
 
 
-def _places_in_class(labels: Int[Tensor, " images"], *, seed: int) -> Int[Tensor, " images"]:
-    """Place of each image among those of its class in a random order, from 0."""
+def places_in_class(labels: Int[Tensor, " images"], *, seed: int) -> Int[Tensor, " images"]:
+    """Place of each image among those of its class in a random order, from 0.
+
+    Args:
+        labels: One class an image.
+        seed: Of the order.
+    """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = shuffled[labels[shuffled].argsort(stable=True)]
     counts = labels.bincount()
@@ -242,63 +222,34 @@ def _places_in_class(labels: Int[Tensor, " images"], *, seed: int) -> Int[Tensor
     return places
 
 
-def _folds(labels: Int[Tensor, " images"], *, seed: int, num_folds: int) -> Int[Tensor, " images"]:
-    """Fold of each image, every class spread evenly over them; -1 for the image of a class with only one."""
+def folds_of(labels: Int[Tensor, " images"], *, seed: int, num_folds: int) -> Int[Tensor, " images"]:
+    """Fold of each image, every class spread evenly over them; -1 for the image of a class with only one.
+
+    Args:
+        labels: One class an image.
+        seed: Of the order.
+        num_folds: How many folds.
+    """
     is_alone = labels.bincount()[labels] == 1
-    return torch.where(is_alone, -1, _places_in_class(labels, seed=seed) % num_folds)
+    return torch.where(is_alone, -1, places_in_class(labels, seed=seed) % num_folds)
 
 
-def _images_to_draw(data: _Data, *, per_class: int | None, share: float | None) -> Int[Tensor, " classes"]:
-    """How many images of each class."""
-    counts = data.labels.bincount()
-    if (per_class is None) == (share is None):
-        raise UserError(
-            "Few-shot classification needs either a number of images per class or a share of them, "
-            f"got {per_class} images and a share of {share}. Usual are 1, 5 or 10 images, or a share of 0.01 or 0.1."
-        )
-    if share is not None:
-        if not 0 < share <= 1:
-            raise UserError(f"The share of training images goes from 0 to 1, got {share}. Usual are 0.01 and 0.1.")
-        return (share * counts).round().long().clamp_min(1)
-    fewest = int(counts.argmin())
-    if per_class is None or not 0 < per_class <= int(counts[fewest]):
-        raise UserError(
-            f"{per_class} images per class are not possible: class {int(data.classes[fewest])} has "
-            f"{int(counts[fewest])} training images, the fewest. Ask for 1 to {int(counts[fewest])} images, or a share."
-        )
-    return torch.full_like(counts, per_class)
+def fit_and_test(data: Data, held_out: Sequence[Bool[Tensor, " train"]], strengths: tuple[float, ...]) -> LinearResult:
+    """Choose a strength on held-out images, fit a classifier to all training images, and test it.
 
-
-def _draw_and_test(
-    data: _Data, wanted: Int[Tensor, " classes"], strengths: tuple[float, ...], *, seed: int
-) -> LinearResult:
-    drawn = (_places_in_class(data.labels, seed=seed) < wanted[data.labels]).nonzero()[:, 0]
-    few = _Data(
-        data.features[drawn.to(data.features.device)],
-        data.labels[drawn],
-        data.test_features,
-        data.test_labels,
-        data.classes,
-        data.device,
-    )
-    num_folds = min(FOLDS, int(wanted.max()))
-    if num_folds == 1:
-        return _fit_and_test(few, [], strengths if len(strengths) == 1 else (default_strength(few.num_classes),))
-    folds = _folds(few.labels, seed=seed, num_folds=num_folds)
-    return _fit_and_test(few, [folds == fold for fold in range(num_folds)], strengths)
-
-
-def _fit_and_test(
-    data: _Data, held_out: Sequence[Bool[Tensor, " train"]], strengths: tuple[float, ...]
-) -> LinearResult:
+    Args:
+        data: Features and labels.
+        held_out: Training images that are held out in turn.
+        strengths: To choose from; a single one is taken as it is.
+    """
     strength = strengths[0] if len(strengths) == 1 else _choose(data, held_out, strengths)
     fit = _fit(data.features, data.labels, (strength,), data)
     ranks = _ranks(fit, data.test_features, data.test_labels)[0]
     top1, top5 = (100.0 * float((ranks < places).double().mean()) for places in (1, 5))
-    return LinearResult(top1, top5, strength, ranks < 1)
+    return LinearResult(top1, top5, strength, ranks)
 
 
-def _choose(data: _Data, held_out: Sequence[Bool[Tensor, " train"]], strengths: tuple[float, ...]) -> float:
+def _choose(data: Data, held_out: Sequence[Bool[Tensor, " train"]], strengths: tuple[float, ...]) -> float:
     """The strength with the most hits on images that were held out in turn; the smallest of equally good ones."""
     hits = torch.zeros(len(strengths), dtype=torch.int64)
     for held in held_out:
@@ -311,7 +262,7 @@ def _choose(data: _Data, held_out: Sequence[Bool[Tensor, " train"]], strengths: 
     return strengths[best]
 
 
-def _fit(features: Tensor, labels: Tensor, strengths: tuple[float, ...], data: _Data) -> LogisticFit:
+def _fit(features: Tensor, labels: Tensor, strengths: tuple[float, ...], data: Data) -> LogisticFit:
     return fit_logistic(features, labels, strengths=strengths, num_classes=data.num_classes, device=data.device)
 
 
@@ -330,3 +281,43 @@ def _ranks(
         before = (logits > own) | ((logits == own) & (numbers < wanted))
         ranks.append(torch.where(wanted[:, 0] < 0, num_classes + 5, before.sum(dim=2)).cpu())
     return torch.cat(ranks, dim=1)
+
+
+@dataclass(frozen=True)
+class Linear(Protocol):
+    """A linear classifier on all training images; see ``linear_scores``.
+
+    Attributes:
+        fit: How it is fitted: ``lbfgs`` minimises logistic regression to the end.
+        strengths: Of the penalty, to choose from; None for ``usual_strengths``.
+        seed: Of the choice of held-out images.
+    """
+
+    fit: Literal["lbfgs"] = "lbfgs"
+    strengths: tuple[float, ...] | None = None
+    seed: int = 0
+
+    name: ClassVar[str] = "linear"
+    headline: ClassVar[str] = "top1"
+
+    def settled(self, train_labels: Int[Tensor, " train"], test_labels: Int[Tensor, " test"]) -> "Linear":  # noqa: ARG002
+        """With strengths, and images to choose one of them by."""
+        classes, labels = classes_of(train_labels)
+        strengths = check_strengths(self.strengths, len(classes))
+        _check_choice(labels, strengths)
+        return replace(self, strengths=strengths)
+
+    def __call__(self, train: Rows, test: Rows, *, num_classes: int, device: torch.device) -> Outcome:
+        """Accuracy of the classifier with the chosen strength."""
+        result = linear_scores(
+            train.features,
+            train.labels,
+            test.features,
+            test.labels,
+            num_classes=num_classes,
+            strengths=self.strengths,
+            seed=self.seed,
+            device=device,
+        )
+        values = {"top1": percent(result.correct), "top5": percent(result.ranks < 5)}
+        return Outcome({"top1": result.top1, "top5": result.top5}, values, {"strength": result.strength})

@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from poa.errors import UserError
+from poa.evaluation.protocols import Outcome, Protocol, Rows, percent
 from poa.evaluation.rows import check_features, check_labels, check_widths, full_precision, unit_rows
 
 KS = (1, 5, 10)
@@ -23,12 +25,14 @@ class RetrievalResult:
         mean_average_precision: Mean of ``average_precision``.
         recall: For each k, share of queries with an image of their class among the first k.
         average_precision: Percent for each of these queries, in their order.
+        first: Place of the first image of its class for each of these queries, from 0.
         num_left_out: Queries whose class has no image in the gallery.
     """
 
     mean_average_precision: float
     recall: Mapping[int, float]
     average_precision: Float[Tensor, " queries"]
+    first: Int[Tensor, " queries"]
     num_left_out: int
 
     def scores(self) -> dict[str, float]:
@@ -89,7 +93,7 @@ def retrieval_scores(
     average_precision, first = 100.0 * torch.cat(precisions), torch.cat(firsts)
     recall = {k: 100.0 * float((first < k).double().mean()) for k in ks}
     left_out = len(query_features) - len(kept)
-    return RetrievalResult(float(average_precision.mean()), recall, average_precision, left_out)
+    return RetrievalResult(float(average_precision.mean()), recall, average_precision, first, left_out)
 
 
 def _relevant_in_order(
@@ -123,3 +127,28 @@ def _allowed_ks(ks: Sequence[int] | None, *, num_gallery: int) -> tuple[int, ...
     if ks is None and len(kept) < len(KS):
         _log.info("Retrieval leaves out recall at some of %s: there are only %d gallery images.", KS, num_gallery)
     return kept
+
+
+@dataclass(frozen=True)
+class Retrieval(Protocol):
+    """Find images of the class of each test image among the training images; see ``retrieval_scores``.
+
+    Attributes:
+        ks: For recall; None for the usual ones as far as there are training images.
+    """
+
+    ks: tuple[int, ...] | None = None
+
+    name: ClassVar[str] = "retrieval"
+    headline: ClassVar[str] = "map"
+
+    def settled(self, train_labels: Int[Tensor, " train"], test_labels: Int[Tensor, " test"]) -> "Retrieval":  # noqa: ARG002
+        """With numbers of images for recall, each of them possible."""
+        return replace(self, ks=_allowed_ks(self.ks, num_gallery=len(train_labels)))
+
+    def __call__(self, train: Rows, test: Rows, *, num_classes: int, device: torch.device) -> Outcome:  # noqa: ARG002
+        """Mean average precision and recall; test images whose class has no image in the gallery are left out."""
+        result = retrieval_scores(train.features, train.labels, test.features, test.labels, ks=self.ks, device=device)
+        values = {"map": result.average_precision}
+        values |= {f"recall@{k}": percent(result.first < k) for k in result.recall}
+        return Outcome(result.scores(), values, {"left_out": float(result.num_left_out)})

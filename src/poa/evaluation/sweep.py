@@ -1,39 +1,33 @@
-"""Scores of many sizes of one run: groups of sizes share each decoded image, and an interrupted sweep goes on."""
+"""Scores of many networks by one protocol: groups share each decoded image, and an interrupted sweep goes on."""
 
-import csv
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from poa import distributed
 from poa.data.index import ImageIndex
 from poa.data.loader import images_for_scoring
-from poa.elastic.space import Size
 from poa.errors import UserError, nearest
 from poa.evaluation.features import Extracted, Progress, extract_features
-from poa.evaluation.knn import allowed_ks, knn_scores
+from poa.evaluation.protocols import Prepared, Protocol, Rows
+from poa.evaluation.results import ResultFiles, Results
 
-Scores = dict[str, dict[str, float]]
-"""Scores by name of the size, then by name of the score."""
-_HARMLESS = ("batch_size", "workers", "sizes_at_once")
+_HARMLESS = ("batch_size", "workers", "networks_at_once")
 """Settings on which neither features nor scores depend."""
-_ONLY_SCORES = ("ks", "temperature")
-"""Settings on which scores depend, but not features."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How images are prepared and sizes are scored.
+    """How images are prepared and run through networks.
 
     Attributes:
         image_size: Side of the central crop in pixels.
@@ -41,11 +35,9 @@ class Scoring:
         mean: Of the channels, of values in 0..1.
         std: Of the channels.
         precision: Of the networks.
-        ks: Numbers of neighbours; None for the published ones as far as there are images.
-        temperature: Of the votes of neighbours.
         batch_size: Images at a time.
         workers: Processes that prepare images.
-        sizes_at_once: Networks that are held in memory together and share each decoded image.
+        networks_at_once: Networks that are held in memory together and share each decoded image.
     """
 
     image_size: int
@@ -53,121 +45,123 @@ class Scoring:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     precision: torch.dtype = torch.float32
-    ks: tuple[int, ...] | None = None
-    temperature: float = 0.07
     batch_size: int = 256
     workers: int = 0
-    sizes_at_once: int = 8
+    networks_at_once: int = 8
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.sizes_at_once) < 1:
+        if min(self.batch_size, self.networks_at_once) < 1:
             raise UserError(
-                "Scoring needs at least one image and one size at a time, "
-                f"got a batch size of {self.batch_size} and {self.sizes_at_once} sizes at once."
+                "Scoring needs at least one image and one network at a time, "
+                f"got a batch size of {self.batch_size} and {self.networks_at_once} networks at once."
             )
 
 
-def score_sizes(
-    networks: Callable[[Size], nn.Module],
-    sizes: Sequence[Size],
+class NotScored(UserError):  # noqa: N818  # says what is the matter
+    """Some networks have no scores; those of the others are written.
+
+    Attributes:
+        results: All that is written.
+    """
+
+    def __init__(self, message: str, results: Results) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+def score_networks(
+    networks: Callable[[str], nn.Module],
+    names: Sequence[str],
     *,
-    train_index: ImageIndex,
+    protocol: Protocol,
+    train_index: ImageIndex | None,
     test_index: ImageIndex,
     out: Path,
     weights: str,
     scoring: Scoring,
     device: torch.device,
-    protocol: str = "knn",
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> Scores:
-    """Score sizes, and write ``<protocol>.json`` and ``<protocol>.csv`` in the folder ``out``.
+) -> Results:
+    """Score networks, and write ``<protocol>.json`` and ``<protocol>.csv`` in the folder ``out``.
 
-    Sizes that the file already holds are not scored again, so that an interrupted sweep goes on when it is called
-    again, and more sizes can be added later. Under several processes each scores its share of the sizes.
+    Networks that the file already holds are not scored again, so that an interrupted sweep goes on when it is called
+    again, and more can be added later. Under several processes each scores its share of them. A network that the
+    protocol refuses, such as one that has diverged, does not keep the others from being scored.
 
     Args:
-        networks: Gives the network of a size, which is moved to ``device`` and put into evaluation mode.
-        sizes: Which sizes to score.
-        train_index: Labelled images that vote.
-        test_index: Labelled images that are classified; their classes are among those of ``train_index``, by name.
+        networks: Gives the network of a name, which is moved to ``device`` and put into evaluation mode.
+        names: Which networks to score, such as ``384x12``.
+        protocol: How to score.
+        train_index: Labelled images to learn from; None for a protocol that needs none.
+        test_index: Labelled images to test on; their classes are among those of ``train_index``, by name.
         out: Folder of the results; features lie there too until they are scored.
-        weights: What the networks' parameters are, such as run, branch and step: other weights, other results.
-        scoring: How images are prepared and sizes are scored.
+        weights: What the networks' parameters are, such as branch and step: other weights, other results.
+        scoring: How images are prepared and run through networks.
         device: Where to compute.
-        protocol: Kind of score; ``knn``.
-        overwrite: Forget results that are there.
-        progress: Told of the images run through a group of networks, and of the sizes scored.
+        overwrite: Forget results of the protocol that are there.
+        progress: Told of the images run through a group of networks, and of the networks scored.
 
     Returns:
-        The scores of ``sizes``.
+        All results in the file, those of ``names`` among them.
 
     Raises:
+        NotScored: Some networks could not be scored; told at the end.
         UserError: The request or the labels make no sense, or ``out`` holds results of other settings.
     """
-    names = list(dict.fromkeys(map(str, sizes)))
+    names = list(dict.fromkeys(names))
     if not names:
-        raise UserError("There are no sizes to score: name some, such as 384x12, or ask for all.")
-    if protocol not in PROTOCOLS:
-        raise UserError(f"There is no way of scoring called {protocol!r}. {nearest(protocol, PROTOCOLS)}")
-    scoring = replace(scoring, ks=allowed_ks(scoring.ks, num_train=len(train_index)))
-    train, test = _label(train_index, test_index)
-    settings = _settings(weights, train_index, test_index, scoring)
-    files = _Files(out, protocol, settings)
+        raise UserError("There are no networks to score: name some sizes, such as 384x12, or ask for all.")
+    train, test = _label(protocol, train_index, test_index)
+    protocol = protocol.settled(*(torch.from_numpy(part.labels) for part in (train, test)))
+    settings = _settings(weights, train, test, scoring, protocol)
+    files = ResultFiles(out, protocol.name, settings)
     files.start(overwrite=overwrite)
-    task = _Task(networks, train, test, scoring, settings, files.work, device, PROTOCOLS[protocol])
+    task = _Task(networks, train, test, scoring, settings, device, protocol)
     _score(task, names[distributed.rank() :: distributed.world_size()], files, progress or (lambda *_: None))
-    scores = files.finish().scores
-    return {name: scores[name] for name in names}
+    results = files.finish()
+    failed = {name: results.failed[name] for name in names if name in results.failed}
+    assert results.scores.keys() | failed.keys() >= set(names)
+    if failed:
+        raise NotScored(_told(failed, names, files.main), results)
+    return results
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     """Training or test images, and the class of each as the training images number them."""
 
-    index: ImageIndex
+    index: ImageIndex | None
     labels: npt.NDArray[np.int64]
-
-
-class _Rows(NamedTuple):
-    """Features of one network with their labels."""
-
-    features: Float[Tensor, "images width"]
-    labels: Int[Tensor, " images"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
     """What all groups of a sweep share."""
 
-    networks: Callable[[Size], nn.Module]
+    networks: Callable[[str], nn.Module]
     train: _Part
     test: _Part
     scoring: Scoring
     settings: Mapping[str, Any]
-    work: Path
     device: torch.device
-    protocol: Callable[["_Task", _Rows, _Rows], dict[str, float]]
+    protocol: Protocol
+
+    @property
+    def num_classes(self) -> int:
+        known = self.train.index or self.test.index
+        assert known is not None
+        return len(known.classes)
 
 
-def _knn(task: _Task, train: _Rows, test: _Rows) -> dict[str, float]:
-    return knn_scores(
-        train.features,
-        train.labels,
-        test.features,
-        test.labels,
-        ks=task.scoring.ks,
-        temperature=task.scoring.temperature,
-        num_classes=len(task.train.index.classes),
-        device=task.device,
-    ).scores()
-
-
-PROTOCOLS = {"knn": _knn}
-
-
-def _label(train: ImageIndex, test: ImageIndex) -> tuple[_Part, _Part]:
+def _label(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> tuple[_Part, _Part]:
     """Labels of both sets, those of the test images translated to the training images' numbers by name."""
+    if not protocol.needs_train:
+        if train is not None:
+            raise UserError(f"The protocol {protocol.name} looks at the test images alone. Give no training images.")
+        return _Part(None, np.empty(0, np.int64)), _Part(test, test.require_labels())
+    if train is None:
+        raise UserError(f"The protocol {protocol.name} needs labelled training images. Give --train.")
     train_labels, test_labels = train.require_labels(), test.require_labels()
     if train.fingerprint == test.fingerprint:
         raise UserError(
@@ -187,50 +181,80 @@ def _label(train: ImageIndex, test: ImageIndex) -> tuple[_Part, _Part]:
     return _Part(train, train_labels), _Part(test, translated)
 
 
-def _settings(weights: str, train: ImageIndex, test: ImageIndex, scoring: Scoring) -> dict[str, Any]:
+def _settings(weights: str, train: _Part, test: _Part, scoring: Scoring, protocol: Protocol) -> dict[str, Any]:
     """All that the results depend on, as JSON gives it back."""
     chosen = {name: value for name, value in asdict(scoring).items() if name not in _HARMLESS}
-    images = {name: f"{len(index)} images {index.fingerprint}" for name, index in (("train", train), ("test", test))}
-    settings: dict[str, Any] = json.loads(json.dumps({"weights": weights, **images, **chosen}, default=str))
+    images = {
+        name: f"{len(part.index)} images {part.index.fingerprint}"
+        for name, part in (("train", train), ("test", test))
+        if part.index is not None
+    }
+    content = {"weights": weights, **images, **chosen, **asdict(protocol)}
+    settings: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return settings
 
 
-def _score(task: _Task, names: list[str], files: "_Files", progress: Progress) -> None:
+def _told(failed: Mapping[str, str], names: Sequence[str], path: Path) -> str:
+    """Which networks have no scores and why; those with the same reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in failed.items():
+        reasons.setdefault(why, []).append(name)
+    lines = " ".join(f"{', '.join(same)}: {why}" for why, same in reasons.items())
+    rest = f"; the others are in {path}" if len(failed) < len(names) else ""
+    return f"{len(failed)} of {len(names)} networks could not be scored{rest}. {lines}"
+
+
+def _score(task: _Task, names: Sequence[str], files: ResultFiles, progress: Progress) -> None:
     """Score this process's share, group by group; groups do not depend on what is scored already."""
-    at_once = task.scoring.sizes_at_once
+
+    def tell() -> None:
+        done = files.known.scores.keys() | files.known.failed.keys()
+        progress("networks", sum(name in done for name in names), len(names))
+
+    at_once = task.scoring.networks_at_once
     for group in (names[start : start + at_once] for start in range(0, len(names), at_once)):
+        tell()
         pending = [name for name in group if name not in files.known.scores]
-        progress("sizes", sum(name in files.known.scores for name in names), len(names))
-        for name, scores, bad_images in _score_group(task, pending, task.work / group[0], progress):
-            files.add(name, scores, bad_images=bad_images)
-            progress("sizes", sum(name in files.known.scores for name in names), len(names))
+        if pending:
+            _score_group(task, pending, files, files.work / group[0], progress=progress, tell=tell)
 
 
 def _score_group(
-    task: _Task, names: list[str], folder: Path, progress: Progress
-) -> Iterator[tuple[str, dict[str, float], dict[str, int]]]:
-    if not names:
-        return
-    networks = {name: task.networks(Size.parse(name)).to(task.device) for name in names}
+    task: _Task, names: Sequence[str], files: ResultFiles, folder: Path, *, progress: Progress, tell: Callable[[], None]
+) -> None:
+    networks = {name: _prepared(task, name) for name in names}
     train = _extract(task, networks, task.train, folder / "train", progress)
     test = _extract(task, networks, task.test, folder / "test", progress)
-    bad_images = {"train": train.num_bad, "test": test.num_bad}
+    bad_images = {part: found.num_bad for part, found in (("train", train), ("test", test)) if found is not None}
     for name in names:
+        rows = (_rows(found, name, networks[name], part) for found, part in ((train, task.train), (test, task.test)))
         try:
-            scores = task.protocol(task, _rows(train, name, task.train), _rows(test, name, task.test))
+            outcome = task.protocol(*rows, num_classes=task.num_classes, device=task.device)
         except UserError as error:
-            raise UserError(f"Size {name}: {error}") from error
-        yield name, scores, bad_images
+            files.fail(name, str(error))
+        else:
+            files.add(name, outcome, bad_images=bad_images)
+        tell()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _rows(extracted: Extracted, name: str, part: _Part) -> _Rows:
-    return _Rows(extracted.features[name], torch.from_numpy(part.labels)[extracted.indices])
+def _prepared(task: _Task, name: str) -> Prepared:
+    network = task.networks(name).to(task.device).eval()
+    return task.protocol.prepare(network, image_size=task.scoring.image_size)
+
+
+def _rows(extracted: Extracted | None, name: str, network: Prepared, part: _Part) -> Rows:
+    if extracted is None:
+        return Rows(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), network.columns)
+    labels = torch.from_numpy(part.labels)[extracted.indices]
+    return Rows(extracted.features[name], labels, network.columns)
 
 
 def _extract(
-    task: _Task, networks: Mapping[str, nn.Module], part: _Part, folder: Path, progress: Progress
-) -> Extracted:
+    task: _Task, networks: Mapping[str, Prepared], part: _Part, folder: Path, progress: Progress
+) -> Extracted | None:
+    if part.index is None:
+        return None
     scoring = task.scoring
     batches = partial(
         images_for_scoring,
@@ -241,11 +265,11 @@ def _extract(
         workers=scoring.workers,
     )
     return extract_features(
-        networks,
+        {name: prepared.network for name, prepared in networks.items()},
         lambda start: batches(start=start),
         num_images=len(part.index),
         folder=folder,
-        settings={name: value for name, value in task.settings.items() if name not in _ONLY_SCORES},
+        settings=task.settings,
         device=task.device,
         mean=scoring.mean,
         std=scoring.std,
@@ -253,125 +277,3 @@ def _extract(
         progress=progress,
         what=f"{folder.name} images",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Results:
-    """The content of a file of results."""
-
-    protocol: str
-    settings: Mapping[str, Any]
-    bad_images: Mapping[str, int] = field(default_factory=dict)
-    scores: Scores = field(default_factory=dict)
-
-
-class _Files:
-    """The files of results: one, and during a sweep of several processes one more for each of them.
-
-    Attributes:
-        known: What is scored, as far as this process knows.
-    """
-
-    def __init__(self, out: Path, protocol: str, settings: Mapping[str, Any]) -> None:
-        self._out, self._protocol = out, protocol
-        self.known = _Results(protocol, settings)
-
-    def start(self, *, overwrite: bool) -> None:
-        """Read what is there, or remove it."""
-        if overwrite and distributed.is_main():
-            self._remove(self._paths())
-        distributed.barrier()
-        try:
-            self._out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"Scores cannot be written to {self._out}: {error.strerror}. Make the folder of the run writable."
-            ) from None
-        self._read()
-
-    def add(self, name: str, scores: dict[str, float], *, bad_images: Mapping[str, int]) -> None:
-        """Write down the scores of a size."""
-        self.known = replace(self.known, bad_images=bad_images, scores=self.known.scores | {name: scores})
-        alone = distributed.world_size() == 1
-        self._write(self._main if alone else self._out / f"{self._protocol}.part{distributed.rank()}.json")
-
-    def finish(self) -> _Results:
-        """Put the results of all processes into one file, once all are there."""
-        distributed.barrier()
-        self._read()
-        distributed.barrier()
-        if distributed.is_main():
-            self._write(self._main)
-            _replace(self._main.with_suffix(".csv"), lambda file: _write_csv(self.known.scores, file))
-            self._remove(set(self._paths()) - {self._main})
-        distributed.barrier()
-        return self.known
-
-    @property
-    def work(self) -> Path:
-        """Where features lie until they are scored."""
-        return self._out / "work"
-
-    @property
-    def _main(self) -> Path:
-        return self._out / f"{self._protocol}.json"
-
-    def _paths(self) -> list[Path]:
-        parts = sorted(self._out.glob(f"{self._protocol}.part*.json"))
-        return [self._main, *parts] if self._main.exists() else parts
-
-    def _remove(self, paths: Iterable[Path]) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
-        for path in paths:
-            path.unlink()
-
-    def _read(self) -> None:
-        for path in self._paths():
-            found = _parse(path)
-            _check_same(path, found.settings, self.known.settings)
-            scores = self.known.scores | found.scores
-            self.known = replace(self.known, bad_images=found.bad_images, scores=scores)
-
-    def _write(self, path: Path) -> None:
-        ordered = replace(self.known, scores=dict(sorted(self.known.scores.items(), key=_by_size)))
-        _replace(path, lambda file: json.dump(asdict(ordered), file, indent=1))
-
-
-def _by_size(item: tuple[str, Any]) -> Size:
-    return Size.parse(item[0])
-
-
-def _parse(path: Path) -> _Results:
-    try:
-        return _Results(**json.loads(path.read_text()))
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{path} is not a file of scores, or damaged. Choose another --name, or replace it with --overwrite."
-        ) from None
-
-
-def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    if differing:
-        listed = ", ".join(f"{name} ({found.get(name)} there, {wanted.get(name)} now)" for name in differing)
-        raise UserError(
-            f"{path} holds scores made with other settings: {listed}. "
-            "Choose another --name to keep both, or replace them with --overwrite."
-        )
-
-
-def _replace(path: Path, write: Callable[[TextIO], object]) -> None:
-    """Write a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        write(file)
-    temporary.replace(path)
-
-
-def _write_csv(scores: Scores, file: TextIO) -> None:
-    names = list(dict.fromkeys(name for of_size in scores.values() for name in of_size))
-    writer = csv.DictWriter(file, ["size", "width", "depth", *names], lineterminator="\n")
-    writer.writeheader()
-    for name, of_size in sorted(scores.items(), key=_by_size):
-        width, depth = name.split("x")
-        writer.writerow({"size": name, "width": width, "depth": depth, **of_size})

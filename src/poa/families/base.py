@@ -1,7 +1,7 @@
 """What a family of backbones has to say so that any size of it can be cut, trained and handed out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any, ClassVar, NamedTuple
@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from poa.elastic.network import SubNetworks
 from poa.elastic.plan import even_blocks
 from poa.elastic.space import SearchSpace, Size
+from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
 
 
@@ -148,6 +150,19 @@ class Family(ABC):
     @abstractmethod
     def mask_grid(self, image_size: int) -> int:
         """Rows (and columns) of the grid on which masks are drawn for square images of that size."""
+
+    def sub_networks(
+        self, build: Callable[[Size], nn.Module] | None = None, *, castable: Callable[[str], bool] = lambda _: False
+    ) -> SubNetworks | SwitchableNetworks:
+        """All sizes, to be run in place or handed out.
+
+        Args:
+            build: Makes a network of a size around the backbone; the backbone itself if not given.
+            castable: See ``SlicePlan.between``.
+        """
+        return SubNetworks(
+            build or self.build, self.space.intact, source=self.source, groups=self.groups, castable=castable
+        )
 
     def groups(self, name: str) -> tuple[int, ...]:  # noqa: ARG002  # families with fused parameters ask for it
         """Number of equal groups along the leading axes of a parameter; missing axes have one group."""

@@ -1,6 +1,6 @@
 """Slimmable residual networks of bottleneck blocks with BatchNorm, as timm builds them (SlimCLR, arXiv 2209.15525)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -11,6 +11,7 @@ from timm.models.resnetv2 import Bottleneck, DownsampleConv, ResNetV2
 from torch import Tensor, nn
 
 from poa.elastic.space import Size
+from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
 from poa.families.base import Backbone, Family, Features, Stage, check_widths, doubled
 
@@ -112,6 +113,17 @@ class SlimResNet(Family):
             "depth_min": depths,
             "depth_max": depths,
         }
+
+    def sub_networks(
+        self, build: Callable[[Size], nn.Module] | None = None, *, castable: Callable[[str], bool] = lambda _: False
+    ) -> SwitchableNetworks:
+        """All sizes; each has BatchNorms of its own.
+
+        Args:
+            build: Makes a network of a size around the backbone; the backbone itself if not given.
+            castable: See ``SlicePlan.between``.
+        """
+        return SwitchableNetworks(build or self.build, self.space.sizes[::-1], castable=castable)
 
     def stages(self, size: Size) -> tuple[Stage, ...]:
         """Four."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from poa.data.views import Views
 from poa.families.base import Backbone
 from poa.heads import ProjectionHead
+from poa.methods.base import Branch
 
 
 class HeadOutput(NamedTuple):
@@ -40,7 +41,7 @@ class BranchOutput(NamedTuple):
     heads: tuple[HeadOutput, ...]
 
 
-class Network(nn.Module):
+class Network(Branch):
     """A backbone and its projection heads.
 
     Args:
@@ -51,7 +52,7 @@ class Network(nn.Module):
     def __init__(self, backbone: Backbone, heads: Sequence[ProjectionHead]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleList(heads)
+        self.heads: nn.ModuleList = nn.ModuleList(heads)
 
     def forward(self, views: Views, *, teacher: bool = False) -> BranchOutput:
         """Run all views; the teacher sees global crops only, and no masks.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,6 +21,7 @@ from poa.report.tables import SizeRow, score_names
 
 _INK, _FAINT, _GRID = "#222222", "#8c8c8c", "#e9e9e9"
 _DPI = 200
+_LETTERS = 8  # of a heading in an inch
 
 
 def accuracy_plot(
@@ -61,7 +63,7 @@ def accuracy_plot(
         _scale(axes)
     _head(panels[0], title)
     panels[-1].set_xlabel("parameters", color=_INK)
-    panels[0].set_ylabel(_score_label(score), color=_INK)
+    panels[0].set_ylabel(score_label(score), color=_INK)
     figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
     _save(figure, out)
 
@@ -79,7 +81,7 @@ def size_map(scores: Mapping[str, float], out: Path, *, title: str = "", label: 
         UserError: There is nothing to draw.
     """
     if not scores:
-        raise UserError("There are no scores to draw. Score some sizes first, with `poa score`.")
+        raise UserError("There are no scores to draw. Score some sizes first, with `poa evaluate`.")
     sizes = {Size.parse(name): value for name, value in scores.items()}
     widths = sorted({size.width for size in sizes})
     depths = sorted({size.depths for size in sizes})
@@ -100,10 +102,30 @@ def size_map(scores: Mapping[str, float], out: Path, *, title: str = "", label: 
     _save(figure, out)
 
 
+def map_of_rows(rows: Sequence[SizeRow], score: str, *, out: Path, title: str = "") -> bool:
+    """Draw a score as a map of width by depth, where there are several of both.
+
+    Args:
+        rows: Sizes; those without the score stay blank.
+        score: Which score.
+        out: PNG file to write.
+        title: Heading.
+
+    Returns:
+        Whether there was something to draw.
+    """
+    scored = [row for row in rows if score in row.scores and row.width is not None]
+    if min(len({row.width for row in scored}), len({row.depths for row in scored})) < 2:
+        return False
+    values = {str(row.size): row.scores[score] for row in scored}
+    size_map(values, out, title=title, label=score_label(score))
+    return True
+
+
 def _pick_score(rows: Sequence[SizeRow], wanted: str | None) -> str:
     names = score_names(rows)
     if not names:
-        raise UserError("No size has been scored, so there is nothing to draw. Score some first, with `poa score`.")
+        raise UserError("No size has been scored, so there is nothing to draw. Score some first, with `poa evaluate`.")
     if wanted is None:
         return "top1@20" if "top1@20" in names else names[0]
     if wanted not in names:
@@ -111,13 +133,26 @@ def _pick_score(rows: Sequence[SizeRow], wanted: str | None) -> str:
     return wanted
 
 
-def _score_label(score: str) -> str:
+def score_label(score: str) -> str:
+    """A score in words.
+
+    Args:
+        score: Its name.
+    """
     knn = re.fullmatch(r"top(\d+)@(\d+)", score)
-    return f"k-NN top-{knn[1]} accuracy in % (k = {knn[2]})" if knn else score
+    if knn:
+        return f"k-NN top-{knn[1]} accuracy in % (k = {knn[2]})"
+    words = {
+        "top1": "top-1 accuracy",
+        "top5": "top-5 accuracy",
+        "map": "mean average precision",
+        "accuracy": "accuracy",
+    }
+    return f"{words[score]} in %" if score in words else score
 
 
 def _depth(row: SizeRow) -> int:
-    return sum(row.size.depths)
+    return sum(row.depths)
 
 
 def _front(rows: Sequence[SizeRow], score: str) -> list[SizeRow]:
@@ -154,9 +189,9 @@ def _draw_front(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
 
 
 def _draw_widths(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
-    widths = sorted({row.size.width for row in rows})
+    widths = sorted({row.width for row in rows if row.width is not None})
     for width in widths:
-        same = [row for row in rows if row.size.width == width]
+        same = [row for row in rows if row.width == width]
         label = "same width" if width == widths[0] else None
         axes.plot(*_points(same, score), color=_FAINT, linewidth=0.7, alpha=0.6, label=label, zorder=2.5)
 
@@ -226,7 +261,10 @@ def _write_cells(axes: Axes, values: np.ndarray) -> None:
 
 
 def _head(axes: Axes, title: str) -> None:
-    axes.set_title(_printable(title), loc="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    text = fill(_printable(title), int(_LETTERS * figure.get_figwidth()))
+    axes.set_title(text, loc="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
 
 
 def _style(axes: Axes) -> None:

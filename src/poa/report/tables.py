@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,12 +16,14 @@ from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, nearest
 
 Value = str | int | float | bool | None
-_MOST_SCORES = 4  # columns that fit into a terminal of 80 characters
+WIDTH = 80
+"""Of a terminal, in characters."""
+_MOST_SCORES = 4  # of a network of many millions of parameters, that surely fit
 
 
 @dataclass(frozen=True, slots=True)
 class SizeRow:
-    """One size.
+    """One size, or another network.
 
     Attributes:
         size: Its name.
@@ -28,15 +31,27 @@ class SizeRow:
         flops: Floating-point operations for one image.
         weight: How often it stands in the sampling list; None if it is not trained as a sub-network.
         intact: Whether it is the largest, from which the others are cut.
-        scores: Accuracy in percent by name, such as ``top1@20``; empty if not scored.
+        scores: In percent by name, such as ``top1@20``; empty if not scored.
+        intervals: Lower and upper ends, of the scores that have them.
     """
 
-    size: Size
+    size: Size | str
     parameters: int
     flops: int | None = None
     weight: int | None = None
     intact: bool = False
     scores: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int | None:
+        """Of a size."""
+        return self.size.width if isinstance(self.size, Size) else None
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Of a size."""
+        return self.size.depths if isinstance(self.size, Size) else ()
 
 
 def size_rows(
@@ -44,6 +59,7 @@ def size_rows(
     *,
     costs: Mapping[Size, tuple[int, int]],
     scores: Mapping[str, Mapping[str, float]] | None = None,
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> list[SizeRow]:
     """Rows of all sizes of a search space, narrow and shallow ones first.
 
@@ -51,6 +67,7 @@ def size_rows(
         space: The sizes and their weights.
         costs: Parameters and FLOPs of every size.
         scores: Scores by name of the size, as in the file of a sweep; sizes may be missing.
+        intervals: Of the scores, likewise.
     """
     weights = dict(zip(space.sizes, space.weights, strict=True))
     return [
@@ -61,6 +78,7 @@ def size_rows(
             weight=weights[size],
             intact=size == space.intact,
             scores=(scores or {}).get(str(size), {}),
+            intervals=(intervals or {}).get(str(size), {}),
         )
         for size in sorted(space.sizes)
     ]
@@ -77,8 +95,8 @@ def records(rows: Sequence[SizeRow]) -> list[dict[str, Value]]:
     return [
         {
             "size": str(row.size),
-            "width": row.size.width,
-            "depth": "-".join(map(str, row.size.depths)),
+            "width": row.width,
+            "depth": "-".join(map(str, row.depths)) or None,
             "parameters": row.parameters,
             "flops": row.flops,
             "weight": row.weight,
@@ -119,12 +137,20 @@ def write(rows: Sequence[SizeRow], out: Path) -> None:
     temporary.replace(out)
 
 
-def size_table(rows: Sequence[SizeRow], *, scores: Sequence[str] | None = None, title: str | None = None) -> Table:
-    """Rows as a table for the terminal, at most 80 characters wide, the best score of each column in bold.
+def size_table(
+    rows: Sequence[SizeRow],
+    *,
+    scores: Sequence[str] | None = None,
+    bounded: Sequence[str] = (),
+    title: str | None = None,
+) -> Table:
+    """Rows as a table for the terminal, the best score of each column in bold.
 
     Args:
         rows: Sizes, those of a width together.
-        scores: Names of the scores to show; by default up to four, top-1 before others.
+        scores: Names of the scores to show; by default up to four, top-1 before others. ``fitting`` chooses those that
+            leave the table at most 80 characters wide.
+        bounded: Names of the scores to show with half the length of their intervals.
         title: Heading.
 
     Raises:
@@ -147,13 +173,28 @@ def size_table(rows: Sequence[SizeRow], *, scores: Sequence[str] | None = None, 
             _number(millions[number], decimals[0]),
             _number(billions[number], decimals[1]),
             "-" if row.weight is None else str(row.weight),
-            *(_score(row.scores.get(name), best[name]) for name in shown),
-            end_section=number + 1 < len(rows) and rows[number + 1].size.width != row.size.width,
+            *(_score(row, name, best[name], is_bounded=name in bounded) for name in shown),
+            end_section=number + 1 < len(rows) and rows[number + 1].width != row.width,
         )
     if any(row.intact for row in rows):
         table.caption = "* intact network, from which the others are cut"
         table.min_width = len(table.caption)  # a caption is wrapped to the width of its table
     return table
+
+
+def fitting(rows: Sequence[SizeRow], scores: Sequence[str], *, bounded: Sequence[str] = ()) -> list[str]:
+    """As many of the first scores as a terminal has room for beside the sizes.
+
+    Args:
+        rows: Sizes.
+        scores: Names of scores.
+        bounded: As in ``size_table``.
+    """
+    console = Console(width=10 * WIDTH)
+    shown = list(scores)
+    while shown and console.measure(size_table(rows, scores=shown, bounded=bounded)).maximum > WIDTH:
+        shown.pop()
+    return shown
 
 
 def _shown_scores(rows: Sequence[SizeRow], wanted: Sequence[str] | None) -> list[str]:
@@ -181,5 +222,10 @@ def _name(row: SizeRow) -> Text:
     return Text(f"{row.size} *" if row.intact else str(row.size), style="bold" if row.intact else "")
 
 
-def _score(value: float | None, best: float) -> Text:
-    return Text(_number(value, 1), style="bold green" if value == best else "")
+def _score(row: SizeRow, name: str, best: float, *, is_bounded: bool) -> Text:
+    value = row.scores.get(name)
+    text = _number(value, 1)
+    if is_bounded and name in row.intervals:
+        low, high = row.intervals[name]
+        text = f"{text} ±{(high - low) / 2:.1f}"
+    return Text(text, style="bold green" if value == best else "")

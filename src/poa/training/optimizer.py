@@ -1,16 +1,18 @@
-"""AdamW with layer-wise learning rates, and gradient clipping."""
+"""Optimisers with layer-wise learning rates, and gradient clipping."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from timm.layers import RmsNorm, RmsNorm2d
 from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from poa.training.lars import Lars
 from poa.training.schedules import StepValues
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, RmsNorm, RmsNorm2d, GlobalResponseNorm)
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, RmsNorm, RmsNorm2d, GlobalResponseNorm)
 
 
 class _Kind(NamedTuple):
@@ -41,6 +43,7 @@ def parameter_groups(
     layer_decay: float,
     patch_embed_multiplier: float = 0.2,
     norms: Collection[str] = (),
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Group a student's parameters by learning rate, weight decay and whether they are prototypes (POA official code).
 
@@ -55,6 +58,7 @@ def parameter_groups(
         layer_decay: Factor from a layer to the one before it.
         patch_embed_multiplier: Further factor for the patch embedding.
         norms: Names of parameters of norm layers whose names do not say so.
+        decay_all: Biases, norms and LayerScale decay too.
 
     Returns:
         Groups for :func:`build_optimizer`; the parameters are pairs of name and parameter.
@@ -67,8 +71,32 @@ def parameter_groups(
         multiplier = 1.0 if layer is None else layer_decay ** (num_layers + 1 - layer)
         if "patch_embed" in name:
             multiplier *= patch_embed_multiplier
-        members.setdefault(_kind(name, is_norm=name in norms, lr_multiplier=multiplier), []).append((name, parameter))
+        kind = _kind(name, is_norm=name in norms, lr_multiplier=multiplier)
+        kind = kind._replace(weight_decay_multiplier=1.0) if decay_all else kind
+        members.setdefault(kind, []).append((name, parameter))
     return [{"params": parameters, **kind._asdict()} for kind, parameters in members.items()]
+
+
+def build_sgd(groups: Sequence[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.SGD:
+    """SGD with momentum. Its rates are 0 until :func:`set_schedule` sets them.
+
+    Args:
+        groups: From :func:`parameter_groups`.
+        momentum: Share of the old velocity that is kept.
+    """
+    return torch.optim.SGD(list(groups), lr=0.0, momentum=momentum, weight_decay=0.0)
+
+
+def build_lars(groups: Sequence[dict[str, Any]], *, momentum: float = 0.9) -> Lars:
+    """LARS. Its rates are 0 until :func:`set_schedule` sets them.
+
+    Args:
+        groups: From :func:`parameter_groups`.
+        momentum: Share of the old velocity that is kept.
+    """
+    return Lars(
+        [{**group, "params": [parameter for _, parameter in group["params"]]} for group in groups], momentum=momentum
+    )
 
 
 def build_optimizer(
@@ -85,6 +113,14 @@ def build_optimizer(
     return torch.optim.AdamW(
         list(groups), lr=0.0, betas=betas, eps=eps, weight_decay=0.0, fused=devices <= {"cpu", "cuda"}
     )
+
+
+OPTIMIZERS: Mapping[str, Callable[[Sequence[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "adamw": build_optimizer,
+    "sgd": build_sgd,
+    "lars": build_lars,
+}
+"""All by name, with their usual constants."""
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:

@@ -48,6 +48,18 @@ def cosine(
     return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
 
 
+def switched(step: int, *, before: Callable[[int], float], after: Callable[[int], float], at: int) -> float:
+    """One curve until a step, another one from it on.
+
+    Args:
+        step: Step of the run, from 0.
+        before: The first curve.
+        after: The second.
+        at: First step of the second.
+    """
+    return (after if step >= at else before)(step)
+
+
 def scaled_lr(base: float, *, batch_size: int, reference: int = 1024) -> float:
     """Learning rate for a global batch size, by the square-root rule (POA's official code).
 

@@ -1,0 +1,209 @@
+"""The command ``poa evaluate``: one sub-command for each way of scoring."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from poa.evaluation.protocols import Protocol
+    from poa.subjects import Subject
+
+# torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
+
+evaluate = App(name="evaluate", help="Score networks on labelled images: sizes of a run, extracted ones, or timm's.")
+
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
+Numbers = Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())]
+Strengths = Annotated[list[float] | None, Parameter(consume_multiple=True, negative=())]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """What all ways of scoring take.
+
+    Attributes:
+        sizes: Names such as 384x12; all by default.
+        branch: The trained teacher, or to compare with: untrained networks, or those cut out of the weights that the
+            run began with (--init).
+        name: Folder of the results in --out; the protocol's name, with the branch, by default.
+        image_size: Side of the images in pixels; that which the network is made for by default.
+        out: Folder of all results; RUN/eval, or eval/NAME of another network, by default.
+        limit: Take only a class-balanced part of the training images (of the test images where none are needed).
+        workers: Processes that decode images.
+        overwrite: Forget earlier results of that name.
+    """
+
+    sizes: Names = ("all",)
+    branch: Literal["teacher", "untrained", "initial"] = "teacher"
+    name: str | None = None
+    image_size: int | None = None
+    out: Path | None = None
+    limit: int | None = None
+    workers: int = 0
+    overwrite: Switch = False
+
+
+DEFAULTS = Options()
+
+
+@evaluate.command
+def knn(subject: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
+    """Score by weighted k-nearest neighbours.
+
+    Args:
+        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train: Labelled images that vote: a folder of class folders, a CSV list, an archive.
+        test: Labelled images that are classified.
+        k: Numbers of neighbours; 10, 20, 100 and 200 by default.
+        options: As for all.
+    """
+    from poa.evaluation.knn import Knn
+
+    _score(subject, Knn(ks=None if k is None else tuple(k)), train, test, options)
+
+
+@evaluate.command
+def linear(subject: str, /, *, train: str, test: str, strengths: Strengths = None, options: Options = DEFAULTS) -> None:
+    """Score by logistic regression on all training images, its penalty chosen on a fifth of them.
+
+    Args:
+        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
+        test: Labelled images that are classified.
+        strengths: Of the penalty, to choose from; eleven around 1 / number of classes by default.
+        options: As for all.
+    """
+    from poa.evaluation.linear import Linear
+
+    _score(subject, Linear(strengths=None if strengths is None else tuple(strengths)), train, test, options)
+
+
+@evaluate.command
+def few_shot(
+    subject: str,
+    /,
+    *,
+    train: str,
+    test: str,
+    per_class: int | None = None,
+    share: float | None = None,
+    draws: int = 5,
+    strengths: Strengths = None,
+    options: Options = DEFAULTS,
+) -> None:
+    """Score by logistic regression on a few training images of each class, drawn several times.
+
+    Args:
+        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train: Labelled images to draw from: a folder of class folders, a CSV list, an archive.
+        test: Labelled images that are classified.
+        per_class: Images of each class, such as 1, 5 or 10.
+        share: Or the share of each class's images, such as 0.01 or 0.1.
+        draws: How often to draw.
+        strengths: Of the penalty, to choose from; eleven around 1 / number of classes by default.
+        options: As for all.
+    """
+    from poa.evaluation.few_shot import FewShot
+
+    protocol = FewShot(per_class, share, draws, None if strengths is None else tuple(strengths))
+    _score(subject, protocol, train, test, options)
+
+
+@evaluate.command
+def cluster(
+    subject: str,
+    /,
+    *,
+    test: str,
+    clusters: int | None = None,
+    seeds: int = 1,
+    restarts: int = 10,
+    normalise: Switch = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Score by k-means on the test images: how well clusters match classes.
+
+    Args:
+        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        test: Labelled images that are clustered.
+        clusters: How many; as many as there are classes by default.
+        seeds: Number of clusterings to average over.
+        restarts: Times that each begins anew.
+        normalise: Scale features to length 1 first.
+        options: As for all.
+    """
+    from poa.evaluation.clustering import Cluster
+
+    _score(subject, Cluster(clusters, tuple(range(seeds)), restarts, normalise), None, test, options)
+
+
+@evaluate.command
+def retrieval(subject: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
+    """Score by how early the training images of a test image's class come, by cosine.
+
+    Args:
+        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train: Labelled images to find: a folder of class folders, a CSV list, an archive.
+        test: Labelled images to find them by.
+        k: For recall; 1, 5 and 10 by default.
+        options: As for all.
+    """
+    from poa.evaluation.retrieval import Retrieval
+
+    _score(subject, Retrieval(None if k is None else tuple(k)), train, test, options)
+
+
+def _score(name: str, protocol: "Protocol", train: str | None, test: str, options: Options) -> None:
+    """Score, show the table and say where the rest is; networks that could not be scored are told after that."""
+    from poa import scoring
+    from poa.evaluation.sweep import NotScored
+    from poa.subjects import subject_of
+
+    subject = subject_of(name, branch=options.branch, image_size=options.image_size, out=options.out)
+    try:
+        scoring.evaluate(
+            subject,
+            protocol,
+            train=train,
+            test=test,
+            sizes=options.sizes,
+            name=options.name,
+            limit=options.limit,
+            workers=options.workers,
+            overwrite=options.overwrite,
+            console=Console(stderr=True),
+        )
+    except NotScored:
+        _show(subject, protocol, options)
+        raise
+    _show(subject, protocol, options)
+
+
+def _show(subject: "Subject", protocol: "Protocol", options: Options) -> None:
+    from poa import scoring
+    from poa.report.plots import map_of_rows
+    from poa.report.tables import fitting, score_names, size_table
+
+    path = scoring.results_file(subject, protocol, options.name)
+    scores, intervals, _ = scoring.read_scores(path)
+    rows = scoring.scored_rows(subject, scores, intervals=intervals)
+    chosen = set(subject.choose(options.sizes))
+    shown = [row for row in rows if str(row.size) in chosen]
+    if not shown:
+        return
+    names = sorted(score_names(shown), key=lambda name: not name.startswith("top1"))
+    headline = protocol.headline if protocol.headline in names else names[0]
+    columns = fitting(shown, names, bounded=[headline])
+    print_plain = Console(soft_wrap=True, highlight=False).print
+    Console().print(size_table(shown, scores=columns, bounded=[headline]))
+    if any(headline in row.intervals for row in shown):
+        print_plain("±: half of the 95 % interval over test images")
+    print_plain(f"Scores: {path.with_suffix('.csv')}")
+    title = f"{Path(subject.name).resolve().name}, {path.parent.name}"
+    if map_of_rows(rows, headline, out=path.with_suffix(".png"), title=title):
+        print_plain(f"Map: {path.with_suffix('.png')}")

@@ -1,0 +1,243 @@
+"""Files of scores: what one protocol found out about the networks of a subject, as JSON and as CSV."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from poa import distributed
+from poa.elastic.space import Size
+from poa.errors import UserError
+from poa.evaluation.protocols import Outcome
+
+Scores = dict[str, dict[str, float]]
+"""Scores by name of the network, then by name of the score."""
+Intervals = dict[str, dict[str, tuple[float, float]]]
+"""Lower and upper ends, named as ``Scores``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The content of a file of results, by name of the network.
+
+    Attributes:
+        protocol: How the networks were scored.
+        settings: All that the scores depend on.
+        bad_images: How many images could not be read.
+        scores: In percent.
+        intervals: Of the scores that have one; 95 %, over test images.
+        details: What else the protocol wrote down.
+        failed: Why networks have no scores.
+    """
+
+    protocol: str
+    settings: Mapping[str, Any]
+    bad_images: Mapping[str, int] = field(default_factory=dict)
+    scores: Scores = field(default_factory=dict)
+    intervals: Intervals = field(default_factory=dict)
+    details: Scores = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def with_outcome(self, name: str, outcome: Outcome, *, bad_images: Mapping[str, int]) -> "Results":
+        """The same and a network that was scored."""
+        return replace(
+            self,
+            bad_images=bad_images,
+            scores=self.scores | {name: dict(outcome.scores)},
+            intervals=self.intervals | {name: outcome.intervals()},
+            details=self.details | ({name: dict(outcome.details)} if outcome.details else {}),
+        )
+
+    def joined(self, other: "Results") -> "Results":
+        """These and those of the same settings, which win. A network that has scores has not failed."""
+        scores = self.scores | other.scores
+        return replace(
+            self,
+            bad_images=other.bad_images or self.bad_images,
+            scores=scores,
+            intervals=self.intervals | other.intervals,
+            details=self.details | other.details,
+            failed={name: why for name, why in (self.failed | other.failed).items() if name not in scores},
+        )
+
+    def in_order(self) -> "Results":
+        """With sizes in their order, and other networks by name."""
+
+        def ordered(table: dict[str, Any]) -> dict[str, Any]:
+            return {name: table[name] for name in sorted(table, key=by_size)}
+
+        return replace(
+            self,
+            scores=ordered(self.scores),
+            intervals=ordered(self.intervals),
+            details=ordered(self.details),
+            failed=ordered(self.failed),
+        )
+
+
+class ResultFiles:
+    """The files of one protocol in a folder: one, and during a sweep of several processes one more for each of them.
+
+    Attributes:
+        known: What is scored, as far as this process knows.
+    """
+
+    def __init__(self, out: Path, protocol: str, settings: Mapping[str, Any]) -> None:
+        self._out, self._protocol = out, protocol
+        self.known = Results(protocol, settings)
+
+    def start(self, *, overwrite: bool) -> None:
+        """Read what is there, or remove it.
+
+        Raises:
+            UserError: The folder cannot be written, or holds results of other settings.
+        """
+        if overwrite and distributed.is_main():
+            self._remove(self._paths())
+        distributed.barrier()
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Scores cannot be written to {self._out}: {error.strerror}. Make it writable, or choose another --out."
+            ) from None
+        self._read()
+
+    def add(self, name: str, outcome: Outcome, *, bad_images: Mapping[str, int]) -> None:
+        """Write down the scores of a network."""
+        self.known = self.known.with_outcome(name, outcome, bad_images=bad_images)
+        self._write(self._own)
+
+    def fail(self, name: str, why: str) -> None:
+        """Write down that a network has none."""
+        self.known = replace(self.known, failed=self.known.failed | {name: why})
+        self._write(self._own)
+
+    def finish(self) -> Results:
+        """Put the results of all processes into one file, once all are there."""
+        distributed.barrier()
+        self._read()
+        distributed.barrier()
+        if distributed.is_main():
+            self._write(self.main)
+            _replace(self.main.with_suffix(".csv"), lambda file: _write_csv(self.known, file))
+            self._remove(set(self._paths()) - {self.main})
+        distributed.barrier()
+        return self.known
+
+    @property
+    def work(self) -> Path:
+        """Where features lie until they are scored."""
+        return self._out / f"work-{self._protocol}"
+
+    @property
+    def main(self) -> Path:
+        """The file of all results."""
+        return self._out / f"{self._protocol}.json"
+
+    @property
+    def _own(self) -> Path:
+        alone = distributed.world_size() == 1
+        return self.main if alone else self._out / f"{self._protocol}.part{distributed.rank()}.json"
+
+    def _paths(self) -> list[Path]:
+        parts = sorted(self._out.glob(f"{self._protocol}.part*.json"))
+        return [self.main, *parts] if self.main.exists() else parts
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        for path in paths:
+            path.unlink()
+
+    def _read(self) -> None:
+        for path in self._paths():
+            found = _parse(path)
+            _check_same(path, found.settings, self.known.settings)
+            self.known = self.known.joined(found)
+
+    def _write(self, path: Path) -> None:
+        _replace(path, lambda file: json.dump(asdict(self.known.in_order()), file, indent=1))
+
+
+def size_of(name: str) -> Size | None:
+    """The size that a network is named after, if it is.
+
+    Args:
+        name: Such as ``384x12``, or ``resnet18``.
+    """
+    return Size.parse(name) if re.fullmatch(r"\d+x\d+(-\d+)*", name) else None
+
+
+def by_size(name: str) -> tuple[bool, int, tuple[int, ...], str]:
+    """Sorts sizes in their order, then other networks by name.
+
+    Args:
+        name: Of a network.
+    """
+    size = size_of(name)
+    return (True, 0, (), name) if size is None else (False, size.width, size.depths, name)
+
+
+def intervals_of(content: Mapping[str, Any]) -> Intervals:
+    """Intervals in a file of results; older ones have none.
+
+    Args:
+        content: As JSON gives it back.
+    """
+    return {
+        network: {name: (low, high) for name, (low, high) in ends.items()}
+        for network, ends in content.get("intervals", {}).items()
+    }
+
+
+def _parse(path: Path) -> Results:
+    try:
+        content = json.loads(path.read_text())
+        return Results(**{**content, "intervals": intervals_of(content)})
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(
+            f"{path} is not a file of scores, or damaged. Choose another --name, or replace it with --overwrite."
+        ) from None
+
+
+def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if differing:
+        listed = ", ".join(f"{name} ({found.get(name)} there, {wanted.get(name)} now)" for name in differing)
+        raise UserError(
+            f"{path} holds scores made with other settings: {listed}. "
+            "Choose another --name to keep both, or replace them with --overwrite."
+        )
+
+
+def _replace(path: Path, write: Callable[[TextIO], object]) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        write(file)
+    temporary.replace(path)
+
+
+def _write_csv(results: Results, file: TextIO) -> None:
+    """A line a network: each score, and the ends of its interval where some network has one."""
+    results = results.in_order()
+    names = list(dict.fromkeys(name for of_network in results.scores.values() for name in of_network))
+    bounded = {name for of_network in results.intervals.values() for name in of_network}
+    columns = [
+        column for name in names for column in ((name, f"{name}_low", f"{name}_high") if name in bounded else (name,))
+    ]
+    writer = csv.DictWriter(file, ["size", "width", "depth", *columns], lineterminator="\n")
+    writer.writeheader()
+    for network, scores in results.scores.items():
+        size = size_of(network)
+        named = {"width": size.width, "depth": "-".join(map(str, size.depths))} if size else {}
+        ends = {
+            f"{name}_{end}": value
+            for name, pair in results.intervals.get(network, {}).items()
+            for end, value in zip(("low", "high"), pair, strict=True)
+        }
+        writer.writerow({"size": network, **named, **scores, **ends})

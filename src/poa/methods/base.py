@@ -1,0 +1,85 @@
+"""What the loop asks of a method, whichever it is."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from poa.data.views import Views
+from poa.elastic.space import Size
+from poa.families.base import Backbone
+
+
+class Branch(nn.Module):
+    """A backbone and what it needs for the losses alone.
+
+    Attributes:
+        backbone: Any backbone of a family.
+        heads: Everything else; dropped when the backbone is handed out.
+    """
+
+    backbone: Backbone
+    heads: nn.Module
+
+
+class Method(nn.Module, ABC):
+    """One module that holds all networks of a way of pre-training, to be wrapped whole for data parallelism.
+
+    Attributes:
+        student: The branch that learns by gradients; each of its parameters gets one in every step.
+    """
+
+    served: ClassVar[str]
+    """The branch whose backbone is scored and handed out."""
+    shown: ClassVar[str] = "global"
+    """Name, after the slash, of the terms to show while training."""
+    student: Branch
+
+    @abstractmethod
+    def forward(self, views: Views, sizes: Sequence[Size], *, temperature: float) -> dict[str, Tensor]:
+        """Unweighted losses by name; what stands before a slash is the branch.
+
+        Args:
+            views: This process's part of the batch.
+            sizes: Sub-networks of this step; may be empty.
+            temperature: The teacher's temperature.
+        """
+
+    @abstractmethod
+    def weights(self, sizes: Sequence[Size], *, num_locals: int) -> dict[str, float]:
+        """Weight of each named term of the total loss.
+
+        Args:
+            sizes: Sub-networks of the step.
+            num_locals: Local crops an image; 0 drops the local terms.
+        """
+
+    @property
+    def log_prototypes(self) -> float:
+        """Where the terms that are shown stay once a student has collapsed; infinite if none can."""
+        return math.inf
+
+    @abstractmethod
+    def update_teacher(self, momentum: float) -> None:
+        """What follows the optimiser's step.
+
+        Args:
+            momentum: Share of the old teacher that is kept.
+        """
+
+    def headlines(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """The terms to show, by branch.
+
+        Args:
+            measured: All that a step has measured.
+        """
+        shown = f"/{self.shown}"
+        return {name.removesuffix(shown): value for name, value in measured.items() if name.endswith(shown)}
+
+    def branch(self) -> Branch:
+        """The branch whose backbone is handed out."""
+        found = self.get_submodule(self.served)
+        assert isinstance(found, Branch)
+        return found

@@ -1,0 +1,177 @@
+"""SimCLR, MoCo v2 and MoCo v3 with slimmable networks; with one width they are the plain methods."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from poa import distributed
+from poa.elastic.space import Size
+from poa.families.base import Family
+from poa.losses.contrastive import Similarities, batch_similarities, pair_similarities, queue_similarities
+from poa.methods.queue import EmbeddingQueue
+from poa.methods.slimclr import Embed, Embedder, SlimCLR, Slimming
+from poa.methods.synced import synced
+
+
+def started(head: nn.Sequential) -> nn.Sequential:
+    """A head whose linear layers start from a narrow normal distribution (SlimCLR, official code)."""
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return head
+
+
+class SimCLR(SlimCLR):
+    """Both views through one network, against all other views of the batch (arXiv 2002.05709).
+
+    Args:
+        family: Slimmable backbones.
+        slimming: How widths are trained together.
+        temperature: Divides similarities.
+        hidden: Width of the projection's hidden layer at full width.
+        dim: Width of embeddings.
+    """
+
+    def __init__(
+        self, family: Family, *, slimming: Slimming, temperature: float = 0.1, hidden: int = 2048, dim: int = 128
+    ) -> None:
+        full = family.space.intact.width
+
+        def build(size: Size) -> Embedder:
+            backbone, inner = family.build(size), hidden * size.width // full
+            head = nn.Sequential(
+                nn.Linear(backbone.num_features, inner),
+                nn.BatchNorm1d(inner),
+                nn.ReLU(),
+                nn.Linear(inner, dim, bias=False),
+                nn.BatchNorm1d(dim),
+            )
+            return synced(Embedder(backbone, started(head)))
+
+        super().__init__(family, build, slimming=slimming, temperature=temperature)
+
+    def similarities(self, networks: Sequence[Embed], first: Tensor, second: Tensor) -> list[list[Similarities]]:
+        """One pairing: all views against all others."""
+        return [[pair_similarities(network(first), network(second)) for network in networks]]
+
+
+class MoCoV2(SlimCLR):
+    """First views against keys of second views and a queue of earlier ones, from a momentum encoder of full width.
+
+    Under several processes the momentum encoder sees images shuffled over them, so that its BatchNorm does not tell
+    which ones belong together (MoCo, arXiv 1911.05722, Sec. 3.3; v2: arXiv 2003.04297).
+
+    Args:
+        family: Slimmable backbones.
+        slimming: How widths are trained together.
+        temperature: Divides similarities.
+        dim: Width of embeddings.
+        queue: Number of keys.
+    """
+
+    shuffles: Tensor
+
+    def __init__(
+        self, family: Family, *, slimming: Slimming, temperature: float = 0.2, dim: int = 128, queue: int = 65536
+    ) -> None:
+        def build(size: Size) -> Embedder:
+            backbone = family.build(size)
+            width = backbone.num_features
+            return Embedder(backbone, started(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))))
+
+        super().__init__(family, build, slimming=slimming, temperature=temperature)
+        self.momentum = build(self.intact).requires_grad_(False)
+        self.momentum.load_state_dict(self.plain())
+        self.queue = EmbeddingQueue(queue, dim)
+        self.register_buffer("shuffles", torch.zeros((), dtype=torch.int64))
+
+    def similarities(self, networks: Sequence[Embed], first: Tensor, second: Tensor) -> list[list[Similarities]]:
+        """One pairing: first views against keys, which are then put into the queue."""
+        keys = self._keys(second)
+        earlier = self.queue.rows.clone()  # the backward pass needs it as it was
+        found = [queue_similarities(network(first), keys, earlier) for network in networks]
+        self.queue.enqueue(keys)
+        return [found]
+
+    @torch.no_grad()
+    def _keys(self, images: Float[Tensor, "batch channels height side"]) -> Float[Tensor, "batch width"]:
+        everyone = distributed.gather_rows(images)
+        generator = torch.Generator().manual_seed(int(self.shuffles))  # the same order on all processes
+        order = torch.randperm(len(everyone), generator=generator).to(images.device)
+        self.shuffles += 1
+        own = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
+        keys: Tensor = distributed.gather_rows(self.momentum(everyone[order[own]]))
+        return keys[order.argsort()[own]]
+
+    def update_teacher(self, momentum: float) -> None:
+        """Move the momentum encoder towards the full width.
+
+        Args:
+            momentum: Share of the old encoder that is kept.
+        """
+        self.follow(self.momentum, momentum=momentum)
+
+
+class MoCoV3(SlimCLR):
+    """Each view against the other views of the batch, from a momentum encoder of full width (arXiv 2104.02057).
+
+    Args:
+        family: Slimmable backbones.
+        slimming: How widths are trained together.
+        temperature: Divides similarities.
+        hidden: Width of the hidden layers at full width.
+        dim: Width of embeddings.
+    """
+
+    def __init__(
+        self, family: Family, *, slimming: Slimming, temperature: float = 1.0, hidden: int = 4096, dim: int = 256
+    ) -> None:
+        full = family.space.intact.width
+
+        def projector(width: int, inner: int) -> nn.Sequential:
+            return started(
+                nn.Sequential(
+                    nn.Linear(width, inner, bias=False),
+                    nn.BatchNorm1d(inner),
+                    nn.ReLU(),
+                    nn.Linear(inner, dim, bias=False),
+                    nn.BatchNorm1d(dim, affine=False),
+                )
+            )
+
+        def build(size: Size) -> Embedder:
+            backbone, inner = family.build(size), hidden * size.width // full
+            predictor = nn.Sequential(
+                nn.Linear(dim, inner, bias=False),
+                nn.BatchNorm1d(inner),
+                nn.ReLU(),
+                nn.Linear(inner, dim, bias=False),
+            )
+            return synced(Embedder(backbone, nn.Sequential(projector(backbone.num_features, inner), predictor)))
+
+        super().__init__(family, build, slimming=slimming, temperature=temperature)
+        self.loss_scale = 2 * temperature
+        backbone = family.build(self.intact)
+        self.momentum = synced(Embedder(backbone, nn.Sequential(projector(backbone.num_features, hidden))))
+        self.momentum.requires_grad_(False)
+        own = self.momentum.state_dict()
+        self.momentum.load_state_dict({name: value for name, value in self.plain().items() if name in own})
+
+    def similarities(self, networks: Sequence[Embed], first: Tensor, second: Tensor) -> list[list[Similarities]]:
+        """Two pairings: first views against keys of second ones, and the other way round."""
+        with torch.no_grad():
+            keys = [self.momentum(view) for view in (second, first)]
+        embedded = [[network(first), network(second)] for network in networks]
+        return [[batch_similarities(views[number], keys[number]) for views in embedded] for number in range(len(keys))]
+
+    def update_teacher(self, momentum: float) -> None:
+        """Move the momentum encoder towards the full width, without its predictor.
+
+        Args:
+            momentum: Share of the old encoder that is kept.
+        """
+        self.follow(self.momentum, momentum=momentum)

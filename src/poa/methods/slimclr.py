@@ -1,0 +1,176 @@
+"""SlimCLR: one slimmable network, pre-trained at all its widths at once by contrast (arXiv 2209.15525)."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from poa.data.views import Views
+from poa.elastic.network import state
+from poa.elastic.space import Size
+from poa.families.base import Backbone, Family
+from poa.losses.contrastive import Similarities, contrast
+from poa.losses.online import online_distillation
+from poa.losses.weighting import width_weights
+from poa.methods.base import Branch, Method
+
+Embed = Callable[[Tensor], Tensor]
+"""From images to embeddings on the unit sphere."""
+
+
+@dataclass(frozen=True)
+class Slimming:
+    """How widths are trained together.
+
+    Attributes:
+        weighting: How their losses are weighed, see ``losses/weighting.py``.
+        distillation: How the full width teaches the others while all learn, see ``losses/online.py``; None if not.
+        share: Weight alpha of distillation in a width's loss; contrast has the rest.
+        temperature: Of distillation; None for the usual one of the loss.
+    """
+
+    weighting: str = "full"
+    distillation: str | None = "soft"
+    share: float = 0.5
+    temperature: float | None = None
+
+
+class Embedder(Branch):
+    """A backbone and the MLPs after it.
+
+    Args:
+        backbone: Of any width.
+        heads: From features to embeddings.
+    """
+
+    def __init__(self, backbone: Backbone, heads: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.heads = backbone, heads
+        backbone.mask_token.requires_grad_(False)  # nothing is hidden
+
+    def forward(self, images: Float[Tensor, "batch channels height side"]) -> Float[Tensor, "batch width"]:
+        """Embeddings on the unit sphere; MLPs compute in float32."""
+        features = self.backbone(images, None).cls
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.heads(features.float()), dim=1)
+
+
+class SlimCLR(Method):
+    """What the contrastive methods share: all active widths see the same two views, and the losses are added.
+
+    ``L = sum_i lambda_i L_i`` with ``L_1 = C_1`` and ``L_i = (1 - alpha) C_i + alpha D_i``: contrast C and distillation
+    D from the full width. While the full width is alone its loss weighs 1 (slow start).
+
+    Args:
+        family: Slimmable backbones.
+        build: Network of a size.
+        slimming: How widths are trained together.
+        temperature: Divides similarities.
+    """
+
+    served: ClassVar[str] = "student"
+    shown: ClassVar[str] = "contrast"
+    loss_scale: float = 1.0
+    """Factor on each contrastive loss."""
+
+    def __init__(
+        self, family: Family, build: Callable[[Size], Embedder], *, slimming: Slimming, temperature: float
+    ) -> None:
+        super().__init__()
+        self.slimming, self.temperature = slimming, temperature
+        self.intact = family.space.intact
+        self.networks = family.sub_networks(build, castable=lambda name: name.startswith("backbone."))
+        student = self.networks.whole()
+        assert isinstance(student, Embedder)
+        self.student: Embedder = student
+
+    @abstractmethod
+    def similarities(
+        self,
+        networks: Sequence[Embed],
+        first: Float[Tensor, "batch channels height side"],
+        second: Float[Tensor, "batch channels height side"],
+    ) -> list[list[Similarities]]:
+        """For each pairing of views, what each network finds similar, the full width first.
+
+        Args:
+            networks: All active widths.
+            first: First views of all images.
+            second: Second views.
+        """
+
+    def weights(self, sizes: Sequence[Size], *, num_locals: int) -> dict[str, float]:  # noqa: ARG002
+        """Weight of each term.
+
+        Args:
+            sizes: Active widths besides the full one, descending.
+            num_locals: There are none.
+        """
+        if not sizes:
+            return {f"{self.intact}/contrast": 1.0}
+        shares = [size.width / self.intact.width for size in (self.intact, *sizes)]
+        full, *others = width_weights(shares, weighting=self.slimming.weighting)
+        alpha = self.slimming.share if self.slimming.distillation else 0.0
+        weights = {f"{self.intact}/contrast": full}
+        for size, weight in zip(sizes, others, strict=True):
+            weights[f"{size}/contrast"] = weight * (1 - alpha)
+            if self.slimming.distillation:
+                weights[f"{size}/distillation"] = weight * alpha
+        return weights
+
+    def forward(self, views: Views, sizes: Sequence[Size], *, temperature: float) -> dict[str, Tensor]:  # noqa: ARG002
+        """Unweighted losses by name, of every active width.
+
+        Args:
+            views: This process's part of the batch: two global crops an image.
+            sizes: Active widths besides the full one, descending.
+            temperature: Left aside.
+        """
+        device = views.globals.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        tensors = state(self.student)
+        active = (self.intact, *sizes)
+        networks = [self.networks.bind(size, tensors, training=self.training, dtype=dtype) for size in active]
+        pairings = self.similarities(networks, *views.globals.chunk(2))
+        losses: dict[str, Tensor] = {}
+        for number, size in enumerate(active):
+            terms = [contrast(pairing[number], temperature=self.temperature) for pairing in pairings]
+            losses[f"{size}/contrast"] = self.loss_scale * torch.stack(terms).sum()
+            if number and self.slimming.distillation:
+                terms = [self._distil(pairing[number], pairing[0]) for pairing in pairings]
+                losses[f"{size}/distillation"] = torch.stack(terms).sum()
+        return losses
+
+    def _distil(self, width: Similarities, full: Similarities) -> Tensor:
+        assert self.slimming.distillation is not None
+        return online_distillation(
+            self.slimming.distillation,
+            width.values,
+            full.values,
+            full.positives,
+            temperature=self.slimming.temperature,
+        )
+
+    def plain(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the full width by the names of a network of its own."""
+        return dict(self.networks.extract(self.intact, self.student).state_dict())
+
+    @torch.no_grad()
+    def follow(self, encoder: nn.Module, *, momentum: float) -> None:
+        """Move parameters of an encoder towards those of the full width; what its BatchNorms measure is its own.
+
+        Args:
+            encoder: Of full width, perhaps without the last parts.
+            momentum: Share of the old parameters that is kept.
+        """
+        source = self.networks.plan(self.intact)(state(self.student))
+        ours = dict(encoder.named_parameters())
+        torch._foreach_lerp_(list(ours.values()), [source[name].detach() for name in ours], 1.0 - momentum)
+
+    def update_teacher(self, momentum: float) -> None:
+        """Nothing follows the optimiser's step where there is no momentum encoder."""

@@ -1,0 +1,116 @@
+"""A comparison of ways to get all sizes, as tables and as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+WAYS = {
+    ("poa", "images"): "one elastic run",
+    ("single", "images"): "alone, equal images",
+    ("single", "compute"): "alone, equal compute",
+    ("seed", "images"): "SEED, equal images",
+    ("seed", "compute"): "SEED, equal compute",
+}
+"""What is compared, in the order of the rows. The elastic run is what images and compute are equal to."""
+PROTOCOLS = {"knn": "k-NN top-1 in %, 20 neighbours", "linear": "linear probe top-1 in %"}
+_INK, _GRID, _DPI = "#222222", "#e9e9e9", 200
+_COLOURS = ("#111111", "#4477aa", "#88bbdd", "#cc6677", "#eeaa88")
+_MARKERS = ("D", "o", "o", "s", "s")
+
+
+class Score(NamedTuple):
+    """How good a size of one way is by one protocol.
+
+    Attributes:
+        way: Such as ``poa``.
+        budget: What all ways have as much of as the elastic run: ``images`` or ``compute``.
+        size: Which size.
+        protocol: Such as ``knn``.
+        mean: Accuracy in percent, over seeds.
+        spread: Standard deviation over seeds (of a sample); 0 for one.
+        compute: Operations to get all sizes, over those of the elastic run.
+    """
+
+    way: str
+    budget: str
+    size: str
+    protocol: str
+    mean: float
+    spread: float
+    compute: float
+
+
+def contest_tables(scores: Sequence[Score]) -> list[Table]:
+    """A table for each protocol: a row each way, a column each size, the best of a size in bold.
+
+    Args:
+        scores: Of all ways and sizes.
+    """
+    return [_table([score for score in scores if score.protocol == name], PROTOCOLS[name]) for name in PROTOCOLS]
+
+
+def _table(scores: Sequence[Score], title: str) -> Table:
+    sizes = list(dict.fromkeys(score.size for score in scores))
+    best = {size: max(score.mean for score in scores if score.size == size) for size in sizes}
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left")
+    table.add_column("way", no_wrap=True)
+    for heading in ("compute", *sizes):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for (way, budget), name in WAYS.items():
+        row = {score.size: score for score in scores if (score.way, score.budget) == (way, budget)}
+        if row:
+            cells = [_cell(row[size], best[size]) for size in sizes]
+            table.add_row(name, f"{next(iter(row.values())).compute:.2f}", *cells)
+    return table
+
+
+def _cell(score: Score, best: float) -> Text:
+    return Text(f"{score.mean:.1f} ±{score.spread:.1f}", style="bold green" if score.mean == best else "")
+
+
+def contest_plot(scores: Sequence[Score], *, out: Path) -> None:
+    """Draw the means with their spreads, a panel each protocol, the ways beside one another at each size.
+
+    Args:
+        scores: Of all ways and sizes.
+        out: PNG file to write.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(PROTOCOLS))
+    for axes, name in zip(panels, PROTOCOLS, strict=True):
+        _panel(axes, [score for score in scores if score.protocol == name])
+        axes.set_title(PROTOCOLS[name], loc="left", fontsize=10, color=_INK)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
+    temporary = out.with_name(f".{out.name}.tmp")
+    figure.savefig(temporary, dpi=_DPI, format="png")
+    temporary.replace(out)
+
+
+def _panel(axes: Axes, scores: Sequence[Score]) -> None:
+    sizes = list(dict.fromkeys(score.size for score in scores))
+    for number, ((way, budget), name) in enumerate(WAYS.items()):
+        row = [score for score in scores if (score.way, score.budget) == (way, budget)]
+        axes.errorbar(
+            [sizes.index(score.size) + 0.12 * (number - (len(WAYS) - 1) / 2) for score in row],
+            [score.mean for score in row],
+            yerr=[score.spread for score in row],
+            fmt=_MARKERS[number],
+            color=_COLOURS[number],
+            markersize=5,
+            elinewidth=1.2,
+            capsize=2.5,
+            label=name,
+        )
+    axes.set_xticks(range(len(sizes)), sizes)
+    axes.set_xlim(-0.5, len(sizes) - 0.5)
+    axes.grid(axis="y", color=_GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_INK, length=0)
