@@ -276,7 +276,9 @@ import sys
 from poa.cli import main
 for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in (
     ["pretrain"], ["sizes"], ["evaluate"], ["evaluate", "knn"], ["evaluate", "linear"], ["evaluate", "few-shot"],
-    ["evaluate", "cluster"], ["evaluate", "retrieval"], ["extract"], ["demo"], ["recipes"]))):
+    ["evaluate", "cluster"], ["evaluate", "retrieval"], ["evaluate", "probe"],
+    ["evaluate", "finetune"], ["evaluate", "transfer"], ["evaluate", "quality"], ["compare"],
+    ["embed"], ["extract"], ["demo"], ["recipes"]))):
     try:
         main(words)
     except SystemExit as end:

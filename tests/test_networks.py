@@ -31,7 +31,7 @@ def named(name: str, **model: Any) -> Family:
 
 
 def test_every_family_has_a_tiny_run() -> None:
-    assert tiny.FAMILIES.keys() == FAMILIES.keys()
+    assert tiny.FAMILIES.keys() == FAMILIES.keys() - {"slim-resnet"}  # which POA cannot train: test_slim_run.py
 
 
 @pytest.mark.parametrize(

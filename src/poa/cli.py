@@ -10,7 +10,10 @@ from rich.console import Console
 
 from poa import settings
 from poa.commands.compare import compare
+from poa.commands.embed import embed
 from poa.commands.evaluate import evaluate
+from poa.commands.finetune import finetune, transfer
+from poa.commands.quality import quality
 from poa.config import Config, ModelSettings
 from poa.errors import UserError, reason
 
@@ -21,8 +24,12 @@ app = App(
     help="Pre-train once on your own images, get every size of the model.",
     suppress_keyboard_interrupt=False,
 )
+evaluate.command(finetune)
+evaluate.command(transfer)
+evaluate.command(quality)
 app.command(evaluate)
 app.command(compare)
+app.command(embed)
 
 Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
 ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=True, negative_iterable=())]

@@ -93,9 +93,8 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
     if not config.out:
         raise UserError("Say where all runs shall be written: --out FOLDER.")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(
-            f"A comparison needs one or more different --seeds, got {', '.join(map(str, seeds)) or 'none'}."
-        )
+        got = ", ".join(map(str, seeds)) or "none"
+        raise UserError(f"A comparison needs one or more --seeds, all different, got {got}.")
     if config.init is not None:
         raise UserError("A comparison starts every network from scratch; leave --init out.")
 
@@ -103,9 +102,8 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
 def _train(made: Plan, console: Console) -> None:
     done, total = 0.0, sum(training.flops for training in made.trainings.values())
     for number, (folder, training) in enumerate(made.trainings.items(), start=1):
-        console.rule(
-            f"{number} of {len(made.trainings)}: {folder} ({done / total:.0%} of the compute done)", align="left"
-        )
+        place = f"{number} of {len(made.trainings)}, {done / total:.0%} of the compute done"
+        console.print(f"── {folder} ({place})", highlight=False, soft_wrap=True)
         if not _is_done(folder, training):
             train(training.config, resume=Paths(folder).config.exists(), console=console)
         if not _is_done(folder, training):

@@ -17,6 +17,7 @@ from poa.evaluation.cost import costs, flops, parameters
 from poa.evaluation.few_shot import FewShot
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
+from poa.evaluation.probe import Probe
 from poa.evaluation.protocols import Protocol
 from poa.evaluation.results import Intervals, Scores, intervals_of, size_of
 from poa.evaluation.retrieval import Retrieval
@@ -27,8 +28,12 @@ from poa.run import Run
 from poa.subjects import Subject
 from poa.training.progress import Bars
 
-PROTOCOLS: Mapping[str, type[Protocol]] = {kind.name: kind for kind in (Knn, Linear, FewShot, Cluster, Retrieval)}
+PROTOCOLS: Mapping[str, type[Protocol]] = {
+    kind.name: kind for kind in (Knn, Linear, Probe, FewShot, Cluster, Retrieval)
+}
 """All ways of scoring frozen features."""
+SHOWN = (*PROTOCOLS, "finetune")
+"""Kinds of results that ``poa sizes`` shows."""
 FIRST = ("knn", "initial", "untrained")
 """Names of k-NN evaluations that are given none, which come first in tables, in this order."""
 
@@ -148,7 +153,7 @@ def rows(run: Run) -> list[SizeRow]:
         UserError: A file of scores is damaged.
     """
     known: dict[str, dict[str, float]] = {}
-    files = [(path, protocol) for protocol in PROTOCOLS for path in run.paths.scores.glob(f"*/{protocol}.json")]
+    files = [(path, protocol) for protocol in SHOWN for path in run.paths.scores.glob(f"*/{protocol}.json")]
     for path, protocol in sorted(files, key=lambda file: _place(*file)):
         scores, _, weights = read_scores(path)
         evaluation = path.parent.name
@@ -164,7 +169,7 @@ def rows(run: Run) -> list[SizeRow]:
 
 def _place(path: Path, protocol: str) -> tuple[Any, ...]:
     """Sorts evaluations: k-NN of all branches, the other protocols in their order, then what has a name of its own."""
-    evaluation, number = path.parent.name, list(PROTOCOLS).index(protocol)
+    evaluation, number = path.parent.name, SHOWN.index(protocol)
     if protocol == Knn.name and evaluation in FIRST:
         return 0, FIRST.index(evaluation), path
     return 1 if evaluation == protocol else 2, number, path

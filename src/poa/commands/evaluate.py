@@ -84,6 +84,37 @@ def linear(subject: str, /, *, train: str, test: str, strengths: Strengths = Non
 
 
 @evaluate.command
+def probe(
+    subject: str,
+    /,
+    *,
+    train: str,
+    test: str,
+    epochs: int = 100,
+    learning_rates: Strengths = None,
+    choose_on: Literal["held-out", "test"] = "held-out",
+    raw: Switch = False,
+    options: Options = DEFAULTS,
+) -> None:
+    """Score by many linear classifiers on several layers, trained by SGD at once, of which one is kept.
+
+    Args:
+        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
+        test: Labelled images that are classified.
+        epochs: Passes over the training images, at most 12,500 steps.
+        learning_rates: To choose from, at batch size 256; thirteen from 1e-5 to 0.1 by default.
+        choose_on: A fifth of the training images, or, as published, the test images themselves.
+        raw: Leave features as they are (as published) in place of standardising them.
+        options: As for all.
+    """
+    from poa.evaluation.probe import LEARNING_RATES, Probe
+
+    rates = LEARNING_RATES if learning_rates is None else tuple(learning_rates)
+    _score(subject, Probe(rates, epochs=epochs, choose_on=choose_on, standardise=not raw), train, test, options)
+
+
+@evaluate.command
 def few_shot(
     subject: str,
     /,

@@ -35,7 +35,7 @@ from poa.data.sources import (
     resolve,
     unreadable,
 )
-from poa.errors import UserError
+from poa.errors import UserError, nearest
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -150,6 +150,34 @@ class ImageIndex:
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
         return i if self.chosen is None else int(self.chosen[i])
+
+
+def matched_labels(train: ImageIndex, test: ImageIndex) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Labels of both, those of the test images translated to the training images' numbers by name.
+
+    Args:
+        train: To learn from.
+        test: To test on.
+
+    Raises:
+        UserError: Images without labels, the same images twice, or test images of unknown classes.
+    """
+    train_labels, test_labels = train.require_labels(), test.require_labels()
+    if train.fingerprint == test.fingerprint:
+        raise UserError(
+            f"The training and the test images are the same ({train.source}), so that the test would say nothing. "
+            "Give other images to test on."
+        )
+    number = {name: label for label, name in enumerate(train.classes)}
+    missing = [test.classes[label] for label in np.unique(test_labels) if test.classes[label] not in number]
+    if missing:
+        rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UserError(
+            f"The test images have classes that the training images lack: {', '.join(map(repr, missing[:5]))}{rest}. "
+            f"The training images in {train.source} have {len(number)} classes: {nearest(missing[0], number)} "
+            "Classes are compared by name; rename the folders or leave those images out."
+        )
+    return train_labels, np.array([number.get(name, -1) for name in test.classes], np.int64)[test_labels]
 
 
 def open_index(

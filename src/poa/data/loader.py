@@ -109,7 +109,7 @@ def batches(
     plan = _TrainingPlan(
         index, augmentation, masking, batch_size, seed, start_step, num_steps, rank, micro_batches, parts
     )
-    items = _prepare(plan, workers=workers, pin_memory=pin_memory)
+    items = prepare(plan, workers=workers, pin_memory=pin_memory)
     return ([next(items) for _ in range(micro_batches)] for _ in range(num_steps))
 
 
@@ -133,10 +133,10 @@ def images_for_scoring(
         raise UserError(
             f"Images resized to {resize} pixels are too small for crops of {size}. Resize to {size} or more."
         )
-    return _prepare(_ScoringPlan(index, size, resize, batch_size, start), workers=workers)
+    return prepare(_ScoringPlan(index, size, resize, batch_size, start), workers=workers)
 
 
-class _Plan(Dataset[Item | UserError]):
+class Plan(Dataset[Item | UserError]):
     """Something that can make its items one by one, in any process."""
 
     def __len__(self) -> int:
@@ -149,12 +149,12 @@ class _Plan(Dataset[Item | UserError]):
     def __getitem__(self, number: int) -> Item | UserError:
         try:
             return self.make(number)
-        except UserError as error:  # raised by `_prepare`: on its way out of a worker its text would become a traceback
+        except UserError as error:  # raised by `prepare`: on its way out of a worker its text would become a traceback
             return error
 
 
 @dataclass(frozen=True)
-class _TrainingPlan(_Plan[RawViews]):
+class _TrainingPlan(Plan[RawViews]):
     """The micro-batches of one process."""
 
     index: Images
@@ -190,7 +190,7 @@ class _TrainingPlan(_Plan[RawViews]):
 
 
 @dataclass(frozen=True)
-class _ScoringPlan(_Plan[ScoringImages]):
+class _ScoringPlan(Plan[ScoringImages]):
     """The batches of an evaluation."""
 
     index: Images
@@ -256,7 +256,7 @@ def centre_crop(image: Image.Image, *, size: int, resize_to: int) -> UInt8[Tenso
     return resize(image_tensor(image), height, width)[:, :, top : top + size, left : left + size]
 
 
-def _prepare(plan: _Plan[Item], *, workers: int, pin_memory: bool = False) -> Iterator[Item]:
+def prepare(plan: Plan[Item], *, workers: int, pin_memory: bool = False) -> Iterator[Item]:
     """The items of a plan in order, made here or by workers."""
     loader: DataLoader[Item | UserError] = DataLoader(
         plan,

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from poa import distributed
-from poa.data.index import ImageIndex
+from poa.data.index import ImageIndex, matched_labels
 from poa.data.loader import images_for_scoring
-from poa.errors import UserError, nearest
+from poa.errors import UserError
 from poa.evaluation.features import Extracted, Progress, extract_features
 from poa.evaluation.protocols import Prepared, Protocol, Rows
 from poa.evaluation.results import ResultFiles, Results
@@ -162,23 +162,8 @@ def _label(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> tu
         return _Part(None, np.empty(0, np.int64)), _Part(test, test.require_labels())
     if train is None:
         raise UserError(f"The protocol {protocol.name} needs labelled training images. Give --train.")
-    train_labels, test_labels = train.require_labels(), test.require_labels()
-    if train.fingerprint == test.fingerprint:
-        raise UserError(
-            f"The training and the test images are the same ({train.source}), so that each would find itself. "
-            "Give other images to test on."
-        )
-    number = {name: label for label, name in enumerate(train.classes)}
-    missing = [test.classes[label] for label in np.unique(test_labels) if test.classes[label] not in number]
-    if missing:
-        rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise UserError(
-            f"The test images have classes that the training images lack: {', '.join(map(repr, missing[:5]))}{rest}. "
-            f"The training images in {train.source} have {len(number)} classes: {nearest(missing[0], number)} "
-            "Classes are compared by name; rename the folders or leave those images out."
-        )
-    translated = np.array([number.get(name, -1) for name in test.classes], np.int64)[test_labels]
-    return _Part(train, train_labels), _Part(test, translated)
+    train_labels, test_labels = matched_labels(train, test)
+    return _Part(train, train_labels), _Part(test, test_labels)
 
 
 def _settings(weights: str, train: _Part, test: _Part, scoring: Scoring, protocol: Protocol) -> dict[str, Any]:
