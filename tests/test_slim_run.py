@@ -9,7 +9,9 @@ import timm
 import torch
 
 import poa
+from command import poa as cli_status
 from poa import build, build_method, settings
+from poa import step as poa_step
 from poa.errors import UserError
 from poa.networks import family_of
 from poa.training.checkpoint import checkpoints, load_checkpoint, step_of
@@ -144,3 +146,62 @@ def test_what_cannot_be_slimmed_is_told(tmp_path: Path, over: dict[str, Any], sa
 def test_a_queue_longer_than_the_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     poa.pretrain(**tiny("slimclr-mocov2", tmp_path / "run", epochs=1, slim={"queue": 64}))
     assert "holds each of the 48 images more than once; set --slim.queue" in capsys.readouterr().err
+
+
+def test_gradients_are_looked_at_and_drawn(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every third step, without a change of what is learnt; norms are those of nested slices of each weight."""
+    assert cli_status("gradients", run) == 2
+    assert "has not looked at its gradients" in capsys.readouterr().err
+    folder = tmp_path / "run"
+    seen: list[dict[str, torch.Tensor]] = []
+    clip = poa_step.clip_gradients
+
+    def clipped(modules: Any, **options: Any) -> Any:
+        modules = list(modules)
+        seen.append(
+            {name: value.grad.clone() for name, value in modules[0].named_parameters() if value.grad is not None}
+        )
+        return clip(modules, **options)
+
+    monkeypatch.setattr(poa_step, "clip_gradients", clipped)
+    poa.pretrain(**tiny(run.name, folder, monitor={"num_images": 48, "gradients_every": 3}))
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if "gradient_rest/8x1-1-1-1" in row] == [3, 6, 9, 12]
+    plain = read_metrics(run / "metrics.jsonl")
+    assert [{k: v for k, v in row.items() if not k.startswith("gradient")} for row in rows] == plain
+    whole, part, rest = [], [], []
+    for name, gradient in seen[8].items():
+        if gradient.ndim == 4:
+            inputs = gradient.shape[1] if name.endswith("stem.conv.weight") else gradient.shape[1] // 2
+            inside = gradient[: len(gradient) // 2, :inputs].double().norm()
+            whole.append(float(gradient.double().norm()))
+            part.append(float(inside))
+            rest.append(float((gradient.double().norm() ** 2 - inside**2) ** 0.5))
+    assert rows[8]["gradient/16x1-1-1-1"] == pytest.approx(sum(whole) / len(whole))
+    assert rows[8]["gradient/8x1-1-1-1"] == pytest.approx(sum(part) / len(part))
+    assert rows[8]["gradient_rest/8x1-1-1-1"] == pytest.approx(sum(rest) / sum(part))
+    assert cli_status("gradients", folder) == 0
+    assert (folder / "gradients.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sizes_and_scores_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli_status("sizes", run) == 0
+    assert "8x1-1-1-1" in capsys.readouterr().out
+    for branch in ("teacher", "untrained"):
+        words = [
+            "evaluate",
+            "knn",
+            run,
+            "--train",
+            "digits/train",
+            "--test",
+            "digits/test",
+            "--branch",
+            branch,
+            "--k",
+            "5",
+        ]
+        assert cli_status(*words, "--limit", "60") == 0
+        assert "16x1-1-1-1" in capsys.readouterr().out

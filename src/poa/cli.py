@@ -145,19 +145,39 @@ def extract(run: Path, /, *, size: Names, out: Path | None = None) -> None:
         print(f'{folder}: timm.create_model("local-dir:{folder}", pretrained=True)')
 
 
+@app.command
+def gradients(run: Path, /, *, out: Path | None = None) -> None:
+    """Draw how strongly each width pulls at the shared weights, of a run with --monitor.gradients-every.
+
+    Args:
+        run: Folder of the run.
+        out: PNG file to write; RUN/gradients.png by default.
+    """
+    from poa.report.gradients import gradient_plot
+    from poa.run import load
+    from poa.training.metrics import read_metrics
+
+    paths = load(run).paths
+    picture = out or paths.folder / "gradients.png"
+    gradient_plot(read_metrics(paths.metrics), out=picture)
+    print(picture)
+
+
 @app.command(name="demo")
-def run_demo(*, model: str = "vit", out: Path | None = None, epochs: int | None = None) -> None:
+def run_demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, epochs: int | None = None) -> None:
     """Do the main job on embedded handwritten digits: pre-train, score every size, extract three. Takes minutes.
 
     Args:
         model: Family of the network: vit, swin, resnet or convnext.
+        method: poa, or a slimmable ResNet by slimclr-mocov2, slimclr-mocov3 or slimclr-simclr.
         out: Folder of the run, runs/demo by default (runs/demo-swin with another family); an interrupted demo goes on.
         epochs: Passes over the digits; fewer give a quicker look and lower scores.
     """
     from poa.demo import demo
 
-    folder = out or Path("runs", "demo" if model == "vit" else f"demo-{model}")
-    demo(folder, console=Console(), model=model, epochs=epochs)
+    marks = [mark for mark, usual in ((model, "vit"), (method, "poa")) if mark != usual]
+    folder = out or Path("runs", "-".join(["demo", *marks]))
+    demo(folder, console=Console(), model=model, method=method, epochs=epochs)
 
 
 @app.command

@@ -248,6 +248,9 @@ class MonitorSettings(_Settings):
     """Labelled images for k-NN scores of the smallest, middle and largest size; without it no labels are needed."""
     num_images: Annotated[int, Field(ge=2)] = 2048
     """Most images to look at."""
+    gradients_every: PositiveInt | None = None
+    """Every so many steps, note gradient norms over the part of the weights that each width uses; `poa gradients` draws
+    them."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra `track`)."""
 

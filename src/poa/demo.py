@@ -23,26 +23,28 @@ FIRST = "vit"
 """The family whose recipe is called ``demo``; that of another is ``demo-NAME``."""
 
 
-def demo(out: Path, *, console: Console, model: str = FIRST, epochs: int | None = None) -> Run:
+def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa", epochs: int | None = None) -> Run:
     """Pre-train an elastic network on handwritten digits, and use what comes out.
 
     Args:
         out: Folder of the run; an interrupted demo goes on.
         console: Where to show it.
         model: Family of the network.
+        method: How it is trained; the SlimCLR methods have a network of their own.
         epochs: Passes over the digits; the recipe's by default.
 
     Raises:
-        UserError: There is no demo of that family, or the folder holds another run.
+        UserError: There is no demo of that family or method, or the folder holds another run.
     """
     recipes = {name.removeprefix("demo-"): name for name in settings.recipes() if name.startswith("demo-")}
     recipes |= {FIRST: "demo"}
-    if model not in recipes:
-        raise UserError(f"There is no demo of {model!r}. {nearest(model, recipes)}")
+    wanted = model if method == "poa" else method
+    if wanted not in recipes:
+        raise UserError(f"There is no demo of {wanted!r}. {nearest(wanted, recipes)}")
     given = {"out": str(out)} if epochs is None else {"out": str(out), "epochs": epochs}
     resume = Paths(out).config.exists()
     console.rule("1. One pre-training run, no labels", align="left")
-    run = train(settings.resolve(given, recipe=recipes[model]), resume=resume, console=console)
+    run = train(settings.resolve(given, recipe=recipes[wanted]), resume=resume, console=console)
     console.rule("2. Every size, scored by k-NN on held-out digits", align="left")
     trained, untrained = score(run, console)
     console.print(size_table(trained, title="trained"))
@@ -64,7 +66,7 @@ def demo(out: Path, *, console: Console, model: str = FIRST, epochs: int | None 
         f"{trained[-1].scores[SCORE]:.1f} % (largest); each at least {min(gains):.1f} points above the same "
         f"network untrained. Picture: {picture}"
     )
-    for line in next_commands(run, model=model):
+    for line in next_commands(run, recipe=f"{model}-small-data" if method == "poa" else method):
         console.print(line, highlight=False, soft_wrap=True)
     return run
 
@@ -84,17 +86,17 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
     return rows[0], rows[1]
 
 
-def next_commands(run: Run, *, model: str) -> list[str]:
+def next_commands(run: Run, *, recipe: str) -> list[str]:
     """What to type next.
 
     Args:
         run: The demo's run.
-        model: Its family.
+        recipe: For the user's own images.
     """
     size = run.space.sizes[len(run.space.sizes) // 2]
     return [
         "Next:",
         f"  poa sizes {run.folder}",
         f"  poa extract {run.folder} --size {size} --out model-{size}",
-        f"  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe {model}-small-data --dry-run",
+        f"  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe {recipe} --dry-run",
     ]

@@ -1,7 +1,7 @@
 """One training step, and the parts it needs."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from poa.data.index import ImageIndex
 from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
 from poa.data.views import Augmentation, RawViews
+from poa.elastic.plan import SlicePlan
+from poa.evaluation.gradients import slice_norms
 from poa.families.base import Family
 from poa.initial import Listing, start_from
 from poa.methods.base import Method
@@ -47,6 +49,8 @@ class Parts:
         ibot_start: First step with masks.
         clip: Largest gradient norm of backbone and heads each.
         seed: Of the run.
+        slices: By size, how gradients are cut for a look at them; the intact network first.
+        slices_every: Steps between such looks.
         listing: What became of the trained weights that the run starts from, if there are any.
     """
 
@@ -66,6 +70,8 @@ class Parts:
     ibot_start: int
     clip: float
     seed: int
+    slices: Mapping[str, SlicePlan]
+    slices_every: int
     listing: Listing | None
 
 
@@ -117,6 +123,8 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
         ibot_start=round(config.losses.ibot_start_epoch * epoch),
         clip=config.optimizer.clip,
         seed=config.seed,
+        slices={} if config.monitor.gradients_every is None else slices_of(family),
+        slices_every=config.monitor.gradients_every or 1,
         listing=listing,
     )
 
@@ -156,6 +164,7 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
             terms[name] = terms.get(name, 0.0) + loss.detach() / len(batch)
     parts.scaler.unscale_(parts.optimizer)
     student = parts.method.student
+    looked_at = _look_at_gradients(parts) if (step + 1) % parts.slices_every == 0 else {}
     norms = clip_gradients([student.backbone, student.heads], max_norm=parts.clip)
     measured = _measure(terms | dict(zip(("grad_norm/backbone", "grad_norm/heads"), norms, strict=True)), stop=stop)
     in_losses_only = parts.scaler.is_enabled()  # fp16 gradients overflow now and then; the scaler skips those steps
@@ -165,7 +174,30 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
     parts.method.update_teacher(values.momentum)
-    return measured
+    return measured | looked_at
+
+
+def slices_of(family: Family) -> dict[str, SlicePlan]:
+    """How the gradient of the intact network is cut for each width at full depth, the widest first.
+
+    Args:
+        family: All sizes.
+    """
+    networks = family.sub_networks()
+    deepest = [size for size in family.space.sizes[::-1] if size.depths == family.space.intact.depths]
+    return {str(size): networks.plan(size) for size in deepest}
+
+
+def _look_at_gradients(parts: Parts) -> dict[str, float]:
+    """Mean norms over the weights that each width uses, and of the others by these (SlimCLR, Sec. 3)."""
+    if not parts.slices:
+        return {}
+    named = parts.method.student.backbone.named_parameters()
+    found = slice_norms(
+        {name: parameter.grad for name, parameter in named if parameter.grad is not None}, list(parts.slices.values())
+    )
+    looked = {f"gradient/{size}": mean for size, mean in zip(parts.slices, found.means(), strict=True)}
+    return looked | {f"gradient_rest/{size}": found.rest_ratio(n) for n, size in enumerate(parts.slices) if n}
 
 
 def _step_seed(seed: int, step: int) -> int:

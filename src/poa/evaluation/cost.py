@@ -45,8 +45,11 @@ def flops(network: nn.Module, image_size: int, *, channels: int = 3) -> int:
     state = dict(network.named_parameters()) | dict(network.named_buffers())
     shapes = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
     image = torch.empty(1, channels, image_size, image_size, device="meta")
+    was_training = network.training
+    network.eval()  # BatchNorm cannot train on one image
     with FlopCounterMode(display=False) as counter:
         functional_call(network, shapes, (image,))
+    network.train(was_training)
     return int(counter.get_total_flops())
 
 
