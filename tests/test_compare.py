@@ -148,10 +148,12 @@ def test_tables_leave_out_what_is_missing_and_mark_the_best() -> None:
     assert first.row_count == second.row_count == 2
     cells = [str(cell) for cell in first.columns[2].cells]
     assert cells == ["40.0 ±0.5", "42.0 ±0.5"]
+    (alone, _) = contest_tables([score._replace(spread=None) for score in scores()])
+    assert [str(cell) for cell in alone.columns[2].cells] == ["40.0", "42.0"]
     styles = [cell.style for cell in first.columns[2].cells]  # type: ignore[union-attr]
     assert styles == ["", "bold green"]
 
 
 def test_a_picture_of_one_seed(tmp_path: Path) -> None:
-    contest_plot([score._replace(spread=0.0) for score in scores()], out=tmp_path / "picture.png")
+    contest_plot([score._replace(spread=None) for score in scores()], out=tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -41,7 +41,7 @@ class Result(NamedTuple):
 
     def score(self) -> Score:
         """Mean and spread over seeds."""
-        spread = stdev(self.values) if len(self.values) > 1 else 0.0
+        spread = stdev(self.values) if len(self.values) > 1 else None
         return Score(self.way, self.budget, self.size, self.protocol, fmean(self.values), spread, self.compute)
 
 

@@ -33,7 +33,7 @@ class Score(NamedTuple):
         size: Which size.
         protocol: Such as ``knn``.
         mean: Accuracy in percent, over seeds.
-        spread: Standard deviation over seeds (of a sample); 0 for one.
+        spread: Standard deviation over seeds (of a sample); None for one.
         compute: Operations to get all sizes, over those of the elastic run.
     """
 
@@ -42,7 +42,7 @@ class Score(NamedTuple):
     size: str
     protocol: str
     mean: float
-    spread: float
+    spread: float | None
     compute: float
 
 
@@ -71,7 +71,8 @@ def _table(scores: Sequence[Score], title: str) -> Table:
 
 
 def _cell(score: Score, best: float) -> Text:
-    return Text(f"{score.mean:.1f} ±{score.spread:.1f}", style="bold green" if score.mean == best else "")
+    spread = "" if score.spread is None else f" ±{score.spread:.1f}"
+    return Text(f"{score.mean:.1f}{spread}", style="bold green" if score.mean == best else "")
 
 
 def contest_plot(scores: Sequence[Score], *, out: Path) -> None:
@@ -100,7 +101,7 @@ def _panel(axes: Axes, scores: Sequence[Score]) -> None:
         axes.errorbar(
             [sizes.index(score.size) + 0.12 * (number - (len(WAYS) - 1) / 2) for score in row],
             [score.mean for score in row],
-            yerr=[score.spread for score in row],
+            yerr=[score.spread or 0.0 for score in row],
             fmt=_MARKERS[number],
             color=_COLOURS[number],
             markersize=5,
