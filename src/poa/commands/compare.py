@@ -54,7 +54,6 @@ def compare(
     for table in contest_tables(found):
         Console().print(table)
     plain = Console(soft_wrap=True, highlight=False)
-    plain.print(
-        "±: standard deviation over seeds, if there are several. compute: to get all sizes, over that of the elastic run."
-    )
+    plain.print("±: standard deviation over seeds, if there are several.")
+    plain.print("compute: operations to get all sizes, over those of the elastic run.")
     plain.print(f"Scores: {Path(resolved.out) / 'compare.csv'}\nPicture: {Path(resolved.out) / 'compare.png'}")
