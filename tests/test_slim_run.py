@@ -123,7 +123,7 @@ def test_published_recipes_name_the_published_constants() -> None:
     ("over", "said"),
     [
         ({"slim": {"queue": 40}}, r"--slim\.queue 40 is no multiple of the 16 images.*Set it to 32"),
-        ({"slim": {"slow_start_epochs": 5}}, r"slow-start-epochs 5.* is beyond the end: the run has 4 epochs"),
+        ({"slim": {"slow_start_epochs": 4.4}}, r"slow-start-epochs 4.4.* is beyond the end: the run has 4 epochs"),
         ({"slim": {"hidden": 8}}, r"--slim\.hidden says nothing to MoCo v2"),
         ({"batch_size": 1, "slim": {"queue": 48}}, r"BatchNorm needs two images or more"),
         ({"views": {"num_locals": 2}, "accumulate": 2}, r"--views\.num-locals, --accumulate cannot be set"),
@@ -141,6 +141,12 @@ def test_what_cannot_be_slimmed_is_told(tmp_path: Path, over: dict[str, Any], sa
     with pytest.raises(UserError, match=said):
         poa.pretrain(**given)
     assert not (tmp_path / "run").exists()
+
+
+def test_only_moco_v2_minds_the_queue() -> None:
+    for recipe in ("slimclr-simclr", "slimclr-mocov3"):
+        config = settings.resolve({**TINY, "slim": {"queue": 40}}, recipe=recipe)
+        build_method.method_of(config, family_of(config))
 
 
 def test_a_queue_longer_than_the_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,12 +106,11 @@ def _slimmable(config: Config, family: Family) -> SlimCLR:
             f"BatchNorm needs two images or more on each process, got a --batch-size of {config.batch_size} over "
             f"{config.devices * config.num_nodes}. Raise --batch-size."
         )
-    if build.slow_start_steps(config, steps_per_epoch=1) > config.epochs:
+    if (config.slim.slow_start_epochs or 0) > config.epochs:
         raise UserError(
             f"--slim.slow-start-epochs {config.slim.slow_start_epochs} is beyond the end: the run has {config.epochs} "
             "epochs. Choose fewer; half of all are usual."
         )
-    _check_queue("--slim.queue", config.slim.queue, config)
     slim = config.slim
     usual = 1.0 if config.method == "slimclr-mocov3" and slim.distillation == "soft" else None
     given = {"temperature": slim.temperature, "hidden": slim.hidden, "dim": slim.dim}
@@ -120,6 +119,7 @@ def _slimmable(config: Config, family: Family) -> SlimCLR:
             raise UserError(
                 "--slim.hidden says nothing to MoCo v2, whose head is as wide as its features. Leave it out."
             )
+        _check_queue("--slim.queue", slim.queue, config)
         given |= {"queue": slim.queue}
     kind: Any = METHODS[config.method]
     made: SlimCLR = kind(

@@ -117,10 +117,7 @@ class Journal:
         self._marks.append((time.monotonic(), self._seconds["data"]))
         elapsed, waited = (last - first for first, last in zip(self._marks[0], self._marks[-1], strict=True))
         images = (len(self._marks) - 1) * self._config.batch_size
-        branches = {"total": measured["loss"]}
-        branches |= {
-            name.split("/")[0]: x for name, x in measured.items() if name.endswith(f"/{self._parts.method.shown}")
-        }
+        branches = {"total": measured["loss"]} | self._parts.method.headlines(measured)
         self._display.update(
             StepReport(
                 step=step,
