@@ -146,6 +146,8 @@ def test_weights_of_an_architecture_share_its_network() -> None:
         ({"name": "swin_tiny_patch4_window7_224", "depths": [1, 1, 9, 1], "depth_max": 2}, "64x1 64x2 96x1 96x2"),
         ({"name": "resnet50_gn", "depths": [1, 1, 2, 1]}, "32x1-1 32x1-2 64x1-1 64x1-2"),
         ({"name": "resnet50_gn", "depth_min": [4, 5], "width_min": 64}, "64x4-5 64x4-6"),
+        ({"name": "slim-resnet", "widths": [64, 16, 24, 64]}, "16x3-4-6-3 24x3-4-6-3 64x3-4-6-3"),
+        ({"name": "vit_tiny_patch16_224", "widths": 64, "width_min": 128, "depth_min": 11}, "64x11 64x12"),
         ({"name": "convnextv2_atto", "width_step": 20, "depth_min": [5]}, "20x5 20x6 40x5 40x6"),
     ],
 )

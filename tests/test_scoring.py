@@ -119,6 +119,28 @@ def test_all_scores_in_one_table(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert float(first["mine linear top1"]) == expected
 
 
+def test_linear_classifiers_of_all_sizes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*IMAGES, "--learning-rates", "0.3", "--epochs", "4")
+    losses = {}
+    for kind in ("switchable", "slimmable"):
+        assert poa("evaluate", "linear", run, *words, "--classifier", kind) == 0
+        out = capsys.readouterr().out
+        assert out.splitlines()[-2] == f"Scores: {run}/eval/linear-{kind}/linear-{kind}.csv"
+        content = json.loads((run / f"eval/linear-{kind}/linear-{kind}.json").read_text())
+        assert content["settings"]["networks"] == list(SIZES)
+        assert tuple(content["scores"]) == SIZES
+        assert all(f"{scores['top1']:.1f}" in cells(out, size) for size, scores in content["scores"].items())
+        losses[kind] = [content["details"][size]["training_loss"] for size in SIZES]
+    assert losses["switchable"] != losses["slimmable"]
+    for wrong, told in (
+        (("--learning-rates", "0.3"), "are for --classifier switchable"),
+        (("--classifier", "slimmable", "--strengths", "1"), "--strengths are those of --classifier own"),
+        (("--classifier", "slimmable", "--epochs", "0"), "at least one epoch"),
+    ):
+        assert poa("evaluate", "linear", run, *IMAGES, *wrong) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_an_extracted_size_scores_as_the_size_of_the_run(
     made: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

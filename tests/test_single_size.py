@@ -140,3 +140,9 @@ def test_a_queue_longer_than_the_data_is_noted(
 ) -> None:
     poa.pretrain(**settings("seed", teacher, tmp_path / "run", epochs=1, distill={"queue": 128}))
     assert "holds each of the 64 images more than once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["poa", "single"])
+def test_a_restart_without_a_slow_start_is_told(method: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"--optimizer\.restart-lr says nothing to --method {method}"):
+        poa.pretrain(**tiny.settings(method=method, out=str(tmp_path / "run"), optimizer={"restart_lr": 0.1}))

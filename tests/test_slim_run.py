@@ -131,6 +131,7 @@ def test_published_recipes_name_the_published_constants() -> None:
         ({"model": {"width_min": 12}}, r"Widths are multiples of the channels that timm counts in, 8, got 12"),
         ({"model": {"depth_min": [1, 1, 1, 2]}}, r"smallest depth|same blocks"),
         ({"model": {"name": "vit"}}, r"slimclr-mocov2 does not train a ViT.*--model slim-resnet"),
+        ({"model": {"widths": [16, 12]}}, r"Widths are multiples of the channels that timm counts in, 8, got 12"),
         ({"method": "poa"}, r"--method poa does not train a SlimResNet.*slimclr-simclr"),
     ],
 )
@@ -162,13 +163,13 @@ def test_gradients_are_looked_at_and_drawn(
     assert "has not looked at its gradients" in capsys.readouterr().err
     folder = tmp_path / "run"
     seen: list[dict[str, torch.Tensor]] = []
+    heads: list[dict[str, torch.Tensor]] = []
     clip = poa_step.clip_gradients
 
     def clipped(modules: Any, **options: Any) -> Any:
         modules = list(modules)
-        seen.append(
-            {name: value.grad.clone() for name, value in modules[0].named_parameters() if value.grad is not None}
-        )
+        for kept, module in zip((seen, heads), modules, strict=True):
+            kept.append({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
         return clip(modules, **options)
 
     monkeypatch.setattr(poa_step, "clip_gradients", clipped)
@@ -188,6 +189,11 @@ def test_gradients_are_looked_at_and_drawn(
     assert rows[8]["gradient/16x1-1-1-1"] == pytest.approx(sum(whole) / len(whole))
     assert rows[8]["gradient/8x1-1-1-1"] == pytest.approx(sum(part) / len(part))
     assert rows[8]["gradient_rest/8x1-1-1-1"] == pytest.approx(sum(rest) / sum(part))
+    last = next(gradient for name, gradient in reversed(heads[8].items()) if gradient.ndim == 2)
+    values = torch.linalg.eigvalsh(last.double() @ last.double().T).sqrt().flip(0)
+    assert (rows[8]["gradient_first"], rows[8]["gradient_second"]) == pytest.approx(
+        (float(values[0]), float(values[1]))
+    )
     assert cli_status("gradients", folder) == 0
     assert (folder / "gradients.png").read_bytes().startswith(b"\x89PNG")
 

@@ -51,6 +51,10 @@ def method_of(config: Config, family: Family, *, teacher: tuple[nn.Module, int] 
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(widths))
     if config.method in SLIMMABLE:
         return _slimmable(config, family)
+    if config.optimizer.restart_lr is not None:
+        raise UserError(
+            f"--optimizer.restart-lr says nothing to --method {config.method}, which has no slow start. Leave it out."
+        )
     students: dict[str, Any] = {
         "drop_path": drop_path_of(config.model),
         "checkpointing": config.checkpointing,

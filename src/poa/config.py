@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Depths = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
+Numbers = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
 SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
 ELASTIC = ("poa", *SLIMMABLE)
@@ -52,13 +52,15 @@ class ModelSettings(_Settings):
     """Width of the intact network, in channels."""
     width_step: PositiveInt | None = None
     """Step between widths; by default the head dimension (ResNet: 32, ConvNeXt: 16)."""
-    depth_min: Depths = None
+    widths: Numbers = None
+    """All widths, at any distance from each other; where it is given, the three above say nothing."""
+    depth_min: Numbers = None
     """Fewest blocks, a number for each elastic stage (ResNet: second and third); by default half of the most."""
-    depth_max: Depths = None
+    depth_max: Numbers = None
     """Blocks of the intact network, likewise."""
     depth_step: PositiveInt = 1
     """Step between depths."""
-    depths: Depths = None
+    depths: Numbers = None
     """Blocks of all four stages of the intact network (all but ViT)."""
     sampling_bias: Annotated[float, Field(ge=1.0)] | None = None
     """How much more often the smallest width (and depth) is drawn than the largest; 3 for ViT, 2 for the others."""

@@ -32,7 +32,7 @@ FAMILIES: Mapping[str, type[Family]] = {
 }
 STAGES = 4
 """Of every network whose maps shrink."""
-_OF_SPACE = {"width_min", "width_max", "width_step", "depth_min", "depth_max", "depth_step", "sampling_bias"}
+_OF_SPACE = {"widths", "width_min", "width_max", "width_step", "depth_min", "depth_max", "depth_step", "sampling_bias"}
 _OF_TRAINING = {"name", "drop_path"}
 _NOT_SHOWN = {"window_size": "window_size", "ls_init_value": "layer_scale", "init_values": "layer_scale"}
 """Arguments of timm's models that a finished model does not show, and what they are called here."""
@@ -60,7 +60,8 @@ def family_of(config: Config, *, fused_attention: bool = True) -> Family:
     if "depths" in given and "depth_max" not in given:
         settings["depth_max"] = tuple(given["depths"][stage] for stage in kind.elastic)
     if config.method not in ELASTIC:
-        settings |= {"width_min": settings["width_max"], "depth_min": settings["depth_max"]}
+        widest = max(settings.get("widths") or (settings["width_max"],))
+        settings |= {"widths": (widest,), "depth_min": settings["depth_max"]}
     family = kind(
         space=space_of(kind, settings),
         image_size=config.views.global_size,
@@ -79,7 +80,7 @@ def only(config: Config, size: Size) -> Config:
         config: Settings.
         size: Such as ``384x12``.
     """
-    smaller = {"width_max": size.width, "depth_max": size.depths}
+    smaller = {"widths": None, "width_max": size.width, "depth_max": size.depths}
     return config.model_copy(update={"model": config.model.model_copy(update=smaller)})
 
 
@@ -205,32 +206,44 @@ def space_of(kind: type[Family], settings: Mapping[str, Any]) -> SearchSpace:
 
     Args:
         kind: Family.
-        settings: At least ``width_max``, ``depth_max`` and ``sampling_bias``; smallest values are half of the largest
-            where they are not given, and the step between widths is the head dimension or what suits the family.
+        settings: At least ``depth_max``, ``depth_step``, ``sampling_bias`` and ``width_max`` or ``widths``; smallest
+            values are half of the largest where they are not given, and the step between widths is the head dimension
+            or what suits the family.
 
     Raises:
         UserError: A smallest value exceeds the largest, or there are too many or too few depths.
     """
-    step, depth_step = settings.get("width_step") or settings.get("head_dim") or kind.width_unit, settings["depth_step"]
-    width, deepest = settings["width_max"], settings["depth_max"]
-    narrowest = settings.get("width_min") or max(1, -(-width // (2 * step))) * step
+    widths = _widths(kind, settings)
+    depth_step, deepest = settings["depth_step"], settings["depth_max"]
     shallowest = settings.get("depth_min") or tuple((depth + 1) // 2 for depth in deepest)
     for end, depths in (("min", shallowest), ("max", deepest)):
         if len(depths) != len(kind.elastic):
             raise UserError(
                 f"--model.depth-{end} takes one number for each elastic stage: {len(kind.elastic)}, got {len(depths)}."
             )
-    depths_ends = [("depth", low, high) for low, high in zip(shallowest, deepest, strict=True)]
-    for name, low, high in (("width", narrowest, width), *depths_ends):
-        if low > high:
-            raise UserError(
-                f"The smallest {name} {low} is above the largest, {high}. Lower --model.{name}-min to at most {high}."
-            )
-    widths = [*range(narrowest, width, step), width]
+    for low, high in zip(shallowest, deepest, strict=True):
+        _check_ends("depth", low, high)
     stages = [[*range(low, high, depth_step), high] for low, high in zip(shallowest, deepest, strict=True)]
     bias = settings["sampling_bias"]
     depths = sorted(product(*stages), key=sum)
     return SearchSpace.grid(widths, tuple(depths), bias=bias, width_bias=bias if kind.biased_widths else 1.0)
+
+
+def _widths(kind: type[Family], settings: Mapping[str, Any]) -> list[int]:
+    if settings.get("widths"):
+        return sorted(set(settings["widths"]))
+    step = settings.get("width_step") or settings.get("head_dim") or kind.width_unit
+    width = settings["width_max"]
+    narrowest = settings.get("width_min") or max(1, -(-width // (2 * step))) * step
+    _check_ends("width", narrowest, width)
+    return [*range(narrowest, width, step), width]
+
+
+def _check_ends(name: str, low: int, high: int) -> None:
+    if low > high:
+        raise UserError(
+            f"The smallest {name} {low} is above the largest, {high}. Lower --model.{name}-min to at most {high}."
+        )
 
 
 def _check_known(given: Mapping[str, Any], known: set[str], *, kind: type[Family]) -> None:

@@ -22,6 +22,7 @@ from poa.evaluation.protocols import Protocol
 from poa.evaluation.results import Intervals, Scores, intervals_of, size_of
 from poa.evaluation.retrieval import Retrieval
 from poa.evaluation.sweep import Scoring, score_networks
+from poa.evaluation.width_probe import Slimmable, Switchable
 from poa.families.base import Family
 from poa.report.tables import SizeRow, score_names, size_rows
 from poa.run import Run
@@ -29,7 +30,7 @@ from poa.subjects import Subject
 from poa.training.progress import Bars
 
 PROTOCOLS: Mapping[str, type[Protocol]] = {
-    kind.name: kind for kind in (Knn, Linear, Probe, FewShot, Cluster, Retrieval)
+    kind.name: kind for kind in (Knn, Linear, Switchable, Slimmable, Probe, FewShot, Cluster, Retrieval)
 }
 """All ways of scoring frozen features."""
 SHOWN = (*PROTOCOLS, "finetune")

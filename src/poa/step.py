@@ -17,7 +17,7 @@ from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
 from poa.data.views import Augmentation, RawViews
 from poa.elastic.plan import SlicePlan
-from poa.evaluation.gradients import slice_norms
+from poa.evaluation.gradients import leading_singular_values, slice_norms
 from poa.families.base import Family
 from poa.initial import Listing, start_from
 from poa.methods.base import Method
@@ -189,7 +189,11 @@ def slices_of(family: Family) -> dict[str, SlicePlan]:
 
 
 def _look_at_gradients(parts: Parts) -> dict[str, float]:
-    """Mean norms over the weights that each width uses, and of the others by these (SlimCLR, Sec. 3)."""
+    """How widths pull at what they share (SlimCLR, Sec. 3, official diagnosis).
+
+    Mean norms over the weights that each width uses, and of the others by these; and the two leading singular values of
+    the gradient of the heads' last matrix, which are near each other where widths pull different ways.
+    """
     if not parts.slices:
         return {}
     named = parts.method.student.backbone.named_parameters()
@@ -197,7 +201,10 @@ def _look_at_gradients(parts: Parts) -> dict[str, float]:
         {name: parameter.grad for name, parameter in named if parameter.grad is not None}, list(parts.slices.values())
     )
     looked = {f"gradient/{size}": mean for size, mean in zip(parts.slices, found.means(), strict=True)}
-    return looked | {f"gradient_rest/{size}": found.rest_ratio(n) for n, size in enumerate(parts.slices) if n}
+    looked |= {f"gradient_rest/{size}": found.rest_ratio(n) for n, size in enumerate(parts.slices) if n}
+    last = [matrix.grad for matrix in parts.method.student.heads.parameters() if matrix.ndim == 2][-1]
+    assert last is not None
+    return looked | dict(zip(("gradient_first", "gradient_second"), leading_singular_values(last), strict=True))
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
+
+from poa.errors import UserError
 
 if TYPE_CHECKING:
     from poa.evaluation.protocols import Protocol
@@ -51,6 +53,30 @@ class Options:
 DEFAULTS = Options()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Together:
+    """How linear classifiers of all sizes are trained together.
+
+    Attributes:
+        learning_rates: To choose from on a fifth of the training images; five from 0.1 to 10 by default.
+        epochs: Passes over the training images.
+        distil: Smaller sizes learn from the largest as well.
+    """
+
+    learning_rates: Strengths = None
+    epochs: int = 90
+    distil: bool = True
+
+    def settings(self) -> dict[str, Any]:
+        """Of the protocol."""
+        rates = {} if self.learning_rates is None else {"learning_rates": tuple(self.learning_rates)}
+        return {"epochs": self.epochs, "distilled": self.distil, **rates}
+
+
+TOGETHER = Together()
+
+
 @evaluate.command
 def knn(subject: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
     """Score by weighted k-nearest neighbours.
@@ -68,19 +94,42 @@ def knn(subject: str, /, *, train: str, test: str, k: Numbers = None, options: O
 
 
 @evaluate.command
-def linear(subject: str, /, *, train: str, test: str, strengths: Strengths = None, options: Options = DEFAULTS) -> None:
+def linear(
+    subject: str,
+    /,
+    *,
+    train: str,
+    test: str,
+    classifier: Literal["own", "switchable", "slimmable"] = "own",
+    strengths: Strengths = None,
+    together: Together = TOGETHER,
+    options: Options = DEFAULTS,
+) -> None:
     """Score by logistic regression on all training images, its penalty chosen on a fifth of them.
+
+    Or, as SlimCLR does, by classifiers of all sizes that are trained together by SGD.
 
     Args:
         subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
         test: Labelled images that are classified.
+        classifier: Each size by itself; or all together, a classifier for each (switchable), or one of which narrow
+            sizes read the first columns (slimmable).
         strengths: Of the penalty, to choose from; eleven around 1 / number of classes by default.
+        together: How classifiers are trained together.
         options: As for all.
     """
     from poa.evaluation.linear import Linear
+    from poa.evaluation.width_probe import Slimmable, Switchable
 
-    _score(subject, Linear(strengths=None if strengths is None else tuple(strengths)), train, test, options)
+    protocol: Protocol
+    if classifier == "own":
+        _refuse(together != TOGETHER, "--learning-rates, --epochs and --no-distil are for --classifier switchable.")
+        protocol = Linear(strengths=None if strengths is None else tuple(strengths))
+    else:
+        _refuse(strengths is not None, "--strengths are those of --classifier own; others take --learning-rates.")
+        protocol = (Switchable if classifier == "switchable" else Slimmable)(**together.settings())
+    _score(subject, protocol, train, test, options)
 
 
 @evaluate.command
@@ -187,6 +236,11 @@ def retrieval(subject: str, /, *, train: str, test: str, k: Numbers = None, opti
     from poa.evaluation.retrieval import Retrieval
 
     _score(subject, Retrieval(None if k is None else tuple(k)), train, test, options)
+
+
+def _refuse(wrong: bool, sentence: str) -> None:
+    if wrong:
+        raise UserError(sentence)
 
 
 def _score(name: str, protocol: "Protocol", train: str | None, test: str, options: Options) -> None:

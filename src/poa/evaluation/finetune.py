@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -24,6 +24,7 @@ from poa.data.loader import images_for_scoring
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.evaluation.finetune_settings import PRECISIONS, Finetune, Preparation
+from poa.evaluation.rows import class_ranks
 from poa.evaluation.training_images import Labelled, TrainingBatch, draw_rows, step_random, training_batches
 
 TESTED_AT_ONCE = 256
@@ -345,14 +346,8 @@ def ranks_of(
     ):
         if batch.indices:
             images = normalise(batch.images.to(device), mean=preparation.mean, std=preparation.std)
-            found.append(_ranks(model(images).float().cpu(), labels[list(batch.indices)]))
+            found.append(class_ranks(model(images).float().cpu(), labels[list(batch.indices)]))
     ranks = torch.cat(found)
     if not len(ranks):
         raise UserError(f"None of the {len(labels)} test images in {test.index.source} could be read. Check the data.")
     return ranks
-
-
-def _ranks(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Int[Tensor, " images"]:
-    own, numbers = logits.gather(1, labels[:, None]), torch.arange(logits.shape[1])
-    before = ((logits > own) | ((logits == own) & (numbers < labels[:, None]))).sum(dim=1)
-    return torch.where(logits.isfinite().all(dim=1), before, logits.shape[1] + 5)  # beyond all places

@@ -1,7 +1,7 @@
 """What a way of scoring frozen features is: settings, and a function from the rows of a network to scores."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from poa.errors import UserError
 from poa.evaluation.intervals import bootstrap_interval
 
 LEVEL = 0.95
@@ -75,11 +76,13 @@ class Protocol(ABC):
         name: Of the command and of the files of results.
         headline: The score to show where there is room for one.
         needs_train: Whether it looks at training images; without, it gets no rows of them.
+        joint: Whether the scores of a network depend on which others are scored with it.
     """
 
     name: ClassVar[str]
     headline: ClassVar[str]
     needs_train: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
 
     def settled(
         self,
@@ -119,6 +122,22 @@ class Protocol(ABC):
         Raises:
             UserError: The features or the labels cannot be used.
         """
+
+    def outcomes(
+        self, rows: Mapping[str, tuple[Rows, Rows]], *, num_classes: int, device: torch.device
+    ) -> Iterator[tuple[str, Outcome | UserError]]:
+        """Score networks whose features were taken together, or say why one cannot be scored.
+
+        Args:
+            rows: Training and test rows of each network.
+            num_classes: Number of classes.
+            device: Where to compute.
+        """
+        for name, (train, test) in rows.items():
+            try:
+                yield name, self(train, test, num_classes=num_classes, device=device)
+            except UserError as error:
+                yield name, error
 
 
 def percent(hits: Bool[Tensor, " images"]) -> Float[Tensor, " images"]:

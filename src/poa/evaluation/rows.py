@@ -97,6 +97,18 @@ def unit_rows(features: Float[Tensor, "images width"], device: torch.device) -> 
     return F.normalize(features.to(device, torch.float32), dim=1)
 
 
+def class_ranks(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Int[Tensor, " images"]:
+    """Place of the true class of each image from 0, ties by class number; beyond all places if logits are not finite.
+
+    Args:
+        logits: One row an image.
+        labels: One class an image, on the same device.
+    """
+    own, numbers = logits.gather(1, labels[:, None]), torch.arange(logits.shape[1], device=logits.device)
+    before = ((logits > own) | ((logits == own) & (numbers < labels[:, None]))).sum(dim=1)
+    return torch.where(logits.isfinite().all(dim=1), before, logits.shape[1] + 5)
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Float32 products as they are, whatever a training run has set (TF32, autocast): scores depend on them.

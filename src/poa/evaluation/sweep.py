@@ -18,7 +18,7 @@ from poa.data.index import ImageIndex, matched_labels
 from poa.data.loader import images_for_scoring
 from poa.errors import UserError
 from poa.evaluation.features import Extracted, Progress, extract_features
-from poa.evaluation.protocols import Prepared, Protocol, Rows
+from poa.evaluation.protocols import Outcome, Prepared, Protocol, Rows
 from poa.evaluation.results import ResultFiles, Results
 
 _HARMLESS = ("batch_size", "workers", "networks_at_once")
@@ -115,10 +115,12 @@ def score_networks(
     train, test = _label(protocol, train_index, test_index)
     protocol = protocol.settled(*(torch.from_numpy(part.labels) for part in (train, test)))
     settings = _settings(weights, train, test, scoring, protocol)
+    if protocol.joint:
+        settings["networks"] = names
     files = ResultFiles(out, protocol.name, settings)
     files.start(overwrite=overwrite)
     task = _Task(networks, train, test, scoring, settings, device, protocol)
-    _score(task, names[distributed.rank() :: distributed.world_size()], files, progress or (lambda *_: None))
+    _score(task, names, files, progress or (lambda *_: None))
     results = files.finish()
     failed = {name: results.failed[name] for name in names if name in results.failed}
     assert results.scores.keys() | failed.keys() >= set(names)
@@ -191,17 +193,33 @@ def _told(failed: Mapping[str, str], names: Sequence[str], path: Path) -> str:
 
 def _score(task: _Task, names: Sequence[str], files: ResultFiles, progress: Progress) -> None:
     """Score this process's share, group by group; groups do not depend on what is scored already."""
+    groups = _groups(task, names)
+    share = [name for group in groups for name in group]
 
     def tell() -> None:
         done = files.known.scores.keys() | files.known.failed.keys()
-        progress("networks", sum(name in done for name in names), len(names))
+        progress("networks", sum(name in done for name in share), len(share))
 
-    at_once = task.scoring.networks_at_once
-    for group in (names[start : start + at_once] for start in range(0, len(names), at_once)):
+    for group in groups:
         tell()
         pending = [name for name in group if name not in files.known.scores]
         if pending:
-            _score_group(task, pending, files, files.work / group[0], progress=progress, tell=tell)
+            _score_group(
+                task,
+                group if task.protocol.joint else pending,
+                files,
+                files.work / group[0],
+                progress=progress,
+                tell=tell,
+            )
+
+
+def _groups(task: _Task, names: Sequence[str]) -> list[Sequence[str]]:
+    """What this process scores, in groups that share each decoded image."""
+    if task.protocol.joint:
+        return [names] if distributed.is_main() else []
+    share, at_once = names[distributed.rank() :: distributed.world_size()], task.scoring.networks_at_once
+    return [share[start : start + at_once] for start in range(0, len(share), at_once)]
 
 
 def _score_group(
@@ -211,14 +229,15 @@ def _score_group(
     train = _extract(task, networks, task.train, folder / "train", progress)
     test = _extract(task, networks, task.test, folder / "test", progress)
     bad_images = {part: found.num_bad for part, found in (("train", train), ("test", test)) if found is not None}
-    for name in names:
-        rows = (_rows(found, name, networks[name], part) for found, part in ((train, task.train), (test, task.test)))
-        try:
-            outcome = task.protocol(*rows, num_classes=task.num_classes, device=task.device)
-        except UserError as error:
-            files.fail(name, str(error))
-        else:
+    rows = {
+        name: (_rows(train, name, network, task.train), _rows(test, name, network, task.test))
+        for name, network in networks.items()
+    }
+    for name, outcome in task.protocol.outcomes(rows, num_classes=task.num_classes, device=task.device):
+        if isinstance(outcome, Outcome):
             files.add(name, outcome, bad_images=bad_images)
+        else:
+            files.fail(name, str(outcome))
         tell()
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,8 +16,9 @@ _INK, _GRID, _DPI = "#222222", "#e9e9e9", 200
 def gradient_plot(metrics: Sequence[Mapping[str, Any]], *, out: Path) -> None:
     """Draw the ratios that tell which widths lead, a line each width.
 
-    Left: mean norm over all weights by that over a width's part. Right: mean norm over what a width does not use by
-    that over what it uses; below 1 the width leads though it owns the fewest weights.
+    First: mean norm over all weights by that over a width's part. Second: mean norm over what a width does not use by
+    that over what it uses; below 1 the width leads though it owns the fewest weights. Third: of the gradient of the
+    heads' last matrix, the second singular value by the first; near 1 widths pull different ways.
 
     Args:
         metrics: Lines of a ``metrics.jsonl``.
@@ -34,16 +35,20 @@ def gradient_plot(metrics: Sequence[Mapping[str, Any]], *, out: Path) -> None:
         )
     sizes = [name.removeprefix("gradient_rest/") for name in rows[0] if name.startswith("gradient_rest/")]
     full = next(name for name in rows[0] if name.startswith("gradient/"))
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(12.5, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     steps = [row["step"] for row in rows]
     for number, size in enumerate(sizes):
         colour = colormaps["viridis"](number / max(len(sizes), 2))
         left.plot(steps, [row[full] / row[f"gradient/{size}"] for row in rows], color=colour, linewidth=1.2, label=size)
-        right.plot(steps, [row[f"gradient_rest/{size}"] for row in rows], color=colour, linewidth=1.2)
+        middle.plot(steps, [row[f"gradient_rest/{size}"] for row in rows], color=colour, linewidth=1.2)
+    turns = [row["gradient_second"] / row["gradient_first"] for row in rows]
+    right.plot(steps, turns, color=_INK, linewidth=1.2)
     _dress(left, "gradient norm: all weights / those of a width")
-    _dress(right, "the other weights / those of a width")
-    right.axhline(1.0, color=_INK, linewidth=0.8, linestyle=":")
+    _dress(middle, "the other weights / those of a width")
+    _dress(right, "last matrix: second / first singular value")
+    right.set_ylim(0, 1)
+    middle.axhline(1.0, color=_INK, linewidth=0.8, linestyle=":")
     figure.legend(loc="outside lower left", ncols=6, frameon=False, fontsize=9, labelcolor=_INK)
     temporary = out.with_name(f".{out.name}.tmp")
     figure.savefig(temporary, dpi=_DPI, format="png")
