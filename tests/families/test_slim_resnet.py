@@ -29,6 +29,8 @@ def nets_of(family: SlimResNet) -> SwitchableNetworks:
 
 
 NETS = nets_of(FAMILY)
+BASIC = replace(FAMILY, architecture="resnetv2_18")
+FAMILIES = {"bottleneck": (FAMILY, NETS), "basic": (BASIC, nets_of(BASIC))}
 
 
 def noise(network: nn.Module) -> None:
@@ -97,6 +99,21 @@ def test_deeper_networks_are_timms(name: str, depths: tuple[int, ...]) -> None:
     }
 
 
+@pytest.mark.parametrize(("name", "depths"), [("resnetv2_18", (2, 2, 2, 2)), ("resnetv2_34", (3, 4, 6, 3))])
+def test_basic_blocks_are_timms(name: str, depths: tuple[int, ...]) -> None:
+    family = SlimResNet(SearchSpace.grid(WIDTHS, [depths]), architecture=name)
+    with torch.device("meta"):
+        ours = family.build(family.space.intact).model.state_dict()
+        theirs = timm.create_model(name, num_classes=0)
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
+    assert SlimResNet.read(theirs)["depth_max"] == depths
+    assert family.layer("backbone.model.norm.1.weight") == family.layer(
+        f"backbone.model.stages.3.blocks.{depths[3] - 1}."
+    )
+
+
 # ---- the same network ------------------------------------------------------------------------------------------------
 
 
@@ -116,10 +133,11 @@ def test_the_full_width_is_timms_resnet(training: bool) -> None:
     assert all(torch.equal(after[torchvision_name(key)], value) for key, value in ours.state_dict().items())
 
 
-def plain_timm(whole: nn.Module, number: int) -> Any:
+def plain_timm(kind: str, whole: nn.Module, number: int) -> Any:
     """A timm model that knows nothing of us, with the first channels of the weights and the BatchNorms of a number."""
-    size = NETS.sizes[number]
-    architecture, arguments = FAMILY.timm_config(size)
+    family, nets = FAMILIES[kind]
+    size = nets.sizes[number]
+    architecture, arguments = family.timm_config(size)
     model = timm.create_model(architecture, **json.loads(json.dumps(arguments)))
     theirs, own = whole.state_dict(), {}
     for name, value in model.state_dict().items():
@@ -133,9 +151,13 @@ def plain_timm(whole: nn.Module, number: int) -> Any:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("number", range(4))
-def test_a_width_is_a_plain_timm_model_bit_for_bit(whole: nn.Module, number: int, training: bool) -> None:
-    model = plain_timm(whole, number).train(training)
-    bound = NETS.bind(NETS.sizes[number], state(whole), training=training)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_width_is_a_plain_timm_model_bit_for_bit(kind: str, number: int, training: bool) -> None:
+    nets = FAMILIES[kind][1]
+    whole = nets.whole()
+    noise(whole)
+    model = plain_timm(kind, whole, number).train(training)
+    bound = nets.bind(nets.sizes[number], state(whole), training=training)
     for _ in range(2):
         features, expected = bound(IMAGES).cls, model(IMAGES)
         assert torch.equal(features, expected)
@@ -143,26 +165,30 @@ def test_a_width_is_a_plain_timm_model_bit_for_bit(whole: nn.Module, number: int
     if training:
         features.square().sum().backward()
         expected.square().sum().backward()
-    moved = NETS.extract(NETS.sizes[number], whole)
+    moved = nets.extract(nets.sizes[number], whole)
     assert isinstance(moved.model, nn.Module)
     assert all(torch.equal(moved.model.state_dict()[name], value) for name, value in model.state_dict().items())
     for name, parameter in model.named_parameters() if training else ():
-        cut = NETS.plan(NETS.sizes[number]).cuts[f"model.{name}"]
+        cut = nets.plan(nets.sizes[number]).cuts[f"model.{name}"]
         gradient = whole.get_parameter(cut.source).grad
         assert gradient is not None
         assert torch.equal(gradient[tuple(slice(0, length) for length in parameter.shape)], parameter.grad)
 
 
-def test_export_of_every_width(whole: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_export_of_every_width(kind: str, tmp_path: Path) -> None:
     """The export itself compares what timm loads with what was trained."""
+    family, nets = FAMILIES[kind]
+    whole = nets.whole()
+    noise(whole)
     preparation = Preparation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1.0)
-    for size in NETS.sizes:
-        network, elastic = NETS.extract(size, whole), NETS.bind(size, state(whole), training=False)
+    for size in nets.sizes:
+        network, elastic = nets.extract(size, whole), nets.bind(size, state(whole), training=False)
         assert isinstance(network, SlimResNetBackbone)
         export(
             network,
             elastic,
-            family=FAMILY,
+            family=family,
             size=size,
             folder=tmp_path / str(size),
             preparation=preparation,
@@ -245,7 +271,7 @@ def test_read() -> None:
         with pytest.raises(UserError, match="pre-activation"):
             SlimResNet.read(timm.create_model("resnetv2_50", num_classes=0))
         for arguments in ({"stem_type": "deep"}, {"avg_down": True}, {"norm_layer": "groupnorm"}):
-            with pytest.raises(UserError, match="not made of plain bottlenecks with BatchNorm"):
+            with pytest.raises(UserError, match="not made of plain blocks with BatchNorm"):
                 SlimResNet.read(timm.create_model("resnetv2_50", preact=False, **arguments))
         for arguments in ({"stem_chs": 32}, {"channels": (256, 512, 768, 1024)}):
             with pytest.raises(UserError, match="channels do not double"):

@@ -1,4 +1,4 @@
-"""Slimmable residual networks of bottleneck blocks with BatchNorm, as timm builds them (SlimCLR, arXiv 2209.15525)."""
+"""Slimmable residual networks with BatchNorm, as timm builds them (SlimCLR, arXiv 2209.15525)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
 from timm.layers import BatchNormAct2d
-from timm.models.resnetv2 import Bottleneck, DownsampleConv, ResNetV2
+from timm.models.resnetv2 import Bottleneck, DownsampleConv, PreActBasic, ResNetV2
 from torch import Tensor, nn
 
 from poa.elastic.space import Size
@@ -17,17 +17,19 @@ from poa.families.base import Backbone, Family, Features, Stage, check_widths, d
 
 WIDTH_UNIT = 8
 """timm rounds channels to multiples of this."""
+BASIC = ("resnetv2_18", "resnetv2_34")
+"""Architectures of basic blocks, which timm's ``ResNetV2`` has with pre-activation only."""
 
 
 class SlimResNetBackbone(Backbone):
-    """A timm ``ResNetV2`` without pre-activation, and its mask token, which replaces cells of the stem's pooled map."""
+    """A timm ``ResNetV2``, and its mask token, which replaces cells of the stem's pooled map."""
 
     model: ResNetV2
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
         """All blocks of all stages."""
-        return tuple(module for module in self.model.modules() if isinstance(module, Bottleneck))
+        return tuple(module for module in self.model.modules() if isinstance(module, Bottleneck | PreActBasic))
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
@@ -46,7 +48,7 @@ class SlimResNet(Family):
     All channels, those of the stem too, are in proportion: width 64 is torchvision's ResNet-50, -101 or -152 (stride in
     the 3x3 convolution), width 16 one with a quarter of the channels everywhere. All sizes have all blocks. timm's
     class ``ResNet`` has 64 channels after a 7x7 stem whatever it is told; its ``ResNetV2`` is, without pre-activation,
-    the same network, and takes them.
+    the same network, and takes them. ResNet-18 and -34 of the architectures ``BASIC`` have pre-activation.
 
     The networks have BatchNorm, which cannot be cut: use ``elastic.switchable``.
     """
@@ -89,19 +91,20 @@ class SlimResNet(Family):
 
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
-        """Settings of a ResNet with BatchNorm after each convolution; sizes are quarters of its width."""
+        """Settings of a ResNet with BatchNorm; sizes are quarters of its width."""
         assert isinstance(model, ResNetV2)
         first, width = model.stages[0].blocks[0], model.feature_info[0]["num_chs"]
-        if not isinstance(first, Bottleneck):
-            raise UserError("its blocks begin with their norm (pre-activation); take slim-resnet")
-        expected = [4 * width * 2**stage for stage in range(len(model.stages))]
+        if not isinstance(first, Bottleneck | PreActBasic):
+            raise UserError("its bottlenecks begin with their norm (pre-activation); take slim-resnet")
+        expansion = 4 if isinstance(first, Bottleneck) else 1
+        expected = [expansion * width * 2**stage for stage in range(len(model.stages))]
         plain = (
-            isinstance(first.downsample, DownsampleConv)
+            isinstance(model.stages[1].blocks[0].downsample, DownsampleConv)
             and first.conv2.groups == 1
             and "conv" in dict(model.stem.named_children())
         )
         if not plain or not isinstance(first.norm1, BatchNormAct2d):
-            raise UserError("it is not made of plain bottlenecks with BatchNorm; take slim-resnet")
+            raise UserError("it is not made of plain blocks with BatchNorm; take slim-resnet")
         if [info["num_chs"] for info in model.feature_info[1:]] != expected or first.conv2.in_channels != width:
             raise UserError("its channels do not double from stage to stage, or not from the stem's on")
         depths = tuple(len(stage.blocks) for stage in model.stages)
@@ -125,21 +128,29 @@ class SlimResNet(Family):
         """
         return SwitchableNetworks(build or self.build, self.space.sizes[::-1], castable=castable)
 
+    def layer(self, name: str) -> int | None:
+        """As for all families; the norm after the last block, with pre-activation, learns as that block does."""
+        is_last = name.removeprefix("backbone.model.").startswith("norm.")
+        return self.num_layers + 1 if is_last else super().layer(name)
+
     def stages(self, size: Size) -> tuple[Stage, ...]:
         """Four."""
         return tuple(Stage(f"stages.{number}.blocks.", blocks) for number, blocks in enumerate(size.depths))
 
     def arguments(self, size: Size) -> dict[str, Any]:
         """Of timm's ``ResNetV2``."""
+        is_basic = self.architecture in BASIC
         return {
             "layers": size.depths,
-            "channels": tuple(4 * size.width * 2**stage for stage in range(len(size.depths))),
+            "channels": tuple((1 if is_basic else 4) * size.width * 2**stage for stage in range(len(size.depths))),
             "stem_chs": size.width,
-            "preact": False,
+            "preact": is_basic,
         }
 
     def build(self, size: Size, *, drop_path: float = 0.0) -> SlimResNetBackbone:
-        """A freshly initialised ResNet of that size, on the current default device; no block adds anything at first.
+        """A freshly initialised ResNet of that size, on the current default device; bottlenecks add nothing at first.
+
+        Basic blocks with pre-activation end in a convolution; one of zeros would learn at another rate under LARS.
 
         Args:
             size: Width and depths.
@@ -147,7 +158,9 @@ class SlimResNet(Family):
         """
         if drop_path > 0.0:
             raise UserError("--model.drop-path: a slimmable ResNet is trained without drop path. Leave it out.")
-        return SlimResNetBackbone(self.create(size, zero_init_last=True), hidden_width=size.width)
+        return SlimResNetBackbone(
+            self.create(size, zero_init_last=self.architecture not in BASIC), hidden_width=size.width
+        )
 
     def mask_grid(self, image_size: int) -> int:
         """Twice the cells along a side of the last map."""

@@ -158,6 +158,7 @@ def size_table(
     """
     shown = _shown_scores(rows, scores)
     best = {name: max(row.scores[name] for row in rows if name in row.scores) for name in shown}
+    is_grouped = len({row.width for row in rows}) < len(rows)
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.title_justify = table.caption_justify = "left"
     table.add_column("size", no_wrap=True)
@@ -174,7 +175,7 @@ def size_table(
             _number(billions[number], decimals[1]),
             "-" if row.weight is None else str(row.weight),
             *(_score(row, name, best[name], is_bounded=name in bounded) for name in shown),
-            end_section=number + 1 < len(rows) and rows[number + 1].width != row.width,
+            end_section=is_grouped and number + 1 < len(rows) and rows[number + 1].width != row.width,
         )
     if any(row.intact for row in rows):
         table.caption = "* intact network, from which the others are cut"
