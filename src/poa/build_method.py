@@ -199,7 +199,8 @@ def warnings_of(config: Config, *, num_images: int) -> list[str]:
     if most > 2 * num_images:
         said.append(
             f"{most} prototypes are more than {num_images} images can fill; "
-            f"set --heads.prototypes to at most {2 ** int(math.log2(num_images))}."
+            f"set --heads.prototypes to at most {2 ** int(math.log2(num_images))}, or begin with a recipe for small "
+            "data (`poa recipes`)."
         )
     per_pass = config.batch_size // config.accumulate
     if per_pass < 32:
