@@ -278,7 +278,7 @@ for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in
     ["pretrain"], ["sizes"], ["evaluate"], ["evaluate", "knn"], ["evaluate", "linear"], ["evaluate", "few-shot"],
     ["evaluate", "cluster"], ["evaluate", "retrieval"], ["evaluate", "probe"],
     ["evaluate", "finetune"], ["evaluate", "transfer"], ["evaluate", "quality"], ["compare"],
-    ["embed"], ["extract"], ["demo"], ["recipes"]))):
+    ["evaluate", "robustness"], ["evaluate", "disturbances"], ["pictures"], ["embed"], ["extract"], ["demo"], ["recipes"]))):
     try:
         main(words)
     except SystemExit as end:

@@ -13,7 +13,9 @@ from poa.commands.compare import compare
 from poa.commands.embed import embed
 from poa.commands.evaluate import evaluate
 from poa.commands.finetune import finetune, transfer
+from poa.commands.pictures import pictures
 from poa.commands.quality import quality
+from poa.commands.robustness import disturbances, robustness
 from poa.config import Config, ModelSettings
 from poa.errors import UserError, reason
 
@@ -27,9 +29,12 @@ app = App(
 evaluate.command(finetune)
 evaluate.command(transfer)
 evaluate.command(quality)
+evaluate.command(robustness)
+evaluate.command(disturbances)
 app.command(evaluate)
 app.command(compare)
 app.command(embed)
+app.command(pictures)
 
 Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
 ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=True, negative_iterable=())]

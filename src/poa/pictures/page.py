@@ -1,0 +1,113 @@
+"""One page with all pictures: plain HTML that needs nothing but the files beside it."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #222; --soft: #666; --paper: #fafafa; --line: #ddd; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a3a3a3; --paper: #1b1b1d; --line: #3a3a3d; } }
+body { margin: 0 auto; padding: 1.2rem; max-width: 76rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .3rem; }
+p { margin: .3rem 0 .8rem; max-width: 46rem; }
+nav a { margin-right: .9rem; }
+a { color: inherit; }
+.soft, figcaption { color: var(--soft); font-size: .92rem; overflow-wrap: anywhere; }
+figure { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: .4rem; overflow: hidden; }
+figcaption { padding: .35rem .7rem; }
+.scroll { overflow-x: auto; background: #fff; }
+.scroll img { display: block; max-width: 100%; height: auto; }
+@media (max-width: 40rem) { .scroll img { max-width: none; width: auto; max-height: 85vh; min-width: 100%; } }
+""".strip()
+
+
+class Picture(NamedTuple):
+    """One file.
+
+    Attributes:
+        file: Name beside the page.
+        caption: What it shows; also read out to those who do not see it.
+    """
+
+    file: str
+    caption: str
+
+
+class Section(NamedTuple):
+    """Pictures of one kind.
+
+    Attributes:
+        name: Of the kind, for links.
+        title: Heading.
+        text: What is to be seen, and how to read it.
+        notes: What could not be shown, and why.
+        pictures: In order.
+    """
+
+    name: str
+    title: str
+    text: str
+    notes: Sequence[str]
+    pictures: Sequence[Picture]
+
+
+def html(title: str, about: str, sections: Sequence[Section]) -> str:
+    """The page.
+
+    Args:
+        title: Heading.
+        about: What was looked at.
+        sections: In order.
+    """
+    links = " ".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections)
+    body = "\n".join(map(_section, sections))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>
+{_STYLE}
+</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+<p class="soft">{escape(about)}</p>
+<nav>{links}</nav>
+{body}
+</body>
+</html>
+"""
+
+
+def _section(section: Section) -> str:
+    notes = "".join(f'<p class="soft">{escape(note)}</p>\n' for note in section.notes)
+    figures = "\n".join(map(_figure, section.pictures))
+    return f'<h2 id="{section.name}">{escape(section.title)}</h2>\n<p>{escape(section.text)}</p>\n{notes}{figures}'
+
+
+def _figure(picture: Picture) -> str:
+    file, caption = quote(picture.file), escape(picture.caption)
+    image = f'<a href="{file}"><img src="{file}" alt="{caption}" loading="lazy"></a>'
+    return f'<figure><div class="scroll">{image}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def write(folder: Path, title: str, about: str, sections: Sequence[Section]) -> Path:
+    """Write ``index.html``, which is there whole or not at all.
+
+    Args:
+        folder: With the pictures.
+        title: Heading.
+        about: What was looked at.
+        sections: In order.
+    """
+    path = folder / "index.html"
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(html(title, about, sections), encoding="utf-8")
+    temporary.replace(path)
+    return path

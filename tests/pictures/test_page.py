@@ -1,0 +1,112 @@
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from poa.errors import UserError
+from poa.pictures.matches import Match
+from poa.pictures.page import Picture, Section, html, write
+from poa.pictures.pairs import Pair, pairs
+from poa.report.sheets import Cell, Row, printable, sheet, shortened
+
+
+class Reader(HTMLParser):
+    """Notes what a page refers to, and that what is opened is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.links: list[str | None] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        elif tag == "a":
+            self.links.append(dict(attrs)["href"])
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+SECTIONS = [
+    Section("colours", "As colours", "What & how", ["<none>: no"], [Picture("a b.png", 'cat "x" <1>')]),
+    Section("matches", "Matches", "Lines", [], []),
+]
+
+
+def test_page(tmp_path: Path) -> None:
+    path = write(tmp_path, "What <run> sees", "64x3", SECTIONS)
+    assert path == tmp_path / "index.html"
+    assert list(tmp_path.iterdir()) == [path]
+    text = path.read_text()
+    assert text == html("What <run> sees", "64x3", SECTIONS)
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert reader.images == [{"src": "a%20b.png", "alt": 'cat "x" <1>', "loading": "lazy"}]
+    assert reader.links == ["#colours", "#matches", "a%20b.png"]
+    assert "What &lt;run&gt; sees" in text
+    assert "&lt;none&gt;: no" in text
+    assert "http" not in text, "the page needs nothing but its pictures"
+
+
+def grey(value: int, side: int = 8) -> np.ndarray:
+    return np.full((side, side, 3), value, np.uint8)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def test_sheet_shows_every_picture_where_it_belongs(tmp_path: Path) -> None:
+    rows = [Row("one\ntwo", [Cell(grey(10)), Cell(grey(20), frame="#ff0000")]), Row("$3", [Cell(grey(30))])]
+    sheet(rows, out=tmp_path / "new" / "sheet.png")
+    found = pixels(tmp_path / "new" / "sheet.png")
+    places = {value: np.argwhere((found == value).all(axis=2)).mean(axis=0) for value in (10, 20, 30)}
+    assert places[10][0] == pytest.approx(places[20][0], abs=2)
+    assert places[10][1] == pytest.approx(places[30][1], abs=2)
+    assert places[10][1] < places[20][1]
+    assert places[10][0] < places[30][0]
+    assert (found == (255, 0, 0)).all(axis=2).sum() > 100
+    sheet(rows, out=tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "new" / "sheet.png").read_bytes()
+
+
+def test_labels_are_not_cut_off(tmp_path: Path) -> None:
+    sheet([Row("MMMMMMMMMMMM_128x6", [Cell(grey(200))])], out=tmp_path / "sheet.png")
+    assert (pixels(tmp_path / "sheet.png")[:, :3] == 255).all()
+
+
+def test_sheets_that_are_too_large(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="200 rows of 1 pictures are too many"):
+        sheet([Row("", [Cell(grey(1), "x")])] * 200, out=tmp_path / "sheet.png")
+
+
+def test_words() -> None:
+    assert printable("a\nb\u4e00") == "a\nb?"
+    assert shortened("abcdef", 5) == "ab…ef"
+    assert shortened("abcde", 5) == "abcde"
+    assert len(shortened("x" * 99)) == 16
+
+
+def test_pairs(tmp_path: Path) -> None:
+    pair = Pair("32x1", grey(10), grey(20), [Match(0, 3, 0.9), Match(3, 3, 0.5)], 2)
+    pairs([pair, pair._replace(is_wrong=[False, True]), pair._replace(matches=[])], out=tmp_path / "pairs.png")
+    found = pixels(tmp_path / "pairs.png")
+    lines = (found.max(axis=2).astype(int) - found.min(axis=2) > 150).sum
+    assert found.shape[1] > found.shape[0]
+    assert lines() > 1000
+    pairs([pair], out=tmp_path / "one.png")
+    pairs([pair._replace(is_wrong=[True, True])], out=tmp_path / "dashed.png")
+
+    def inked(name: str) -> int:
+        each = pixels(tmp_path / name)
+        return int((each.max(axis=2).astype(int) - each.min(axis=2) > 150).sum())
+
+    assert inked("dashed.png") < 0.9 * inked("one.png")
