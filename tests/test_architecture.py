@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "export": {"elastic", "families"},
     "evaluation": {"data", "elastic"},
     "report": {"elastic"},
+    "dense": {"data", "elastic", "evaluation", "training"},
     "pictures": {"data", "elastic", "evaluation", "report"},
     "config": set[str](),
     "errors": set[str](),

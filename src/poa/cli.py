@@ -16,6 +16,7 @@ from poa.commands.finetune import finetune, transfer
 from poa.commands.pictures import pictures
 from poa.commands.quality import quality
 from poa.commands.robustness import disturbances, robustness
+from poa.commands.segmentation import segmentation
 from poa.config import Config, ModelSettings
 from poa.errors import UserError, reason
 
@@ -31,6 +32,7 @@ evaluate.command(transfer)
 evaluate.command(quality)
 evaluate.command(robustness)
 evaluate.command(disturbances)
+evaluate.command(segmentation)
 app.command(evaluate)
 app.command(compare)
 app.command(embed)

@@ -1,15 +1,14 @@
 """The command ``poa embed``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
 from rich.console import Console
+
+from poa.commands.evaluate import Names, Switch
 
 # torch is imported when the command runs: `poa --help` and a mistyped flag shall not wait for it.
 
-Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
-Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 _MOST_NAMED = 3
 
 

@@ -1,0 +1,312 @@
+"""Images with a class for each pixel: pairs of image and mask, read, looked through and checked before training."""
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from poa.data.images import BadImage, decode
+from poa.data.index import ImageIndex
+from poa.data.loader import Plan, prepare
+from poa.data.views import image_tensor
+from poa.errors import UserError
+
+IGNORED = 255
+"""Usual id of pixels without a class."""
+_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM", "JPEG", "WEBP")
+_LOSSY = ("JPEG", "WEBP")
+_OF_IDS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+"""Pillow's modes of one number a pixel; of palettes it is the place in the palette."""
+
+
+class Pair(NamedTuple):
+    """An image and its mask.
+
+    Attributes:
+        image: RGB, 0..255.
+        mask: Class of each pixel, or the id that is ignored.
+    """
+
+    image: UInt8[Tensor, "1 3 height width"]
+    mask: Int[Tensor, "height width"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Images and masks that belong together.
+
+    Attributes:
+        images: To choose from.
+        masks: To choose from.
+        image_rows: Number of each pair's image.
+        mask_rows: Number of each pair's mask.
+    """
+
+    images: ImageIndex
+    masks: ImageIndex
+    image_rows: npt.NDArray[np.int64]
+    mask_rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.image_rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of names and sizes of all files: other images or masks, other results."""
+        return f"{len(self.images)} images {self.images.fingerprint}, masks {self.masks.fingerprint}"
+
+    def name(self, i: int) -> str:
+        """Path of the image of pair ``i`` relative to its source."""
+        return self.images.name(int(self.image_rows[i]))
+
+    def take(self, chosen: Sequence[int]) -> "Pairs":
+        """Some of the pairs.
+
+        Args:
+            chosen: Which ones.
+        """
+        rows = np.array(chosen, np.int64)
+        return replace(self, image_rows=self.image_rows[rows], mask_rows=self.mask_rows[rows])
+
+    def read(self, i: int) -> Pair:
+        """Read pair ``i``.
+
+        Raises:
+            BadImage: The image or the mask is damaged.
+            UserError: The mask is no picture of class ids, or has another size than the image.
+        """
+        image = decode(self.images.read(int(self.image_rows[i])))
+        row = int(self.mask_rows[i])
+        mask = _ids(self.masks.read(row), name=self.masks.name(row), source=self.masks.source)
+        if (image.height, image.width) != mask.shape:
+            raise UserError(
+                f"The mask {self.masks.name(row)!r} in {self.masks.source} has {mask.shape[1]}x{mask.shape[0]} pixels, "
+                f"but its image {self.name(i)!r} has {image.width}x{image.height} (turned upright as its EXIF data "
+                "say). Make each mask as large as its image, without smoothing (nearest neighbour)."
+            )
+        return Pair(image_tensor(image), torch.from_numpy(mask))
+
+
+def pair_up(images: ImageIndex, masks: ImageIndex) -> Pairs:
+    """Find the mask of each image: that of the same path and name, whatever their endings.
+
+    Args:
+        images: Each needs a mask.
+        masks: Some may be left over.
+
+    Raises:
+        UserError: Images without a mask, or names that occur twice.
+    """
+    of_mask = _by_stem(masks)
+    rows = [of_mask.get(stem, -1) for stem in _by_stem(images)]
+    missing = [i for i, row in enumerate(rows) if row < 0]
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of {len(images):,} images in {images.source} have no mask in {masks.source}, such as "
+            f"{images.name(missing[0])!r}; a mask there is called {masks.name(0)!r}. Name each mask like its image, "
+            "but for the ending, in folders of the same names."
+        )
+    return Pairs(images, masks, np.arange(len(images), dtype=np.int64), np.array(rows, np.int64))
+
+
+def _by_stem(index: ImageIndex) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for i in range(len(index)):
+        stem = str(PurePosixPath(index.name(i)).with_suffix(""))
+        if stem in found:
+            raise UserError(
+                f"{index.name(found[stem])!r} and {index.name(i)!r} in {index.source} differ in their endings alone, "
+                "so that it is not clear which one belongs to a mask or an image. Take one of them out."
+            )
+        found[stem] = i
+    return found
+
+
+def _ids(encoded: bytes, *, name: str, source: str) -> npt.NDArray[np.int64]:
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        if image.format in _LOSSY:
+            raise UserError(
+                f"The mask {name!r} in {source} is a {image.format} file, whose compression changes class ids. "
+                "Give masks as PNG files of class ids."
+            )
+        if image.mode not in _OF_IDS:
+            raise UserError(
+                f"The mask {name!r} in {source} is a colour picture ({image.mode}). Wanted is one class id a pixel: "
+                "a grey PNG with values 0, 1, 2 ..., or one with a palette; replace each colour by its class's number."
+            )
+        return np.array(image).astype(np.int64)
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("not an image in a known format, or damaged at its start") from None
+    except Exception as error:  # damaged files make Pillow raise nearly every kind of exception
+        raise BadImage(f"cannot be decoded: {error}") from error
+
+
+class Looked(NamedTuple):
+    """What was seen of one pair.
+
+    Attributes:
+        sides: Height and width in pixels; None if image or mask is damaged.
+        ids: Class ids of the mask.
+        pixels: How many pixels have each.
+    """
+
+    sides: tuple[int, int] | None
+    ids: tuple[int, ...] = ()
+    pixels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was seen of all pairs.
+
+    Attributes:
+        pairs: Those that can be read.
+        num_bad: How many cannot.
+        pixels: Number of pixels by class id.
+        examples: Name of a mask by class id.
+        smallest: Name and shorter side, in pixels, of the image that is the smallest.
+        fingerprint: Of all pairs that were looked at.
+    """
+
+    pairs: Pairs
+    num_bad: int
+    pixels: dict[int, int] = field(default_factory=dict)
+    examples: dict[int, str] = field(default_factory=dict)
+    smallest: tuple[str, int] = ("", 0)
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class _LookingPlan(Plan[Looked]):
+    pairs: Pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def make(self, number: int) -> Looked:
+        try:
+            pair = self.pairs.read(number)
+        except (BadImage, OSError):
+            return Looked(None)
+        ids, pixels = np.unique(pair.mask.numpy(), return_counts=True)
+        height, width = pair.mask.shape
+        return Looked((height, width), tuple(ids.tolist()), tuple(pixels.tolist()))
+
+
+def survey(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None] | None = None) -> Survey:
+    """Read all pairs once.
+
+    Args:
+        pairs: To look at.
+        workers: Processes that read them.
+        advance: Told of pairs that were read.
+
+    Raises:
+        UserError: A mask is no picture of class ids or has another size than its image, or no pair can be read.
+    """
+    good: list[int] = []
+    pixels: dict[int, int] = {}
+    examples: dict[int, str] = {}
+    smallest: tuple[str, int] | None = None
+    for i, looked in enumerate(prepare(_LookingPlan(pairs), workers=workers)):
+        if advance is not None:
+            advance(1)
+        if looked.sides is None:
+            continue
+        good.append(i)
+        if smallest is None or min(looked.sides) < smallest[1]:
+            smallest = pairs.name(i), min(looked.sides)
+        for number, count in zip(looked.ids, looked.pixels, strict=True):
+            pixels[number] = pixels.get(number, 0) + count
+            examples.setdefault(number, pairs.masks.name(int(pairs.mask_rows[i])))
+    if smallest is None:
+        raise UserError(
+            f"None of the {len(pairs)} images in {pairs.images.source} could be read together with its mask in "
+            f"{pairs.masks.source}. Check that the data are still where they were and that they are images."
+        )
+    return Survey(pairs.take(good), len(pairs) - len(good), pixels, examples, smallest, pairs.fingerprint)
+
+
+def class_names(train: Survey, test: Survey, *, names: Sequence[str] | None, ignore: int) -> tuple[str, ...]:
+    """Names of the classes, after checking that the masks have no others.
+
+    Args:
+        train: What the training masks hold; without names, there are as many classes as their highest id asks for.
+        test: What the test masks hold.
+        names: In the order of the ids; None to call the classes by their ids.
+        ignore: Id of pixels that have no class.
+
+    Raises:
+        UserError: Ids without a class, or fewer than two classes in the training masks, or none in the test masks; or
+            without names, ids most of which do not occur.
+    """
+    seen = sorted(set(train.pixels) - {ignore})
+    if len(seen) < 2:
+        found = f"the one class id {seen[0]}" if seen else "no class id at all"
+        raise UserError(
+            f"The training masks in {train.pairs.masks.source} hold {found} besides {ignore}, which is ignored, but at "
+            "least two classes are needed. Number classes from 0, and say with --ignore which id stands for no class."
+        )
+    if names is None and 2 * len(seen) < seen[-1] + 1:
+        raise UserError(
+            f"The training masks in {train.pairs.masks.source} hold only {len(seen)} of the ids from 0 to {seen[-1]}. "
+            f"If {seen[-1]} (in {train.examples[seen[-1]]!r}) stands for no class, say --ignore {seen[-1]}; if there "
+            "are so many classes, name them with --classes; else number the classes from 0."
+        )
+    known = tuple(map(str, range(seen[-1] + 1))) if names is None else tuple(names)
+    why = f"the highest of the training masks is {seen[-1]}" if names is None else f"there are {len(known)} class names"
+    for each in (train, test):
+        strange = [number for number in each.pixels if number != ignore and not 0 <= number < len(known)]
+        if strange:
+            raise UserError(
+                f"The mask {each.examples[strange[0]]!r} in {each.pairs.masks.source} has pixels of class id "
+                f"{strange[0]}, but {why}, so that ids go from 0 to {len(known) - 1}. Mend the masks or the names, "
+                f"or leave these pixels out with --ignore {strange[0]}."
+            )
+    if not set(test.pixels) - {ignore}:
+        raise UserError(
+            f"The test masks in {test.pairs.masks.source} hold only id {ignore}, which is ignored. "
+            "Give masks with classes, or another --ignore."
+        )
+    return known
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """Names of classes from a text file, one a line, in the order of their ids.
+
+    Raises:
+        UserError: The file cannot be read, or has empty lines between names or a name twice.
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The class names in {file} cannot be read ({error}). Give a text file with one name a line."
+        ) from None
+    twice = _first_twice(names)
+    if "" in names or twice is not None or not names:
+        what = f"the name {twice!r} twice" if twice else "an empty line" if "" in names else "no names"
+        raise UserError(
+            f"{file} holds {what}. Give one name a line, in the order of the class ids from 0, each name once."
+        )
+    return tuple(names)
+
+
+def _first_twice(names: Iterable[Any]) -> Any:
+    seen = set()
+    for name in names:
+        if name and name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -1,0 +1,269 @@
+"""Training of one segmentation network on images with masks, and its test, put together from timm's parts."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import PolyLRScheduler
+from torch import Tensor
+
+from poa.data.sampler import steps_per_epoch
+from poa.dense.crops import CropBatch, Cropping, training_crops, whole_pairs
+from poa.dense.iou import count
+from poa.dense.masks import Pair, Pairs
+from poa.dense.segmentation_settings import Segmentation
+from poa.dense.segmenter import Segmenter
+from poa.dense.windows import Sliding, predict
+from poa.evaluation.finetune import Diverged
+from poa.evaluation.training_images import keyed_random
+
+_STEP = 3
+"""What random numbers are for: dropout and drop path of a step."""
+EXAMPLES = 4
+"""How many test images are kept to be looked at."""
+
+
+class Training:
+    """A network that is being trained, and all that a step changes.
+
+    Args:
+        network: Taken over.
+        settings: How to train it.
+        num_steps: Of the whole training.
+        ignore: Id of pixels without a class.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self, network: Segmenter, settings: Segmentation, *, num_steps: int, ignore: int, device: torch.device
+    ) -> None:
+        self._settings, self._ignore, self._device = settings, ignore, device
+        self.network = network.to(device)
+        self._optimizer = _optimizer(network, settings)
+        warmup = min(round(settings.warmup_share * num_steps), num_steps - 1)
+        self._scheduler = PolyLRScheduler(
+            self._optimizer,
+            t_initial=num_steps - warmup,
+            power=settings.power,
+            lr_min=settings.min_lr,
+            warmup_t=warmup,
+            warmup_lr_init=min(settings.warmup_lr, settings.lr),
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+
+    def step(self, step: int, batch: CropBatch) -> float:
+        """Train on one batch.
+
+        Args:
+            step: Number of the step, from 0.
+            batch: Its images and masks.
+
+        Returns:
+            The loss.
+
+        Raises:
+            Diverged: The loss is not finite.
+        """
+        self.network.train()
+        self._scheduler.step_update(step)
+        masks = batch.masks.to(self._device)
+        with keyed_random(self._settings.seed, _STEP, step, device=self._device):
+            main, auxiliary = self.network.scores(batch.images.to(self._device))
+            loss = pixel_loss(main, masks, ignore=self._ignore)
+            if auxiliary is not None:
+                loss = loss + self._settings.auxiliary * pixel_loss(auxiliary, masks, ignore=self._ignore)
+            value = float(loss.detach())
+            if not loss.isfinite():
+                raise Diverged(f"The training loss is {value} at step {step}, so that the network is lost. Lower --lr.")
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+        self._optimizer.step()
+        return value
+
+    def state(self) -> dict[str, Any]:
+        """All that must be saved to go on."""
+        return {"network": self.network.trained.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave.
+
+        Args:
+            state: Of a training with the same settings.
+        """
+        self.network.trained.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def pixel_loss(
+    scores: Float[Tensor, "batch classes height width"], masks: Int[Tensor, "batch height width"], *, ignore: int
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the pixels that have a class; 0 where none has.
+
+    Args:
+        scores: Of each class.
+        masks: Class of each pixel.
+        ignore: Id of pixels without a class.
+    """
+    total = F.cross_entropy(scores.float(), masks, ignore_index=ignore, reduction="sum")
+    return total / (masks != ignore).sum().clamp(min=1)
+
+
+def _optimizer(network: Segmenter, settings: Segmentation) -> torch.optim.Optimizer:
+    """AdamW; the backbone's layers learn the more slowly the earlier they come, heads at the full rate."""
+    options: dict[str, Any] = {"opt": "adamw", "lr": settings.lr, "weight_decay": settings.weight_decay}
+    heads = [part for name, part in network.trained.items() if name != "maps"]
+    groups = [group for head in heads for group in param_groups_weight_decay(head, settings.weight_decay)]
+    groups = [group for group in groups if group["params"]]
+    if settings.frozen:
+        frozen: torch.optim.Optimizer = create_optimizer_v2(groups, **options)
+        return frozen
+    decay = {"layer_decay": settings.layer_decay} if settings.layer_decay < 1 else {}
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(network.maps.model, **options, **decay)
+    for group in groups:
+        optimizer.add_param_group(group)
+    return optimizer
+
+
+class Reached(NamedTuple):
+    """How far a training has come.
+
+    Attributes:
+        epoch: Epochs done.
+        loss: Mean loss of the last one.
+    """
+
+    epoch: int = 0
+    loss: float = 0.0
+
+
+def train(
+    network: Segmenter,
+    pairs: Pairs,
+    *,
+    settings: Segmentation,
+    cropping: Cropping,
+    device: torch.device,
+    workers: int = 0,
+    start: Mapping[str, Any] | None = None,
+    save: Callable[[int, dict[str, Any]], None] | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Reached:
+    """Train a network in place; one that was stopped and goes on from a saved state ends with the same bits on a CPU.
+
+    Args:
+        network: With a fresh head.
+        pairs: Images and masks that can be read.
+        settings: How to train.
+        cropping: How crops are made.
+        device: Where to compute.
+        workers: Processes that prepare crops.
+        start: A state to go on from.
+        save: Called after each epoch with the number of epochs done and a state to go on from.
+        advance: Told of images that were trained on.
+
+    Raises:
+        Diverged: The loss is not finite.
+        UserError: There are fewer images than a batch needs.
+    """
+    steps = steps_per_epoch(len(pairs), settings.batch_size)
+    training = Training(network, settings, num_steps=settings.epochs * steps, ignore=cropping.ignore, device=device)
+    reached = Reached()
+    if start is not None:
+        training.load(start["training"])
+        reached = Reached(start["epoch"], start["loss"])
+    batches = training_crops(
+        pairs,
+        cropping,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        start_step=reached.epoch * steps,
+        num_steps=(settings.epochs - reached.epoch) * steps,
+        workers=workers,
+    )
+    for epoch in range(reached.epoch, settings.epochs):
+        loss = _epoch(training, range(epoch * steps, (epoch + 1) * steps), batches, advance=advance)
+        reached = Reached(epoch + 1, loss)
+        if save is not None:
+            save(reached.epoch, {**reached._asdict(), "training": training.state()})
+    return reached
+
+
+def _epoch(
+    training: Training, steps: range, batches: Iterator[CropBatch], *, advance: Callable[[int], None] | None
+) -> float:
+    total = 0.0
+    for step in steps:
+        batch = next(batches)
+        total += training.step(step, batch)
+        if advance is not None:
+            advance(len(batch.masks))
+    return total / len(steps)
+
+
+class Example(NamedTuple):
+    """A test image to be looked at.
+
+    Attributes:
+        name: Of its file.
+        pair: The image and its true mask.
+        predicted: Class of each pixel.
+    """
+
+    name: str
+    pair: Pair
+    predicted: Int[Tensor, "height width"]
+
+
+class Assessed(NamedTuple):
+    """What a test gave.
+
+    Attributes:
+        counts: Pixels by class of each test image, see ``poa.dense.iou.count``.
+        examples: Some of the images, evenly spread.
+    """
+
+    counts: Int[Tensor, "images 3 classes"]
+    examples: tuple[Example, ...]
+
+
+def assess(
+    network: Segmenter,
+    pairs: Pairs,
+    sliding: Sliding,
+    *,
+    num_classes: int,
+    ignore: int,
+    resize: int = 0,
+    device: torch.device,
+    workers: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> Assessed:
+    """Predict the masks of all test images, each at its own size, and compare.
+
+    Args:
+        network: Put into evaluation mode.
+        pairs: Images and masks that can be read.
+        sliding: How images are tested.
+        num_classes: Number of classes.
+        ignore: Id of pixels without a class.
+        resize: Shorter side of the images the network sees, in pixels; 0 leaves them.
+        device: Where to compute.
+        workers: Processes that read images.
+        advance: Told of images that were tested.
+    """
+    network.eval().to(device)
+    shown = {number * len(pairs) // EXAMPLES for number in range(EXAMPLES)}
+    counts, examples = [], []
+    for i, pair in enumerate(whole_pairs(pairs, resize=resize, workers=workers)):
+        height, width = pair.mask.shape
+        predicted = predict(network, pair.image, sliding, sides=(height, width), device=device)
+        counts.append(count(pair.mask, predicted, num_classes=num_classes, ignore=ignore))
+        if i in shown:
+            examples.append(Example(pairs.name(i), pair, predicted))
+        if advance is not None:
+            advance(1)
+    return Assessed(torch.stack(counts), tuple(examples))
