@@ -25,8 +25,7 @@ from poa.data.loader import images_for_scoring
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.evaluation.finetune_settings import Finetune
-from poa.evaluation.results import Scores
-from poa.evaluation.sweep import NotScored
+from poa.evaluation.results import NotScored, Scores
 from poa.families.vit import ViT
 from poa.finetuning import finetune_networks
 from poa.subjects import Subject, subject_of

@@ -24,8 +24,7 @@ from poa.data.views import collate, make_crops, sample_generator
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.evaluation.quality import alignment, linear_cka, neighbour_stability, uniformity
-from poa.evaluation.results import Scores
-from poa.evaluation.sweep import NotScored
+from poa.evaluation.results import NotScored, Scores
 from poa.families.base import Features
 from poa.families.vit import ViT
 from poa.report.quality import quality_table
@@ -241,7 +240,7 @@ def test_a_network_that_cannot_be_measured_does_not_keep_others_from_it(tmp_path
 
     whole = evaluate(subject(tmp_path / "whole", network=lambda name: Stretched(make_network(name))))
     with pytest.raises(
-        NotScored, match=r"1 of 4 networks could not be measured\. 32x2: .* hold NaN or infinity"
+        NotScored, match=r"1 of 4 networks could not be measured; the others are in .* 32x2: .* hold NaN or infinity"
     ) as caught:
         evaluate(subject(tmp_path / "out", network=network))
     assert caught.value.results.scores == {size: whole[size] for size in SIZES if size != "32x2"}

@@ -26,8 +26,7 @@ from poa.evaluation.disturbances import Robustness
 from poa.evaluation.knn import knn_scores
 from poa.evaluation.linear import linear_scores
 from poa.evaluation.occlusion import hide, shuffle
-from poa.evaluation.results import Scores
-from poa.evaluation.sweep import NotScored
+from poa.evaluation.results import NotScored, Scores
 from poa.families.base import Features
 from poa.families.vit import ViT
 from poa.report.robustness import Panel, curves, robustness_table
@@ -180,7 +179,8 @@ def test_a_network_that_cannot_be_judged_does_not_keep_others_from_it(tmp_path: 
 
     settings = Robustness(occlusion=(), shuffle=(), corruptions=("brightness",), severities=(5,), k=5)
     whole = evaluate(subject(tmp_path / "whole"), settings)
-    with pytest.raises(NotScored, match=f"1 of 2 networks could not be judged. {SIZES[0]}: .* NaN") as caught:
+    told = f"1 of 2 networks could not be judged; the others are in .* {SIZES[0]}: .* NaN"
+    with pytest.raises(NotScored, match=told) as caught:
         evaluate(subject(tmp_path / "out", network=network), settings)
     assert caught.value.results.scores == {SIZES[1]: whole[SIZES[1]]}
 

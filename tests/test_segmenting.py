@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dense.images import write_pairs
-from poa import distributed, segmented, segmenting, segmenting_one
+from poa import distributed, segmented, segmenting_one
 from poa.commands import segmentation as commands
 from poa.commands.evaluate import Options
 from poa.commands.segmentation import Training
@@ -25,8 +25,7 @@ from poa.data.augment import normalise
 from poa.dense.segmentation_settings import Segmentation
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
-from poa.evaluation.results import Scores
-from poa.evaluation.sweep import NotScored
+from poa.evaluation.results import NotScored, Scores
 from poa.families.vit import ViT
 from poa.report.segmentation import class_colours, coloured
 from poa.segmenting import Masked, segment_networks
@@ -400,4 +399,4 @@ def test_colours() -> None:
     assert np.array_equal(picture[0, 0], colours[0])
     assert np.array_equal(picture[1, 0], colours[149])
     assert (picture[:, 1] == 0).all()
-    assert segmenting.results_folder(subject(Path("x"), branch="untrained")) == Path("x/segmentation-untrained")
+    assert subject(Path("x"), branch="untrained").results("segmentation") == Path("x/segmentation-untrained")

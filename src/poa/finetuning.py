@@ -17,12 +17,11 @@ from poa.errors import UserError
 from poa.evaluation.finetune import Diverged, FinetuneResult, finetune
 from poa.evaluation.finetune_settings import Finetune, Preparation
 from poa.evaluation.protocols import Outcome, percent
-from poa.evaluation.results import ResultFiles, Results, Scores
-from poa.evaluation.sweep import NotScored
+from poa.evaluation.results import ResultFiles, Scores
 from poa.evaluation.training_images import Labelled, draw_rows, labelled
 from poa.finetuned import blueprint, write_model
 from poa.subjects import Subject
-from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from poa.training.checkpoint import save_checkpoint, unfinished
 from poa.training.progress import bar
 
 PROTOCOL = "finetune"
@@ -73,7 +72,7 @@ def finetune_networks(
     if save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {save_every}.")
     chosen = subject.choose(sizes)
-    folder = results_folder(subject, name)
+    folder = subject.results(PROTOCOL, name)
     images = labelled(open_index(train, limit=limit), open_index(test))
     preparation = Preparation(subject.image_size, subject.resize, subject.mean, subject.std)
     images_of_epoch = _check(settings, images[0], preparation)
@@ -84,9 +83,7 @@ def finetune_networks(
     for each in chosen[distributed.rank() :: distributed.world_size()]:
         if each not in files.known.scores:
             _train_one(task, each, console or Console(stderr=True))
-    results = files.finish()
-    _tell_failed(results, chosen, files.main)
-    return {each: results.scores[each] for each in chosen}
+    return files.finished(chosen, what="fine-tuned")
 
 
 def _check(settings: Finetune, train: Labelled, preparation: Preparation) -> int:
@@ -94,22 +91,6 @@ def _check(settings: Finetune, train: Labelled, preparation: Preparation) -> int
     settings.transforms(preparation)
     rows = draw_rows(train.labels, share=settings.share, per_class=settings.per_class, seed=settings.seed)
     return steps_per_epoch(len(rows), settings.batch_size) * settings.batch_size
-
-
-def results_folder(subject: Subject, name: str | None = None) -> Path:
-    """Where results are written.
-
-    Args:
-        subject: Whose networks.
-        name: Of the folder; ``finetune``, with the branch unless it is ``teacher``, by default.
-
-    Raises:
-        UserError: The name has slashes.
-    """
-    folder = name or (PROTOCOL if subject.branch == "teacher" else f"{PROTOCOL}-{subject.branch}")
-    if Path(folder).name != folder:
-        raise UserError(f"--name is the name of a folder in {subject.out}, without slashes, got {folder!r}.")
-    return subject.out / folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +141,7 @@ def _train_one(task: _Task, name: str, console: Console) -> None:
 
 def _trained(task: _Task, name: str, work: Path, console: Console) -> FinetuneResult:
     settings = task.settings
-    start = _saved(work, task.known)
+    start = unfinished(work, settings=task.known, what="fine-tuning")
     model = task.subject.model(name, num_classes=len(task.classes), drop_path=settings.drop_path)
     is_linear = settings.head == "linear"
     plan = blueprint(task.subject, name, model, classes=task.classes, is_linear=is_linear)
@@ -188,28 +169,3 @@ def _trained(task: _Task, name: str, work: Path, console: Console) -> FinetuneRe
     source = f"{task.subject.name}, {task.subject.weights}"
     write_model(trained, plan, name=name, folder=folder, preparation=task.preparation, source=source)
     return result
-
-
-def _saved(work: Path, known: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A training to go on with, if one was begun."""
-    path = latest_checkpoint(work)
-    if path is None:
-        return None
-    state = load_checkpoint(path)
-    before = state["settings"]
-    differing = [key for key in {**known, **before} if before.get(key) != known.get(key)]
-    if differing:
-        listed = ", ".join(f"{key} ({before.get(key)} there, {known.get(key)} now)" for key in differing)
-        raise UserError(
-            f"{work} holds a fine-tuning that was begun with other settings: {listed}. "
-            "Choose another --name to keep both, or begin anew with --overwrite."
-        )
-    return state
-
-
-def _tell_failed(results: Results, names: Sequence[str], path: Path) -> None:
-    failed = {name: results.failed[name] for name in names if name in results.failed}
-    if failed:
-        reasons = " ".join(f"{name}: {why}" for name, why in failed.items())
-        rest = f"; the others are in {path}" if len(failed) < len(names) else ""
-        raise NotScored(f"{len(failed)} of {len(names)} networks could not be fine-tuned{rest}. {reasons}", results)

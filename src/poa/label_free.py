@@ -26,7 +26,6 @@ from poa.evaluation.features import Progress, extract_features
 from poa.evaluation.protocols import Outcome
 from poa.evaluation.quality import alignment, linear_cka, neighbour_stability, uniformity
 from poa.evaluation.results import ResultFiles, Scores
-from poa.evaluation.sweep import NotScored
 from poa.run import load
 from poa.subjects import Subject, is_run
 from poa.training.health import rankme
@@ -94,12 +93,7 @@ def evaluate(
     files.start(overwrite=overwrite)
     with Bars(console or Console(stderr=True)) as bars:
         _measure(task, [size for size in chosen if size not in files.known.scores], files, bars)
-    results = files.finish()
-    failed = {size: results.failed[size] for size in chosen if size in results.failed}
-    if failed:
-        listed = " ".join(f"{size}: {why}" for size, why in failed.items())
-        raise NotScored(f"{len(failed)} of {len(chosen)} networks could not be measured. {listed}", results)
-    return {size: results.scores[size] for size in chosen}
+    return files.finished(chosen, what="measured")
 
 
 def results_file(subject: Subject, name: str | None = None) -> Path:
@@ -112,10 +106,7 @@ def results_file(subject: Subject, name: str | None = None) -> Path:
     Raises:
         UserError: The name has slashes.
     """
-    folder = name or (NAME if subject.branch == "teacher" else f"{NAME}-{subject.branch}")
-    if Path(folder).name != folder:
-        raise UserError(f"--name is the name of a folder in {subject.out}, without slashes, got {folder!r}.")
-    return subject.out / folder / f"{NAME}.json"
+    return subject.results(NAME, name) / f"{NAME}.json"
 
 
 def views_of(subject: Subject) -> Augmentation:

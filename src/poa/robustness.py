@@ -31,7 +31,6 @@ from poa.evaluation.judges import Judge, judge_of
 from poa.evaluation.knn import allowed_ks
 from poa.evaluation.protocols import Outcome, Rows, percent
 from poa.evaluation.results import ResultFiles, Scores
-from poa.evaluation.sweep import NotScored
 from poa.report.robustness import Panel
 from poa.subjects import Subject
 from poa.training.progress import Bars
@@ -94,12 +93,7 @@ def evaluate(
     files.start(overwrite=overwrite)
     share = chosen[distributed.rank() :: distributed.world_size()]
     _judge(task, [size for size in share if size not in files.known.scores], files, console)
-    results = files.finish()
-    failed = {size: results.failed[size] for size in chosen if size in results.failed}
-    if failed:
-        listed = " ".join(f"{size}: {why}" for size, why in failed.items())
-        raise NotScored(f"{len(failed)} of {len(chosen)} networks could not be judged. {listed}", results)
-    return {size: results.scores[size] for size in chosen}
+    return files.finished(chosen, what="judged")
 
 
 def results_file(subject: Subject, name: str | None = None) -> Path:
@@ -112,10 +106,7 @@ def results_file(subject: Subject, name: str | None = None) -> Path:
     Raises:
         UserError: The name has slashes.
     """
-    folder = name or (NAME if subject.branch == "teacher" else f"{NAME}-{subject.branch}")
-    if Path(folder).name != folder:
-        raise UserError(f"--name is the name of a folder in {subject.out}, without slashes, got {folder!r}.")
-    return subject.out / folder / f"{NAME}.json"
+    return subject.results(NAME, name) / f"{NAME}.json"
 
 
 def summary(hits: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, " _"]]:

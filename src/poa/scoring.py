@@ -136,10 +136,7 @@ def results_file(subject: Subject, protocol: Protocol, name: str | None = None) 
     Raises:
         UserError: The name has slashes.
     """
-    folder = default_name(subject, protocol) if name is None else name
-    if Path(folder).name != folder:
-        raise UserError(f"--name is the name of a folder in {subject.out}, without slashes, got {folder!r}.")
-    return subject.out / folder / f"{protocol.name}.json"
+    return subject.results(protocol.name, name or default_name(subject, protocol)) / f"{protocol.name}.json"
 
 
 def rows(run: Run) -> list[SizeRow]:

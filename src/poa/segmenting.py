@@ -17,7 +17,6 @@ from poa.dense.segmentation_settings import Segmentation
 from poa.errors import UserError
 from poa.evaluation.finetune import Diverged
 from poa.evaluation.results import ResultFiles, Results, Scores
-from poa.evaluation.sweep import NotScored
 from poa.segmenting_one import Task, name_of_class_score, segment_one
 from poa.subjects import Subject
 from poa.training.progress import bar
@@ -86,7 +85,7 @@ def segment_networks(
     """
     if save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {save_every}.")
-    chosen, folder = subject.choose(sizes), results_folder(subject, name)
+    chosen, folder = subject.choose(sizes), subject.results(PROTOCOL, name)
     console = console or Console(stderr=True)
     names = None if classes is None else read_names(classes)
     seen = [
@@ -118,24 +117,7 @@ def _sweep(task: Task, chosen: Sequence[str], *, overwrite: bool) -> Scores:
     results = files.finish()
     if distributed.is_main():
         _write_classes(results, task.classes, task.folder / "classes.csv")
-    _tell_failed(results, chosen, files.main)
-    return {each: results.scores[each] for each in chosen}
-
-
-def results_folder(subject: Subject, name: str | None = None) -> Path:
-    """Where results are written.
-
-    Args:
-        subject: Whose networks.
-        name: Of the folder; ``segmentation``, with the branch unless it is ``teacher``, by default.
-
-    Raises:
-        UserError: The name has slashes.
-    """
-    folder = name or (PROTOCOL if subject.branch == "teacher" else f"{PROTOCOL}-{subject.branch}")
-    if Path(folder).name != folder:
-        raise UserError(f"--name is the name of a folder in {subject.out}, without slashes, got {folder!r}.")
-    return subject.out / folder
+    return files.finished(chosen, what="trained")
 
 
 def _paired(train: Masked, test: Masked, *, limit: int | None) -> tuple[Pairs, Pairs]:
@@ -189,11 +171,3 @@ def _write_classes(results: Results, classes: Sequence[str], path: Path) -> None
         for name in classes:
             score = name_of_class_score(name)
             writer.writerow([name, *(results.details[network].get(score, "") for network in networks)])
-
-
-def _tell_failed(results: Results, names: Sequence[str], path: Path) -> None:
-    failed = {name: results.failed[name] for name in names if name in results.failed}
-    if failed:
-        reasons = " ".join(f"{name}: {why}" for name, why in failed.items())
-        rest = f"; the others are in {path}" if len(failed) < len(names) else ""
-        raise NotScored(f"{len(failed)} of {len(names)} networks could not be trained{rest}. {reasons}", results)

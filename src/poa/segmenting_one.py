@@ -22,14 +22,13 @@ from poa.dense.segmentation import Assessed, assess, train
 from poa.dense.segmentation_settings import Segmentation
 from poa.dense.segmenter import Segmenter
 from poa.dense.windows import Sliding
-from poa.errors import UserError
 from poa.evaluation.finetune_settings import Preparation
 from poa.evaluation.protocols import Outcome
 from poa.finetuned import Blueprint, blueprint
 from poa.report.segmentation import Row, mask_sheet
 from poa.segmented import Description, write_segmenter
 from poa.subjects import Subject
-from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from poa.training.checkpoint import save_checkpoint, unfinished
 from poa.training.progress import bar
 
 HEADLINE = "miou"
@@ -176,7 +175,7 @@ def _outcome(counts: Tensor, task: Task, network: Segmenter, loss: float) -> Seg
 
 def _trained(task: Task, name: str, work: Path) -> tuple[Segmenter, Blueprint, float]:
     settings, known = task.settings, task.known
-    start = _saved(work, known)
+    start = unfinished(work, settings=known, what="training")
     network, plan = _network(task, name)
 
     def save(epoch: int, state: dict[str, Any]) -> None:
@@ -227,20 +226,3 @@ def _draw(task: Task, name: str, found: Assessed) -> None:
     whose = dict.fromkeys((Path(task.subject.name).name, name))
     title = f"{' '.join(whose)}: mIoU {iou.agreement(found.counts).miou:.1f} %"
     mask_sheet(rows, classes=task.classes, title=title, out=pictures / f"{name}.png")
-
-
-def _saved(work: Path, known: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A training to go on with, if one was begun."""
-    path = latest_checkpoint(work)
-    if path is None:
-        return None
-    state = load_checkpoint(path)
-    before = state["settings"]
-    differing = [key for key in {**known, **before} if before.get(key) != known.get(key)]
-    if differing:
-        listed = ", ".join(f"{key} ({before.get(key)} there, {known.get(key)} now)" for key in differing)
-        raise UserError(
-            f"{work} holds a training that was begun with other settings: {listed}. "
-            "Choose another --name to keep both, or begin anew with --overwrite."
-        )
-    return state

@@ -60,6 +60,21 @@ class Subject:
     branch: str = "teacher"
     family: Family | None = None
 
+    def results(self, kind: str, name: str | None = None) -> Path:
+        """Folder of results.
+
+        Args:
+            kind: What was found out, such as ``finetune``.
+            name: Of the folder; the kind, with the branch unless it is ``teacher``, by default.
+
+        Raises:
+            UserError: The name has slashes.
+        """
+        folder = name or (kind if self.branch == "teacher" else f"{kind}-{self.branch}")
+        if Path(folder).name != folder:
+            raise UserError(f"--name is the name of a folder in {self.out}, without slashes, got {folder!r}.")
+        return self.out / folder
+
     def choose(self, sizes: str | Sequence[str]) -> tuple[str, ...]:
         """Networks by name.
 

@@ -246,7 +246,7 @@ def _refuse(wrong: bool, sentence: str) -> None:
 def _score(name: str, protocol: "Protocol", train: str | None, test: str, options: Options) -> None:
     """Score, show the table and say where the rest is; networks that could not be scored are told after that."""
     from poa import scoring
-    from poa.evaluation.sweep import NotScored
+    from poa.evaluation.results import NotScored
     from poa.subjects import subject_of
 
     subject = subject_of(name, branch=options.branch, image_size=options.image_size, out=options.out)

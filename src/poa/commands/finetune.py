@@ -142,7 +142,7 @@ def transfer(
 
 def _run(name: str, settings: "Finetune", train: str, test: str, *, save_every: int, options: Options) -> None:
     """Train, show the table and say where the rest is; networks that could not be trained are told after that."""
-    from poa.evaluation.sweep import NotScored
+    from poa.evaluation.results import NotScored
     from poa.finetuning import finetune_networks
     from poa.subjects import subject_of
 
@@ -169,10 +169,10 @@ def _run(name: str, settings: "Finetune", train: str, test: str, *, save_every: 
 
 def _show(subject: "Subject", options: Options) -> None:
     from poa import scoring
-    from poa.finetuning import HEADLINE, PROTOCOL, results_folder
+    from poa.finetuning import HEADLINE, PROTOCOL
     from poa.report.tables import fitting, score_names, size_table
 
-    folder = results_folder(subject, options.name)
+    folder = subject.results(PROTOCOL, options.name)
     scores, intervals, _ = scoring.read_scores(folder / f"{PROTOCOL}.json")
     chosen = set(subject.choose(options.sizes))
     shown = [row for row in scoring.scored_rows(subject, scores, intervals=intervals) if str(row.size) in chosen]

@@ -23,7 +23,7 @@ def quality(subject: str, /, *, data: str, k: int = 10, seed: int = 0, options: 
         options: As for all.
     """
     from poa import label_free
-    from poa.evaluation.sweep import NotScored
+    from poa.evaluation.results import NotScored
     from poa.subjects import subject_of
 
     networks = subject_of(subject, branch=options.branch, image_size=options.image_size, out=options.out)

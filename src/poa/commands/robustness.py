@@ -103,7 +103,7 @@ def robustness(
         options: As for all.
     """
     from poa import robustness as sweep
-    from poa.evaluation.sweep import NotScored
+    from poa.evaluation.results import NotScored
     from poa.subjects import subject_of
 
     settings = disturbing.settings()

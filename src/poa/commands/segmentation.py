@@ -122,7 +122,7 @@ def segmentation(
         options: As for all.
     """
     from poa.dense.segmentation_settings import preset as preset_of
-    from poa.evaluation.sweep import NotScored
+    from poa.evaluation.results import NotScored
     from poa.segmenting import Masked, segment_networks
     from poa.subjects import subject_of
 
@@ -154,10 +154,10 @@ def segmentation(
 def _show(subject: "Subject", options: Options) -> None:
     from poa import scoring
     from poa.report.tables import fitting, score_names, size_table
-    from poa.segmenting import PROTOCOL, results_folder
+    from poa.segmenting import PROTOCOL
     from poa.segmenting_one import HEADLINE
 
-    folder = results_folder(subject, options.name)
+    folder = subject.results(PROTOCOL, options.name)
     scores, intervals, _ = scoring.read_scores(folder / f"{PROTOCOL}.json")
     chosen = set(subject.choose(options.sizes))
     shown = [row for row in scoring.scored_rows(subject, scores, intervals=intervals) if str(row.size) in chosen]

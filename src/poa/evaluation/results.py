@@ -79,6 +79,18 @@ class Results:
         )
 
 
+class NotScored(UserError):  # noqa: N818  # says what is the matter
+    """Some networks have no scores; those of the others are written.
+
+    Attributes:
+        results: All that is written.
+    """
+
+    def __init__(self, message: str, results: Results) -> None:
+        super().__init__(message)
+        self.results = results
+
+
 class ResultFiles:
     """The files of one protocol in a folder: one, and during a sweep of several processes one more for each of them.
 
@@ -128,6 +140,27 @@ class ResultFiles:
             self._remove(set(self._paths()) - {self.main})
         distributed.barrier()
         return self.known
+
+    def finished(self, names: Iterable[str], *, what: str) -> Scores:
+        """``finish``, and the scores of some networks.
+
+        Args:
+            names: Which.
+            what: What was done to them, such as ``scored``.
+
+        Raises:
+            NotScored: Some of them have none; told at the end.
+        """
+        names, results = list(dict.fromkeys(names)), self.finish()
+        failed = {name: results.failed[name] for name in names if name in results.failed}
+        if not failed:
+            return {name: results.scores[name] for name in names}
+        reasons: dict[str, list[str]] = {}
+        for name, why in failed.items():
+            reasons.setdefault(why, []).append(name)
+        lines = " ".join(f"{', '.join(same)}: {why}" for why, same in reasons.items())
+        rest = f"; the others are in {self.main}" if len(failed) < len(names) else ""
+        raise NotScored(f"{len(failed)} of {len(names)} networks could not be {what}{rest}. {lines}", results)
 
     @property
     def work(self) -> Path:

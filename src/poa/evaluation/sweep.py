@@ -19,6 +19,7 @@ from poa.data.loader import images_for_scoring
 from poa.errors import UserError
 from poa.evaluation.features import Extracted, Progress, extract_features
 from poa.evaluation.protocols import Outcome, Prepared, Protocol, Rows
+from poa.evaluation.results import NotScored as NotScored
 from poa.evaluation.results import ResultFiles, Results
 
 _HARMLESS = ("batch_size", "workers", "networks_at_once")
@@ -55,18 +56,6 @@ class Scoring:
                 "Scoring needs at least one image and one network at a time, "
                 f"got a batch size of {self.batch_size} and {self.networks_at_once} networks at once."
             )
-
-
-class NotScored(UserError):  # noqa: N818  # says what is the matter
-    """Some networks have no scores; those of the others are written.
-
-    Attributes:
-        results: All that is written.
-    """
-
-    def __init__(self, message: str, results: Results) -> None:
-        super().__init__(message)
-        self.results = results
 
 
 def score_networks(
@@ -121,12 +110,8 @@ def score_networks(
     files.start(overwrite=overwrite)
     task = _Task(networks, train, test, scoring, settings, device, protocol)
     _score(task, names, files, progress or (lambda *_: None))
-    results = files.finish()
-    failed = {name: results.failed[name] for name in names if name in results.failed}
-    assert results.scores.keys() | failed.keys() >= set(names)
-    if failed:
-        raise NotScored(_told(failed, names, files.main), results)
-    return results
+    files.finished(names, what="scored")
+    return files.known
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +164,6 @@ def _settings(weights: str, train: _Part, test: _Part, scoring: Scoring, protoco
     content = {"weights": weights, **images, **chosen, **asdict(protocol)}
     settings: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return settings
-
-
-def _told(failed: Mapping[str, str], names: Sequence[str], path: Path) -> str:
-    """Which networks have no scores and why; those with the same reason together."""
-    reasons: dict[str, list[str]] = {}
-    for name, why in failed.items():
-        reasons.setdefault(why, []).append(name)
-    lines = " ".join(f"{', '.join(same)}: {why}" for why, same in reasons.items())
-    rest = f"; the others are in {path}" if len(failed) < len(names) else ""
-    return f"{len(failed)} of {len(names)} networks could not be scored{rest}. {lines}"
 
 
 def _score(task: _Task, names: Sequence[str], files: ResultFiles, progress: Progress) -> None:

@@ -99,6 +99,32 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
+def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+    """The newest checkpoint of a training to go on with, if one was begun.
+
+    Args:
+        folder: Of checkpoints with their ``settings`` inside.
+        settings: Those of now.
+        what: What was begun, such as ``training``.
+
+    Raises:
+        UserError: It was begun with other settings.
+    """
+    path = latest_checkpoint(folder)
+    if path is None:
+        return None
+    state = load_checkpoint(path)
+    before = state["settings"]
+    differing = [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
+    if differing:
+        listed = ", ".join(f"{key} ({before.get(key)} there, {settings.get(key)} now)" for key in differing)
+        raise UserError(
+            f"{folder} holds a {what} that was begun with other settings: {listed}. "
+            "Choose another --name to keep both, or begin anew with --overwrite."
+        )
+    return state
+
+
 def step_of(path: Path) -> int:
     """Number of steps done at a checkpoint, from its file name.
 
