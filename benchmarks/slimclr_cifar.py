@@ -30,7 +30,9 @@ from poa.training.metrics import read_metrics
 RECIPE = "slimclr-small-data"
 LOOK = {"monitor": {"gradients_every": 10}}
 OFF = {"slim": {"slow_start_epochs": 0, "distillation": None, "weighting": "even"}}
-SCORES = {"knn": "top1@20", "linear": "top1", "linear-switchable": "top1", "linear-slimmable": "top1"}
+SCORES = {"knn": "top1@20", "linear": "top1"}
+TOGETHER = {"linear-switchable": "top1", "linear-slimmable": "top1"}
+"""Of networks that share their weights."""
 Table = dict[str, dict[str, dict[str, float]]]
 """Scores by way of training, protocol and size."""
 COLOURS = {"on": "#1f5fa8", "off": "#c2571a", "alone": "#5b5b5b", "untrained": "#b0b0b0"}
@@ -45,12 +47,12 @@ def main() -> None:
     ways |= {f"alone{width}": {"model": {"widths": [width]}} for width in widths}
     for name, over in ways.items():
         train(out / name, over, arguments)
-    found: Table = {name: score(out / name, arguments) for name in ("on", "off")}
-    found["untrained"] = {"knn": knn_untrained(out / "on", arguments)}
+    found: Table = {name: score(out / name, SCORES | TOGETHER, arguments) for name in ("on", "off")}
     found["alone"] = {protocol: {} for protocol in SCORES}
     for width in widths:
-        for protocol, scores in score(out / f"alone{width}", arguments).items():
+        for protocol, scores in score(out / f"alone{width}", SCORES, arguments).items():
             found["alone"][protocol] |= scores
+    found["untrained"] = score(out / "on", {"knn": SCORES["knn"]}, arguments, branch="untrained")
     print(machine(build.device_of(Config())))
     print_table(found)
     draw(found, {name: read_metrics(Paths(out / name).metrics) for name in ("on", "off")}, out / "slimclr.png")
@@ -83,22 +85,16 @@ def train(folder: Path, over: Mapping[str, Any], arguments: argparse.Namespace) 
     )
 
 
-def score(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+def score(
+    folder: Path, protocols: Mapping[str, str], arguments: argparse.Namespace, **options: Any
+) -> dict[str, dict[str, float]]:
     """Scores of every width by protocol, in percent."""
     found = {}
-    for protocol, name in SCORES.items():
-        scores = poa.evaluate(
-            folder, protocol, train=arguments.train, test=arguments.test, limit=arguments.images, sizes="all"
-        )
+    for protocol, name in protocols.items():
+        given = {"train": arguments.train, "test": arguments.test, "limit": arguments.images}
+        scores = poa.evaluate(folder, protocol, **given, **options)
         found[protocol] = {size: of_size[name] for size, of_size in scores.items()}
     return found
-
-
-def knn_untrained(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """k-NN scores of freshly drawn networks, in percent."""
-    options = {"train": arguments.train, "test": arguments.test, "limit": arguments.images}
-    scores = poa.evaluate(folder, "knn", branch="untrained", **options)
-    return {size: of_size[SCORES["knn"]] for size, of_size in scores.items()}
 
 
 def print_table(found: Table) -> None:
