@@ -278,7 +278,8 @@ for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in
     ["pretrain"], ["sizes"], ["evaluate"], ["evaluate", "knn"], ["evaluate", "linear"], ["evaluate", "few-shot"],
     ["evaluate", "cluster"], ["evaluate", "retrieval"], ["evaluate", "probe"],
     ["evaluate", "finetune"], ["evaluate", "transfer"], ["evaluate", "quality"], ["compare"],
-    ["evaluate", "segmentation"], ["evaluate", "robustness"], ["evaluate", "disturbances"], ["pictures"],
+    ["evaluate", "segmentation"], ["evaluate", "detection"], ["evaluate", "robustness"],
+    ["evaluate", "disturbances"], ["pictures"],
     ["embed"], ["extract"], ["demo"], ["recipes"]))):
     try:
         main(words)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from poa import settings
 from poa.commands.compare import compare
+from poa.commands.detection import detection
 from poa.commands.embed import embed
 from poa.commands.evaluate import evaluate
 from poa.commands.finetune import finetune, transfer
@@ -33,6 +34,7 @@ evaluate.command(quality)
 evaluate.command(robustness)
 evaluate.command(disturbances)
 evaluate.command(segmentation)
+evaluate.command(detection)
 app.command(evaluate)
 app.command(compare)
 app.command(embed)

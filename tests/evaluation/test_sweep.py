@@ -23,9 +23,9 @@ from poa.evaluation.intervals import bootstrap_interval
 from poa.evaluation.knn import Knn, knn_scores
 from poa.evaluation.linear import Linear
 from poa.evaluation.protocols import Outcome, Prepared, Rows
-from poa.evaluation.results import Results, Scores
+from poa.evaluation.results import NotScored, Results, Scores
 from poa.evaluation.retrieval import Retrieval
-from poa.evaluation.sweep import NotScored, Scoring, score_networks
+from poa.evaluation.sweep import Scoring, score_networks
 from poa.families.base import Features
 from poa.families.vit import ViT
 from processes import run_processes

@@ -11,8 +11,8 @@ from poa.data.index import open_index
 from poa.errors import UserError
 from poa.evaluation.linear import FOLDS, folds_of
 from poa.evaluation.protocols import Outcome, Rows
-from poa.evaluation.results import Results
-from poa.evaluation.sweep import NotScored, Scoring, score_networks
+from poa.evaluation.results import NotScored, Results
+from poa.evaluation.sweep import Scoring, score_networks
 from poa.evaluation.switchable import ProbeTraining, slimmable_probe, switchable_probe
 from poa.evaluation.width_probe import Slimmable, Switchable, WidthProbe
 from poa.families.base import Features

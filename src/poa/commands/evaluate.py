@@ -59,7 +59,7 @@ class Together:
     """How linear classifiers of all sizes are trained together.
 
     Attributes:
-        learning_rates: To choose from on a fifth of the training images; six from 0.003 to 1 by default.
+        learning_rates: To choose from on a fifth of the training images; six from 0.0003 to 0.1 by default.
         epochs: Passes over the training images.
         distil: Smaller sizes learn from the largest as well.
     """

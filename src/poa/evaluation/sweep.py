@@ -19,7 +19,6 @@ from poa.data.loader import images_for_scoring
 from poa.errors import UserError
 from poa.evaluation.features import Extracted, Progress, extract_features
 from poa.evaluation.protocols import Outcome, Prepared, Protocol, Rows
-from poa.evaluation.results import NotScored as NotScored
 from poa.evaluation.results import ResultFiles, Results
 
 _HARMLESS = ("batch_size", "workers", "networks_at_once")

@@ -15,7 +15,7 @@ from poa.evaluation.protocols import Outcome, Protocol, Rows, percent
 from poa.evaluation.rows import check_features, class_ranks
 from poa.evaluation.switchable import ProbeTraining, WidthClassifiers, slimmable_probe, switchable_probe
 
-LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 """To choose from, for standardised features. (Published: 0.4 or 60, for features as they are.)"""
 
 
@@ -64,7 +64,7 @@ class WidthProbe(Protocol):
         """The same, once there are learning rates, and images to choose one by."""
         if not self.learning_rates or not all(0 < lr < float("inf") for lr in self.learning_rates):
             given = ", ".join(map(str, self.learning_rates)) or "none"
-            raise UserError(f"Learning rates are numbers above 0, got {given}. Usual ones are 0.003 to 1.")
+            raise UserError(f"Learning rates are numbers above 0, got {given}. Usual ones are 0.0003 to 0.1.")
         if min(self.epochs, self.batch_size) < 1:
             raise UserError(
                 f"Classifiers need at least one epoch and one image a step, got {self.epochs} and {self.batch_size}."

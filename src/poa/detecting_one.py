@@ -1,0 +1,210 @@
+"""Detection by one network of a subject: built, trained from its last checkpoint on, tested and written."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+
+from poa import build
+from poa.config import Config
+from poa.data.sampler import steps_per_epoch
+from poa.dense.average_precision import BOXES, MASKS, average_precision, write_entries
+from poa.dense.detection import Found, Reached, detect, train
+from poa.dense.detection_settings import Detection
+from poa.dense.detector import DetectorPlan, build_detector
+from poa.dense.instances import InstanceImages
+from poa.dense.maps import any_size
+from poa.detected import Description, write_detector
+from poa.evaluation.protocols import Outcome
+from poa.finetuned import Blueprint, blueprint
+from poa.subjects import Subject
+from poa.training.checkpoint import save_checkpoint, unfinished
+from poa.training.progress import bar
+
+HEADLINE = "box_ap"
+DETECTIONS = "detections"
+"""Folder of files of what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the trainings of all networks share.
+
+    Attributes:
+        subject: Whose networks.
+        settings: How to train and to test.
+        train: Images to train on.
+        test: Images to test on.
+        num_bad: How many images of each kind cannot be read.
+        workers: Processes that prepare images.
+        save_every: Epochs from one checkpoint to the next.
+        folder: Of all results.
+        console: Where to show progress.
+    """
+
+    subject: Subject
+    settings: Detection
+    train: InstanceImages
+    test: InstanceImages
+    num_bad: Mapping[str, int]
+    workers: int
+    save_every: int
+    folder: Path
+    console: Console
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """All that the results depend on, as JSON gives it back."""
+        content = {
+            "weights": self.subject.weights,
+            "train": self.train.fingerprint,
+            "test": self.test.fingerprint,
+            "image_size": self.subject.image_size,
+            "mean": self.subject.mean,
+            "std": self.subject.std,
+            **asdict(self.settings),
+        }
+        known: dict[str, Any] = json.loads(json.dumps(content))
+        return known
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        """Names by id, in the order of the labels."""
+        return self.train.annotations.categories
+
+    @property
+    def plan(self) -> DetectorPlan:
+        """What detector to build."""
+        return self.settings.plan(num_classes=len(self.categories), mean=self.subject.mean, std=self.subject.std)
+
+
+def detect_one(task: Task, name: str, *, work: Path) -> tuple[Outcome, Mapping[str, int]]:
+    """Train and test a network, write it and what it found.
+
+    Args:
+        task: What all networks share.
+        name: Of the network.
+        work: Folder of its checkpoints.
+
+    Returns:
+        Its scores, and how many images of each kind could not be read.
+
+    Raises:
+        Diverged: The training loss is not finite.
+        UserError: The network gives no maps, or was begun with other settings.
+    """
+    network, plan = _network(task, name)
+    reached = train_detector(task, network, name, work=work, known=task.known)
+    return assess_one(task, name, network, plan, reached)
+
+
+def assess_one(
+    task: Task, name: str, network: Any, plan: Blueprint, reached: Reached
+) -> tuple[Outcome, Mapping[str, int]]:
+    """Test a trained detector, write it and what it found.
+
+    Args:
+        task: What all networks share.
+        name: Of the network.
+        network: The detector.
+        plan: How timm builds its backbone.
+        reached: Of its training.
+
+    Returns:
+        Its scores, and how many images of each kind could not be read.
+    """
+    with bar(f"{name} test images", total=len(task.test), console=task.console) as advance:
+        found = detect(
+            network,
+            task.test,
+            categories=list(task.categories),
+            device=build.device_of(Config()),
+            workers=task.workers,
+            advance=advance,
+        )
+    scores = _scores(task, name, found)
+    subject = task.subject
+    about = Description(task.plan, task.categories, subject.image_size, f"{subject.name}, {subject.weights}")
+    write_detector(network, plan, about, name=name, folder=task.folder / "models" / name)
+    details = {
+        "training_loss": reached.loss,
+        "training_images": float(len(task.train)),
+        "training_objects": float(task.train.annotations.num_things),
+        "test_images": float(len(found.images)),
+        "detections": float(len(found.boxes)),
+        "detector_parameters": float(sum(each.numel() for each in network.parameters())),
+    }
+    num_bad = {
+        "train": task.num_bad["train"] + len(reached.bad),
+        "test": task.num_bad["test"] + len(task.test) - len(found.images),
+    }
+    return Outcome(scores, details=details), num_bad
+
+
+def _scores(task: Task, name: str, found: Found) -> Mapping[str, float]:
+    """COCO's average precision of the files of detections, which are written first."""
+    scores: dict[str, float] = {}
+    kinds = {BOXES: ("boxes", found.boxes)} | ({MASKS: ("masks", found.masks)} if task.plan.has_masks else {})
+    for kind, (what, entries) in kinds.items():
+        file = task.folder / DETECTIONS / f"{name}-{what}.json"
+        write_entries(entries, file)
+        scores |= average_precision(task.test.annotations.file, file, kind=kind, images=found.images)
+    return scores
+
+
+def train_detector(
+    task: Task, network: Any, name: str, *, work: Path, known: Mapping[str, Any], narrower: Sequence[Any] = ()
+) -> Reached:
+    """Train a detector in place, from its last checkpoint on.
+
+    Args:
+        task: What all networks share.
+        network: The detector.
+        name: To show.
+        work: Folder of its checkpoints.
+        known: All that the training depends on.
+        narrower: Further detectors with the same parameters.
+
+    Raises:
+        Diverged: The training loss is not finite.
+        UserError: It was begun with other settings.
+    """
+    settings, start = task.settings, unfinished(work, settings=known, what="training")
+
+    def save(epoch: int, state: dict[str, Any]) -> None:
+        if epoch % task.save_every == 0 or epoch == settings.epochs:
+            save_checkpoint(work, epoch, {"settings": known, **state}, keep_last=1)
+
+    left = settings.epochs - (0 if start is None else start["epoch"])
+    of_epoch = steps_per_epoch(len(task.train), settings.batch_size) * settings.batch_size
+    with bar(f"{name} images", total=left * of_epoch, console=task.console) as advance:
+        return train(
+            network,
+            task.train,
+            settings=settings,
+            device=build.device_of(Config()),
+            narrower=narrower,
+            workers=task.workers,
+            start=start,
+            save=save,
+            advance=advance,
+        )
+
+
+def _network(task: Task, name: str) -> tuple[Any, Blueprint]:
+    """A detector with fresh heads, and how timm builds its backbone, for images of any size where it can."""
+    settings = task.settings
+    model = task.subject.model(name, num_classes=0, drop_path=0.0)
+    plan = blueprint(task.subject, name, model, classes=(), is_linear=True)
+    plan = replace(plan, arguments={**plan.arguments, **any_size(model)})
+    further = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)
+        backbone = timm.create_model(plan.architecture, **plan.arguments, **further)
+        backbone.load_state_dict(model.state_dict())
+        return build_detector(backbone, task.plan), plan
