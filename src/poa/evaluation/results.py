@@ -153,6 +153,7 @@ class ResultFiles:
         """
         names, results = list(dict.fromkeys(names)), self.finish()
         failed = {name: results.failed[name] for name in names if name in results.failed}
+        assert results.scores.keys() | failed.keys() >= set(names)
         if not failed:
             return {name: results.scores[name] for name in names}
         reasons: dict[str, list[str]] = {}
