@@ -33,6 +33,7 @@ from poa.evaluation.results import NotScored, Scores
 from poa.families.slim_resnet import SlimResNet
 from poa.families.vit import ViT
 from poa.subjects import Subject
+from poa.training import checkpoint
 
 FAMILY = ViT(SearchSpace.grid((16, 32), (1, 2)), image_size=32, patch_size=8, head_dim=16, layer_scale=0.0)
 SETTINGS = Detection(
@@ -182,7 +183,7 @@ def test_other_heads(tmp_path: Path, data: dict[str, InCoco], head: str) -> None
 
 def run_and_stop(patch: pytest.MonkeyPatch, *arguments: Any, after: int, **options: Any) -> None:
     """End the program after some checkpoints."""
-    plain, made = detecting_one.save_checkpoint, []
+    plain, made = checkpoint.save_checkpoint, []
 
     def save(*arguments: Any, **settings: Any) -> None:
         plain(*arguments, **settings)
@@ -191,7 +192,7 @@ def run_and_stop(patch: pytest.MonkeyPatch, *arguments: Any, after: int, **optio
             raise KeyboardInterrupt
 
     with patch.context() as inner:
-        inner.setattr(detecting_one, "save_checkpoint", save)
+        inner.setattr(checkpoint, "save_checkpoint", save)
         with pytest.raises(KeyboardInterrupt):
             run(*arguments, **options)
 

@@ -29,6 +29,7 @@ from poa.evaluation.results import NotScored, Scores
 from poa.families.vit import ViT
 from poa.finetuning import finetune_networks
 from poa.subjects import Subject, subject_of
+from poa.training import checkpoint
 
 FAMILY = ViT(SearchSpace.grid((16, 32), (1, 2)), image_size=8, patch_size=4, head_dim=16, layer_scale=0.0)
 SETTINGS = Finetune(epochs=3, batch_size=16, crop_scale=(0.8, 1.0), flip=0.0, lr=3e-3)
@@ -101,7 +102,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scores]:
 
 def run_and_stop(patch: pytest.MonkeyPatch, out: Path, *, after: int, **options: Any) -> None:
     """End the program after some checkpoints."""
-    plain, made = finetuning.save_checkpoint, []
+    plain, made = checkpoint.save_checkpoint, []
 
     def save(*arguments: Any, **settings: Any) -> None:
         plain(*arguments, **settings)
@@ -110,7 +111,7 @@ def run_and_stop(patch: pytest.MonkeyPatch, out: Path, *, after: int, **options:
             raise KeyboardInterrupt
 
     with patch.context() as inner:
-        inner.setattr(finetuning, "save_checkpoint", save)
+        inner.setattr(checkpoint, "save_checkpoint", save)
         run(out, **options)
 
 
@@ -181,9 +182,9 @@ def test_stopped_training_goes_on(
 
 def test_checkpoints_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    plain = finetuning.save_checkpoint
+    plain = checkpoint.save_checkpoint
     monkeypatch.setattr(
-        finetuning, "save_checkpoint", lambda work, epoch, *a, **k: (saved.append(epoch), plain(work, epoch, *a, **k))
+        checkpoint, "save_checkpoint", lambda work, epoch, *a, **k: (saved.append(epoch), plain(work, epoch, *a, **k))
     )
     run(tmp_path, save_every=2, sizes="16x1")
     assert saved == [2, 3]

@@ -30,6 +30,7 @@ from poa.families.vit import ViT
 from poa.report.segmentation import class_colours, coloured
 from poa.segmenting import Masked, segment_networks
 from poa.subjects import Subject, subject_of
+from poa.training import checkpoint
 
 FAMILY = ViT(SearchSpace.grid((16, 32), (1, 2)), image_size=24, patch_size=8, head_dim=16, layer_scale=0.0)
 SETTINGS = Segmentation(epochs=2, batch_size=4, lr=1e-2, scale=(0.8, 1.2))
@@ -190,7 +191,7 @@ def test_upernet_models_load_as_a_program(tmp_path: Path, data: dict[str, Masked
 
 def run_and_stop(patch: pytest.MonkeyPatch, *arguments: Any, after: int, **options: Any) -> None:
     """End the program after some checkpoints."""
-    plain, made = segmenting_one.save_checkpoint, []
+    plain, made = checkpoint.save_checkpoint, []
 
     def save(*arguments: Any, **settings: Any) -> None:
         plain(*arguments, **settings)
@@ -199,7 +200,7 @@ def run_and_stop(patch: pytest.MonkeyPatch, *arguments: Any, after: int, **optio
             raise KeyboardInterrupt
 
     with patch.context() as inner:
-        inner.setattr(segmenting_one, "save_checkpoint", save)
+        inner.setattr(checkpoint, "save_checkpoint", save)
         with pytest.raises(KeyboardInterrupt):
             run(*arguments, **options)
 

@@ -88,7 +88,8 @@ def evaluate(
 
     Args:
         subject: A run or its folder; a folder that timm loads; or a timm name.
-        protocol: ``knn``, ``linear``, ``few-shot``, ``cluster`` or ``retrieval``.
+        protocol: ``knn``, ``linear``, ``linear-switchable``, ``linear-slimmable``, ``probe``, ``few-shot``,
+            ``cluster`` or ``retrieval``.
         test: Labelled images to test on.
         train: Labelled images to learn from; all but ``cluster`` need them.
         sizes: ``all``, or names of sizes.

@@ -15,9 +15,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from poa.dense.detector import DetectorPlan
 from poa.dense.standalone import program
-from poa.errors import UserError
 from poa.evaluation.finetune_settings import Preparation
-from poa.finetuned import Blueprint, write_model
+from poa.finetuned import Blueprint, whole_folder, write_model
 
 HEAD = "head.safetensors"
 PROGRAM = "detector.py"
@@ -82,10 +81,9 @@ def write_detector(network: Any, blueprint: Blueprint, about: Description, *, na
         RuntimeError: What is read back differs.
     """
     network = network.cpu().eval()
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
     plan, size = about.plan, about.image_size
     mean, std = ((first, second, third) for first, second, third in (plan.mean, plan.std))
-    try:
+    with whole_folder(folder) as unfinished:
         write_model(
             network.backbone.maps.model,
             blueprint,
@@ -100,15 +98,6 @@ def write_detector(network: Any, blueprint: Blueprint, about: Description, *, na
         (unfinished / DESCRIPTION).write_text(json.dumps(_describe(about), indent=1) + "\n")
         (unfinished / "README.md").write_text(_card(network, blueprint, about, name=name, folder=folder))
         _check(network, unfinished, side=plan.side)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}. Make room there, or make it writable, and start again: "
-            "training goes on from its last checkpoint."
-        ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _is_backbone(name: str) -> bool:

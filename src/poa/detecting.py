@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from poa import distributed
 from poa.data.sampler import steps_per_epoch
 from poa.dense.coco import Annotations, check_categories, check_masks, coco_tools, read_annotations
 from poa.dense.detection_settings import Detection
@@ -15,8 +14,8 @@ from poa.dense.instances import InstanceImages, find_images, look_through
 from poa.detecting_one import Task, detect_one
 from poa.detecting_together import WORK, assess_width, check_slimmable, train_together
 from poa.errors import UserError
-from poa.evaluation.finetune import Diverged
 from poa.evaluation.results import ResultFiles, Scores
+from poa.evaluation.trainings import Diverged, train_share
 from poa.subjects import Subject
 from poa.training.progress import bar
 
@@ -135,17 +134,7 @@ def _sweep(task: Task, chosen: Sequence[str], *, overwrite: bool) -> Scores:
     """Train this process's share of the networks, those that have scores left out."""
     files = ResultFiles(task.folder, PROTOCOL, task.known)
     files.start(overwrite=overwrite)
-    for each in chosen[distributed.rank() :: distributed.world_size()]:
-        if each in files.known.scores:
-            continue
-        work = files.work / each
-        try:
-            outcome, num_bad = detect_one(task, each, work=work)
-        except Diverged as error:  # else the checkpoint is worth keeping, and all trainings end
-            files.fail(each, str(error))
-            continue
-        files.add(each, outcome, bad_images=num_bad)
-        shutil.rmtree(work, ignore_errors=True)
+    train_share(files, chosen, lambda name, work: detect_one(task, name, work=work))
     return files.finished(chosen, what="trained")
 
 

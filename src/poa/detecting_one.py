@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from rich.console import Console
 
@@ -14,16 +13,16 @@ from poa import build
 from poa.config import Config
 from poa.data.sampler import steps_per_epoch
 from poa.dense.average_precision import BOXES, MASKS, average_precision, write_entries
-from poa.dense.detection import Found, Reached, detect, train
+from poa.dense.detection import Found, detect, train
 from poa.dense.detection_settings import Detection
 from poa.dense.detector import DetectorPlan, build_detector
 from poa.dense.instances import InstanceImages
-from poa.dense.maps import any_size
 from poa.detected import Description, write_detector
 from poa.evaluation.protocols import Outcome
-from poa.finetuned import Blueprint, blueprint
+from poa.evaluation.trainings import Reached
+from poa.finetuned import Blueprint, backbone_of
 from poa.subjects import Subject
-from poa.training.checkpoint import save_checkpoint, unfinished
+from poa.training.checkpoint import saver, unfinished
 from poa.training.progress import bar
 
 HEADLINE = "box_ap"
@@ -175,11 +174,6 @@ def train_detector(
         UserError: It was begun with other settings.
     """
     settings, start = task.settings, unfinished(work, settings=known, what="training")
-
-    def save(epoch: int, state: dict[str, Any]) -> None:
-        if epoch % task.save_every == 0 or epoch == settings.epochs:
-            save_checkpoint(work, epoch, {"settings": known, **state}, keep_last=1)
-
     left = settings.epochs - (0 if start is None else start["epoch"])
     of_epoch = steps_per_epoch(len(task.train), settings.batch_size) * settings.batch_size
     with bar(f"{name} images", total=left * of_epoch, console=task.console) as advance:
@@ -191,20 +185,14 @@ def train_detector(
             narrower=narrower,
             workers=task.workers,
             start=start,
-            save=save,
+            save=saver(work, settings=known, every=task.save_every, last=settings.epochs),
             advance=advance,
         )
 
 
 def _network(task: Task, name: str) -> tuple[Any, Blueprint]:
     """A detector with fresh heads, and how timm builds its backbone, for images of any size where it can."""
-    settings = task.settings
-    model = task.subject.model(name, num_classes=0, drop_path=0.0)
-    plan = blueprint(task.subject, name, model, classes=(), is_linear=True)
-    plan = replace(plan, arguments={**plan.arguments, **any_size(model)})
-    further = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
+    backbone, plan = backbone_of(task.subject, name, drop_path=task.settings.drop_path)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)
-        backbone = timm.create_model(plan.architecture, **plan.arguments, **further)
-        backbone.load_state_dict(model.state_dict())
+        torch.default_generator.manual_seed(task.settings.seed)
         return build_detector(backbone, task.plan), plan

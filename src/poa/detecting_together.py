@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from poa import distributed
-from poa.dense.detection import Reached
 from poa.dense.maps import any_size
 from poa.dense.slim_detector import SlimDetectors, extract_detector, slim_detectors
 from poa.detecting_one import Task, assess_one, train_detector
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.protocols import Outcome
+from poa.evaluation.trainings import Reached
 from poa.families.slim_resnet import SlimResNet
 from poa.finetuned import blueprint
 from poa.subjects import Subject

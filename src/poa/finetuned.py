@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from poa import networks
+from poa.dense.maps import any_size
 from poa.errors import UserError
 from poa.evaluation.finetune_settings import Preparation
 from poa.subjects import Subject
@@ -105,6 +107,55 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
+def backbone_of(subject: Subject, name: str, *, drop_path: float = 0.0) -> tuple[nn.Module, Blueprint]:
+    """A network without a classifier, and how timm builds it, for images of any size where it can.
+
+    Args:
+        subject: Whose network.
+        name: Of the network.
+        drop_path: Rate of its last block.
+
+    Raises:
+        UserError: timm builds another model from what is known.
+    """
+    model = subject.model(name, num_classes=0, drop_path=0.0)
+    plan = blueprint(subject, name, model, classes=(), is_linear=True)
+    plan = replace(plan, arguments={**plan.arguments, **any_size(model)})
+    further = {"drop_path_rate": drop_path} if drop_path else {}
+    with torch.random.fork_rng(devices=[]):
+        backbone: nn.Module = timm.create_model(plan.architecture, **plan.arguments, **further)
+    backbone.load_state_dict(model.state_dict())
+    return backbone, plan
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that appears when it is complete, in the place of one that is there; or not at all.
+
+    Args:
+        folder: Where it shall be.
+
+    Yields:
+        Where to write it, which is not there yet.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        yield unfinished
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}. Make room there, or make it writable, and start again: "
+            "training goes on from its last checkpoint."
+        ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def write_model(
     model: nn.Module, plan: Blueprint, *, name: str, folder: Path, preparation: Preparation, source: str
 ) -> None:
@@ -123,9 +174,7 @@ def write_model(
         RuntimeError: The written model differs from the trained one.
     """
     model = model.cpu().eval()
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(folder) as temporary:
         temporary.mkdir(parents=True)
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
         prefix = f"{plan.classifier}."
@@ -137,15 +186,6 @@ def write_model(
         (temporary / "config.json").write_text(json.dumps(_describe(model, plan, preparation), indent=1) + "\n")
         (temporary / "README.md").write_text(_card(model, plan, name, folder, preparation, source))
         _check(temporary, model, plan, preparation)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}. Make room there, or make it writable, and start again: "
-            "training goes on from its last checkpoint."
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _save(weights: dict[str, Tensor], file: Path) -> None:

@@ -1,27 +1,28 @@
 """Fine-tuning of the networks of a subject, one after the other: results, models, and going on after a stop."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from poa import build, distributed
+from poa import build
 from poa.config import Config
 from poa.data.index import open_index
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
-from poa.evaluation.finetune import Diverged, FinetuneResult, finetune
+from poa.evaluation.finetune import FinetuneResult, finetune
 from poa.evaluation.finetune_settings import Finetune, Preparation
 from poa.evaluation.protocols import Outcome, percent
 from poa.evaluation.results import ResultFiles, Scores
 from poa.evaluation.training_images import Labelled, draw_rows, labelled
+from poa.evaluation.trainings import train_share
 from poa.finetuned import blueprint, write_model
 from poa.subjects import Subject
-from poa.training.checkpoint import save_checkpoint, unfinished
+from poa.training.checkpoint import saver, unfinished
 from poa.training.progress import bar
 
 PROTOCOL = "finetune"
@@ -71,26 +72,14 @@ def finetune_networks(
     """
     if save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {save_every}.")
-    chosen = subject.choose(sizes)
-    folder = subject.results(PROTOCOL, name)
+    chosen, folder = subject.choose(sizes), subject.results(PROTOCOL, name)
     images = labelled(open_index(train, limit=limit), open_index(test))
-    preparation = Preparation(subject.image_size, subject.resize, subject.mean, subject.std)
-    images_of_epoch = _check(settings, images[0], preparation)
-    known = _settings(subject, *images, preparation, settings)
-    files = ResultFiles(folder, PROTOCOL, known)
+    task = _Task(subject, settings, *images, workers, save_every, folder, console or Console(stderr=True))
+    task.check()
+    files = ResultFiles(folder, PROTOCOL, task.known)
     files.start(overwrite=overwrite)
-    task = _Task(subject, settings, *images, preparation, known, files, workers, save_every, images_of_epoch)
-    for each in chosen[distributed.rank() :: distributed.world_size()]:
-        if each not in files.known.scores:
-            _train_one(task, each, console or Console(stderr=True))
+    train_share(files, chosen, partial(_train_one, task))
     return files.finished(chosen, what="fine-tuned")
-
-
-def _check(settings: Finetune, train: Labelled, preparation: Preparation) -> int:
-    """See, before anything is trained, that the settings suit the images; how many of them an epoch takes."""
-    settings.transforms(preparation)
-    rows = draw_rows(train.labels, share=settings.share, per_class=settings.per_class, seed=settings.seed)
-    return steps_per_epoch(len(rows), settings.batch_size) * settings.batch_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,57 +90,64 @@ class _Task:
     settings: Finetune
     train: Labelled
     test: Labelled
-    preparation: Preparation
-    known: Mapping[str, Any]
-    files: ResultFiles
     workers: int
     save_every: int
-    images_of_epoch: int
+    folder: Path
+    console: Console
+
+    @property
+    def preparation(self) -> Preparation:
+        """How images are prepared."""
+        subject = self.subject
+        return Preparation(subject.image_size, subject.resize, subject.mean, subject.std)
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.index.classes
 
+    @property
+    def images_of_epoch(self) -> int:
+        """How many an epoch takes."""
+        settings, labels = self.settings, self.train.labels
+        rows = draw_rows(labels, share=settings.share, per_class=settings.per_class, seed=settings.seed)
+        return steps_per_epoch(len(rows), settings.batch_size) * settings.batch_size
 
-def _settings(
-    subject: Subject, train: Labelled, test: Labelled, preparation: Preparation, settings: Finetune
-) -> dict[str, Any]:
-    """All that the results depend on, as JSON gives it back."""
-    parts = (("train", train.index), ("test", test.index))
-    images = {name: f"{len(index)} images {index.fingerprint}" for name, index in parts}
-    content = {"weights": subject.weights, **images, **asdict(preparation), **asdict(settings)}
-    known: dict[str, Any] = json.loads(json.dumps(content))
-    return known
+    @property
+    def known(self) -> dict[str, Any]:
+        """All that the results depend on, as JSON gives it back."""
+        parts = (("train", self.train.index), ("test", self.test.index))
+        images = {name: f"{len(index)} images {index.fingerprint}" for name, index in parts}
+        content = {"weights": self.subject.weights, **images, **asdict(self.preparation), **asdict(self.settings)}
+        known: dict[str, Any] = json.loads(json.dumps(content))
+        return known
+
+    def check(self) -> None:
+        """See, before anything is trained, that the settings suit the images.
+
+        Raises:
+            UserError: They do not.
+        """
+        self.settings.transforms(self.preparation)
+        assert self.images_of_epoch
 
 
-def _train_one(task: _Task, name: str, console: Console) -> None:
-    """Train a network, write it and its scores; or why there are none."""
-    work = task.files.work / name
-    try:
-        result = _trained(task, name, work, console)
-    except Diverged as error:  # else the checkpoint is worth keeping, and all trainings end
-        task.files.fail(name, str(error))
-        return
+def _train_one(task: _Task, name: str, work: Path) -> tuple[Outcome, Mapping[str, int]]:
+    """Train a network and write it; its scores, and how many images could not be read."""
+    result = _trained(task, name, work)
     values = {f"top{places}": percent(result.ranks < places) for places in (1, 5)}
     details = {"training_loss": result.loss, "training_images": float(result.num_images)}
-    outcome = Outcome({"top1": result.top1, "top5": result.top5}, values, details)
-    task.files.add(name, outcome, bad_images=result.bad_images)
-    shutil.rmtree(work, ignore_errors=True)
+    return Outcome({"top1": result.top1, "top5": result.top5}, values, details), result.bad_images
 
 
-def _trained(task: _Task, name: str, work: Path, console: Console) -> FinetuneResult:
+def _trained(task: _Task, name: str, work: Path) -> FinetuneResult:
     settings = task.settings
     start = unfinished(work, settings=task.known, what="fine-tuning")
     model = task.subject.model(name, num_classes=len(task.classes), drop_path=settings.drop_path)
     is_linear = settings.head == "linear"
     plan = blueprint(task.subject, name, model, classes=task.classes, is_linear=is_linear)
 
-    def save(epoch: int, state: dict[str, Any]) -> None:
-        if epoch % task.save_every == 0 or epoch == settings.epochs:
-            save_checkpoint(work, epoch, {"settings": dict(task.known), **state}, keep_last=1)
-
     left = settings.epochs - (0 if start is None else start["epoch"])
-    with bar(f"{name} images", total=left * task.images_of_epoch, console=console) as advance:
+    with bar(f"{name} images", total=left * task.images_of_epoch, console=task.console) as advance:
         trained, result = finetune(
             model,
             task.train,
@@ -162,10 +158,10 @@ def _trained(task: _Task, name: str, work: Path, console: Console) -> FinetuneRe
             device=build.device_of(Config()),
             workers=task.workers,
             start=start,
-            save=save,
+            save=saver(work, settings=task.known, every=task.save_every, last=settings.epochs),
             advance=advance,
         )
-    folder = task.files.main.parent / "models" / name
+    folder = task.folder / "models" / name
     source = f"{task.subject.name}, {task.subject.weights}"
     write_model(trained, plan, name=name, folder=folder, preparation=task.preparation, source=source)
     return result

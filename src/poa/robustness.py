@@ -212,11 +212,10 @@ class _Task:
         """See, before features are extracted, that the settings suit the images."""
         if self.settings.judge == "knn":
             allowed_ks((self.settings.k,), num_train=len(self.train))
-        masked = self.masked
-        if masked is not None:
-            masked.check()
+        if self.masked is not None:
+            self.masked.check()
 
-    @property
+    @cached_property
     def masked(self) -> MaskedImages | None:
         """The test images with their masks."""
         if self.masks is None:

@@ -33,7 +33,7 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
     kind.name: kind for kind in (Knn, Linear, Switchable, Slimmable, Probe, FewShot, Cluster, Retrieval)
 }
 """All ways of scoring frozen features."""
-SHOWN = (*PROTOCOLS, "finetune", "segmentation")
+SHOWN = (*PROTOCOLS, "finetune", "segmentation", "detection")
 """Kinds of results that ``poa sizes`` shows."""
 FIRST = ("knn", "initial", "untrained")
 """Names of k-NN evaluations that are given none, which come first in tables, in this order."""

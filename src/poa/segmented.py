@@ -1,7 +1,6 @@
 """Hand a segmentation network out as a folder: the backbone for timm, the head beside it, and how they fit together."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 
 from poa.dense.segmentation_heads import LinearHead
 from poa.dense.segmenter import Segmenter
-from poa.errors import UserError
 from poa.evaluation.finetune_settings import Preparation
-from poa.finetuned import Blueprint, write_model
+from poa.finetuned import Blueprint, whole_folder, write_model
 
 HEAD = "head.safetensors"
 PROGRAM = "segmenter.pt2"
@@ -89,8 +87,7 @@ def write_segmenter(network: Segmenter, plan: Blueprint, about: Description, *, 
         RuntimeError: What is read back differs.
     """
     network = network.cpu().eval()
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    try:
+    with whole_folder(folder) as unfinished:
         write_model(
             network.maps.model,
             plan,
@@ -107,15 +104,6 @@ def write_segmenter(network: Segmenter, plan: Blueprint, about: Description, *, 
         (unfinished / DESCRIPTION).write_text(json.dumps(_describe(network, about), indent=1) + "\n")
         (unfinished / "README.md").write_text(_card(network, plan, about, name=name, folder=folder))
         (_check_linear if is_linear else _check_program)(network, unfinished, window=_whole(about.window, network))
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}. Make room there, or make it writable, and start again: "
-            "training goes on from its last checkpoint."
-        ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _head(network: Segmenter) -> nn.Module:

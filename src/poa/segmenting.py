@@ -1,7 +1,6 @@
 """Segmentation by the networks of a subject, one after the other: results, models, pictures, going on after a stop."""
 
 import csv
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,8 @@ from poa.dense.crops import scaled_sides
 from poa.dense.masks import IGNORED, Pairs, Survey, class_names, pair_up, read_names, survey
 from poa.dense.segmentation_settings import Segmentation
 from poa.errors import UserError
-from poa.evaluation.finetune import Diverged
 from poa.evaluation.results import ResultFiles, Results, Scores
+from poa.evaluation.trainings import train_share
 from poa.segmenting_one import Task, name_of_class_score, segment_one
 from poa.subjects import Subject
 from poa.training.progress import bar
@@ -103,17 +102,7 @@ def _sweep(task: Task, chosen: Sequence[str], *, overwrite: bool) -> Scores:
     files = ResultFiles(task.folder, PROTOCOL, task.known)
     files.start(overwrite=overwrite)
     bad_images = {"train": task.train.num_bad, "test": task.test.num_bad}
-    for each in chosen[distributed.rank() :: distributed.world_size()]:
-        if each in files.known.scores:
-            continue
-        work = files.work / each
-        try:
-            outcome = segment_one(task, each, work=work)
-        except Diverged as error:  # else the checkpoint is worth keeping, and all trainings end
-            files.fail(each, str(error))
-            continue
-        files.add(each, outcome, bad_images=bad_images)
-        shutil.rmtree(work, ignore_errors=True)
+    train_share(files, chosen, lambda name, work: (segment_one(task, name, work=work), bad_images))
     results = files.finish()
     if distributed.is_main():
         _write_classes(results, task.classes, task.folder / "classes.csv")

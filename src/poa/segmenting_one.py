@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -16,7 +15,7 @@ from poa.config import Config
 from poa.data.sampler import steps_per_epoch
 from poa.dense import iou
 from poa.dense.crops import Cropping
-from poa.dense.maps import Maps, any_size
+from poa.dense.maps import Maps
 from poa.dense.masks import Survey
 from poa.dense.segmentation import Assessed, assess, train
 from poa.dense.segmentation_settings import Segmentation
@@ -24,11 +23,11 @@ from poa.dense.segmenter import Segmenter
 from poa.dense.windows import Sliding
 from poa.evaluation.finetune_settings import Preparation
 from poa.evaluation.protocols import Outcome
-from poa.finetuned import Blueprint, blueprint
+from poa.finetuned import Blueprint, backbone_of
 from poa.report.segmentation import Row, mask_sheet
 from poa.segmented import Description, write_segmenter
 from poa.subjects import Subject
-from poa.training.checkpoint import save_checkpoint, unfinished
+from poa.training.checkpoint import saver, unfinished
 from poa.training.progress import bar
 
 HEADLINE = "miou"
@@ -177,11 +176,6 @@ def _trained(task: Task, name: str, work: Path) -> tuple[Segmenter, Blueprint, f
     settings, known = task.settings, task.known
     start = unfinished(work, settings=known, what="training")
     network, plan = _network(task, name)
-
-    def save(epoch: int, state: dict[str, Any]) -> None:
-        if epoch % task.save_every == 0 or epoch == settings.epochs:
-            save_checkpoint(work, epoch, {"settings": known, **state}, keep_last=1)
-
     left = settings.epochs - (0 if start is None else start["epoch"])
     of_epoch = steps_per_epoch(len(task.train.pairs), settings.batch_size) * settings.batch_size
     with bar(f"{name} images", total=left * of_epoch, console=task.console) as advance:
@@ -193,7 +187,7 @@ def _trained(task: Task, name: str, work: Path) -> tuple[Segmenter, Blueprint, f
             device=build.device_of(Config()),
             workers=task.workers,
             start=start,
-            save=save,
+            save=saver(work, settings=known, every=task.save_every, last=settings.epochs),
             advance=advance,
         )
     return network, plan, reached.loss
@@ -202,13 +196,7 @@ def _trained(task: Task, name: str, work: Path) -> tuple[Segmenter, Blueprint, f
 def _network(task: Task, name: str) -> tuple[Segmenter, Blueprint]:
     """A network with a fresh head, and how timm builds its backbone, for images of any size where it can."""
     settings = task.settings
-    model = task.subject.model(name, num_classes=0, drop_path=0.0)
-    plan = blueprint(task.subject, name, model, classes=(), is_linear=True)
-    plan = replace(plan, arguments={**plan.arguments, **any_size(model)})
-    further = {"drop_path_rate": settings.drop_path} if settings.drop_path else {}
-    with torch.random.fork_rng(devices=[]):
-        backbone = timm.create_model(plan.architecture, **plan.arguments, **further)
-    backbone.load_state_dict(model.state_dict())
+    backbone, plan = backbone_of(task.subject, name, drop_path=settings.drop_path)
     is_square = not settings.whole and min(settings.test_scales) >= 1
     maps = Maps(backbone.eval(), image_size=(settings.crop, settings.crop + (0 if is_square else 1)))
     return Segmenter(maps, settings, num_classes=len(task.classes)), plan

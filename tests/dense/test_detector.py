@@ -12,13 +12,14 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from poa.dense.cascade import WEIGHTS, Cascade, _without
-from poa.dense.detection import Training
-from poa.dense.detection_settings import PRESETS, Detection, preset
+from poa.dense.detection import DetectorTraining
+from poa.dense.detection_settings import PRESETS, Detection
 from poa.dense.detector import Anchors, DetectorPlan, Levels, Resizing, build_detector, fitted
 from poa.dense.instances import InstanceBatch
 from poa.dense.maps import Maps
 from poa.errors import UserError
-from poa.evaluation.finetune import Diverged
+from poa.evaluation.checks import preset_of
+from poa.evaluation.trainings import Diverged
 
 SETTINGS = Detection(channels=8, hidden=16, regions=16, sides=(32, 48), test_side=48, longest=64, most=5)
 VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32, "dynamic_img_size": True}
@@ -225,9 +226,11 @@ def test_proposals_of_the_next_stage_need_more_overlap() -> None:
     assert [stage.proposal_matcher.low_threshold for stage in heads.stages] == [0.5, 0.6, 0.7]
 
 
-def training(settings: Detection = SETTINGS, model: torch.nn.Module | None = None, num_steps: int = 8) -> Training:
+def training(
+    settings: Detection = SETTINGS, model: torch.nn.Module | None = None, num_steps: int = 8
+) -> DetectorTraining:
     network = detector(settings, model)
-    return Training(network, settings, num_steps=num_steps, steps=2, device=torch.device("cpu"))
+    return DetectorTraining(network, settings, num_steps=num_steps, steps=2, device=torch.device("cpu"))
 
 
 def rates(settings: Detection, num_steps: int = 8) -> list[float]:
@@ -342,10 +345,10 @@ def test_bad_settings(over: dict[str, Any], text: str) -> None:
 
 
 def test_presets() -> None:
-    published = preset("coco-vit-s")
+    published = preset_of(PRESETS, "coco-vit-s")
     assert (published.lr, published.layer_decay, published.drop_path) == (3e-4, 0.7, 0.1)
     assert (published.head, published.epochs, published.milestones) == ("cascade-mask-rcnn", 36, (27, 33))
     assert (published.sides[0], published.sides[-1], published.longest, published.test_side) == (480, 800, 1333, 800)
     assert set(PRESETS) == {"small-data", "coco-vit-s", "coco-vit-b"}
     with pytest.raises(UserError, match="no preset 'coco'"):
-        preset("coco")
+        preset_of(PRESETS, "coco")

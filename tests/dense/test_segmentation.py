@@ -14,12 +14,13 @@ from poa.dense.crops import CropBatch, Cropping
 from poa.dense.iou import agreement, count
 from poa.dense.maps import Maps
 from poa.dense.masks import Pairs, pair_up
-from poa.dense.segmentation import Training, assess, pixel_loss, train
-from poa.dense.segmentation_settings import PRESETS, Segmentation, preset
+from poa.dense.segmentation import SegmenterTraining, assess, pixel_loss, train
+from poa.dense.segmentation_settings import PRESETS, Segmentation
 from poa.dense.segmenter import Segmenter
 from poa.dense.windows import Sliding
 from poa.errors import UserError
-from poa.evaluation.finetune import Diverged
+from poa.evaluation.checks import preset_of
+from poa.evaluation.trainings import Diverged
 
 MEAN, STD = (0.3, 0.3, 0.3), (0.3, 0.3, 0.3)
 CPU = torch.device("cpu")
@@ -143,7 +144,7 @@ def test_going_on_changes_no_bit(pairs: Pairs, settings: Segmentation) -> None:
     options: dict[str, Any] = {"settings": settings, "cropping": cropping(), "device": CPU}
     whole = segmenter(settings)
     told: list[int] = []
-    reached = train(whole, pairs, save=save, advance=told.append, **options)
+    reached = train(whole, pairs, save=save, advance=lambda num, _: told.append(num), **options)
     assert (list(states), sum(told)) == ([1, 2, 3], 24)  # of nine images one sits out each epoch
     assert ("maps" in str(list(states[1]["training"]["network"]))) == (not settings.frozen)
     for epoch in (1, 3):
@@ -162,7 +163,7 @@ def _copied(state: Any) -> Any:
     return [_copied(value) for value in state] if isinstance(state, list) else state
 
 
-def rates(training: Training, *parameters: nn.Parameter) -> list[float]:
+def rates(training: SegmenterTraining, *parameters: nn.Parameter) -> list[float]:
     groups = training._optimizer.param_groups
     return [next(g["lr"] for g in groups if any(each is one for each in g["params"])) for one in parameters]
 
@@ -174,7 +175,7 @@ def batch() -> CropBatch:
 
 def test_learning_rates() -> None:
     settings = replace(UPERNET, lr=1.0e-3, warmup_share=0.2, warmup_lr=1e-4, min_lr=1e-5, power=2.0)
-    training = Training(segmenter(settings), settings, num_steps=10, ignore=IGNORE, device=CPU)
+    training = SegmenterTraining(segmenter(settings), settings, num_steps=10, ignore=IGNORE, device=CPU)
     network, found = training.network, []
     blocks = [block.mlp.fc1.weight for block in network.maps.model.blocks]
     for step in (0, 2, 6):
@@ -188,14 +189,14 @@ def test_learning_rates() -> None:
     assert decays == {0.0, settings.weight_decay}
     covered = sum(len(group["params"]) for group in training._optimizer.param_groups)
     assert covered == len(list(network.parameters()))
-    frozen = Training(segmenter(), LINEAR, num_steps=10, ignore=IGNORE, device=CPU)
+    frozen = SegmenterTraining(segmenter(), LINEAR, num_steps=10, ignore=IGNORE, device=CPU)
     assert sum(len(group["params"]) for group in frozen._optimizer.param_groups) == 4
 
 
 def test_second_head_adds_to_the_loss() -> None:
     def first_loss(weight: float) -> float:
         settings = replace(UPERNET, auxiliary=weight, drop_path=0.0)
-        return Training(segmenter(settings), settings, num_steps=9, ignore=IGNORE, device=CPU).step(0, batch())
+        return SegmenterTraining(segmenter(settings), settings, num_steps=9, ignore=IGNORE, device=CPU).step(0, batch())
 
     none, some, more = first_loss(0.0), first_loss(0.4), first_loss(0.8)
     assert more - some == pytest.approx(some - none, rel=1e-3)
@@ -206,7 +207,7 @@ def test_loss_that_is_not_finite() -> None:
     network = segmenter()
     nn.init.constant_(network.head.layers[1].weight, torch.nan)
     with pytest.raises(Diverged, match=r"loss is nan at step 0.*Lower --lr"):
-        Training(network, LINEAR, num_steps=3, ignore=IGNORE, device=CPU).step(0, batch())
+        SegmenterTraining(network, LINEAR, num_steps=3, ignore=IGNORE, device=CPU).step(0, batch())
 
 
 def test_one_window_equals_whole_images(pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -258,7 +259,7 @@ def test_settings_that_cannot_be(over: dict[str, Any], text: str) -> None:
 
 
 def test_presets() -> None:
-    published = preset("ade20k-upernet-vit-s")
+    published = preset_of(PRESETS, "ade20k-upernet-vit-s")
     assert (published.crop, published.stride, published.batch_size, published.channels) == (512, 341, 16, 384)
     assert (published.lr, published.layer_decay, published.drop_path, published.auxiliary) == (6e-5, 0.8, 0.1, 0.4)
     steps = published.epochs * (20_210 // 16)
@@ -266,13 +267,13 @@ def test_presets() -> None:
     assert round(steps * published.warmup_share) == pytest.approx(1500, abs=6)
     assert {each.frozen for name, each in PRESETS.items() if "linear" in name} == {True}
     with pytest.raises(UserError, match="no preset 'ade'"):
-        preset("ade")
+        preset_of(PRESETS, "ade")
 
 
 def test_frozen_backbones_keep_every_statistic() -> None:
     network = segmenter(model=resnet())
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    training = Training(network, LINEAR, num_steps=3, ignore=IGNORE, device=CPU)
+    training = SegmenterTraining(network, LINEAR, num_steps=3, ignore=IGNORE, device=CPU)
     training.step(1, batch())
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.partition(".")[0] for name in changed} == {"head"}

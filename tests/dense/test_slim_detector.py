@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dense.test_detector import batch
-from poa.dense.detection import Training
+from poa.dense.detection import DetectorTraining
 from poa.dense.detection_settings import Detection
 from poa.dense.detector import DetectorPlan
 from poa.dense.slim_detector import SlimDetectors, extract_detector, slim_detectors
@@ -48,9 +48,9 @@ def detectors(settings: Detection = SETTINGS) -> SlimDetectors:
     return slim_detectors(model, known, plan(settings), trains_norms=settings.batch_norm)
 
 
-def training(made: SlimDetectors, settings: Detection = SETTINGS, **over: Any) -> Training:
+def training(made: SlimDetectors, settings: Detection = SETTINGS, **over: Any) -> DetectorTraining:
     options = {"narrower": made.narrower} | over
-    return Training(made.whole, settings, num_steps=4, steps=2, device=torch.device("cpu"), **options)
+    return DetectorTraining(made.whole, settings, num_steps=4, steps=2, device=torch.device("cpu"), **options)
 
 
 def test_a_width_is_an_ordinary_detector() -> None:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from poa.data.index import open_index
 from poa.errors import UserError
-from poa.evaluation.finetune import CorrectedEma, Diverged, FinetuneResult, Training, finetune, ranks_of, with_head
-from poa.evaluation.finetune_settings import PRESETS, TRANSFER, Finetune, Preparation, preset
+from poa.evaluation.checks import preset_of
+from poa.evaluation.finetune import CorrectedEma, FinetuneResult, ModelTraining, finetune, ranks_of, with_head
+from poa.evaluation.finetune_settings import PRESETS, TRANSFER, Finetune, Preparation
 from poa.evaluation.training_images import Labelled, TrainingBatch, labelled
+from poa.evaluation.trainings import Diverged
 
 CPU = torch.device("cpu")
 PREPARATION = Preparation(8, 8, (0.3, 0.3, 0.3), (0.35, 0.35, 0.35))
@@ -68,8 +70,8 @@ def run(settings: Finetune, model: nn.Module | None = None, **options: Any) -> t
     return finetune(model, train, test, **fixed, **options)
 
 
-def training(settings: Finetune, model: nn.Module | None = None, *, num_steps: int = 10) -> Training:
-    return Training(model or vit(), settings, num_classes=10, num_steps=num_steps, device=CPU)
+def training(settings: Finetune, model: nn.Module | None = None, *, num_steps: int = 10) -> ModelTraining:
+    return ModelTraining(model or vit(), settings, num_classes=10, num_steps=num_steps, device=CPU)
 
 
 def batch(seed: int = 0, size: int = 16) -> TrainingBatch:
@@ -215,7 +217,7 @@ def test_seed_decides_and_global_generators_are_left_alone() -> None:
 def test_it_learns() -> None:
     settings = replace(PLAIN, epochs=8, lr=1e-2, batch_size=32, ema=0.7)
     told: list[int] = []
-    model, result = run(settings, data=digits(train=256, test=200), advance=told.append)
+    model, result = run(settings, data=digits(train=256, test=200), advance=lambda num, _: told.append(num))
     assert result.top1 > 50
     assert result.top1 < result.top5 <= 100
     assert result.top1 == pytest.approx(100 * float(result.correct.double().mean()))
@@ -344,7 +346,7 @@ def test_wrong_rand_augment(text: str) -> None:
 def test_published_settings(
     name: str, epochs: int, lr: float, layer_decay: float, batch_size: int, drop_path: float
 ) -> None:
-    found = preset(name)
+    found = preset_of(PRESETS, name)
     assert (found.epochs, found.lr, found.layer_decay, found.batch_size, found.drop_path) == (
         epochs,
         lr,
@@ -364,15 +366,15 @@ def test_published_settings(
 
 
 def test_presets_by_name() -> None:
-    assert preset("small-data") == Finetune()
-    assert (preset("semi-10").share, preset("semi-10").head) == (0.1, "mlp")
+    assert preset_of(PRESETS, "small-data") == Finetune()
+    assert (preset_of(PRESETS, "semi-10").share, preset_of(PRESETS, "semi-10").head) == (0.1, "mlp")
     assert set(TRANSFER) < set(PRESETS)
     assert len(TRANSFER) == 12
     with pytest.raises(UserError, match=r"no preset 'imagenet-vit-x'. Did you mean"):
-        preset("imagenet-vit-x")
+        preset_of(PRESETS, "imagenet-vit-x")
     with pytest.raises(UserError, match=r"no preset 'semi-1'. Choose from cifar10-s, .*cars-b"):
-        preset("semi-1", among=TRANSFER)
-    assert asdict(preset("semi-1"))["share"] == 0.01
+        preset_of(TRANSFER, "semi-1")
+    assert asdict(preset_of(PRESETS, "semi-1"))["share"] == 0.01
 
 
 def test_evaluation_does_not_train() -> None:

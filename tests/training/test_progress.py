@@ -168,6 +168,17 @@ def test_a_bar_counts_in_a_terminal() -> None:
     assert visible(output).splitlines()[-1].startswith("indexing images")
 
 
+@pytest.mark.parametrize("is_lively", [True, False])
+def test_a_bar_shows_the_latest_note(is_lively: bool) -> None:
+    console, output = terminal() if is_lively else plain()
+    with bar("images", total=4, console=console, every_seconds=0.0) as advance:
+        advance(1, "loss 2.500")
+        advance(3, "loss 1.250")
+    shown = visible(output) if is_lively else output.getvalue().splitlines()[-2]
+    assert "loss 1.250" in shown
+    assert "loss 2.500" not in shown.splitlines()[-1]
+
+
 def test_a_bar_is_shown_below_the_panel() -> None:
     console, output = terminal()
     with TrainingDisplay(1000, steps_per_epoch=40, start_step=0, console=console) as display:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from poa.commands.evaluate import DEFAULTS, Options, Switch
+from poa.commands.showing import show_scores, then
 
 if TYPE_CHECKING:
     from poa.dense.detection_settings import Detection
@@ -120,14 +121,14 @@ def detection(
         options: As for all. --image-size is that which the network is made for; those of the images are --sides,
             --test-side and --longest. --limit takes images evenly from the file.
     """
-    from poa.dense.detection_settings import preset as preset_of
+    from poa.dense.detection_settings import PRESETS
     from poa.detecting import InCoco, detect_by_networks
-    from poa.evaluation.results import NotScored
+    from poa.evaluation.checks import preset_of
     from poa.subjects import subject_of
 
-    settings = training.over(preset_of(preset))
+    settings = training.over(preset_of(PRESETS, preset))
     networks = subject_of(subject, branch=options.branch, image_size=options.image_size, out=options.out)
-    try:
+    with then(lambda: _show(networks, options)):
         detect_by_networks(
             networks,
             settings,
@@ -142,27 +143,15 @@ def detection(
             overwrite=options.overwrite,
             console=Console(stderr=True),
         )
-    except NotScored:
-        _show(networks, options)
-        raise
-    _show(networks, options)
 
 
 def _show(subject: "Subject", options: Options) -> None:
-    from poa import scoring
     from poa.detecting import PROTOCOL
     from poa.detecting_one import DETECTIONS, HEADLINE
-    from poa.report.tables import fitting, score_names, size_table
 
     folder = subject.results(PROTOCOL, options.name)
-    scores, intervals, _ = scoring.read_scores(folder / f"{PROTOCOL}.json")
-    chosen = set(subject.choose(options.sizes))
-    shown = [row for row in scoring.scored_rows(subject, scores, intervals=intervals) if str(row.size) in chosen]
-    if not shown:
-        return
-    columns = fitting(shown, score_names(shown), bounded=[HEADLINE])
-    Console().print(size_table(shown, scores=columns, bounded=[HEADLINE]))
-    print_plain = Console(soft_wrap=True, highlight=False).print
-    print_plain(f"Scores: {folder / f'{PROTOCOL}.csv'}, all that COCO counts")
-    print_plain(f"Detections: {folder / DETECTIONS}, which pycocotools reads")
-    print_plain(f"Models: {folder / 'models'}, one folder a network, whose README.md says how to load it")
+    further = [
+        f"Detections: {folder / DETECTIONS}, which pycocotools reads",
+        f"Models: {folder / 'models'}, one folder a network, whose README.md says how to load it",
+    ]
+    show_scores(subject, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from poa.commands.showing import show_scores, then
 from poa.errors import UserError
 
 if TYPE_CHECKING:
@@ -246,11 +247,10 @@ def _refuse(wrong: bool, sentence: str) -> None:
 def _score(name: str, protocol: "Protocol", train: str | None, test: str, options: Options) -> None:
     """Score, show the table and say where the rest is; networks that could not be scored are told after that."""
     from poa import scoring
-    from poa.evaluation.results import NotScored
     from poa.subjects import subject_of
 
     subject = subject_of(name, branch=options.branch, image_size=options.image_size, out=options.out)
-    try:
+    with then(lambda: _show(subject, protocol, options)):
         scoring.evaluate(
             subject,
             protocol,
@@ -263,32 +263,14 @@ def _score(name: str, protocol: "Protocol", train: str | None, test: str, option
             overwrite=options.overwrite,
             console=Console(stderr=True),
         )
-    except NotScored:
-        _show(subject, protocol, options)
-        raise
-    _show(subject, protocol, options)
 
 
 def _show(subject: "Subject", protocol: "Protocol", options: Options) -> None:
     from poa import scoring
     from poa.report.plots import map_of_rows
-    from poa.report.tables import fitting, score_names, size_table
 
     path = scoring.results_file(subject, protocol, options.name)
-    scores, intervals, _ = scoring.read_scores(path)
-    rows = scoring.scored_rows(subject, scores, intervals=intervals)
-    chosen = set(subject.choose(options.sizes))
-    shown = [row for row in rows if str(row.size) in chosen]
-    if not shown:
-        return
-    names = sorted(score_names(shown), key=lambda name: not name.startswith("top1"))
-    headline = protocol.headline if protocol.headline in names else names[0]
-    columns = fitting(shown, names, bounded=[headline])
-    print_plain = Console(soft_wrap=True, highlight=False).print
-    Console().print(size_table(shown, scores=columns, bounded=[headline]))
-    if any(headline in row.intervals for row in shown):
-        print_plain("±: half of the 95 % interval over test images")
-    print_plain(f"Scores: {path.with_suffix('.csv')}")
+    rows, headline = show_scores(subject, path, headline=protocol.headline, sizes=options.sizes)
     title = f"{Path(subject.name).resolve().name}, {path.parent.name}"
     if map_of_rows(rows, headline, out=path.with_suffix(".png"), title=title):
-        print_plain(f"Map: {path.with_suffix('.png')}")
+        Console(soft_wrap=True, highlight=False).print(f"Map: {path.with_suffix('.png')}")

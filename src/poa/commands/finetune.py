@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from poa.commands.evaluate import DEFAULTS, Options
+from poa.commands.showing import show_scores, then
 
 if TYPE_CHECKING:
     from poa.evaluation.finetune_settings import Finetune
@@ -106,9 +107,10 @@ def finetune(
         training: Settings that win over those of the preset.
         options: As for all.
     """
-    from poa.evaluation.finetune_settings import preset as preset_of
+    from poa.evaluation.checks import preset_of
+    from poa.evaluation.finetune_settings import PRESETS
 
-    _run(subject, training.over(preset_of(preset)), train, test, save_every=save_every, options=options)
+    _run(subject, training.over(preset_of(PRESETS, preset)), train, test, save_every=save_every, options=options)
 
 
 def transfer(
@@ -133,21 +135,20 @@ def transfer(
         training: Settings that win over those of the preset.
         options: As for all.
     """
+    from poa.evaluation.checks import preset_of
     from poa.evaluation.finetune_settings import TRANSFER
-    from poa.evaluation.finetune_settings import preset as preset_of
 
     named = options if options.name is not None else replace(options, name="transfer")
-    _run(subject, training.over(preset_of(preset, among=TRANSFER)), train, test, save_every=save_every, options=named)
+    _run(subject, training.over(preset_of(TRANSFER, preset)), train, test, save_every=save_every, options=named)
 
 
 def _run(name: str, settings: "Finetune", train: str, test: str, *, save_every: int, options: Options) -> None:
     """Train, show the table and say where the rest is; networks that could not be trained are told after that."""
-    from poa.evaluation.results import NotScored
     from poa.finetuning import finetune_networks
     from poa.subjects import subject_of
 
     subject = subject_of(name, branch=options.branch, image_size=options.image_size, out=options.out)
-    try:
+    with then(lambda: _show(subject, options)):
         finetune_networks(
             subject,
             settings,
@@ -161,27 +162,11 @@ def _run(name: str, settings: "Finetune", train: str, test: str, *, save_every: 
             overwrite=options.overwrite,
             console=Console(stderr=True),
         )
-    except NotScored:
-        _show(subject, options)
-        raise
-    _show(subject, options)
 
 
 def _show(subject: "Subject", options: Options) -> None:
-    from poa import scoring
     from poa.finetuning import HEADLINE, PROTOCOL
-    from poa.report.tables import fitting, score_names, size_table
 
     folder = subject.results(PROTOCOL, options.name)
-    scores, intervals, _ = scoring.read_scores(folder / f"{PROTOCOL}.json")
-    chosen = set(subject.choose(options.sizes))
-    shown = [row for row in scoring.scored_rows(subject, scores, intervals=intervals) if str(row.size) in chosen]
-    if not shown:
-        return
-    columns = fitting(shown, score_names(shown), bounded=[HEADLINE])
-    Console().print(size_table(shown, scores=columns, bounded=[HEADLINE]))
-    print_plain = Console(soft_wrap=True, highlight=False).print
-    if HEADLINE in intervals.get(str(shown[0].size), {}):
-        print_plain("±: half of the 95 % interval over test images")
-    print_plain(f"Scores: {folder / f'{PROTOCOL}.csv'}")
-    print_plain(f"Models: {folder / 'models'}, one folder a network, which timm loads")
+    further = [f"Models: {folder / 'models'}, one folder a network, which timm loads"]
+    show_scores(subject, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from poa.commands.evaluate import DEFAULTS, Options
+from poa.commands.showing import then
 
 if TYPE_CHECKING:
     from poa.subjects import Subject
@@ -23,11 +24,10 @@ def quality(subject: str, /, *, data: str, k: int = 10, seed: int = 0, options: 
         options: As for all.
     """
     from poa import label_free
-    from poa.evaluation.results import NotScored
     from poa.subjects import subject_of
 
     networks = subject_of(subject, branch=options.branch, image_size=options.image_size, out=options.out)
-    try:
+    with then(lambda: _show(networks, options)):
         label_free.evaluate(
             networks,
             data,
@@ -40,10 +40,6 @@ def quality(subject: str, /, *, data: str, k: int = 10, seed: int = 0, options: 
             overwrite=options.overwrite,
             console=Console(stderr=True),
         )
-    except NotScored:
-        _show(networks, options)
-        raise
-    _show(networks, options)
 
 
 def _show(subject: "Subject", options: Options) -> None:

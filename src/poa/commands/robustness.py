@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from poa.commands.evaluate import DEFAULTS, Options
+from poa.commands.showing import then
 
 if TYPE_CHECKING:
     from poa.evaluation.disturbances import Robustness
@@ -103,12 +104,11 @@ def robustness(
         options: As for all.
     """
     from poa import robustness as sweep
-    from poa.evaluation.results import NotScored
     from poa.subjects import subject_of
 
     settings = disturbing.settings()
     networks = subject_of(subject, branch=options.branch, image_size=options.image_size, out=options.out)
-    try:
+    with then(lambda: _show(networks, options)):
         sweep.evaluate(
             networks,
             settings,
@@ -123,10 +123,6 @@ def robustness(
             overwrite=options.overwrite,
             console=Console(stderr=True),
         )
-    except NotScored:
-        _show(networks, options)
-        raise
-    _show(networks, options)
 
 
 def disturbances(*, images: str, out: Path, image_size: int = 224, number: int = 0, seed: int = 0) -> None:

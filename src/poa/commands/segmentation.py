@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from poa.commands.evaluate import DEFAULTS, Options
+from poa.commands.showing import show_scores, then
 
 if TYPE_CHECKING:
     from poa.dense.segmentation_settings import Segmentation
@@ -121,15 +122,15 @@ def segmentation(
         training: Settings that win over those of the preset.
         options: As for all.
     """
-    from poa.dense.segmentation_settings import preset as preset_of
-    from poa.evaluation.results import NotScored
+    from poa.dense.segmentation_settings import PRESETS
+    from poa.evaluation.checks import preset_of
     from poa.segmenting import Masked, segment_networks
     from poa.subjects import subject_of
 
-    settings = training.over(preset_of(preset))
+    settings = training.over(preset_of(PRESETS, preset))
     image_size = options.image_size or settings.crop or None
     networks = subject_of(subject, branch=options.branch, image_size=image_size, out=options.out)
-    try:
+    with then(lambda: _show(networks, options)):
         segment_networks(
             networks,
             settings,
@@ -145,29 +146,16 @@ def segmentation(
             overwrite=options.overwrite,
             console=Console(stderr=True),
         )
-    except NotScored:
-        _show(networks, options)
-        raise
-    _show(networks, options)
 
 
 def _show(subject: "Subject", options: Options) -> None:
-    from poa import scoring
-    from poa.report.tables import fitting, score_names, size_table
     from poa.segmenting import PROTOCOL
     from poa.segmenting_one import HEADLINE
 
     folder = subject.results(PROTOCOL, options.name)
-    scores, intervals, _ = scoring.read_scores(folder / f"{PROTOCOL}.json")
-    chosen = set(subject.choose(options.sizes))
-    shown = [row for row in scoring.scored_rows(subject, scores, intervals=intervals) if str(row.size) in chosen]
-    if not shown:
-        return
-    columns = fitting(shown, score_names(shown), bounded=[HEADLINE])
-    Console().print(size_table(shown, scores=columns, bounded=[HEADLINE]))
-    print_plain = Console(soft_wrap=True, highlight=False).print
-    if HEADLINE in intervals.get(str(shown[0].size), {}):
-        print_plain("±: half of the 95 % interval over test images")
-    print_plain(f"Scores: {folder / f'{PROTOCOL}.csv'}, of each class {folder / 'classes.csv'}")
-    print_plain(f"Models: {folder / 'models'}, one folder a network, whose README.md says how to load it")
-    print_plain(f"Pictures: {folder / 'pictures'}, test images with true and predicted masks")
+    further = [
+        f"Classes: {folder / 'classes.csv'}, IoU of each",
+        f"Models: {folder / 'models'}, one folder a network, whose README.md says how to load it",
+        f"Pictures: {folder / 'pictures'}, test images with true and predicted masks",
+    ]
+    show_scores(subject, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)

@@ -60,6 +60,16 @@ class CropBatch(NamedTuple):
     images: Float[Tensor, "batch 3 size size"]
     masks: Int[Tensor, "batch size size"]
 
+    @property
+    def num_images(self) -> int:
+        """How many there are."""
+        return len(self.masks)
+
+    @property
+    def bad(self) -> tuple[int, ...]:
+        """None: images that cannot be read are found when all masks are looked at."""
+        return ()
+
 
 def training_crops(
     pairs: Pairs,

@@ -1,10 +1,10 @@
 """Training of one detector on images with objects, and its test."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,8 +13,9 @@ from poa.data.sampler import steps_per_epoch
 from poa.dense.average_precision import Entry, box_entries, mask_entries
 from poa.dense.detection_settings import Detection
 from poa.dense.instances import InstanceBatch, InstanceImages, images_in_order, instance_batches
-from poa.evaluation.finetune import Diverged
+from poa.dense.optimizer import adamw
 from poa.evaluation.training_images import keyed_random
+from poa.evaluation.trainings import Advance, Diverged, Reached, Save, Training, train_epochs
 
 _STEP = 5
 """What random numbers are for: sizes of images, boxes drawn, drop path of a step."""
@@ -22,7 +23,7 @@ _FALL = 0.1
 """Factor of the learning rate at a milestone."""
 
 
-class Training:
+class DetectorTraining(Training[InstanceBatch]):
     """A detector that is being trained, and all that a step changes.
 
     Args:
@@ -49,7 +50,10 @@ class Training:
         self.network = network.to(device)
         self._all = (*narrower, self.network)
         self._held = _held(network.backbone.maps, settings)
-        self._optimizer = _optimizer(network, settings)
+        levels = network.backbone
+        self._optimizer = adamw(
+            levels.maps.model, (levels.pyramid, levels.fpn, network.rpn, network.roi_heads), settings
+        )
         warmup = min(round(settings.warmup_share * num_steps), num_steps - 1)
         rising = {"warmup_t": warmup, "warmup_lr_init": min(settings.warmup_lr, settings.lr), "t_in_epochs": False}
         self._scheduler = (
@@ -132,37 +136,6 @@ def _held(maps: nn.Module, settings: Detection) -> list[nn.Module]:
     return held
 
 
-def _optimizer(network: Any, settings: Detection) -> torch.optim.Optimizer:
-    """AdamW; the backbone's layers learn the more slowly the earlier they come, all else at the full rate."""
-    options: dict[str, Any] = {"opt": "adamw", "lr": settings.lr, "weight_decay": settings.weight_decay}
-    levels = network.backbone
-    new = (levels.pyramid, levels.fpn, network.rpn, network.roi_heads)
-    groups = [group for part in new for group in param_groups_weight_decay(part, settings.weight_decay)]
-    groups = [group for group in groups if group["params"]]
-    if settings.frozen:
-        frozen: torch.optim.Optimizer = create_optimizer_v2(groups, **options)
-        return frozen
-    decay = {"layer_decay": settings.layer_decay} if settings.layer_decay < 1 else {}
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(levels.maps.model, **options, **decay)
-    for group in groups:
-        optimizer.add_param_group(group)
-    return optimizer
-
-
-class Reached(NamedTuple):
-    """How far a training has come.
-
-    Attributes:
-        epoch: Epochs done.
-        loss: Mean loss of the last one.
-        bad: Numbers of images that could not be read.
-    """
-
-    epoch: int = 0
-    loss: float = 0.0
-    bad: tuple[int, ...] = ()
-
-
 def train(
     network: Any,
     images: InstanceImages,
@@ -172,8 +145,8 @@ def train(
     narrower: Sequence[Any] = (),
     workers: int = 0,
     start: Mapping[str, Any] | None = None,
-    save: Callable[[int, dict[str, Any]], None] | None = None,
-    advance: Callable[[int], None] | None = None,
+    save: Save | None = None,
+    advance: Advance | None = None,
 ) -> Reached:
     """Train a detector in place; one that was stopped and goes on from a saved state ends with the same bits on a CPU.
 
@@ -182,7 +155,7 @@ def train(
         images: To train on.
         settings: How to train.
         device: Where to compute.
-        narrower: Further detectors with the same parameters, see ``Training``.
+        narrower: Further detectors with the same parameters, see ``DetectorTraining``.
         workers: Processes that prepare images.
         start: A state to go on from.
         save: Called after each epoch with the number of epochs done and a state to go on from.
@@ -193,41 +166,18 @@ def train(
         UserError: There are fewer images than a batch needs.
     """
     steps = steps_per_epoch(len(images), settings.batch_size)
-    training = Training(
+    training = DetectorTraining(
         network, settings, num_steps=settings.epochs * steps, steps=steps, device=device, narrower=narrower
     )
-    reached = Reached()
-    if start is not None:
-        training.load(start["training"])
-        reached = Reached(start["epoch"], start["loss"], tuple(start["bad"]))
-    batches = instance_batches(
+    batches = partial(
+        instance_batches,
         images,
         flip=settings.flip,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        start_step=reached.epoch * steps,
-        num_steps=(settings.epochs - reached.epoch) * steps,
         workers=workers,
     )
-    for epoch in range(reached.epoch, settings.epochs):
-        loss, bad = _epoch(training, range(epoch * steps, (epoch + 1) * steps), batches, advance=advance)
-        reached = Reached(epoch + 1, loss, tuple(sorted({*reached.bad, *bad})))
-        if save is not None:
-            save(reached.epoch, {**reached._asdict(), "bad": list(reached.bad), "training": training.state()})
-    return reached
-
-
-def _epoch(
-    training: Training, steps: range, batches: Iterator[InstanceBatch], *, advance: Callable[[int], None] | None
-) -> tuple[float, set[int]]:
-    total, bad = 0.0, set[int]()
-    for step in steps:
-        batch = next(batches)
-        total += training.step(step, batch)
-        bad.update(batch.bad)
-        if advance is not None:
-            advance(len(batch.images))
-    return total / len(steps), bad
+    return train_epochs(training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance)
 
 
 class Found(NamedTuple):

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from poa.dense.detector import DetectorPlan
-from poa.errors import UserError, nearest
+from poa.errors import UserError
+from poa.evaluation.checks import check_counts, check_layer_decay, check_not_negative, check_positive, check_shares
 
 HEADS = ("mask-rcnn", "cascade-mask-rcnn", "faster-rcnn", "cascade-rcnn")
 BOX_HEADS = ("mlp", "convolutions")
@@ -99,20 +100,17 @@ class Detection:
             )
 
     def _check_numbers(self) -> None:
-        counts = {
-            "epochs": self.epochs,
-            "batch-size": self.batch_size,
-            "channels": self.channels,
-            "hidden": self.hidden,
-            "regions": self.regions,
-            "most": self.most,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise UserError(f"--{name} must be at least 1, got {count}.")
-        for name, value in (("lr", self.lr), ("anchor-cells", self.anchor_cells)):
-            if not 0 < value < float("inf"):
-                raise UserError(f"--{name} must be above 0, got {value}.")
+        check_counts(
+            {
+                "epochs": self.epochs,
+                "batch-size": self.batch_size,
+                "channels": self.channels,
+                "hidden": self.hidden,
+                "regions": self.regions,
+                "most": self.most,
+            }
+        )
+        check_positive({"lr": self.lr, "anchor-cells": self.anchor_cells})
         least = {
             "warmup-lr": self.warmup_lr,
             "min-lr": self.min_lr,
@@ -120,20 +118,15 @@ class Detection:
             "clip": self.clip,
             "seed": self.seed,
         }
-        for name, value in least.items():
-            if not value >= 0:
-                raise UserError(f"--{name} must not be below 0, got {value}.")
+        check_not_negative(least)
         shares = {
             "warmup-share": self.warmup_share,
             "flip": self.flip,
             "drop-path": self.drop_path,
             "min-score": self.min_score,
         }
-        for name, value in shares.items():
-            if not 0 <= value <= 1 or (value == 1 and name != "flip"):
-                raise UserError(f"--{name} lies between 0 and 1, got {value}.")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer-decay lies between 0 and 1, got {self.layer_decay}. Usual are 0.6 to 1.")
+        check_shares(shares, whole=("flip",))
+        check_layer_decay(self.layer_decay)
 
     def _check_sides(self) -> None:
         if not self.sides or min(self.sides) < 1 or self.test_side < 1:
@@ -201,17 +194,3 @@ PRESETS: Mapping[str, Detection] = MappingProxyType(
     }
 )
 """All settings by name. Batches are those of the eight GPUs of the published trainings together."""
-
-
-def preset(name: str) -> Detection:
-    """Settings by name.
-
-    Args:
-        name: Such as ``small-data``.
-
-    Raises:
-        UserError: There are none of that name.
-    """
-    if name not in PRESETS:
-        raise UserError(f"There is no preset {name!r}. {nearest(name, PRESETS, most=len(PRESETS))}")
-    return PRESETS[name]

@@ -211,6 +211,11 @@ class InstanceBatch(NamedTuple):
     targets: tuple[dict[str, Tensor], ...]
     bad: tuple[int, ...]
 
+    @property
+    def num_images(self) -> int:
+        """How many there are."""
+        return len(self.images)
+
 
 def instance_batches(
     images: InstanceImages,

@@ -1,12 +1,12 @@
 """Training of one segmentation network on images with masks, and its test, put together from timm's parts."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import PolyLRScheduler
 from torch import Tensor
 
@@ -14,11 +14,12 @@ from poa.data.sampler import steps_per_epoch
 from poa.dense.crops import CropBatch, Cropping, training_crops, whole_pairs
 from poa.dense.iou import count
 from poa.dense.masks import Pair, Pairs
+from poa.dense.optimizer import adamw
 from poa.dense.segmentation_settings import Segmentation
 from poa.dense.segmenter import Segmenter
 from poa.dense.windows import Sliding, predict
-from poa.evaluation.finetune import Diverged
 from poa.evaluation.training_images import keyed_random
+from poa.evaluation.trainings import Advance, Diverged, Reached, Save, Training, train_epochs
 
 _STEP = 3
 """What random numbers are for: dropout and drop path of a step."""
@@ -26,7 +27,7 @@ EXAMPLES = 4
 """How many test images are kept to be looked at."""
 
 
-class Training:
+class SegmenterTraining(Training[CropBatch]):
     """A network that is being trained, and all that a step changes.
 
     Args:
@@ -42,7 +43,8 @@ class Training:
     ) -> None:
         self._settings, self._ignore, self._device = settings, ignore, device
         self.network = network.to(device)
-        self._optimizer = _optimizer(network, settings)
+        heads = [part for name, part in network.trained.items() if name != "maps"]
+        self._optimizer = adamw(network.maps.model, heads, settings)
         warmup = min(round(settings.warmup_share * num_steps), num_steps - 1)
         self._scheduler = PolyLRScheduler(
             self._optimizer,
@@ -112,34 +114,6 @@ def pixel_loss(
     return total / (masks != ignore).sum().clamp(min=1)
 
 
-def _optimizer(network: Segmenter, settings: Segmentation) -> torch.optim.Optimizer:
-    """AdamW; the backbone's layers learn the more slowly the earlier they come, heads at the full rate."""
-    options: dict[str, Any] = {"opt": "adamw", "lr": settings.lr, "weight_decay": settings.weight_decay}
-    heads = [part for name, part in network.trained.items() if name != "maps"]
-    groups = [group for head in heads for group in param_groups_weight_decay(head, settings.weight_decay)]
-    groups = [group for group in groups if group["params"]]
-    if settings.frozen:
-        frozen: torch.optim.Optimizer = create_optimizer_v2(groups, **options)
-        return frozen
-    decay = {"layer_decay": settings.layer_decay} if settings.layer_decay < 1 else {}
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(network.maps.model, **options, **decay)
-    for group in groups:
-        optimizer.add_param_group(group)
-    return optimizer
-
-
-class Reached(NamedTuple):
-    """How far a training has come.
-
-    Attributes:
-        epoch: Epochs done.
-        loss: Mean loss of the last one.
-    """
-
-    epoch: int = 0
-    loss: float = 0.0
-
-
 def train(
     network: Segmenter,
     pairs: Pairs,
@@ -149,8 +123,8 @@ def train(
     device: torch.device,
     workers: int = 0,
     start: Mapping[str, Any] | None = None,
-    save: Callable[[int, dict[str, Any]], None] | None = None,
-    advance: Callable[[int], None] | None = None,
+    save: Save | None = None,
+    advance: Advance | None = None,
 ) -> Reached:
     """Train a network in place; one that was stopped and goes on from a saved state ends with the same bits on a CPU.
 
@@ -170,38 +144,13 @@ def train(
         UserError: There are fewer images than a batch needs.
     """
     steps = steps_per_epoch(len(pairs), settings.batch_size)
-    training = Training(network, settings, num_steps=settings.epochs * steps, ignore=cropping.ignore, device=device)
-    reached = Reached()
-    if start is not None:
-        training.load(start["training"])
-        reached = Reached(start["epoch"], start["loss"])
-    batches = training_crops(
-        pairs,
-        cropping,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        start_step=reached.epoch * steps,
-        num_steps=(settings.epochs - reached.epoch) * steps,
-        workers=workers,
+    training = SegmenterTraining(
+        network, settings, num_steps=settings.epochs * steps, ignore=cropping.ignore, device=device
     )
-    for epoch in range(reached.epoch, settings.epochs):
-        loss = _epoch(training, range(epoch * steps, (epoch + 1) * steps), batches, advance=advance)
-        reached = Reached(epoch + 1, loss)
-        if save is not None:
-            save(reached.epoch, {**reached._asdict(), "training": training.state()})
-    return reached
-
-
-def _epoch(
-    training: Training, steps: range, batches: Iterator[CropBatch], *, advance: Callable[[int], None] | None
-) -> float:
-    total = 0.0
-    for step in steps:
-        batch = next(batches)
-        total += training.step(step, batch)
-        if advance is not None:
-            advance(len(batch.masks))
-    return total / len(steps)
+    batches = partial(
+        training_crops, pairs, cropping, batch_size=settings.batch_size, seed=settings.seed, workers=workers
+    )
+    return train_epochs(training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance)
 
 
 class Example(NamedTuple):

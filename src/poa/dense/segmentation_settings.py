@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from poa.errors import UserError, nearest
+from poa.errors import UserError
+from poa.evaluation.checks import check_counts, check_layer_decay, check_not_negative, check_positive, check_shares
 
 HEADS = ("linear", "upernet")
 TAPS = ("all", "last")
@@ -85,12 +86,8 @@ class Segmentation:
             raise UserError(f"Whole images have no windows, got --whole and --stride {self.stride}. Leave out one.")
 
     def _check_numbers(self) -> None:
-        for name, count in (("epochs", self.epochs), ("batch-size", self.batch_size), ("channels", self.channels)):
-            if count < 1:
-                raise UserError(f"--{name} must be at least 1, got {count}.")
-        for name, value in (("lr", self.lr), ("power", self.power)):
-            if not 0 < value < float("inf"):
-                raise UserError(f"--{name} must be above 0, got {value}.")
+        check_counts({"epochs": self.epochs, "batch-size": self.batch_size, "channels": self.channels})
+        check_positive({"lr": self.lr, "power": self.power})
         least = {
             "auxiliary": self.auxiliary,
             "warmup-lr": self.warmup_lr,
@@ -101,19 +98,14 @@ class Segmentation:
             "stride": self.stride,
             "seed": self.seed,
         }
-        for name, value in least.items():
-            if not value >= 0:
-                raise UserError(f"--{name} must not be below 0, got {value}.")
+        check_not_negative(least)
 
     def _check_ranges(self) -> None:
         shares = {"warmup-share": self.warmup_share, "flip": self.flip, "drop-path": self.drop_path, "most": self.most}
-        for name, value in shares.items():
-            if not 0 <= value <= 1 or (value == 1 and name in ("warmup-share", "drop-path")):
-                raise UserError(f"--{name} lies between 0 and 1, got {value}.")
+        check_shares(shares, whole=("flip", "most"))
         if not 0 <= self.jitter <= 1:
             raise UserError(f"--jitter lies between 0 and 1, got {self.jitter}. Usual are 0 to 0.5.")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer-decay lies between 0 and 1, got {self.layer_decay}. Usual are 0.6 to 1.")
+        check_layer_decay(self.layer_decay)
         if not 0 < self.scale[0] <= self.scale[1] <= 10:
             raise UserError(f"--scale takes the least and the greatest factor, got {self.scale}. Usual are 0.5 2.")
         if not self.test_scales or not all(0 < scale <= 10 for scale in self.test_scales):
@@ -142,17 +134,3 @@ PRESETS: Mapping[str, Segmentation] = MappingProxyType(
     }
 )
 """All settings by name. Batches are those of the eight GPUs of the published trainings together."""
-
-
-def preset(name: str) -> Segmentation:
-    """Settings by name.
-
-    Args:
-        name: Such as ``small-data``.
-
-    Raises:
-        UserError: There are none of that name.
-    """
-    if name not in PRESETS:
-        raise UserError(f"There is no preset {name!r}. {nearest(name, PRESETS, most=len(PRESETS))}")
-    return PRESETS[name]

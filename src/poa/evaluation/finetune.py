@@ -4,11 +4,11 @@ The recipe is the one of POA's evaluation (official code, itself that of DeiT an
 rates, mixup and cutmix, RandAugment, random erasing, drop path, and a moving average of the weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -26,14 +26,11 @@ from poa.errors import UserError
 from poa.evaluation.finetune_settings import PRECISIONS, Finetune, Preparation
 from poa.evaluation.rows import class_ranks
 from poa.evaluation.training_images import Labelled, TrainingBatch, draw_rows, step_random, training_batches
+from poa.evaluation.trainings import Advance, Diverged, Save, Training, train_epochs
 
 TESTED_AT_ONCE = 256
 HIDDEN = 2048
 """Width between the two layers of an ``mlp`` head."""
-
-
-class Diverged(UserError):  # noqa: N818  # named like the thing
-    """The training loss is infinite or not a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def with_head(model: nn.Module, head: str, *, num_classes: int, seed: int) -> nn
     return model
 
 
-class Training:
+class ModelTraining(Training[TrainingBatch]):
     """A model that is being trained, and all that a step changes.
 
     Args:
@@ -224,8 +221,8 @@ def finetune(
     device: torch.device,
     workers: int = 0,
     start: Mapping[str, Any] | None = None,
-    save: Callable[[int, dict[str, Any]], None] | None = None,
-    advance: Callable[[int], None] | None = None,
+    save: Save | None = None,
+    advance: Advance | None = None,
 ) -> tuple[nn.Module, FinetuneResult]:
     """Train a model on labelled images, and test it after the last epoch.
 
@@ -253,7 +250,7 @@ def finetune(
     """
     chosen = train.take(draw_rows(train.labels, share=settings.share, per_class=settings.per_class, seed=settings.seed))
     steps = steps_per_epoch(len(chosen.labels), settings.batch_size)
-    training = Training(model, settings, num_classes=num_classes, num_steps=settings.epochs * steps, device=device)
+    training = ModelTraining(model, settings, num_classes=num_classes, num_steps=settings.epochs * steps, device=device)
     batches = partial(
         training_batches,
         chosen,
@@ -263,63 +260,13 @@ def finetune(
         repeats=settings.repeats,
         workers=workers,
     )
-    reached = begun = Reached.read(start, training)
-    for reached in _epochs(training, begun, batches, epochs=settings.epochs, steps=steps, advance=advance):
-        if save is not None:
-            save(reached.epoch, reached.state(training))
+    reached = train_epochs(
+        training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance
+    )
     ranks = ranks_of(training.scored, test, preparation=preparation, device=device, workers=workers)
     top1, top5 = (100.0 * float((ranks < places).double().mean()) for places in (1, 5))
     bad_images = {"train": len(reached.bad), "test": len(test.labels) - len(ranks)}
     return training.scored, FinetuneResult(top1, top5, ranks, reached.loss, len(chosen.labels), bad_images)
-
-
-class Reached(NamedTuple):
-    """How far a training has come.
-
-    Attributes:
-        epoch: Epochs done.
-        loss: Mean loss of the last one.
-        bad: Images that could not be read.
-    """
-
-    epoch: int
-    loss: float
-    bad: frozenset[int]
-
-    @classmethod
-    def read(cls, state: Mapping[str, Any] | None, training: Training) -> "Reached":
-        """From a state to go on from, which the training takes over; the beginning where there is none."""
-        if state is None:
-            return cls(0, 0.0, frozenset())
-        training.load(state["training"])
-        return cls(state["epoch"], state["loss"], frozenset(state["bad"]))
-
-    def state(self, training: Training) -> dict[str, Any]:
-        """A state to go on from."""
-        return {"epoch": self.epoch, "loss": self.loss, "bad": sorted(self.bad), "training": training.state()}
-
-
-def _epochs(
-    training: Training,
-    begun: Reached,
-    batches: Callable[..., Iterator[TrainingBatch]],
-    *,
-    epochs: int,
-    steps: int,
-    advance: Callable[[int], None] | None,
-) -> Iterator[Reached]:
-    """Train the epochs that are left."""
-    first, bad = begun.epoch, set(begun.bad)
-    following = batches(start_step=first * steps, num_steps=(epochs - first) * steps)
-    for epoch in range(first, epochs):
-        total = 0.0
-        for step in range(epoch * steps, (epoch + 1) * steps):
-            batch = next(following)
-            total += training.step(step, batch)
-            bad.update(batch.bad)
-            if advance is not None:
-                advance(len(batch.labels))
-        yield Reached(epoch + 1, total / steps, frozenset(bad))
 
 
 @torch.inference_mode()

@@ -6,7 +6,8 @@ from types import MappingProxyType
 
 import torch
 
-from poa.errors import UserError, nearest
+from poa.errors import UserError
+from poa.evaluation.checks import check_counts, check_layer_decay, check_not_negative, check_positive, check_shares
 from poa.evaluation.training_images import Transforms
 
 HEADS = ("linear", "mlp")
@@ -106,12 +107,8 @@ class Finetune:
             )
 
     def _check_counts(self) -> None:
-        counts = {"epochs": self.epochs, "batch-size": self.batch_size, "repeats": self.repeats}
-        for name, count in counts.items():
-            if count < 1:
-                raise UserError(f"--{name} must be at least 1, got {count}.")
-        if not 0 < self.lr < float("inf"):
-            raise UserError(f"--lr must be above 0, got {self.lr}. Usual are 1e-4 to 2e-3.")
+        check_counts({"epochs": self.epochs, "batch-size": self.batch_size, "repeats": self.repeats})
+        check_positive({"lr": self.lr})
         least = {
             "lr-reference": self.lr_reference,
             "warmup-lr": self.warmup_lr,
@@ -121,9 +118,7 @@ class Finetune:
             "cutmix": self.cutmix,
             "seed": self.seed,
         }
-        for name, value in least.items():
-            if not value >= 0:
-                raise UserError(f"--{name} must not be below 0, got {value}.")
+        check_not_negative(least)
 
     def _check_shares(self) -> None:
         shares = {
@@ -134,11 +129,8 @@ class Finetune:
             "drop-path": self.drop_path,
             "ema": self.ema,
         }
-        for name, value in shares.items():
-            if not 0 <= value <= 1 or (value == 1 and name not in ("erasing", "flip")):
-                raise UserError(f"--{name} lies between 0 and 1, got {value}.")
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(f"--layer-decay lies between 0 and 1, got {self.layer_decay}. Usual are 0.4 to 0.9.")
+        check_shares(shares, whole=("erasing", "flip"))
+        check_layer_decay(self.layer_decay)
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UserError(
                 f"--crop-scale takes the least and the greatest share of an image, got {self.crop_scale}. "
@@ -262,18 +254,3 @@ PRESETS: Mapping[str, Finetune] = MappingProxyType(
     }
 )
 """All settings by name. Batches are those of the eight GPUs of the published trainings together."""
-
-
-def preset(name: str, *, among: Mapping[str, Finetune] = PRESETS) -> Finetune:
-    """Settings by name.
-
-    Args:
-        name: Such as ``imagenet-vit-s``.
-        among: To choose from.
-
-    Raises:
-        UserError: There are none of that name.
-    """
-    if name not in among:
-        raise UserError(f"There is no preset {name!r}. {nearest(name, among, most=len(among))}")
-    return among[name]

@@ -130,6 +130,11 @@ class TrainingBatch(NamedTuple):
     labels: Int[Tensor, " batch"]
     bad: tuple[int, ...]
 
+    @property
+    def num_images(self) -> int:
+        """How many there are."""
+        return len(self.labels)
+
 
 def training_batches(
     images: Labelled,

@@ -42,8 +42,9 @@ def gradient_plot(metrics: Sequence[Mapping[str, Any]], *, out: Path) -> None:
         colour = colormaps["viridis"](number / max(len(sizes), 2))
         left.plot(steps, [row[full] / row[f"gradient/{size}"] for row in rows], color=colour, linewidth=1.2, label=size)
         middle.plot(steps, [row[f"gradient_rest/{size}"] for row in rows], color=colour, linewidth=1.2)
-    turns = [row["gradient_second"] / row["gradient_first"] for row in rows]
-    right.plot(steps, turns, color=_INK, linewidth=1.2)
+    turned = [row for row in rows if "gradient_first" in row]  # runs of older versions know nothing of it
+    turns = [row["gradient_second"] / row["gradient_first"] for row in turned]
+    right.plot([row["step"] for row in turned], turns, color=_INK, linewidth=1.2)
     _dress(left, "gradient norm: all weights / those of a width")
     _dress(middle, "the other weights / those of a width")
     _dress(right, "last matrix: second / first singular value")

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -123,6 +123,28 @@ def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[
             "Choose another --name to keep both, or begin anew with --overwrite."
         )
     return state
+
+
+def saver(
+    folder: Path, *, settings: Mapping[str, Any], every: int, last: int
+) -> Callable[[int, Mapping[str, Any]], None]:
+    """Saves the newest state of a training as a checkpoint that ``unfinished`` goes on with.
+
+    Args:
+        folder: Of the checkpoints.
+        settings: All that the training depends on.
+        every: Epochs from one checkpoint to the next.
+        last: Epochs of the whole training, after which there is a checkpoint in any case.
+
+    Returns:
+        Takes the number of epochs done and the state.
+    """
+
+    def save(epoch: int, state: Mapping[str, Any]) -> None:
+        if epoch % every == 0 or epoch == last:
+            save_checkpoint(folder, epoch, {"settings": dict(settings), **state}, keep_last=1)
+
+    return save
 
 
 def step_of(path: Path) -> int:

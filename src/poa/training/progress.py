@@ -154,8 +154,8 @@ class TrainingDisplay:
 class Advance(Protocol):
     """Counts finished items of a piece of side work."""
 
-    def __call__(self, num: int = 1) -> None:
-        """Add ``num`` items."""
+    def __call__(self, num: int = 1, note: str = "") -> None:
+        """Add ``num`` items; the note is shown until the next one."""
 
 
 @contextmanager
@@ -169,13 +169,13 @@ def bar(description: str, *, total: int | None, console: Console, every_seconds:
         every_seconds: Time between two plain lines, where the output is not a terminal.
 
     Yields:
-        A function to call after each item, or with a number after several.
+        A function to call after each item, or with a number after several; a note, such as a loss, is shown.
     """
     if _is_lively(console):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(description, total=total)
-            yield lambda num=1: progress.advance(task, num)
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
+            task = progress.add_task(description, total=total, note="")
+            yield lambda num=1, note="": progress.update(task, advance=num, note=note)
         return
     lines = _BarLines(description, total=total, console=console, every_seconds=every_seconds)
     yield lines
@@ -320,7 +320,7 @@ class _BarLines:
         self._start = self._last_line = time.monotonic()
         self._num_done = 0
 
-    def __call__(self, num: int = 1) -> None:
+    def __call__(self, num: int = 1, note: str = "") -> None:
         self._num_done += num
         now = time.monotonic()
         if now - self._last_line < self._every_seconds:
@@ -329,7 +329,7 @@ class _BarLines:
         rate = self._num_done / (now - self._start)
         whole = f"/{self._total:,}" if self._total else ""
         left = f"  ETA {duration((self._total - self._num_done) / rate)}" if self._total else ""
-        self._print(f"{self._num_done:,}{whole}  {rate:,.1f}/s{left}")
+        self._print(f"{self._num_done:,}{whole}  {rate:,.1f}/s{left}{note and '  '}{note}")
 
     def end(self) -> None:
         self._print(f"{self._num_done:,} in {duration(time.monotonic() - self._start)}")
