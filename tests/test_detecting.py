@@ -5,7 +5,6 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,32 +30,13 @@ from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.evaluation.results import NotScored, Scores
 from poa.families.slim_resnet import SlimResNet
-from poa.families.vit import ViT
 from poa.subjects import Subject
-from poa.training import checkpoint
+from supervised import Models, family, stop, subject_of_models
 
-FAMILY = ViT(SearchSpace.grid((16, 32), (1, 2)), image_size=32, patch_size=8, head_dim=16, layer_scale=0.0)
+FAMILY = family(image_size=32, patch_size=8)
 SETTINGS = Detection(
     epochs=2, batch_size=2, channels=8, hidden=16, regions=16, sides=(32, 40), test_side=48, longest=64, most=10
 )
-MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
-
-
-class Models:
-    """Makes the models of a subject, notes which, and spoils some."""
-
-    def __init__(self, spoiled: Sequence[str] = ()) -> None:
-        self.made: list[str] = []
-        self._spoiled = spoiled
-
-    def __call__(self, name: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
-        self.made.append(name)
-        architecture, arguments = FAMILY.timm_config(Size.parse(name))
-        torch.manual_seed(len(name) + int(name[0]))
-        model = timm.create_model(architecture, **{**arguments, "num_classes": num_classes}, drop_path_rate=drop_path)
-        if name in self._spoiled:
-            nn.init.constant_(model.norm.weight, torch.nan)
-        return model
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InCoco]:
 
 
 def subject(out: Path, models: Models | None = None, **options: Any) -> Subject:
-    settings: dict[str, Any] = {
-        "name": "runs/mine",
-        "names": tuple(map(str, FAMILY.space.sizes)),
-        "network": FAMILY.build,
-        "model": models or Models(),
-        "weights": "teacher at step 5",
-        "image_size": 32,
-        "resize": 32,
-        "mean": MEAN,
-        "std": STD,
-        "out": out,
-        "family": FAMILY,
-    }
-    return Subject(**settings | options)
+    return subject_of_models(out, models or Models(FAMILY), **options)
 
 
 def run(
@@ -177,32 +144,16 @@ def test_other_heads(tmp_path: Path, data: dict[str, InCoco], head: str) -> None
     files = sorted(path.name for path in (tmp_path / "detection/detections").iterdir())
     assert files == (["16x1-boxes.json", "16x1-masks.json"] if "mask" in head else ["16x1-boxes.json"])
     backbone = timm.create_model(f"local-dir:{tmp_path}/detection/models/16x1", pretrained=True).state_dict()
-    fresh = Models()("16x1", num_classes=0).state_dict()
+    fresh = Models(FAMILY)("16x1", num_classes=0).state_dict()
     assert any(not torch.equal(value, fresh[name]) for name, value in backbone.items())  # trained along
-
-
-def run_and_stop(patch: pytest.MonkeyPatch, *arguments: Any, after: int, **options: Any) -> None:
-    """End the program after some checkpoints."""
-    plain, made = checkpoint.save_checkpoint, []
-
-    def save(*arguments: Any, **settings: Any) -> None:
-        plain(*arguments, **settings)
-        made.append(arguments)
-        if len(made) == after:
-            raise KeyboardInterrupt
-
-    with patch.context() as inner:
-        inner.setattr(checkpoint, "save_checkpoint", save)
-        with pytest.raises(KeyboardInterrupt):
-            run(*arguments, **options)
 
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_stopped_training_goes_on(
     tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    run_and_stop(monkeypatch, tmp_path, data, after=after)
-    models, begun, plain = Models(), [], detecting_one.train
+    stop(monkeypatch, run, tmp_path, data, after=after)
+    models, begun, plain = Models(FAMILY), [], detecting_one.train
     monkeypatch.setattr(detecting_one, "train", lambda *a, **k: (begun.append(k["start"]), plain(*a, **k))[1])
     assert run(tmp_path, data, models=models) == whole[1]
     assert models.made == (["32x1"] if after == 3 else ["16x1", "32x1"])
@@ -220,20 +171,20 @@ def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
 ) -> None:
     settings = replace(SETTINGS, epochs=1)
     first = run(tmp_path, data, settings, sizes="16x1")
-    models = Models()
+    models = Models(FAMILY)
     assert run(tmp_path, data, settings, models=models, sizes="16x1") == first
     assert models.made == []
     with pytest.raises(UserError, match=r"lr \(0.0003 there, 0.02 now\).*another --name.*--overwrite"):
         run(tmp_path, data, replace(settings, lr=0.02), sizes="16x1")
     other = run(tmp_path, data, replace(settings, lr=0.02), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "detection/detection.json").read_text())["scores"] == other
-    run_and_stop(monkeypatch, tmp_path, data, after=1, name="other")
+    stop(monkeypatch, run, tmp_path, data, after=1, name="other")
     with pytest.raises(UserError, match=r"begun with other settings: train \(5 images .* there, 4 images"):
         run(tmp_path, data, name="other", limit=4)
 
 
 def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path, data: dict[str, InCoco]) -> None:
-    models = Models(spoiled=("16x1",))
+    models = Models(FAMILY, spoiled=("16x1",))
     with pytest.raises(NotScored, match=r"1 of 2 networks could not be trained; the others are in .* 16x1: .* nan"):
         run(tmp_path, data, replace(SETTINGS, epochs=1), models=models)
     written = json.loads((tmp_path / "detection/detection.json").read_text())
@@ -244,7 +195,7 @@ def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Pat
 def test_processes_share_the_networks(
     tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = Models()
+    models = Models(FAMILY)
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "world_size", lambda: 2)
         patch.setattr(distributed, "rank", lambda: 1)
@@ -357,7 +308,7 @@ def test_wrong_requests(tmp_path: Path, data: dict[str, InCoco]) -> None:
     train, test = data["train"], data["test"]
     bare = InCoco(*write_coco(tmp_path / "bare", masks=False))
     empty = InCoco(train.images, changed(train.annotations, annotations=[]))
-    models = Models()
+    models = Models(FAMILY)
     for options, text in (
         ({"save_every": 0}, "--save-every must be at least 1"),
         ({"name": "a/b"}, "without slashes, got 'a/b'"),

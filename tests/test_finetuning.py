@@ -22,53 +22,20 @@ from poa.commands.finetune import Training
 from poa.data.augment import normalise
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import images_for_scoring
-from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.evaluation.finetune_settings import Finetune
 from poa.evaluation.results import NotScored, Scores
-from poa.families.vit import ViT
 from poa.finetuning import finetune_networks
 from poa.subjects import Subject, subject_of
 from poa.training import checkpoint
+from supervised import MEAN, STD, Models, family, stop, subject_of_models
 
-FAMILY = ViT(SearchSpace.grid((16, 32), (1, 2)), image_size=8, patch_size=4, head_dim=16, layer_scale=0.0)
+FAMILY = family(image_size=8, patch_size=4)
 SETTINGS = Finetune(epochs=3, batch_size=16, crop_scale=(0.8, 1.0), flip=0.0, lr=3e-3)
-MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
-
-
-class Models:
-    """Makes the models of a subject, notes which, and spoils some."""
-
-    def __init__(self, spoiled: Sequence[str] = ()) -> None:
-        self.made: list[str] = []
-        self._spoiled = spoiled
-
-    def __call__(self, name: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
-        self.made.append(name)
-        assert drop_path == SETTINGS.drop_path
-        architecture, arguments = FAMILY.timm_config(Size.parse(name))
-        torch.manual_seed(len(name) + int(name[0]))
-        model = timm.create_model(architecture, **{**arguments, "num_classes": num_classes}, drop_path_rate=drop_path)
-        if name in self._spoiled:
-            nn.init.constant_(model.norm.weight, torch.nan)
-        return model
 
 
 def subject(out: Path, models: Models | None = None, **options: Any) -> Subject:
-    settings: dict[str, Any] = {
-        "name": "runs/mine",
-        "names": tuple(map(str, FAMILY.space.sizes)),
-        "network": FAMILY.build,
-        "model": models or Models(),
-        "weights": "teacher at step 5",
-        "image_size": 8,
-        "resize": 8,
-        "mean": MEAN,
-        "std": STD,
-        "out": out,
-        "family": FAMILY,
-    }
-    return Subject(**settings | options)
+    return subject_of_models(out, models or Models(FAMILY), **options)
 
 
 def run(out: Path, settings: Finetune = SETTINGS, models: Models | None = None, **options: Any) -> Scores:
@@ -98,21 +65,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scores]:
     """Both networks, trained without a stop."""
     out = tmp_path_factory.mktemp("whole")
     return out, run(out, sizes=("32x1", "16x1"))
-
-
-def run_and_stop(patch: pytest.MonkeyPatch, out: Path, *, after: int, **options: Any) -> None:
-    """End the program after some checkpoints."""
-    plain, made = checkpoint.save_checkpoint, []
-
-    def save(*arguments: Any, **settings: Any) -> None:
-        plain(*arguments, **settings)
-        made.append(arguments)
-        if len(made) == after:
-            raise KeyboardInterrupt
-
-    with patch.context() as inner:
-        inner.setattr(checkpoint, "save_checkpoint", save)
-        run(out, **options)
 
 
 def test_files(whole: tuple[Path, Scores]) -> None:
@@ -165,13 +117,13 @@ def test_two_layered_classifier_lies_beside_the_model(tmp_path: Path) -> None:
 def test_stopped_training_goes_on(
     tmp_path: Path, whole: tuple[Path, Scores], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run_and_stop(monkeypatch, tmp_path, after=after)
+    stop(monkeypatch, run, tmp_path, after=after)
     assert (tmp_path / "finetune/work-finetune/16x1").exists() == (after < 4)
-    models, begun, plain = Models(), [], finetuning.finetune
+    models, begun, plain = Models(FAMILY), [], finetuning.finetune
     monkeypatch.setattr(finetuning, "finetune", lambda *a, **k: (begun.append(k["start"]), plain(*a, **k))[1])
     assert run(tmp_path, models=models) == whole[1]
     assert models.made == (["32x1"] if after == 4 else ["16x1", "32x1"])
+    assert models.drop_paths == {SETTINGS.drop_path}
     assert begun[0]["epoch"] == (1 if after == 4 else after)
     for name in ("16x1", "32x1"):
         file = Path("finetune/models", name, "model.safetensors")
@@ -192,7 +144,7 @@ def test_checkpoints_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_finished_networks_are_not_trained_again(tmp_path: Path) -> None:
     first = run(tmp_path, sizes="16x1")
-    models = Models()
+    models = Models(FAMILY)
     both = run(tmp_path, models=models)
     assert models.made == ["32x1"]
     assert both["16x1"] == first["16x1"]
@@ -206,15 +158,14 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(tmp_path, replace(SETTINGS, lr=1e-2))
     found = run(tmp_path, replace(SETTINGS, lr=1e-2), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "finetune/finetune.json").read_text())["scores"] == found
-    with pytest.raises(KeyboardInterrupt):
-        run_and_stop(monkeypatch, tmp_path, after=1, name="other")
+    stop(monkeypatch, run, tmp_path, after=1, name="other")
     with pytest.raises(UserError, match=r"begun with other settings: train \(64 images"):
         run(tmp_path, name="other", limit=80)
     assert run(tmp_path, name="other", limit=80, overwrite=True)
 
 
 def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path) -> None:
-    models = Models(spoiled=("16x1",))
+    models = Models(FAMILY, spoiled=("16x1",))
     with pytest.raises(NotScored, match=r"1 of 2 networks could not be fine-tuned; the others are in .* 16x1: .* nan"):
         run(tmp_path, models=models)
     written = json.loads((tmp_path / "finetune/finetune.json").read_text())
@@ -235,7 +186,7 @@ def test_bad_images_are_counted(tmp_path: Path) -> None:
 def test_processes_share_the_networks(
     tmp_path: Path, whole: tuple[Path, Scores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = Models()
+    models = Models(FAMILY)
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "world_size", lambda: 2)
         patch.setattr(distributed, "rank", lambda: 1)
@@ -310,7 +261,7 @@ def test_wrong_requests(tmp_path: Path) -> None:
         ({"train": folder(tmp_path / "one", classes=("1",)), "limit": None}, "the one label '1'"),
         ({"train": train, "limit": None}, "classes that the training images lack: '0', '1'"),
     ):
-        models = Models()
+        models = Models(FAMILY)
         with pytest.raises(UserError, match=words):
             run(tmp_path / "out", models=models, **{"sizes": "16x1", **options})
         assert models.made == []

@@ -2,7 +2,6 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from cyclopts import App
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from dense.images import write_pairs
 from poa import distributed, segmented, segmenting_one
@@ -23,35 +21,15 @@ from poa.commands.evaluate import Options
 from poa.commands.segmentation import Training
 from poa.data.augment import normalise
 from poa.dense.segmentation_settings import Segmentation
-from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.evaluation.results import NotScored, Scores
-from poa.families.vit import ViT
 from poa.report.segmentation import class_colours, coloured
 from poa.segmenting import Masked, segment_networks
 from poa.subjects import Subject, subject_of
-from poa.training import checkpoint
+from supervised import MEAN, STD, Models, family, stop, subject_of_models
 
-FAMILY = ViT(SearchSpace.grid((16, 32), (1, 2)), image_size=24, patch_size=8, head_dim=16, layer_scale=0.0)
+FAMILY = family(image_size=24, patch_size=8)
 SETTINGS = Segmentation(epochs=2, batch_size=4, lr=1e-2, scale=(0.8, 1.2))
-MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
-
-
-class Models:
-    """Makes the models of a subject, notes which, and spoils some."""
-
-    def __init__(self, spoiled: Sequence[str] = ()) -> None:
-        self.made: list[str] = []
-        self._spoiled = spoiled
-
-    def __call__(self, name: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
-        self.made.append(name)
-        architecture, arguments = FAMILY.timm_config(Size.parse(name))
-        torch.manual_seed(len(name) + int(name[0]))
-        model = timm.create_model(architecture, **{**arguments, "num_classes": num_classes}, drop_path_rate=drop_path)
-        if name in self._spoiled:
-            nn.init.constant_(model.norm.weight, torch.nan)
-        return model
 
 
 @pytest.fixture(autouse=True)
@@ -70,20 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Masked]:
 
 
 def subject(out: Path, models: Models | None = None, **options: Any) -> Subject:
-    settings: dict[str, Any] = {
-        "name": "runs/mine",
-        "names": tuple(map(str, FAMILY.space.sizes)),
-        "network": FAMILY.build,
-        "model": models or Models(),
-        "weights": "teacher at step 5",
-        "image_size": 24,
-        "resize": 24,
-        "mean": MEAN,
-        "std": STD,
-        "out": out,
-        "family": FAMILY,
-    }
-    return Subject(**settings | options)
+    return subject_of_models(out, models or Models(FAMILY), **options)
 
 
 def run(
@@ -184,25 +149,9 @@ def test_upernet_models_load_as_a_program(tmp_path: Path, data: dict[str, Masked
     with torch.no_grad():
         exec(re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1], names)
     assert names["scores"].shape == (3, 3, 24, 24)
-    fresh = Models()("16x1", num_classes=0).state_dict()
+    fresh = Models(FAMILY)("16x1", num_classes=0).state_dict()
     backbone = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
     assert any(not torch.equal(value, fresh[name]) for name, value in backbone.items())  # fine-tuned
-
-
-def run_and_stop(patch: pytest.MonkeyPatch, *arguments: Any, after: int, **options: Any) -> None:
-    """End the program after some checkpoints."""
-    plain, made = checkpoint.save_checkpoint, []
-
-    def save(*arguments: Any, **settings: Any) -> None:
-        plain(*arguments, **settings)
-        made.append(arguments)
-        if len(made) == after:
-            raise KeyboardInterrupt
-
-    with patch.context() as inner:
-        inner.setattr(checkpoint, "save_checkpoint", save)
-        with pytest.raises(KeyboardInterrupt):
-            run(*arguments, **options)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
@@ -213,9 +162,9 @@ def test_stopped_training_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
-    run_and_stop(monkeypatch, tmp_path, data, after=after)
+    stop(monkeypatch, run, tmp_path, data, after=after)
     assert (tmp_path / "segmentation/work-segmentation/16x1").exists() == (after < 3)
-    models, begun, plain = Models(), [], segmenting_one.train
+    models, begun, plain = Models(FAMILY), [], segmenting_one.train
     monkeypatch.setattr(segmenting_one, "train", lambda *a, **k: (begun.append(k["start"]), plain(*a, **k))[1])
     assert run(tmp_path, data, models=models) == whole[1]
     assert models.made == (["32x1"] if after == 3 else ["16x1", "32x1"])
@@ -232,7 +181,7 @@ def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
 ) -> None:
     settings = replace(SETTINGS, epochs=1)
     first = run(tmp_path, data, settings, sizes="16x1")
-    models = Models()
+    models = Models(FAMILY)
     assert run(tmp_path, data, settings, models=models, sizes="16x1") == first
     assert models.made == []
     with pytest.raises(UserError, match=r"lr \(0.01 there, 0.02 now\).*another --name.*--overwrite"):
@@ -243,13 +192,13 @@ def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
         run(tmp_path, data, settings, sizes="16x1", ignore=2, classes=names)
     other = run(tmp_path, data, replace(settings, lr=0.02), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "segmentation/segmentation.json").read_text())["scores"] == other
-    run_and_stop(monkeypatch, tmp_path, data, after=1, name="other")
+    stop(monkeypatch, run, tmp_path, data, after=1, name="other")
     with pytest.raises(UserError, match=r"begun with other settings: train \(9 images .* there, 8 images"):
         run(tmp_path, data, name="other", limit=8)
 
 
 def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path, data: dict[str, Masked]) -> None:
-    models = Models(spoiled=("16x1",))
+    models = Models(FAMILY, spoiled=("16x1",))
     with pytest.raises(NotScored, match=r"1 of 2 networks could not be trained; the others are in .* 16x1: .* nan"):
         run(tmp_path, data, replace(SETTINGS, epochs=1), models=models)
     written = json.loads((tmp_path / "segmentation/segmentation.json").read_text())
@@ -260,7 +209,7 @@ def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Pat
 def test_processes_share_the_networks(
     tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, Masked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = Models()
+    models = Models(FAMILY)
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "world_size", lambda: 2)
         patch.setattr(distributed, "rank", lambda: 1)
@@ -304,7 +253,7 @@ def test_bad_images_are_counted_and_classes_named(tmp_path: Path) -> None:
 def test_settings_that_do_not_suit_the_images(
     tmp_path: Path, data: dict[str, Masked], over: dict[str, Any], text: str
 ) -> None:
-    models = Models()
+    models = Models(FAMILY)
     with pytest.raises(UserError, match=text):
         run(tmp_path, data, replace(SETTINGS, **over), models=models)
     assert models.made == []

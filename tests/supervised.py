@@ -1,0 +1,75 @@
+"""Subjects of four small sizes for tests of trainings with labels, boxes or masks, and what stops such trainings."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from poa.elastic.space import SearchSpace, Size
+from poa.families.vit import ViT
+from poa.subjects import Subject
+from poa.training import checkpoint
+
+MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
+
+
+def family(*, image_size: int, patch_size: int) -> ViT:
+    grid = SearchSpace.grid((16, 32), (1, 2))
+    return ViT(grid, image_size=image_size, patch_size=patch_size, head_dim=16, layer_scale=0.0)
+
+
+class Models:
+    """Makes the models of a subject, notes which, and spoils some."""
+
+    def __init__(self, family: ViT, spoiled: Sequence[str] = ()) -> None:
+        self.made: list[str] = []
+        self.drop_paths: set[float] = set()
+        self._family, self._spoiled = family, spoiled
+
+    def __call__(self, name: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
+        self.made.append(name)
+        self.drop_paths.add(drop_path)
+        architecture, arguments = self._family.timm_config(Size.parse(name))
+        torch.manual_seed(len(name) + int(name[0]))
+        model = timm.create_model(architecture, **{**arguments, "num_classes": num_classes}, drop_path_rate=drop_path)
+        if name in self._spoiled:
+            nn.init.constant_(model.norm.weight, torch.nan)
+        return model
+
+
+def subject_of_models(out: Path, models: Models, **options: Any) -> Subject:
+    vit = models._family
+    settings: dict[str, Any] = {
+        "name": "runs/mine",
+        "names": tuple(map(str, vit.space.sizes)),
+        "network": vit.build,
+        "model": models,
+        "weights": "teacher at step 5",
+        "image_size": vit.image_size,
+        "resize": vit.image_size,
+        "mean": MEAN,
+        "std": STD,
+        "out": out,
+        "family": vit,
+    }
+    return Subject(**settings | options)
+
+
+def stop(patch: pytest.MonkeyPatch, run: Callable[..., Any], *arguments: Any, after: int, **options: Any) -> None:
+    """Run, and end the program after some checkpoints."""
+    plain, made = checkpoint.save_checkpoint, []
+
+    def save(*arguments: Any, **settings: Any) -> None:
+        plain(*arguments, **settings)
+        made.append(arguments)
+        if len(made) == after:
+            raise KeyboardInterrupt
+
+    with patch.context() as inner:
+        inner.setattr(checkpoint, "save_checkpoint", save)
+        with pytest.raises(KeyboardInterrupt):
+            run(*arguments, **options)
