@@ -48,6 +48,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InCoco]:
     }
 
 
+@pytest.fixture(autouse=True)
+def plain_pictures(whole: tuple[Path, Scores], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn in earnest for the networks of ``whole`` alone, as it takes half a second each."""
+    monkeypatch.setattr(detecting_one, "detection_sheet", lambda rows, **options: options["out"].write_bytes(b""))
+
+
 def subject(out: Path, models: Models | None = None, **options: Any) -> Subject:
     return subject_of_models(out, models or Models(FAMILY), **options)
 
@@ -79,8 +85,10 @@ def test_files(whole: tuple[Path, Scores], data: dict[str, InCoco]) -> None:
     assert settings["weights"] == "teacher at step 5"
     assert (details["training_images"], details["training_objects"], details["test_images"]) == (5, 8, 3)
     assert details["training_loss"] > 0
-    expected = ["detection.csv", "detection.json", "detections", "models"]
+    expected = ["detection.csv", "detection.json", "detections", "models", "pictures"]
     assert sorted(path.name for path in folder.iterdir()) == expected
+    with Image.open(folder / "pictures/16x1.png") as picture:
+        assert min(picture.size) > 400
     for name in ("16x1", "32x1"):
         boxes, masks = (
             json.loads((folder / "detections" / f"{name}-{what}.json").read_text()) for what in ("boxes", "masks")

@@ -13,7 +13,7 @@ from poa import build
 from poa.config import Config
 from poa.data.sampler import steps_per_epoch
 from poa.dense.average_precision import BOXES, MASKS, average_precision, write_entries
-from poa.dense.detection import Found, detect, train
+from poa.dense.detection import LIKELY, Found, detect, train
 from poa.dense.detection_settings import Detection
 from poa.dense.detector import DetectorPlan, build_detector
 from poa.dense.instances import InstanceImages
@@ -21,6 +21,7 @@ from poa.detected import Description, write_detector
 from poa.evaluation.protocols import Outcome
 from poa.evaluation.trainings import Reached
 from poa.finetuned import Blueprint, backbone_of
+from poa.report.detection import Objects, Row, detection_sheet
 from poa.subjects import Subject
 from poa.training.checkpoint import saver, unfinished
 from poa.training.progress import bar
@@ -127,6 +128,7 @@ def assess_one(
             advance=advance,
         )
     scores = _scores(task, name, found)
+    _draw(task, name, found, scores)
     subject = task.subject
     about = Description(task.plan, task.categories, subject.image_size, f"{subject.name}, {subject.weights}")
     write_detector(network, plan, about, name=name, folder=task.folder / "models" / name)
@@ -143,6 +145,33 @@ def assess_one(
         "test": task.num_bad["test"] + len(task.test) - len(found.images),
     }
     return Outcome(scores, details=details), num_bad
+
+
+def _draw(task: Task, name: str, found: Found, scores: Mapping[str, float]) -> None:
+    """A sheet of some test images with true and detected objects."""
+    called = list(task.categories.values())
+    rows = []
+    for each in found.examples:
+        about, truth = task.test.about(each.i), task.test.read(each.i)
+        names = [called[label - 1] for label in truth.labels.tolist()]
+        detected = [called[label - 1] for label in each.found["labels"].tolist()]
+        masks = None if truth.masks is None else truth.masks.bool().numpy()
+        found_masks = each.found["masks"][:, 0].gt(0.5).numpy() if "masks" in each.found else None
+        rows.append(
+            Row(
+                about.name,
+                each.image.permute(1, 2, 0).numpy(),
+                Objects(truth.boxes.numpy(), names, masks),
+                Objects(each.found["boxes"].numpy(), detected, found_masks),
+            )
+        )
+    if not rows:
+        return
+    pictures = task.folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    whose = dict.fromkeys((Path(task.subject.name).name, name))
+    title = f"{' '.join(whose)}: AP {scores[HEADLINE]:.1f} %"
+    detection_sheet(rows, found=f"detected, scores from {LIKELY}", title=title, out=pictures / f"{name}.png")
 
 
 def _scores(task: Task, name: str, found: Found) -> Mapping[str, float]:

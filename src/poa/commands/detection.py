@@ -153,5 +153,6 @@ def _show(subject: "Subject", options: Options) -> None:
     further = [
         f"Detections: {folder / DETECTIONS}, which pycocotools reads",
         f"Models: {folder / 'models'}, one folder a network, whose README.md says how to load it",
+        f"Pictures: {folder / 'pictures'}, test images with true and detected objects",
     ]
     show_scores(subject, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)

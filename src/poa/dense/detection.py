@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import UInt8
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,6 +20,10 @@ from poa.evaluation.trainings import Advance, Diverged, Reached, Save, Training,
 
 _STEP = 5
 """What random numbers are for: sizes of images, boxes drawn, drop path of a step."""
+EXAMPLES = 4
+"""How many test images are kept to be looked at."""
+LIKELY = 0.5
+"""Score from which on detections in them are shown."""
 _FALL = 0.1
 """Factor of the learning rate at a milestone."""
 
@@ -180,6 +185,20 @@ def train(
     return train_epochs(training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance)
 
 
+class Example(NamedTuple):
+    """A test image to be looked at.
+
+    Attributes:
+        i: Number of the image.
+        image: RGB in 0..255.
+        found: What was detected with a score of at least ``LIKELY``, as torchvision gives it, on the CPU.
+    """
+
+    i: int
+    image: UInt8[Tensor, "3 height width"]
+    found: Mapping[str, Tensor]
+
+
 class Found(NamedTuple):
     """What was detected in test images.
 
@@ -187,11 +206,13 @@ class Found(NamedTuple):
         boxes: In COCO's format for results.
         masks: The same detections with masks; none of a detector without.
         images: Ids of the images that could be read.
+        examples: Some of those with objects, evenly spread.
     """
 
     boxes: list[Entry]
     masks: list[Entry]
     images: tuple[int, ...]
+    examples: tuple[Example, ...]
 
 
 @torch.inference_mode()
@@ -215,19 +236,25 @@ def detect(
         advance: Told of images that were tested.
     """
     network.eval().to(device)
-    boxes, masks, read = list[Entry](), list[Entry](), list[int]()
-    for about, pixels in images_in_order(images, workers=workers):
+    boxes, masks, read, examples = list[Entry](), list[Entry](), list[int](), list[Example]()
+    filled = [i for i in range(len(images)) if images.about(i).things]
+    shown = {filled[number * len(filled) // EXAMPLES] for number in range(EXAMPLES) if filled}
+    for i, (about, pixels) in enumerate(images_in_order(images, workers=workers)):
         if pixels is not None:
-            found = _entries(network([pixels.to(device).float() / 255])[0], about.number, categories)
+            detected = {name: value.cpu() for name, value in network([pixels.to(device).float() / 255])[0].items()}
+            found = _entries(detected, about.number, categories)
             boxes += found[0]
             masks += found[1]
             read.append(about.number)
+            if i in shown:
+                likely = detected["scores"] >= LIKELY
+                examples.append(Example(i, pixels, {name: value[likely] for name, value in detected.items()}))
         if advance is not None:
             advance(1)
-    return Found(boxes, masks, tuple(read))
+    return Found(boxes, masks, tuple(read), tuple(examples))
 
 
 def _entries(detected: Mapping[str, Tensor], image: int, categories: Sequence[int]) -> tuple[list[Entry], list[Entry]]:
-    boxes, labels, scores = (detected[name].cpu() for name in ("boxes", "labels", "scores"))
+    boxes, labels, scores = (detected[name] for name in ("boxes", "labels", "scores"))
     entries = box_entries(image, boxes, labels, scores, categories=categories)
     return entries, mask_entries(entries, detected["masks"]) if "masks" in detected else []
