@@ -30,6 +30,8 @@ METHODS: Mapping[str, type[Method]] = {
     "slimclr-mocov2": MoCoV2,
     "slimclr-mocov3": MoCoV3,
 }
+MANY_PIXELS = 256 * 224**2
+"""Of global crops in a pass, above which a CPU's memory may be too small for common networks."""
 Subnets = Callable[..., tuple[Size, ...]]
 """Which sub-networks are trained at a step, called as ``subnets(step, rank=rank)``."""
 
@@ -208,6 +210,26 @@ def warnings_of(config: Config, *, num_images: int) -> list[str]:
     if config.losses.koleo == 0:
         said.append("Without KoLeo (losses.koleo = 0) small runs collapse silently.")
     return said
+
+
+def memory_warning(config: Config) -> str | None:
+    """What to know of runs on a CPU that take much memory: systems end them without a word.
+
+    Args:
+        config: Settings.
+    """
+    processes, side = config.devices * config.num_nodes, config.views.global_size
+    images = config.batch_size // (config.accumulate * processes)
+    most = max(1, MANY_PIXELS // side**2)
+    if build.device_of(config).type != "cpu" or images <= most:
+        return None
+    of_process = config.batch_size // processes
+    parts = next(parts for parts in range(1, of_process + 1) if of_process % parts == 0 and of_process // parts <= most)
+    return (
+        f"Passes of {images} images of {side} pixels on a CPU may need more memory than there is, and the system then "
+        f"ends the run without a word. Split them with --accumulate {parts}, lower --batch-size, or begin with a "
+        "recipe for small machines (`poa recipes`)."
+    )
 
 
 def _warnings_of_queue(flag: str, length: int, *, num_images: int) -> list[str]:

@@ -89,7 +89,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     config, device = networks.explicit(config), build.device_of(config)
     index = find_images(config, console)
     parts = assemble(config, index, device=device, fresh=runs.begins(config, resume=resume))
-    say(parts, console)
+    say(parts, config, console)
     with bar("training steps", total=NUM_STEPS, console=console) as advance:
         *_, (training, preparing) = _timed_steps(parts, config, index, advance)
     workers = build.workers_of(config)

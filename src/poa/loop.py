@@ -60,7 +60,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
             if parts.listing is not None:
                 initial.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()
-        say(parts, console)
+        say(parts, config, console)
         for sentence in build_method.warnings_of(config, num_images=len(index)):
             console.print(f"Note: {sentence}", highlight=False, soft_wrap=not console.is_terminal)
         save = partial(_save, parts, config, paths, images=index.fingerprint)
@@ -104,13 +104,17 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     return index
 
 
-def say(parts: Parts, console: Console) -> None:
-    """Show what became of trained weights.
+def say(parts: Parts, config: Config, console: Console) -> None:
+    """Show what became of trained weights, and what to know before the first step.
 
     Args:
         parts: Of the run.
+        config: Its settings.
         console: Where to.
     """
+    warning = build_method.memory_warning(config)
+    if warning is not None:
+        console.print(f"Note: {warning}", highlight=False, soft_wrap=not console.is_terminal)
     for line in parts.listing.lines() if parts.listing is not None else ():
         console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
