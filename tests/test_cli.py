@@ -310,7 +310,9 @@ def test_exit_status_of_the_process(words: list[str], tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, env=one_thread(), cwd=tmp_path, check=False)
 
     assert status("recipes").returncode == 0
-    assert "demo" in status("recipes").stdout.split()
+    listed = status("recipes").stdout
+    assert "demo" in listed.split()
+    assert re.search(r"^vit-96 +Photographs of all sizes seen at 96 pixels", listed, re.MULTILINE)
     wrong = status("pretrain", "--epoch", "3")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "poa: Unknown option: --epoch. Did you mean --epochs? See --help.\n"

@@ -351,6 +351,7 @@ def test_files_and_flags_are_laid_over_one_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", settings.recipes())
 def test_every_recipe_has_a_network_that_fits_its_images(recipe: str) -> None:
+    assert 20 < len(settings.recipe_summary(recipe)) < 200
     config = settings.resolve(recipe=recipe)
     family = family_of(config)
     assert len(family.space.sizes) > 1

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from pydantic import ValidationError
 from rich.console import Console
+from rich.table import Table
 
 from poa import settings
 from poa.commands.compare import compare
@@ -191,9 +192,13 @@ def run_demo(*, model: str = "vit", method: str = "poa", out: Path | None = None
 
 @app.command
 def recipes() -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes and what they are for."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
     for name in settings.recipes():
-        print(name)
+        table.add_row(name, settings.recipe_summary(name))
+    Console(highlight=False, markup=False).print(table)
 
 
 def main(arguments: list[str] | None = None) -> None:

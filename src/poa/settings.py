@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ def recipes() -> tuple[str, ...]:
     """Names of the shipped recipes."""
     folder = resources.files("poa") / "recipes"
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def recipe_summary(name: str) -> str:
+    """What a shipped recipe is for: the first sentence of the comment that it begins with.
+
+    Args:
+        name: Of the recipe.
+    """
+    lines = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text().splitlines()
+    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    return comment.partition(". ")[0].rstrip(".")
 
 
 def resolve(
