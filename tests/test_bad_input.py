@@ -1,27 +1,18 @@
 """What users get wrong, and what they are told: one sentence that names what was got and the way out, status 2."""
 
-import errno
 import shutil
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
-from PIL import Image
 
 import tiny
-from command import STEPS, dashed, poa, tiny_file
-from poa import loop
-from poa.errors import UserError
-from poa.training import checkpoint
-from poa.training.metrics import MetricsLog
+from command import dashed, poa, tiny_file
+from complaints import TRAIN, picture, refused, truncate
 
 KNN = "evaluate knn run --train digits/train --test digits/test"
 LINEAR, FEW, RETRIEVAL = (KNN.replace("knn", name) for name in ("linear", "few-shot", "retrieval"))
 CLUSTER = "evaluate cluster run --test digits/test"
-TRAIN = "pretrain --config tiny.yaml --out new"
 REFUSED = {
     # words
     "command": ("pretain", 'Unknown command "pretain"', 'Did you mean "pretrain"?'),
@@ -169,7 +160,6 @@ REFUSED = {
         "got an image size",
     ),
 }
-
 MISTAKES = {
     "swin": {
         "width": ("--model.width-max 36", "multiples of the head dimension 8, got 36", "--model.head-dim"),
@@ -218,18 +208,6 @@ REFUSED |= {
 }
 
 
-def picture(path: Path, *, number: int = 0, side: int = 24) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.Generator(np.random.Philox(key=number)).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def truncate(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that the wrong commands name."""
@@ -275,32 +253,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture
-def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    tiny_file(tmp_path)
-    return tmp_path
-
-
-def complaint(errors: str) -> str:
-    """The one sentence or two that the user is left with."""
-    assert "Traceback" not in errors
-    *earlier, last = errors.splitlines()
-    assert last.startswith("poa: ")
-    assert not any(line.startswith("poa: ") for line in earlier)
-    assert last.endswith((".", "?"))
-    assert len(last) < 500, "too long to be read"
-    return last.removeprefix("poa: ")
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    capsys.readouterr()
-    assert poa(*words) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return complaint(captured.err)
-
-
 @pytest.mark.parametrize(("words", "told"), [(words, told) for words, *told in REFUSED.values()], ids=REFUSED)
 def test_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, told: list[str]
@@ -309,128 +261,3 @@ def test_refused(
     message = refused(capsys, *words.split())
     assert [part for part in told if part not in message] == [], message
     assert not (place / "new").exists(), "something is left behind, which is in the way of the next try"
-
-
-def test_no_gpu(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    told = refused(capsys, *TRAIN.split(), "--device", "cuda")
-    assert "sees no GPU" in told
-    assert "Use --device cpu" in told
-
-
-def test_no_tensorboard(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    told = refused(capsys, *TRAIN.split(), "--monitor.tensorboard")
-    assert 'pip install "poa[track]"' in told
-    assert not (at / "new").exists()
-
-
-def test_fewer_gpus_than_devices(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    told = refused(capsys, *TRAIN.split(), "--device", "auto", "--devices", "3")
-    assert told == "--devices 3 is more than the 2 GPUs here. Lower it to 2."
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    told = refused(capsys, *TRAIN.split(), "--device", "auto")
-    assert told == "There are more processes than GPUs: 2. Start at most 2 on this machine."
-
-
-def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(16):
-        picture(at / f"images/{number:02}.jpg", number=number)
-    truncate(at / "images/05.jpg")
-    (at / "images/11.jpg").write_text("not a picture")
-    words = (*TRAIN.split(), "--data", "images", "--limit", "none")
-    told = refused(capsys, *words)
-    assert told.startswith("2 of 16 images cannot be read, more than the share of 1.0% that is let pass; new/bad_im")
-    assert "--max-bad-share" in told
-    assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n"
-    assert poa("pretrain", "--out", "new", "--resume", "--max-bad-share", "0.2") == 0
-    assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n", "an image is listed twice"
-    shutil.rmtree(at / "new")
-    (at / "images/11.jpg").unlink()
-    picture(at / "images/11.jpg", number=11)
-    assert poa(*words) == 0, "a single bad image is let pass"
-    assert "1 images cannot be read and are skipped; see new/bad_images.txt" in capsys.readouterr().err
-
-
-def test_images_of_one_pixel(at: Path) -> None:
-    for number in range(16):
-        picture(at / f"images/{number}.png", number=number, side=1)
-    assert poa(*TRAIN.split(), "--data", "images", "--limit", "none") == 0
-
-
-def test_settings_that_are_rarely_right(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert poa(*TRAIN.split(), "--heads.prototypes", "256", "--losses.koleo", "0", "--epochs", "1") == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
-    assert len(notes) == 3
-    assert "256 prototypes are more than 64 images can fill" in notes[0]
-    assert "--heads.prototypes to at most 64" in notes[0]
-    assert "sees only 16 images at a time" in notes[1]
-    assert "collapse" in notes[2]
-
-
-def test_disk_full_at_a_checkpoint(
-    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write = checkpoint._Sink.write
-
-    def write_until_full(sink: checkpoint._Sink, chunk: bytes | memoryview) -> int:
-        assert sink.file is not None
-        if "00000008" in sink.file.name and sink.error is None:
-            sink.error = OSError(errno.ENOSPC, "No space left on device")
-        return write(sink, chunk)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint._Sink, "write", write_until_full)
-        told = refused(capsys, *TRAIN.split())
-    assert told.startswith("The disk is full: checkpoint new/checkpoints/step-00000008.pt needs 2.")
-    assert "MB are free. The last checkpoint, new/checkpoints/step-00000004.pt, is kept. Free some space" in told
-    assert [path.name for path in (at / "new/checkpoints").iterdir()] == ["step-00000004.pt"]
-    assert poa("pretrain", "--out", "new", "--resume") == 0
-    assert (at / f"new/checkpoints/step-{STEPS:08}.pt").exists()
-
-
-def test_disk_full_at_the_metrics() -> None:
-    with pytest.raises(UserError, match=r"^/dev/full cannot be written: No space left.* go on with --resume\.$"):
-        MetricsLog(Path("/dev/full")).write(1, {"loss": 1.0})
-
-
-def test_loss_that_is_not_finite(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refused(capsys, *TRAIN.split(), "--lr", "1e9", "--epochs", "50", "--saving.every-epochs", "0.25")
-    step = int(told.removeprefix("Not finite at step ").split(":")[0])
-    assert "loss = nan" in told
-    assert "lower --lr" in told
-    assert len((at / "new/metrics.jsonl").read_text().splitlines()) == step - 1
-    newest = at / f"new/checkpoints/step-{step - 1:08}.pt"
-    state = checkpoint.load_checkpoint(newest)["method"]
-    assert all(value.isfinite().all() for value in state.values()), "what was saved last is not good"
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "Lower --batch-size"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory."), "--accumulate"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Perhaps"), "fewer --workers"),
-        (PermissionError(errno.EACCES, "Permission denied", "/data/x.jpg"), "/data/x.jpg: Permission denied. Mend"),
-        (OSError("the pipe burst"), "the pipe burst. Mend this and try again."),
-    ],
-)
-def test_what_goes_wrong_underway(
-    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(loop, "train_step", fail)
-    assert told in refused(capsys, *TRAIN.split())
-
-
-def test_defects_are_not_hidden(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("a defect")
-
-    monkeypatch.setattr(loop, "train_step", fail)
-    with pytest.raises(RuntimeError, match="a defect"):
-        poa(*TRAIN.split())

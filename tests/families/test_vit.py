@@ -1,3 +1,5 @@
+"""Elastic ViTs are the official ones, cut into timm's."""
+
 import random
 import re
 from dataclasses import replace
@@ -5,37 +7,18 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 
 from conformance import filler
+from families.networks import VIT, noisy, sub_networks
 from poa.elastic.network import SubNetworks
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
-from poa.families.vit import SubsetDropBlock, ViT, ViTBackbone, official_positions
+from poa.families.vit import ViT, ViTBackbone, official_positions
 from poa.heads import ProjectionHead
 
-TINY = ViT(SearchSpace.grid(range(32, 97, 32), range(2, 6)), image_size=32, patch_size=8, head_dim=32)
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
 OFFICIAL = ViT(SearchSpace.grid(range(128, 257, 64), range(3, 7)), image_size=64, resize_positions="official")
-
-
-@pytest.fixture(autouse=True)
-def same_random_numbers() -> None:
-    torch.manual_seed(0)
-
-
-def sub_networks(family: ViT) -> SubNetworks:
-    return SubNetworks(family.build, family.space.intact, source=family.source, groups=family.groups)
-
-
-def noisy(family: ViT, *, drop_path: float = 0.0) -> ViTBackbone:
-    """The intact network, far from its initial values, where LayerScale and biases would hide mistakes."""
-    backbone = family.build(family.space.intact, drop_path=drop_path)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + float(parameter.ndim == 1))
-    return backbone
 
 
 # ---- the official modules' numbers -----------------------------------------------------------------------------------
@@ -131,16 +114,15 @@ def test_logits_are_those_of_the_official_heads(name: str) -> None:
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
-
 SETTINGS = {
-    "plain": TINY,
-    "patch 4": replace(TINY, patch_size=4),
-    "patch 16": replace(TINY, patch_size=16, image_size=48),
-    "registers": replace(TINY, register_tokens=4),
-    "SwiGLU": replace(TINY, swiglu=True, register_tokens=1),
-    "no LayerScale": replace(TINY, layer_scale=0.0),
-    "small heads, wide MLPs": replace(TINY, head_dim=16, mlp_ratio=5.3),
-    "own attention": replace(TINY, fused_attention=False),
+    "plain": VIT,
+    "patch 4": replace(VIT, patch_size=4),
+    "patch 16": replace(VIT, patch_size=16, image_size=48),
+    "registers": replace(VIT, register_tokens=4),
+    "SwiGLU": replace(VIT, swiglu=True, register_tokens=1),
+    "no LayerScale": replace(VIT, layer_scale=0.0),
+    "small heads, wide MLPs": replace(VIT, head_dim=16, mlp_ratio=5.3),
+    "own attention": replace(VIT, fused_attention=False),
 }
 
 
@@ -167,6 +149,7 @@ def test_the_timm_model_equals_the_elastic_sub_network_bit_for_bit(name: str) ->
             assert features.patches.shape == (2, (image_size // family.patch_size) ** 2, size.width)
 
 
+@pytest.mark.usefixtures("uninitialised")
 def test_every_published_size_can_be_cut() -> None:
     """Names, shapes and scales of all 143 sizes of the published ViT, on the meta device."""
     family = ViT(SearchSpace.grid(range(384, 1025, 64), range(12, 25)))
@@ -209,7 +192,7 @@ def test_published_parameter_counts() -> None:
 def test_qkv_keeps_whole_heads() -> None:
     """Rows are ordered by q, k, v, then by head: the first heads of each are kept."""
     weight = torch.arange(3 * 96.0)[:, None].expand(3 * 96, 96)
-    cut = sub_networks(TINY).plan(Size(32, (2,))).cuts["model.blocks.0.attn.qkv.weight"]
+    cut = sub_networks(VIT).plan(Size(32, (2,))).cuts["model.blocks.0.attn.qkv.weight"]
     rows = (cut(weight)[:, 0] / cut.scale).round().tolist()
     assert rows == [*range(32), *range(96, 128), *range(192, 224)]
 
@@ -224,7 +207,7 @@ def tokens_into_blocks(backbone: ViTBackbone, images: Tensor, mask: Tensor | Non
     return seen[0]
 
 
-@pytest.mark.parametrize("family", [TINY, replace(TINY, register_tokens=3), replace(TINY, resize_positions="official")])
+@pytest.mark.parametrize("family", [VIT, replace(VIT, register_tokens=3), replace(VIT, resize_positions="official")])
 @pytest.mark.parametrize("image_size", [32, 16])
 def test_masked_patches_keep_their_positions(family: ViT, image_size: int) -> None:
     backbone = noisy(family)
@@ -244,7 +227,7 @@ def test_masked_patches_keep_their_positions(family: ViT, image_size: int) -> No
 
 
 def test_an_empty_mask_is_no_mask_and_still_gives_the_mask_token_a_gradient() -> None:
-    backbone, images = noisy(TINY), torch.randn(2, 3, 32, 32)
+    backbone, images = noisy(VIT), torch.randn(2, 3, 32, 32)
     features = backbone(images, torch.zeros(2, 16, dtype=torch.bool))
     assert torch.equal(features.cls, backbone(images).cls)
     features.cls.sum().backward()
@@ -254,7 +237,7 @@ def test_an_empty_mask_is_no_mask_and_still_gives_the_mask_token_a_gradient() ->
 
 @pytest.mark.parametrize("register_tokens", [0, 2])
 def test_both_ways_to_resize_positions_agree_at_the_size_of_the_table(register_tokens: int) -> None:
-    family = replace(TINY, register_tokens=register_tokens)
+    family = replace(VIT, register_tokens=register_tokens)
     timms = noisy(family)
     official = replace(family, resize_positions="official").build(family.space.intact)
     official.load_state_dict(timms.state_dict())
@@ -276,91 +259,12 @@ def test_official_positions_sample_a_little_apart_and_keep_prefix_and_shape() ->
     assert official_positions(table, old=(14, 14), new=(14, 14), prefix=1) is table
 
 
-# ---- drop path -------------------------------------------------------------------------------------------------------
-
-
-def block(rate: float, *, silent: str) -> SubsetDropBlock:
-    """A block in training mode, one of its two branches silenced."""
-    family = replace(TINY, layer_scale=1.0)
-    first = noisy(family, drop_path=rate).model.blocks[0]
-    assert isinstance(first, SubsetDropBlock)
-    nn.init.zeros_(getattr(first, silent).gamma)
-    return first.train()
-
-
-@pytest.mark.parametrize("silent", ["ls1", "ls2"])
-@pytest.mark.parametrize(("rate", "batch", "kept"), [(0.2, 10, 8), (0.2, 7, 5), (0.5, 3, 1), (0.9, 4, 1), (0.25, 4, 3)])
-def test_drop_path_computes_a_branch_for_a_part_of_the_images_and_scales_it(
-    silent: str, rate: float, batch: int, kept: int
-) -> None:
-    first, x = block(rate, silent=silent), torch.randn(batch, 5, 96)
-    seen: list[int] = []
-    with first.attn.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]))):
-        added = first(x) - x
-    whole = first.eval()(x) - x
-    changed = added.flatten(1).abs().amax(1) > 0
-    assert changed.sum() == kept
-    assert seen == [kept]
-    torch.testing.assert_close(added[changed], whole[changed] * batch / kept, rtol=1e-4, atol=1e-4)
-
-
-def test_drop_path_keeps_the_expected_value() -> None:
-    first, x = block(0.4, silent="ls1"), torch.randn(5, 3, 96)
-    with torch.no_grad():
-        added = torch.stack([first(x) - x for _ in range(2000)]).mean(0)
-        whole = first.eval()(x) - x
-    shares = (added * whole).sum((1, 2)) / whole.square().sum((1, 2))
-    assert shares.tolist() == pytest.approx([1.0] * 5, abs=0.09)  # five standard errors of 2000 draws with p = 0.6
-
-
-def test_a_low_rate_is_timms_drop_path() -> None:
-    """Up to 0.1 every image is drawn by itself, so their number varies."""
-    first, x = block(0.1, silent="ls1"), torch.randn(8, 2, 96)
-    whole = first.eval()(x) - x
-    numbers = set()
-    for _ in range(50):
-        added = first.train()(x) - x
-        changed = added.flatten(1).abs().amax(1) > 0
-        numbers.add(int(changed.sum()))
-        torch.testing.assert_close(added[changed], whole[changed] / 0.9, rtol=1e-4, atol=1e-4)
-    assert len(numbers) > 1
-
-
-def test_all_blocks_have_the_same_rate() -> None:
-    rates = {(each.drop_path1.drop_prob, each.drop_path2.drop_prob) for each in noisy(TINY, drop_path=0.3).model.blocks}
-    assert rates == {(0.3, 0.3)}
-
-
-def test_no_drop_path_without_a_rate_or_out_of_training() -> None:
-    teacher = TINY.build(TINY.space.intact)
-    assert {type(each) for each in teacher.model.blocks} == {Block}
-    student = noisy(TINY, drop_path=0.5)
-    teacher.load_state_dict(student.state_dict())
-    images = torch.randn(4, 3, 32, 32)
-    expected = teacher.train()(images).cls
-    assert torch.equal(teacher.eval()(images).cls, expected)
-    assert torch.equal(student.eval()(images).cls, expected)
-    assert not torch.equal(student.train()(images).cls, expected)
-
-
-def test_sub_networks_drop_in_training_only() -> None:
-    student, size = noisy(TINY, drop_path=0.5), Size(64, (3,))
-    nets = SubNetworks(
-        lambda each: TINY.build(each, drop_path=0.5), TINY.space.intact, source=TINY.source, groups=TINY.groups
-    )
-    images, parameters = torch.randn(4, 3, 32, 32), dict(student.named_parameters())
-    expected = sub_networks(TINY).extract(size, student)(images).cls
-    assert torch.equal(nets.extract(size, student)(images).cls, expected)
-    assert torch.equal(nets.bind(size, parameters, training=False)(images).cls, expected)
-    assert not torch.equal(nets.bind(size, parameters, training=True)(images).cls, expected)
-
-
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_layers_count_from_the_input() -> None:
-    names = [f"backbone.{name}" for name, _ in TINY.build(TINY.space.intact).named_parameters()]
-    layers = {name: TINY.layer(name) for name in names}
+    names = [f"backbone.{name}" for name, _ in VIT.build(VIT.space.intact).named_parameters()]
+    layers = {name: VIT.layer(name) for name in names}
     assert {name for name, layer in layers.items() if layer == 0} == {
         "backbone.mask_token",
         "backbone.model.cls_token",
@@ -373,11 +277,11 @@ def test_layers_count_from_the_input() -> None:
         "backbone.model.norm.bias",
     }
     assert layers["backbone.model.blocks.0.norm1.weight"] == 1
-    assert layers["backbone.model.blocks.4.mlp.fc2.bias"] == TINY.num_layers == 5
+    assert layers["backbone.model.blocks.4.mlp.fc2.bias"] == VIT.num_layers == 5
 
 
 def test_fresh_networks_start_as_published() -> None:
-    backbone = TINY.build(TINY.space.intact)
+    backbone = VIT.build(VIT.space.intact)
     assert backbone.mask_token.count_nonzero() == 0
     assert backbone.model.blocks[0].ls1.gamma.unique().tolist() == pytest.approx([1e-5])
     assert backbone.model.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
@@ -386,16 +290,16 @@ def test_fresh_networks_start_as_published() -> None:
 
 
 def test_mask_grid_and_blocks() -> None:
-    assert TINY.mask_grid(32) == 4
-    backbone = TINY.build(Size(64, (3,)))
+    assert VIT.mask_grid(32) == 4
+    backbone = VIT.build(Size(64, (3,)))
     assert (len(tuple(backbone.blocks)), backbone.num_features) == (3, 64)
 
 
 def test_widths_are_multiples_of_the_head_dimension() -> None:
     with pytest.raises(UserError, match="multiples of the head dimension 64, got 32"):
-        replace(TINY, head_dim=64)
+        replace(VIT, head_dim=64)
 
 
 def test_images_are_multiples_of_the_patch() -> None:
     with pytest.raises(UserError, match="image size 32 is not a multiple of the patch size 5"):
-        replace(TINY, patch_size=5)
+        replace(VIT, patch_size=5)
