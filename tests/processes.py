@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+multiprocessing.set_forkserver_preload(["torch.distributed", "timm"])
+"""Imported once in place of in every process, which would take longer than most tests."""
 
 
 def _worker(rank: int, num_processes: int, file: str, name: str, args: tuple[Any, ...], folder: str) -> None:
@@ -35,5 +39,6 @@ def run_processes(function: Callable[..., Any], num_processes: int, *args: Any) 
     """
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(inspect.getfile(function)).resolve())
-        mp.spawn(_worker, (num_processes, file, function.__name__, args, folder), nprocs=num_processes)
+        given = (num_processes, file, function.__name__, args, folder)
+        mp.start_processes(_worker, given, nprocs=num_processes, start_method="forkserver")
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(num_processes)]

@@ -40,6 +40,11 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.name)
+def test_test_files_have_one_subject(path: Path) -> None:
+    assert path.read_text().count("\n") <= 400
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_structure(path: Path) -> None:
     source = path.read_text()
