@@ -21,7 +21,7 @@ figure { margin: 0 0 1.2rem; border: 1px solid var(--line); border-radius: .4rem
 figcaption { padding: .35rem .7rem; }
 .scroll { overflow-x: auto; background: #fff; }
 .scroll img { display: block; max-width: 100%; height: auto; }
-@media (max-width: 40rem) { .scroll img { max-width: none; width: auto; max-height: 85vh; min-width: 100%; } }
+@media (max-width: 40rem) { .scroll img { max-width: none; width: 40rem; } }
 """.strip()
 
 
