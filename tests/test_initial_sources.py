@@ -134,11 +134,10 @@ def test_a_name_is_fetched_by_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_there_is_no_network_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "urlopen", unreachable)
-    began = time.monotonic()
+    # the client alone tries six times, half a minute in all
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("the client waits for another try"))
     with pytest.raises(UserError) as told:  # timm and its client are the real ones
         read("hf-hub:nobody-at-all/nothing-at-all")
-    # the client alone tries six times, half a minute in all
-    assert time.monotonic() - began < 10
     text = str(told.value)
     assert text.startswith("--init hf-hub:nobody-at-all/nothing-at-all: its weights cannot be fetched (https://")
     assert "does not answer: [Errno -2] Name or service not known" in text
