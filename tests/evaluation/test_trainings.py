@@ -106,5 +106,5 @@ def test_settings_are_checked_by_the_name_of_their_flag() -> None:
             check_shares({"drop-path": share})
     with pytest.raises(UserError, match="--layer-decay lies between 0 and 1, got 0"):
         check_layer_decay(0.0)
-    with pytest.raises(UserError, match=r"There is no preset 'smal'. .*small"):
-        preset_of({"small": 1, "large": 2}, "smal")
+    with pytest.raises(UserError, match=r"There is no preset 'tiny'. .*small"):
+        preset_of({"small": 1, "large": 2}, "tiny")
