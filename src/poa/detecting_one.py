@@ -160,7 +160,7 @@ def _draw(task: Task, name: str, found: Found, scores: Mapping[str, float]) -> N
         rows.append(
             Row(
                 about.name,
-                each.image.permute(1, 2, 0).numpy(),
+                truth.image.mul(255).round().byte().permute(1, 2, 0).numpy(),
                 Objects(truth.boxes.numpy(), names, masks),
                 Objects(each.found["boxes"].numpy(), detected, found_masks),
             )

@@ -105,9 +105,12 @@ class _Task:
     def classes(self) -> tuple[str, ...]:
         return self.train.index.classes
 
-    @property
     def images_of_epoch(self) -> int:
-        """How many an epoch takes."""
+        """How many an epoch takes.
+
+        Raises:
+            UserError: There are too few images for the settings.
+        """
         settings, labels = self.settings, self.train.labels
         rows = draw_rows(labels, share=settings.share, per_class=settings.per_class, seed=settings.seed)
         return steps_per_epoch(len(rows), settings.batch_size) * settings.batch_size
@@ -128,7 +131,7 @@ class _Task:
             UserError: They do not.
         """
         self.settings.transforms(self.preparation)
-        assert self.images_of_epoch
+        self.images_of_epoch()
 
 
 def _train_one(task: _Task, name: str, work: Path) -> tuple[Outcome, Mapping[str, int]]:
@@ -147,7 +150,7 @@ def _trained(task: _Task, name: str, work: Path) -> FinetuneResult:
     plan = blueprint(task.subject, name, model, classes=task.classes, is_linear=is_linear)
 
     left = settings.epochs - (0 if start is None else start["epoch"])
-    with bar(f"{name} images", total=left * task.images_of_epoch, console=task.console) as advance:
+    with bar(f"{name} images", total=left * task.images_of_epoch(), console=task.console) as advance:
         trained, result = finetune(
             model,
             task.train,

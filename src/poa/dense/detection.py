@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import UInt8
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -190,12 +189,10 @@ class Example(NamedTuple):
 
     Attributes:
         i: Number of the image.
-        image: RGB in 0..255.
         found: What was detected with a score of at least ``LIKELY``, as torchvision gives it, on the CPU.
     """
 
     i: int
-    image: UInt8[Tensor, "3 height width"]
     found: Mapping[str, Tensor]
 
 
@@ -248,7 +245,7 @@ def detect(
             read.append(about.number)
             if i in shown:
                 likely = detected["scores"] >= LIKELY
-                examples.append(Example(i, pixels, {name: value[likely] for name, value in detected.items()}))
+                examples.append(Example(i, {name: value[likely] for name, value in detected.items()}))
         if advance is not None:
             advance(1)
     return Found(boxes, masks, tuple(read), tuple(examples))
