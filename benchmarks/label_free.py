@@ -10,13 +10,13 @@ not do better says no more than that larger is better.
 import argparse
 
 from measure import machine
-from poa import build, label_free, scoring
-from poa.config import Config
+from poa import distributed
+from poa.evaluation import evaluate, label_free
 from poa.evaluation.cost import parameters
 from poa.evaluation.knn import Knn
 from poa.evaluation.results import Scores
-from poa.report.quality import LOWER_IS_BETTER
-from poa.subjects import subject_of
+from poa.models.source import subject_of
+from poa.plots.quality import LOWER_IS_BETTER
 
 SIZE = "parameters"
 
@@ -27,11 +27,11 @@ def main() -> None:
     subject = subject_of(arguments.run)
     quality = label_free.evaluate(subject, arguments.data, limit=arguments.limit, workers=arguments.workers)
     protocol = Knn()
-    path = scoring.results_file(subject, protocol)
+    path = evaluate.results_file(subject, protocol)
     if path.exists():
-        scores, _, _ = scoring.read_scores(path)
+        scores, _, _ = evaluate.read_scores(path)
     else:
-        scores = scoring.evaluate(
+        scores = evaluate.evaluate(
             subject,
             protocol,
             train=arguments.train,
@@ -42,7 +42,7 @@ def main() -> None:
     judged: Scores = {
         size: measures | {SIZE: float(parameters(subject.network(size)))} for size, measures in quality.items()
     }
-    print(machine(build.device_of(Config())))
+    print(machine(distributed.this_device()))
     print(f"{arguments.run}, {subject.weights}; {arguments.limit or 'all'} images; k-NN from {path}")
     print_table(judged, {size: found[arguments.score] for size, found in scores.items()}, arguments.score)
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 
 from measure import machine
-from poa import settings
+from poa.config import resolve
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.elastic.space import Size
-from poa.step import Parts, assemble, train_step
+from poa.pretraining.step import Parts, assemble, train_step
 from poa.training.progress import memory_in_use
 
 MIB = 2**20
@@ -96,7 +96,7 @@ def use_of(task: Task) -> Use:
     device = torch.device(task.device)
     before = memory_in_use(device)
     given = {"data": task.data, "batch_size": task.batch_size, "checkpointing": task.checkpointing, "epochs": 10_000}
-    config = settings.resolve(given, recipe=task.recipe, file=task.file)
+    config = resolve.resolve(given, recipe=task.recipe, file=task.file)
     index = open_index(config.data)
     parts = assemble(config, index, device=device)
     step = largest_step(parts)

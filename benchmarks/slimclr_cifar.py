@@ -21,12 +21,11 @@ from matplotlib.figure import Figure
 
 import poa
 from measure import machine
-from poa import build
-from poa.config import Config
-from poa.networks import family_of
-from poa.run import Paths
-from poa.settings import resolve
-from poa.training.metrics import read_metrics
+from poa import distributed
+from poa.config.resolve import resolve
+from poa.models.registry import family_of
+from poa.models.run import Paths
+from poa.pretraining.metrics import read_metrics
 
 RECIPE = "slimclr-small-data"
 LOOK = {"monitor": {"gradients_every": 10}}
@@ -55,7 +54,7 @@ def main() -> None:
         for protocol, scores in score(out / f"alone{width}", SCORES, arguments).items():
             found["alone"][protocol] |= scores
     found["untrained"] = score(out / "on", {"knn": SCORES["knn"]}, arguments, branch="untrained")
-    print(machine(build.device_of(Config())))
+    print(machine(distributed.this_device()))
     print_table(found)
     draw(
         found, {name: read_metrics(Paths(out / name).metrics) for name in ("on", "at-once", "off")}, out / "slimclr.png"

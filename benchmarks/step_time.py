@@ -17,17 +17,16 @@ import torch
 from torch import Tensor
 
 from measure import in_turns, machine, ratio
-from poa import settings
-from poa.config import Config
+from poa.config import resolve
+from poa.config.pretraining import Config
 from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
-from poa.losses.targets import prototype_logits, sinkhorn
-from poa.methods.network import BranchOutput
-from poa.methods.poa import POA
-from poa.step import Parts, assemble, train_step
+from poa.losses.prototypes import prototype_logits, sinkhorn
+from poa.methods.poa import POA, BranchOutput
+from poa.pretraining.step import Parts, assemble, train_step
 from poa.training.optimizer import clip_gradients
 
 TARGET = 1.25
@@ -161,7 +160,7 @@ def configure(arguments: argparse.Namespace) -> Config:
         given["batch_size"] = arguments.batch
     if arguments.precision:
         given["precision"] = arguments.precision
-    return settings.resolve(given, recipe=None if arguments.config else arguments.recipe, file=arguments.config)
+    return resolve.resolve(given, recipe=None if arguments.config else arguments.recipe, file=arguments.config)
 
 
 def prepare(config: Config, device: torch.device) -> Pieces:

@@ -23,17 +23,18 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from measure import in_turns, machine, ratio
-from poa import build, scoring, settings
-from poa.config import Config
+from poa import distributed
+from poa.config import resolve
 from poa.data.augment import normalise
 from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
-from poa.demo import TEST, TRAIN
+from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.sweep import Scoring
-from poa.loop import train
-from poa.run import Paths
-from poa.subjects import Subject, subject_of
+from poa.experiments.demo import TEST, TRAIN
+from poa.models.run import Paths
+from poa.models.source import Subject, subject_of
+from poa.pretraining.loop import train
 
 TARGET = 1.3
 QUIET = Console(quiet=True)
@@ -47,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(arguments.run or Path(folder, "run"))
         if not Paths(run).config.exists():
-            train(settings.resolve({"out": str(run), "epochs": 1}, recipe="demo"), console=QUIET)
+            train(resolve.resolve({"out": str(run), "epochs": 1}, recipe="demo"), console=QUIET)
         compare(subject_of(str(run), out=Path(folder, "eval")), arguments)
 
 
@@ -63,13 +64,13 @@ def parse() -> argparse.Namespace:
 
 def compare(subject: Subject, arguments: argparse.Namespace) -> None:
     """Time both in turns."""
-    device = build.device_of(Config())
+    device = distributed.this_device()
     networks = [subject.network(name).to(device).eval() for name in subject.names]
     batches = prepared(subject, device)
     processor: dict[str, list[float]] = {"sweep": [], "bare": []}
 
     def sweep() -> None:
-        scoring.evaluate(subject, Knn(), train=TRAIN, test=TEST, overwrite=True, console=QUIET)
+        evaluate.evaluate(subject, Knn(), train=TRAIN, test=TEST, overwrite=True, console=QUIET)
 
     def timed(name: str, work: Callable[[], None]) -> Callable[[int], None]:
         def run(_: int) -> None:

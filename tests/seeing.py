@@ -10,13 +10,13 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from poa import robustness
 from poa.elastic.space import SearchSpace, Size
-from poa.evaluation.disturbances import Robustness
 from poa.evaluation.results import Scores
 from poa.families.base import Features
 from poa.families.vit import ViT
-from poa.subjects import Subject
+from poa.models.source import Subject
+from poa.robustness import evaluate as robustness
+from poa.robustness.conditions import Robustness
 
 FAMILY = ViT(SearchSpace.grid((32, 48), (1,)), image_size=8, patch_size=4, head_dim=16, layer_scale=0.5)
 SIZES = tuple(map(str, FAMILY.space.sizes))

@@ -11,7 +11,7 @@ from torch import nn
 
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
-from poa.subjects import Subject
+from poa.models.source import Subject
 from poa.training import checkpoint
 
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from poa.config import Config
+from poa.config.pretraining import Config
 
 SETTINGS: dict[str, Any] = {
     "data": "digits",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import tiny
 from poa.data.index import open_index
-from poa.networks import family_of
-from poa.step import Parts, assemble
+from poa.models.registry import family_of
+from poa.pretraining.step import Parts, assemble
 
 State = dict[str, Tensor]
 

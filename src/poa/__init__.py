@@ -22,7 +22,7 @@ from poa.errors import UserError
 
 if TYPE_CHECKING:
     from poa.evaluation.results import Scores
-    from poa.run import Run
+    from poa.models.run import Run
 
 __all__ = ["UserError", "evaluate", "evaluate_knn", "load", "pretrain"]
 
@@ -46,8 +46,8 @@ def pretrain(
     Raises:
         UserError: Something given is not as it must be.
     """
-    from poa import launch
-    from poa.settings import resolve
+    from poa.config.resolve import resolve
+    from poa.pretraining import launch
 
     plain = {name: str(value) if isinstance(value, PathLike) else value for name, value in given.items()}
     file = None if config is None else str(config)
@@ -63,7 +63,7 @@ def load(folder: str | PathLike[str]) -> "Run":
     Raises:
         UserError: The folder is not a run.
     """
-    from poa.run import load as load_run
+    from poa.models.run import load as load_run
 
     return load_run(str(folder))
 
@@ -108,8 +108,8 @@ def evaluate(
     Raises:
         UserError: Something given is not as it must be.
     """
-    from poa import scoring
-    from poa.subjects import subject_of
+    from poa.evaluation import evaluate as scoring
+    from poa.models.source import subject_of
 
     given = subject if isinstance(subject, str | PathLike) else subject.folder
     chosen = scoring.protocol_of(protocol, settings)

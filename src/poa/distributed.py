@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from poa.errors import UserError
 
 
 def is_launched() -> bool:
@@ -36,6 +38,22 @@ def barrier() -> None:
     """Wait for all processes."""
     if is_launched():
         dist.barrier()
+
+
+def this_device(kind: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
+    """The device of this process: its GPU where there is one, unless another kind is asked for.
+
+    Raises:
+        UserError: A GPU is asked for and there is none, or none for this process.
+    """
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here. Use --device cpu, or install a CUDA build of torch.")
+    if kind == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    place, available = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= available:
+        raise UserError(f"There are more processes than GPUs: {available}. Start at most {available} on this machine.")
+    return torch.device("cuda", place)
 
 
 @torch.no_grad()

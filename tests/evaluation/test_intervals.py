@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from poa.errors import UserError
-from poa.evaluation import intervals
-from poa.evaluation.intervals import Interval, bootstrap_interval, bootstrap_over_seeds
+from poa.evaluation import protocol
+from poa.evaluation.protocol import Interval, bootstrap_interval, bootstrap_over_seeds
 
 
 def test_equal_values_have_no_width() -> None:
@@ -43,7 +43,7 @@ def test_is_the_percentiles_of_resampled_means() -> None:
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     values = torch.rand(3, 30, generator=torch.Generator().manual_seed(0))
     whole = bootstrap_interval(values[0]), bootstrap_over_seeds(values)
-    monkeypatch.setattr(intervals, "_DRAWN_AT_ONCE", at_once)
+    monkeypatch.setattr(protocol, "_DRAWN_AT_ONCE", at_once)
     assert (bootstrap_interval(values[0]), bootstrap_over_seeds(values)) == whole
 
 

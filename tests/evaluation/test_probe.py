@@ -11,8 +11,8 @@ from poa.data.sampler import draws
 from poa.errors import UserError
 from poa.evaluation import probe as module
 from poa.evaluation.probe import LEARNING_RATES, Probe, held_out, probe_scores
-from poa.evaluation.protocols import Rows
-from poa.evaluation.taps import Variant, variants_of
+from poa.evaluation.protocol import Rows
+from poa.features.taps import Variant, variants_of
 
 COLUMNS = {"block 0": (0, 3), "block 1": (3, 6), "patches": (6, 9)}
 VARIANTS = variants_of(COLUMNS)

@@ -6,10 +6,9 @@ import torch
 from poa.errors import UserError
 from poa.evaluation.clustering import Cluster, kmeans_scores
 from poa.evaluation.few_shot import FewShot, few_shot
-from poa.evaluation.intervals import bootstrap_interval
 from poa.evaluation.knn import Knn, knn_scores
 from poa.evaluation.linear import Linear, linear_scores, usual_strengths
-from poa.evaluation.protocols import Outcome, Protocol, Rows, percent
+from poa.evaluation.protocol import Outcome, Protocol, Rows, bootstrap_interval, percent
 from poa.evaluation.retrieval import Retrieval, retrieval_scores
 
 CPU = torch.device("cpu")

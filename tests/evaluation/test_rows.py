@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from poa.errors import UserError
-from poa.evaluation.rows import check_features, check_labels, check_widths, unit_rows
+from poa.evaluation.protocol import check_features, check_labels, check_widths, unit_rows
 
 
 def test_finds_what_is_not_finite_in_the_last_row() -> None:

@@ -15,10 +15,9 @@ from poa.data.index import ImageIndex
 from poa.data.loader import images_for_scoring
 from poa.evaluation.clustering import Cluster
 from poa.evaluation.few_shot import FewShot
-from poa.evaluation.intervals import bootstrap_interval
 from poa.evaluation.knn import Knn, knn_scores
 from poa.evaluation.linear import Linear
-from poa.evaluation.protocols import Outcome, Prepared, Rows
+from poa.evaluation.protocol import Outcome, Prepared, Rows, bootstrap_interval
 from poa.evaluation.results import Scores
 from poa.evaluation.retrieval import Retrieval
 from poa.families.base import Features

@@ -10,10 +10,11 @@ import pytest
 from evaluation.sweeps import SCORING, SIZES, Counting, digits, score
 from poa import distributed
 from poa.errors import UserError
-from poa.evaluation import features, sweep
+from poa.evaluation import sweep
 from poa.evaluation.knn import Knn
-from poa.evaluation.protocols import Outcome
+from poa.evaluation.protocol import Outcome
 from poa.evaluation.results import Scores
+from poa.features import extract
 
 
 def test_scored_sizes_are_skipped_and_others_added(tmp_path: Path, whole: Scores) -> None:
@@ -52,8 +53,8 @@ def test_interrupted_inside_a_group(
     assert progress[1] == (("test images", 16) if stop_at == ("train images", 80) else (stop_at[0], stop_at[1] + 16))
 
 
-def save_each_batch(*arguments: Any, **options: Any) -> features.Extracted:
-    return features.extract_features(*arguments, **options, save_every=1)
+def save_each_batch(*arguments: Any, **options: Any) -> extract.Extracted:
+    return extract.extract_features(*arguments, **options, save_every=1)
 
 
 def test_interrupted_between_the_sizes_of_a_group(

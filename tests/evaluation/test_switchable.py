@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conformance import filler
 from poa.errors import UserError
-from poa.evaluation.switchable import ProbeTraining, WidthClassifiers, slimmable_probe, switchable_probe
+from poa.evaluation.joint_linear import ProbeTraining, WidthClassifiers, slimmable_probe, switchable_probe
 
 Probe = Callable[..., WidthClassifiers]
 BOTH = [switchable_probe, slimmable_probe]

@@ -31,7 +31,7 @@ from poa.families.dinov3 import DINOv3
 from poa.families.resnet import ResNet
 from poa.families.swin import Swin
 from poa.families.vit import ViT
-from poa.run import Run
+from poa.models.run import Run
 
 PREPARATION = Preparation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.875)
 FAMILY = ViT(SearchSpace.grid([16, 32], [2, 3]), image_size=16, patch_size=8, head_dim=16)

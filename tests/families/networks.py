@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import tiny
-from poa.config import Config
+from poa.config.pretraining import Config
 from poa.elastic.network import SubNetworks
 from poa.elastic.space import SearchSpace
 from poa.families.base import Backbone, Family
@@ -14,7 +14,7 @@ from poa.families.convnext import ConvNeXt
 from poa.families.resnet import ResNet
 from poa.families.swin import Swin
 from poa.families.vit import ViT
-from poa.networks import family_of
+from poa.models.registry import family_of
 
 TINY = {name: family_of(tiny.config(name)) for name in tiny.FAMILIES}
 VIT = ViT(SearchSpace.grid(range(32, 97, 32), range(2, 6)), image_size=32, patch_size=8, head_dim=32)

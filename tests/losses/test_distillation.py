@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from conformance import filler
-from poa.losses.distillation import cross_entropy, local_cross_view, mask_weights, masked_patch_loss, same_view
-from poa.losses.targets import sinkhorn
+from poa.losses.prototypes import cross_entropy, local_cross_view, mask_weights, masked_patch_loss, same_view, sinkhorn
 from reference import losses as reference
 
 BATCH, NUM_CROPS = 3, 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conformance import filler
-from poa.losses.koleo import koleo
+from poa.losses.prototypes import koleo
 from reference import losses as reference
 
 FEATURES = filler((8, 3), 3)

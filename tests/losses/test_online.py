@@ -7,7 +7,7 @@ from torch import Tensor
 
 from conformance import filler
 from poa.errors import UserError
-from poa.losses.online import (
+from poa.losses.slimmable import (
     ONLINE,
     USUAL_TEMPERATURES,
     atkd,

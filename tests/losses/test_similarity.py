@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conformance import filler
-from poa.losses.similarity import similarity_distillation
+from poa.losses.contrastive import similarity_distillation
 from reference import losses as reference
 
 STUDENT, TEACHER, QUEUE = (

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from conformance import filler
 from poa.distributed import rank
-from poa.losses.targets import MovingAverageCenter, prototype_logits, sinkhorn
+from poa.losses.prototypes import MovingAverageCenter, prototype_logits, sinkhorn
 from processes import run_processes
 from reference import losses as reference
 

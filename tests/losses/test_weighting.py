@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 
 from poa.errors import UserError
-from poa.losses.weighting import WEIGHTINGS, width_weights
+from poa.losses.slimmable import WEIGHTINGS, width_weights
 
 FOUR = (1.0, 0.75, 0.5, 0.25)
 

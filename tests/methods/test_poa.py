@@ -8,9 +8,8 @@ from torch import Tensor
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
-from poa.losses.targets import MovingAverageCenter
-from poa.methods.poa import POA
-from poa.methods.single import HeadSettings, LossSettings
+from poa.losses.prototypes import MovingAverageCenter
+from poa.methods.poa import POA, HeadSettings, LossSettings
 from reference import losses as reference_losses
 from reference import poa as reference
 

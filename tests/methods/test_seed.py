@@ -8,7 +8,7 @@ from poa import distributed
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
-from poa.losses.similarity import similarity_distillation
+from poa.losses.contrastive import similarity_distillation
 from poa.methods.seed import SEED, Distillation
 from processes import run_processes
 

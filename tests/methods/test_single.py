@@ -4,8 +4,7 @@ import torch
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
-from poa.methods.poa import POA
-from poa.methods.single import HeadSettings, LossSettings, SelfDistillation
+from poa.methods.poa import POA, HeadSettings, LossSettings, SelfDistillation
 
 SIZE = Size(32, (2,))
 FAMILY = ViT(SearchSpace((SIZE,), (1,)), image_size=16, patch_size=8, head_dim=16)

@@ -14,8 +14,8 @@ from poa.families.base import Features
 from poa.families.dinov3 import DINOv3
 from poa.families.resnet import ResNet
 from poa.families.vit import ViT
+from poa.models.source import subject_of
 from poa.pictures.attention import activation, grid_of, has_attention, heat, look
-from poa.subjects import subject_of
 
 SPACE = SearchSpace.grid((32,), (2,))
 

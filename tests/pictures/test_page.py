@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from poa.errors import UserError
-from poa.pictures.matches import Match
 from poa.pictures.page import Picture, Section, html, write
 from poa.pictures.pairs import Pair, pairs
-from poa.report.sheets import Cell, Row, printable, sheet, shortened
+from poa.pictures.patches import Match
+from poa.plots.sheets import Cell, Row, printable, sheet, shortened
 
 
 class Reader(HTMLParser):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poa.data.views import Views
-from poa.methods.network import Network
+from poa.methods.poa import Network
 from reference import losses
 
 Rows = list[list[float]]

@@ -16,13 +16,7 @@ import pytest
 import torch
 
 from poa.errors import UserError
-from poa.training.checkpoint import (
-    checkpoints,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    step_of,
-)
+from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, step_of
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from poa.training.ema import update_ema
+from poa.training.schedules import update_ema
 
 
 def _network(seed: int) -> nn.Module:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from conformance import filler
-from poa.training.lars import Lars
+from poa.training.optimizer import Lars
 
 
 def set_gradient(parameter: nn.Parameter, values: list[list[float]] | list[float]) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from poa.config import Config
-from poa.networks import family_of
+from poa.config.pretraining import Config
+from poa.models.registry import family_of
 from poa.training.optimizer import build_optimizer, clip_gradients, norm_parameters, parameter_groups, set_schedule
 from poa.training.schedules import StepValues
 

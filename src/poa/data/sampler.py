@@ -1,10 +1,14 @@
 """Which images a step sees: a pure function of the seed and the step, so that resuming needs one integer."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from poa.errors import UserError
 
@@ -77,3 +81,29 @@ def draws(step: int, *, num_images: int, batch_size: int, seed: int) -> tuple[Dr
     epoch, batch = divmod(step, steps_per_epoch(num_images, batch_size))
     chosen = epoch_order(num_images, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
     return tuple(Draw(index, step, position) for position, index in enumerate(chosen.tolist()))
+
+
+@contextmanager
+def keyed_random(*key: int, device: torch.device | None = None) -> Iterator[None]:
+    """Random numbers of Python, NumPy and torch that depend on the key alone; their generators stay as they were.
+
+    For what timm draws, which takes the global generators.
+
+    Args:
+        key: Such as seed and step, not negative.
+        device: Whose generator, besides the CPU's.
+    """
+    start = int(np.random.SeedSequence((len(key), *key)).generate_state(1)[0])  # else (1, 0) would be (1,)
+    python, numpy_ = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        random.seed(start)
+        np.random.seed(start)
+        if device is not None and device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(start)
+        torch.default_generator.manual_seed(start)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_)

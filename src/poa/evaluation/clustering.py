@@ -23,8 +23,7 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from poa.errors import UserError
-from poa.evaluation.protocols import Outcome, Protocol, Rows
-from poa.evaluation.rows import check_features, check_labels
+from poa.evaluation.protocol import Outcome, Protocol, Rows, check_features, check_labels
 
 
 @dataclass(frozen=True, slots=True)

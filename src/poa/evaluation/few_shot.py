@@ -22,7 +22,7 @@ from poa.evaluation.linear import (
     folds_of,
     places_in_class,
 )
-from poa.evaluation.protocols import Outcome, Protocol, Rows, percent
+from poa.evaluation.protocol import Outcome, Protocol, Rows, percent
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from poa.errors import UserError
-from poa.evaluation.protocols import Outcome, Protocol, Rows, percent
-from poa.evaluation.rows import check_features, check_labels, check_widths, full_precision, unit_rows
+from poa.evaluation.protocol import (
+    Outcome,
+    Protocol,
+    Rows,
+    check_features,
+    check_labels,
+    check_widths,
+    full_precision,
+    percent,
+    unit_rows,
+)
 
 KS = (10, 20, 100, 200)
 _ONE = 2.0**60  # a vote of weight 1 in fixed point

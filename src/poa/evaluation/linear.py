@@ -11,8 +11,7 @@ from torch import Tensor
 
 from poa.errors import UserError
 from poa.evaluation.logistic import LogisticFit, fit_logistic
-from poa.evaluation.protocols import Outcome, Protocol, Rows, percent
-from poa.evaluation.rows import check_features, check_labels, check_widths
+from poa.evaluation.protocol import Outcome, Protocol, Rows, check_features, check_labels, check_widths, percent
 
 FOLDS = 5
 _LOGITS = 2**24  # held at once when images are classified

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from poa.evaluation.rows import full_precision
+from poa.evaluation.protocol import full_precision
 
 _PAIRS = 2**24
 """Logits, and numbers of a copied block of rows, that are held at once: 64 MB a copy."""

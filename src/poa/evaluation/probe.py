@@ -15,9 +15,18 @@ from torch import Tensor, nn
 
 from poa.data.sampler import draws
 from poa.errors import UserError
-from poa.evaluation.protocols import Outcome, Prepared, Protocol, Rows, percent
-from poa.evaluation.rows import check_features, check_labels, check_widths, full_precision
-from poa.evaluation.taps import Taps, Variant, variants_of, whole_rows
+from poa.evaluation.protocol import (
+    Outcome,
+    Prepared,
+    Protocol,
+    Rows,
+    check_features,
+    check_labels,
+    check_widths,
+    full_precision,
+    percent,
+)
+from poa.features.taps import Taps, Variant, variants_of, whole_rows
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 """Of 256 images a step (POA official code)."""

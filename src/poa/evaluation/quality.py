@@ -8,7 +8,7 @@ from torch import Tensor
 
 from poa.errors import UserError
 from poa.evaluation.knn import nearest_images
-from poa.evaluation.rows import check_features, check_widths, full_precision, unit_rows
+from poa.evaluation.protocol import check_features, check_widths, full_precision, unit_rows
 
 _ALIKE = 1e-12  # of the squared features: deviations of a few last places of float32, which is rounding
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from poa import distributed
 from poa.elastic.space import Size
 from poa.errors import UserError
-from poa.evaluation.protocols import Outcome
+from poa.evaluation.protocol import Outcome
 
 Scores = dict[str, dict[str, float]]
 """Scores by name of the network, then by name of the score."""

@@ -17,9 +17,9 @@ from poa import distributed
 from poa.data.index import ImageIndex, matched_labels
 from poa.data.loader import images_for_scoring
 from poa.errors import UserError
-from poa.evaluation.features import Extracted, Progress, extract_features
-from poa.evaluation.protocols import Outcome, Prepared, Protocol, Rows
+from poa.evaluation.protocol import Outcome, Prepared, Protocol, Rows
 from poa.evaluation.results import ResultFiles, Results
+from poa.features.extract import Extracted, Progress, extract_features
 
 _HARMLESS = ("batch_size", "workers", "networks_at_once")
 """Settings on which neither features nor scores depend."""

@@ -118,7 +118,7 @@ class Family(ABC):
     network: ClassVar[type[nn.Module]]
     """The class of timm's models of this family."""
     published: ClassVar[Mapping[str, Any]]
-    """Settings, by the names of ``poa.config.ModelSettings``, of the intact network that the family is known for."""
+    """Settings of the intact network that the family is known for, named as in ``ModelSettings``."""
     elastic: ClassVar[tuple[int, ...]] = (0,)
     """Stages whose depth a size chooses."""
     beyond: ClassVar[tuple[str, ...]] = ()

@@ -10,9 +10,9 @@ from poa import distributed
 from poa.elastic.space import Size
 from poa.families.base import Family
 from poa.losses.contrastive import Similarities, batch_similarities, pair_similarities, queue_similarities
+from poa.methods.batch_norm import synced
 from poa.methods.queue import EmbeddingQueue
 from poa.methods.slimclr import Embed, Embedder, SlimCLR, Slimming
-from poa.methods.synced import synced
 
 
 def started(head: nn.Sequential) -> nn.Sequential:

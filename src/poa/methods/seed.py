@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from poa.data.views import Views
 from poa.elastic.space import Size
 from poa.families.base import Family
-from poa.losses.similarity import similarity_distillation
+from poa.losses.contrastive import similarity_distillation
 from poa.methods.base import Branch, Method
 from poa.methods.queue import EmbeddingQueue
 

@@ -15,8 +15,7 @@ from poa.elastic.network import state
 from poa.elastic.space import Size
 from poa.families.base import Backbone, Family
 from poa.losses.contrastive import Similarities, contrast
-from poa.losses.online import online_distillation
-from poa.losses.weighting import width_weights
+from poa.losses.slimmable import online_distillation, width_weights
 from poa.methods.base import Branch, Method
 
 Embed = Callable[[Tensor], Tensor]

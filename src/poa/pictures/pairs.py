@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from poa.pictures.matches import Match
-from poa.report.sheets import INK, printable, save
+from poa.pictures.patches import Match
+from poa.plots.sheets import INK, printable, save
 
 _CELL, _GAP = 2.3, 0.5  # inches
 _TURN = (5**0.5 - 1) / 2  # of the colour wheel: the golden section spreads any number of hues well

@@ -1,1 +1,0 @@
-"""Groups of the command's sub-commands."""

@@ -1,0 +1,333 @@
+"""Settings of a run: what can be set. Imports no torch."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from cyclopts import Group, Parameter
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Numbers = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
+SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
+"""Methods for networks with BatchNorm, which every size has for itself."""
+ELASTIC = ("poa", *SLIMMABLE)
+"""Methods that train all sizes of the search space; the others train its largest alone."""
+FURTHER = Parameter(group=Group("Machine and data", sort_key=1))
+"""Panel of ``--help`` for settings that few runs need."""
+
+
+def _section(name: str, *, place: int) -> Parameter:
+    return Parameter(group=Group(name, sort_key=1 + place))
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_none(cls, value: Any, info: Any) -> Any:  # pydantic's ValidationInfo; beartype cannot check it
+        """A flag has no other way to say nothing than a word."""
+        optional = type(None) in get_args(cls.model_fields[info.field_name].annotation)
+        return None if optional and isinstance(value, str) and value in ("none", "null") else value
+
+
+class ModelSettings(_Settings):
+    """The elastic network: its sizes and what all of them share. What is not given is as in the named network."""
+
+    name: str = "vit"
+    """The intact network: a family as published (vit, swin, resnet, convnext) or a timm model, such as
+    swin_tiny_patch4_window7_224, or a folder that timm loads. Short: --model NAME."""
+    width_min: PositiveInt | None = None
+    """Smallest width, in channels (ResNet: inside the first stage's blocks); by default half the largest."""
+    width_max: PositiveInt | None = None
+    """Width of the intact network, in channels."""
+    width_step: PositiveInt | None = None
+    """Step between widths; by default the head dimension (ResNet: 32, ConvNeXt: 16)."""
+    widths: Numbers = None
+    """All widths, at any distance from each other; where it is given, the three above say nothing."""
+    depth_min: Numbers = None
+    """Fewest blocks, a number for each elastic stage (ResNet: second and third); by default half of the most."""
+    depth_max: Numbers = None
+    """Blocks of the intact network, likewise."""
+    depth_step: PositiveInt = 1
+    """Step between depths."""
+    depths: Numbers = None
+    """Blocks of all four stages of the intact network (all but ViT)."""
+    sampling_bias: Annotated[float, Field(ge=1.0)] | None = None
+    """How much more often the smallest width (and depth) is drawn than the largest; 3 for ViT, 2 for the others."""
+    patch_size: PositiveInt | None = None
+    """Side of a patch, in pixels."""
+    head_dim: PositiveInt | None = None
+    """Channels of an attention head; widths are multiples of it."""
+    window_size: PositiveInt | None = None
+    """Side of an attention window, in patches (Swin)."""
+    channels: PositiveInt | None = None
+    """A quarter of the channels that the first stage hands on (ResNet)."""
+    mlp_ratio: PositiveFloat | None = None
+    """Hidden width of an MLP over the width of its block."""
+    layer_scale: NonNegativeFloat | None = None
+    """Initial LayerScale; 0 for none."""
+    register_tokens: NonNegativeInt | None = None
+    """Number of register tokens (ViT)."""
+    swiglu: bool | None = None
+    """Gated SiLU in place of GELU in the MLPs (ViT)."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Rate of stochastic depth in the students; by default 0.2, and 0 for ResNet."""
+    resize_positions: Literal["timm", "official"] | None = None
+    """How position tables are resized for other image sizes: as timm will (extracted = trained) or as POA's code."""
+
+
+class HeadsSettings(_Settings):
+    """The projection heads, one for each number of prototypes."""
+
+    prototypes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8192, 16384, 32768, 65536)
+    """Prototypes of each head."""
+    hidden: PositiveInt = 2048
+    """Width of the hidden layers."""
+    bottleneck: PositiveInt = 256
+    """Width of the space in which prototypes lie."""
+
+
+class ViewsSettings(_Settings):
+    """Crops, colour augmentation and masks of a training image."""
+
+    global_size: PositiveInt = 224
+    """Side of a global crop, in pixels; also the image size of the networks."""
+    global_scale: tuple[PositiveFloat, PositiveFloat] = (0.32, 1.0)
+    """Range of a global crop's share of the image area."""
+    local_size: PositiveInt = 96
+    """Side of a local crop, in pixels."""
+    local_scale: tuple[PositiveFloat, PositiveFloat] = (0.05, 0.32)
+    """Range of a local crop's share of the image area."""
+    num_locals: NonNegativeInt = 8
+    """Local crops an image."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.4, 0.4, 0.2, 0.1)
+    """Strength of brightness, contrast, saturation and hue jitter."""
+    jitter_probability: Share = 0.8
+    """Probability of colour jitter."""
+    grey_probability: Share = 0.2
+    """Probability of a grey crop."""
+    blur_probabilities: tuple[Share, Share, Share] = (0.0, 0.9, 0.5)
+    """Probability of blur for the first global, the second global and local crops. The default is what the official
+    code does, whose nominal probabilities are inverted by a slip inherited from DINOv2; the paper: 1.0, 0.1, 0.5."""
+    blur_kernel: PositiveInt = 9
+    """Side of the blur kernel, in pixels; odd."""
+    solarize_probability: Share = 0.2
+    """Probability of solarisation of the second global crop."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the channels, of values in 0..1."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Standard deviation of the channels."""
+    mask_share: Share = 0.5
+    """Share of the global crops that get a mask."""
+    mask_ratio: tuple[Share, Share] = (0.1, 0.5)
+    """Range of the share of patches hidden in a masked crop."""
+
+
+class LossesSettings(_Settings):
+    """The terms of the loss and their weights."""
+
+    variant: Literal["code", "paper"] = "code"
+    """Weights as in the official code or as printed in the paper; docs/faithfulness.md says how they differ."""
+    intact_share: Share = 0.8
+    """Weight lambda of the intact student against the elastic one."""
+    ibot: NonNegativeFloat = 1.0
+    """Weight of the masked-patch term."""
+    ibot_start_epoch: NonNegativeFloat = 30.0
+    """Epoch from which patches are masked."""
+    koleo: NonNegativeFloat = 0.1
+    """Weight of the KoLeo term, which spreads features out; without it small runs collapse."""
+    koleo_over_ranks: bool = False
+    """Seek nearest neighbours among the images of all processes."""
+    student_temperature: PositiveFloat = 0.1
+    """Temperature of the students."""
+    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
+    """Temperature of the teacher at the start and after its ramp."""
+    teacher_temperature_epochs: NonNegativeFloat = 30.0
+    """Length of the ramp."""
+    centering: Literal["sinkhorn", "moving-average"] = "sinkhorn"
+    """How teacher outputs become targets."""
+
+
+class DistillSettings(_Settings):
+    """Distillation of similarities (method seed)."""
+
+    teacher: str = ""
+    """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name."""
+    queue: PositiveInt = 65536
+    """Teacher embeddings that views are compared to; a multiple of the images a pass. For small data, of the order of
+    the data set."""
+    student_temperature: PositiveFloat = 0.2
+    """Divides the student's similarities."""
+    teacher_temperature: PositiveFloat = 0.01
+    """Divides the teacher's similarities."""
+    local_weight: NonNegativeFloat = 1.0
+    """Weight of the local crops' term, which has a queue of its own."""
+
+
+class SlimSettings(_Settings):
+    """Slimmable networks, trained by contrast (methods slimclr-...)."""
+
+    slow_start_epochs: NonNegativeFloat | None = None
+    """Epochs in which the full width learns alone; by default half of all, 0 for none."""
+    weighting: Literal["even", "share", "width", "scaled-width", "full", "cumulative", "full-next"] = "full"
+    """How the losses of widths are weighed; docs/howto.md has the formulas."""
+    distillation: Literal["soft", "kl", "mse", "atkd", "dkd"] | None = "soft"
+    """How the full width teaches the others while all learn; none for not at all."""
+    distillation_share: Share = 0.5
+    """Weight of distillation in a width's loss; contrast has the rest."""
+    distillation_temperature: PositiveFloat | None = None
+    """Temperature of distillation; by default 5 for soft cross-entropy (1 with MoCo v3), and as published else."""
+    temperature: PositiveFloat | None = None
+    """Divides similarities; by default 0.1 (SimCLR), 0.2 (MoCo v2) or 1 (MoCo v3)."""
+    hidden: PositiveInt | None = None
+    """Hidden width of projection and prediction at full width; by default 2048 (SimCLR) or 4096 (MoCo v3)."""
+    dim: PositiveInt | None = None
+    """Width of embeddings; by default 128, and 256 for MoCo v3."""
+    queue: PositiveInt = 65536
+    """Keys that MoCo v2 compares with; a multiple of the images a pass."""
+
+
+class OptimizerSettings(_Settings):
+    """The optimiser, its schedules, and the teacher's momentum."""
+
+    kind: Literal["adamw", "sgd", "lars"] = "adamw"
+    """AdamW, SGD with momentum 0.9, or LARS with momentum 0.9."""
+    decay_all: bool = False
+    """Weight decay also for biases and norms (LARS never does)."""
+    restart_lr: PositiveFloat | None = None
+    """Learning rate from which the cosine goes on after the slow start of slimclr-...; by default as before it."""
+    base_lr: PositiveFloat = 0.004
+    """Peak learning rate at batch size 1024; scaled by the square root of the batch size."""
+    final_lr: NonNegativeFloat = 2e-5
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: NonNegativeFloat = 10.0
+    """Linear warm-up of the learning rate."""
+    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.4)
+    """Weight decay at the start and at the end."""
+    teacher_momentum: tuple[Share, Share] = (0.992, 0.9999)
+    """Momentum of the teacher at the start and at the end."""
+    layer_decay: PositiveFloat = 0.9
+    """Factor on the learning rate from one block to the one before it."""
+    patch_embed_multiplier: PositiveFloat = 0.2
+    """Further factor on the learning rate of the patch embedding."""
+    freeze_last_layer_epochs: NonNegativeFloat = 1.0
+    """Epochs in which the prototypes stand still."""
+    clip: PositiveFloat = 1.5
+    """Largest gradient norm, for backbone and heads each."""
+    cosine_stretch: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Below 1 the run ends before the cosine does (0.78 in the published ViT run)."""
+
+
+class SavingSettings(_Settings):
+    """Checkpoints."""
+
+    every_epochs: PositiveFloat = 1.0
+    """How often to save."""
+    keep_last: PositiveInt = 2
+    """How many of the newest checkpoints to keep."""
+    keep_every_epochs: PositiveFloat | None = None
+    """Also keep a checkpoint every so many epochs."""
+
+
+class MonitorSettings(_Settings):
+    """What is looked at while training."""
+
+    every_epochs: PositiveFloat = 1.0
+    """How often the teacher's features are checked for collapse and sizes are scored."""
+    data: str | None = None
+    """Labelled images for k-NN scores of the smallest, middle and largest size; without it no labels are needed."""
+    num_images: Annotated[int, Field(ge=2)] = 2048
+    """Most images to look at."""
+    gradients_every: PositiveInt | None = None
+    """Every so many steps, note gradient norms over the part of the weights that each width uses; `poa gradients` draws
+    them."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the extra `track`)."""
+
+
+class EvaluationSettings(_Settings):
+    """How images are prepared for scoring."""
+
+    resize: PositiveInt | None = None
+    """Shorter side after resizing, before the centre crop to the global size; by default 8/7 of it from 96 pixels on,
+    the global size itself below."""
+
+
+class Config(_Settings):
+    """Everything that makes a run."""
+
+    data: Annotated[str, Parameter(show_default=False)] = ""
+    """Images: a folder, a list of paths (txt, csv), a zip or tar (or a folder in it: a.zip/train), or `digits`."""
+    out: Annotated[str, Parameter(show_default=False)] = ""
+    """Folder of the run; must be new, or hold the run to --resume."""
+    method: Literal["poa", "single", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3"] = "poa"
+    """poa trains all sizes at once; single the largest alone, as DINOv2 does; seed distils a teacher into it;
+    slimclr-... train all widths of a slimmable ResNet by contrast."""
+    epochs: PositiveInt = 346
+    """Passes over the images."""
+    batch_size: PositiveInt = 1600
+    """Images a step, over all devices and accumulated micro-batches."""
+    lr: PositiveFloat | None = None
+    """Peak learning rate; by default derived from optimizer.base_lr and the batch size."""
+    devices: PositiveInt = 1
+    """Processes on this machine, one a device; more than 1 launches them."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the backbones' forward pass; heads and losses are always fp32."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+    init: str | None = None
+    """Trained weights to start from: a folder that timm loads, the folder of a run, a file of weights (.safetensors,
+    .pth, .pt, .bin), or a timm name such as vit_small_patch14_dinov2.lvd142m. Name their network with --model."""
+    accumulate: Annotated[PositiveInt, FURTHER] = 1
+    """Micro-batches a step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
+    checkpointing: Annotated[bool, FURTHER] = False
+    """Recompute students' forward passes in the backward pass: less memory, more time."""
+    compile: Annotated[bool, FURTHER] = False
+    """Compile the backbones' blocks."""
+    elastic_samples: Annotated[PositiveInt, FURTHER] = 1
+    """Sizes trained a step on each process. The published run had 32 processes, hence 32 sizes a step."""
+    same_sizes_on_all_ranks: Annotated[bool, FURTHER] = False
+    """Every process trains the same sizes at a step."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], FURTHER] = "auto"
+    """Kind of device."""
+    num_nodes: Annotated[PositiveInt, FURTHER] = 1
+    """Machines; a run on several is started with torchrun on each."""
+    workers: Annotated[NonNegativeInt | None, FURTHER] = None
+    """Loader processes on each device; by default chosen from the cores and the image size."""
+    limit: Annotated[PositiveInt | None, FURTHER] = None
+    """Use a class-balanced part of so many images."""
+    max_bad_share: Annotated[Share, FURTHER] = 0.01
+    """Stop when more than this share of the images cannot be read."""
+    model: Annotated[ModelSettings, _section("Model", place=1)] = ModelSettings()
+    heads: Annotated[HeadsSettings, _section("Heads", place=2)] = HeadsSettings()
+    views: Annotated[ViewsSettings, _section("Views", place=3)] = ViewsSettings()
+    losses: Annotated[LossesSettings, _section("Losses", place=4)] = LossesSettings()
+    distill: Annotated[DistillSettings, _section("SEED", place=5)] = DistillSettings()
+    slim: Annotated[SlimSettings, _section("SlimCLR", place=6)] = SlimSettings()
+    optimizer: Annotated[OptimizerSettings, _section("Optimizer", place=7)] = OptimizerSettings()
+    saving: Annotated[SavingSettings, _section("Saving", place=8)] = SavingSettings()
+    monitor: Annotated[MonitorSettings, _section("Monitor", place=9)] = MonitorSettings()
+    evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=10)] = EvaluationSettings()
+
+    @property
+    def scoring_resize(self) -> int:
+        """Shorter side of an image before the centre crop for scoring, in pixels (256 for 224, as published)."""
+        size = self.views.global_size
+        return self.evaluation.resize or (round(size * 8 / 7) if size >= 96 else size)
+
+    @property
+    def crop_share(self) -> float:
+        """Share of the resized image that the centre crop keeps."""
+        return self.views.global_size / self.scoring_resize

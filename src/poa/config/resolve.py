@@ -1,0 +1,178 @@
+"""How recipe, file and flags are laid over one another, and what is said when they do not fit. Imports no torch."""
+
+from collections.abc import Mapping
+from importlib import resources
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from poa.config.pretraining import Config, ModelSettings
+from poa.errors import UserError, nearest
+
+HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
+HARMLESS |= {"max_bad_share", "saving", "monitor"}
+"""Settings that may change when a run goes on: they do not alter what is learnt. Images may have moved; that they are
+the same ones is checked by their fingerprint."""
+
+
+def recipes() -> tuple[str, ...]:
+    """Names of the shipped recipes."""
+    folder = resources.files("poa") / "recipes"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def recipe_summary(name: str) -> str:
+    """What a shipped recipe is for: the first sentence of the comment that it begins with.
+
+    Args:
+        name: Of the recipe.
+    """
+    lines = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text().splitlines()
+    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    return comment.partition(". ")[0].rstrip(".")
+
+
+def resolve(
+    given: Mapping[str, Any] | None = None,
+    *,
+    recipe: str | None = None,
+    file: str | Path | None = None,
+    resume: bool = False,
+) -> Config:
+    """Lay settings over one another: defaults, recipe, file, then what is given, the last strongest.
+
+    Args:
+        given: Nested settings by name.
+        recipe: Name of a shipped recipe; a file may name one too, under the key ``recipe``.
+        file: A YAML file of settings.
+        resume: Start from the settings of the run in ``out``, unless a recipe or file is named.
+
+    Raises:
+        UserError: A file cannot be read, a key is unknown, or a value is out of range.
+    """
+    given = given or {}
+    out = given.get("out")
+    if resume and out and recipe is None and file is None and Path(out, "config.yaml").exists():
+        file = Path(out, "config.yaml")
+    from_file = dict(read_yaml(Path(file))) if file is not None else {}
+    name = recipe or from_file.pop("recipe", None)
+    from_file.pop("recipe", None)
+    recipe_settings = read_recipe(name) if name else {}
+    try:
+        return Config.model_validate(_merge(_merge(recipe_settings, _named(from_file)), _named(given)))
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Settings of a shipped recipe, laid over those of the recipe that it names under the key ``recipe``.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    if name not in recipes():
+        raise UserError(f"There is no recipe {name!r}. {nearest(name, recipes())}")
+    text = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text()
+    settings: dict[str, Any] = yaml.safe_load(text)
+    base = settings.pop("recipe", None)
+    return _merge(read_recipe(base), settings) if base else settings
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings in a YAML file; keys may be written with dashes.
+
+    Raises:
+        UserError: The file is missing, is not YAML or does not hold settings.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"The settings file {path} cannot be read: {error.strerror}. Check --config.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {_problem(error)}. Mend it, or give another --config.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold settings such as `epochs: 100`, got {type(content).__name__}.")
+    return _underscores(content)
+
+
+def _problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return str(error).splitlines()[0]
+
+
+def to_yaml(config: Config) -> str:
+    """All settings as YAML, to be read back by ``read_yaml``."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings, by dotted name, that differ in what is learnt."""
+    before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
+    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    return {name: pair for name, pair in changed.items() if name.split(".")[0] not in HARMLESS}
+
+
+def explain(error: ValidationError) -> str:
+    """A sentence for each wrong key or value, with the nearest right one."""
+    sentences = []
+    for problem in error.errors():
+        keys = [str(key) for key in problem["loc"]]
+        name = ".".join(keys)
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"Unknown setting {name!r}. {nearest(keys[-1], _siblings(keys))}")
+        elif problem["type"] == "literal_error":
+            choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+            sentences.append(f"{name} cannot be {problem['input']!r}. {nearest(str(problem['input']), choices)}")
+        elif problem["type"] == "model_type":
+            sentences.append(f"{name} holds settings by name, it cannot be {problem['input']!r}.")
+        else:
+            what = problem["msg"].replace("Input should", "it should")
+            sentences.append(f"{name} cannot be {problem['input']!r}: {what[0].lower()}{what[1:]}.")
+    return " ".join(sentences)
+
+
+def _siblings(keys: list[str]) -> list[str]:
+    model: Any = Config
+    for key in keys[:-1]:
+        model = model.model_fields[key].annotation
+    return list(model.model_fields)
+
+
+def _named(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A network may be given by its name alone."""
+    model = settings.get("model")
+    return {**settings, "model": {"name": model}} if isinstance(model, str) else settings
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings over others. Where another network is named, what was set about the first is left behind."""
+    merged = dict(base)
+    old, new = base.get("model", {}), over.get("model", {})
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and new.get("name", _name(old)) != _name(old):
+        merged.pop("model", None)
+    for key, value in over.items():
+        deeper = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if deeper else value
+    return merged
+
+
+def _name(model: Mapping[str, Any]) -> Any:
+    return model.get("name", ModelSettings.model_fields["name"].default)
+
+
+def _underscores(content: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        str(key).replace("-", "_"): _underscores(value) if isinstance(value, dict) else value
+        for key, value in content.items()
+    }
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

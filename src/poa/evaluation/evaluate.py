@@ -1,0 +1,254 @@
+"""Scores and costs of what is scored: the sizes of a run, or one network."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from poa import distributed
+from poa.data.index import open_index
+from poa.errors import UserError, nearest
+from poa.evaluation.clustering import Cluster
+from poa.evaluation.cost import costs, flops, parameters
+from poa.evaluation.few_shot import FewShot
+from poa.evaluation.joint_linear import Slimmable, Switchable
+from poa.evaluation.knn import Knn
+from poa.evaluation.linear import Linear
+from poa.evaluation.probe import Probe
+from poa.evaluation.protocol import Protocol
+from poa.evaluation.results import Intervals, Scores, intervals_of, size_of
+from poa.evaluation.retrieval import Retrieval
+from poa.evaluation.sweep import Scoring, score_networks
+from poa.families.base import Family
+from poa.models.run import Run
+from poa.models.source import Subject
+from poa.plots.tables import SizeRow, score_names, size_rows
+from poa.training.progress import Bars
+
+PROTOCOLS: Mapping[str, type[Protocol]] = {
+    kind.name: kind for kind in (Knn, Linear, Switchable, Slimmable, Probe, FewShot, Cluster, Retrieval)
+}
+"""All ways of scoring frozen features."""
+SHOWN = (*PROTOCOLS, "finetune", "segmentation", "detection")
+"""Kinds of results that ``poa sizes`` shows."""
+FIRST = ("knn", "initial", "untrained")
+"""Names of k-NN evaluations that are given none, which come first in tables, in this order."""
+
+
+def evaluate(
+    subject: Subject,
+    protocol: Protocol,
+    *,
+    train: str | None = None,
+    test: str,
+    sizes: str | Sequence[str] = "all",
+    name: str | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Scores:
+    """Scores of networks on frozen features, in percent, also written to ``NAME/PROTOCOL.json`` and ``.csv``.
+
+    Args:
+        subject: Whose networks.
+        protocol: How to score.
+        train: Labelled images to learn from, for protocols that need them.
+        test: Labelled images to test on.
+        sizes: ``all``, or names of sizes.
+        name: Folder of the results in the subject's ``out``; see ``default_name``.
+        limit: Take only a class-balanced part of the training images; of the test images where none are needed.
+        workers: Processes that decode images.
+        overwrite: Forget results of that name.
+        console: Where to show progress.
+
+    Raises:
+        NotScored: Some networks could not be scored; the scores of the others are written.
+        UserError: Sizes, images or labels are not as they must be, or the name holds results of other settings.
+    """
+    chosen = subject.choose(sizes)
+    path = results_file(subject, protocol, name)
+    train_index = None if train is None else open_index(train, limit=limit)
+    test_index = open_index(test, limit=limit if train is None else None)
+    scoring = Scoring(
+        image_size=subject.image_size, resize=subject.resize, mean=subject.mean, std=subject.std, workers=workers
+    )
+    with Bars(console or Console(stderr=True)) as bars:
+        results = score_networks(
+            subject.network,
+            chosen,
+            protocol=protocol,
+            train_index=train_index,
+            test_index=test_index,
+            out=path.parent,
+            weights=subject.weights,
+            scoring=scoring,
+            device=distributed.this_device(),  # that of a run is perhaps on another machine
+            overwrite=overwrite,
+            progress=bars,
+        )
+    return {network: results.scores[network] for network in chosen}
+
+
+def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
+    """A protocol by name.
+
+    Args:
+        name: Such as ``knn``.
+        settings: Fields of its class.
+
+    Raises:
+        UserError: There is no such protocol, or it has no such setting.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f"There is no way of scoring called {name!r}. {nearest(name, PROTOCOLS)}")
+    known = [field.name for field in fields(PROTOCOLS[name])]
+    strange = [given for given in settings if given not in known]
+    if strange:
+        raise UserError(f"The protocol {name} has no setting {strange[0]!r}. {nearest(strange[0], known)}")
+    return PROTOCOLS[name](**settings)
+
+
+def default_name(subject: Subject, protocol: Protocol) -> str:
+    """The protocol's name, with that of the branch unless it is ``teacher``; k-NN leaves out its own.
+
+    Args:
+        subject: Whose networks.
+        protocol: How they are scored.
+    """
+    if subject.branch == "teacher":
+        return protocol.name
+    return subject.branch if protocol.name == Knn.name else f"{protocol.name}-{subject.branch}"
+
+
+def results_file(subject: Subject, protocol: Protocol, name: str | None = None) -> Path:
+    """Where results are written.
+
+    Args:
+        subject: Whose networks.
+        protocol: How they are scored.
+        name: Of the folder; see ``default_name``.
+
+    Raises:
+        UserError: The name has slashes.
+    """
+    return subject.results(protocol.name, name or default_name(subject, protocol)) / f"{protocol.name}.json"
+
+
+def rows(run: Run) -> list[SizeRow]:
+    """All sizes with their costs and all scores so far.
+
+    Scores carry the name of their evaluation, unless it is ``knn``, and those of an earlier checkpoint its step.
+
+    Args:
+        run: Whose sizes.
+
+    Raises:
+        UserError: A file of scores is damaged.
+    """
+    known: dict[str, dict[str, float]] = {}
+    files = [(path, protocol) for protocol in SHOWN for path in run.paths.scores.glob(f"*/{protocol}.json")]
+    for path, protocol in sorted(files, key=lambda file: _place(*file)):
+        scores, _, weights = read_scores(path)
+        evaluation = path.parent.name
+        teacher, _, step = weights.partition(" at step ")
+        marks = [] if evaluation == Knn.name else [evaluation]
+        marks += [] if protocol == Knn.name or evaluation.startswith(protocol) else [protocol]
+        marks += [f"step {step}"] if teacher == "teacher" and step != str(run.step) else []
+        prefix = "".join(f"{mark} " for mark in marks)
+        for size, values in scores.items():
+            known.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in values.items()})
+    return rows_of(run.family, known)
+
+
+def _place(path: Path, protocol: str) -> tuple[Any, ...]:
+    """Sorts evaluations: k-NN of all branches, the other protocols in their order, then what has a name of its own."""
+    evaluation, number = path.parent.name, SHOWN.index(protocol)
+    if protocol == Knn.name and evaluation in FIRST:
+        return 0, FIRST.index(evaluation), path
+    return 1 if evaluation == protocol else 2, number, path
+
+
+def headline(rows: Sequence[SizeRow]) -> list[str]:
+    """The scores to show: of several evaluations one each, of a single one all, top-1 before others.
+
+    Args:
+        rows: Sizes with all scores.
+
+    Returns:
+        Names of scores.
+    """
+    evaluations: dict[str, list[str]] = {}
+    for name in score_names(rows):
+        evaluations.setdefault(name.rpartition(" ")[0], []).append(name)
+    if len(evaluations) < 2:
+        return sorted(score_names(rows), key=lambda name: "top1" not in name)
+    wanted = {protocol.headline for protocol in PROTOCOLS.values()}
+    return [
+        next((name for name in names if name.rpartition(" ")[2] in wanted), names[0]) for names in evaluations.values()
+    ]
+
+
+def scored_rows(
+    subject: Subject, scores: Mapping[str, Mapping[str, float]], *, intervals: Intervals | None = None
+) -> list[SizeRow]:
+    """The networks that have scores, with their costs.
+
+    Args:
+        subject: Whose networks.
+        scores: Scores by name of the network.
+        intervals: Of the scores.
+    """
+    if subject.family is not None:
+        found = rows_of(subject.family, scores, intervals=intervals, image_size=subject.image_size)
+        return [row for row in found if row.scores]
+    return [_row_of_network(subject, name, scores[name], (intervals or {}).get(name, {})) for name in scores]
+
+
+def _row_of_network(
+    subject: Subject, name: str, scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> SizeRow:
+    network = subject.network(name)
+    try:
+        operations = flops(network, subject.image_size)
+    except (AssertionError, RuntimeError, TypeError, ValueError):  # some networks cannot be followed by shapes alone
+        operations = None
+    return SizeRow(size_of(name) or name, parameters(network), operations, scores=scores, intervals=intervals)
+
+
+def rows_of(
+    family: Family,
+    scores: Mapping[str, Mapping[str, float]],
+    *,
+    intervals: Intervals | None = None,
+    image_size: int | None = None,
+) -> list[SizeRow]:
+    """All sizes of a family with their costs and the given scores.
+
+    Args:
+        family: Whose sizes.
+        scores: Scores by name of the size; none before any run.
+        intervals: Of the scores.
+        image_size: Side of the images, in pixels; the family's by default.
+    """
+    counted = costs(family.build, family.space.sizes, image_size=image_size or family.image_size)
+    return size_rows(family.space, costs=counted, scores=scores, intervals=intervals)
+
+
+def read_scores(path: Path) -> tuple[Scores, Intervals, str]:
+    """Scores in a file of results, their intervals, and whose they are.
+
+    Args:
+        path: Such as ``RUN/eval/knn/knn.json``.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content["scores"], intervals_of(content), content["settings"]["weights"]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a file of scores, or damaged. Delete it, and score the sizes again.") from None

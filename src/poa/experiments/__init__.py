@@ -1,0 +1,1 @@
+"""Experiments that train, score and report."""

@@ -1,0 +1,169 @@
+"""Sizes cut out of one run against the same sizes trained alone and distilled: train all, score all, put in a table."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from rich.console import Console
+
+from poa.config.pretraining import Config
+from poa.data.index import open_index
+from poa.elastic.space import Size
+from poa.errors import UserError
+from poa.evaluation import evaluate
+from poa.evaluation.knn import Knn
+from poa.evaluation.linear import Linear
+from poa.evaluation.protocol import Protocol
+from poa.experiments.plan import Contender, Plan, Training, plan
+from poa.models.registry import family_of
+from poa.models.run import Paths
+from poa.models.source import subject_of
+from poa.plots.contest import Score, contest_plot
+from poa.pretraining.loop import train
+from poa.training.checkpoint import latest_checkpoint, step_of
+
+PROTOCOLS: tuple[tuple[str, Protocol], ...] = (("top1@20", Knn()), ("top1", Linear()))
+"""What sizes are judged by: the score's name, and how it is made."""
+
+
+class Result(NamedTuple):
+    """Scores of a size of one way, one a seed."""
+
+    way: str
+    budget: str
+    size: str
+    protocol: str
+    values: tuple[float, ...]
+    compute: float
+
+    def score(self) -> Score:
+        """Mean and spread over seeds."""
+        spread = stdev(self.values) if len(self.values) > 1 else None
+        return Score(self.way, self.budget, self.size, self.protocol, fmean(self.values), spread, self.compute)
+
+
+def compare(
+    config: Config,
+    *,
+    sizes: Sequence[str],
+    seeds: Sequence[int],
+    train_on: str,
+    test_on: str,
+    limit: int | None = None,
+    workers: int = 0,
+    console: Console | None = None,
+) -> list[Score]:
+    """Train what is not trained yet, score what is not scored yet, and write ``compare.json``, ``.csv`` and ``.png``.
+
+    Args:
+        config: Settings of the elastic run; ``out`` is the folder of all runs.
+        sizes: Which sizes to compare; the largest of the search space is always among them, as it teaches.
+        seeds: One elastic run and its rivals for each.
+        train_on: Labelled images for k-NN and linear classifiers.
+        test_on: Labelled images that are classified.
+        limit: Class-balanced part of ``train_on``.
+        workers: Processes that decode images for scoring.
+        console: Where to show progress.
+
+    Raises:
+        UserError: Settings, sizes or images are not as they must be.
+    """
+    console = console or Console(stderr=True)
+    _check(config, seeds)
+    space = family_of(config).space
+    chosen = sorted({space.find(size) for size in sizes} | {space.intact})
+    if len(chosen) < 2:
+        raise UserError(
+            f"There is nothing to compare but the intact network. Name smaller --sizes, such as {space.sizes[0]}."
+        )
+    for labelled in (train_on, test_on):  # before hours are spent
+        open_index(labelled).require_labels()
+    made = plan(config, sizes=chosen, seeds=seeds, num_images=len(open_index(config.data, limit=config.limit)))
+    _train(made, console)
+    results = _results(made, chosen, train_on, test_on, limit=limit, workers=workers, console=console)
+    return _write(results, Path(config.out))
+
+
+def _check(config: Config, seeds: Sequence[int]) -> None:
+    if config.method != "poa":
+        raise UserError(f"A comparison starts from method poa, got {config.method}; it adds the others itself.")
+    if not config.out:
+        raise UserError("Say where all runs shall be written: --out FOLDER.")
+    if not seeds or len(set(seeds)) < len(seeds):
+        got = ", ".join(map(str, seeds)) or "none"
+        raise UserError(f"A comparison needs one or more --seeds, all different, got {got}.")
+    if config.init is not None:
+        raise UserError("A comparison starts every network from scratch; leave --init out.")
+
+
+def _train(made: Plan, console: Console) -> None:
+    done, total = 0.0, sum(training.flops for training in made.trainings.values())
+    for number, (folder, training) in enumerate(made.trainings.items(), start=1):
+        place = f"{number} of {len(made.trainings)}, {done / total:.0%} of the compute done"
+        console.print(f"── {folder} ({place})", highlight=False, soft_wrap=True)
+        if not _is_done(folder, training):
+            train(training.config, resume=Paths(folder).config.exists(), console=console)
+        if not _is_done(folder, training):
+            raise UserError(f"{folder} was stopped before its end. Go on with the same command.")
+        done += training.flops
+
+
+def _is_done(folder: Path, training: Training) -> bool:
+    newest = latest_checkpoint(Paths(folder).checkpoints)
+    return newest is not None and step_of(newest) >= training.num_steps
+
+
+def _results(
+    made: Plan,
+    sizes: Sequence[Size],
+    train_on: str,
+    test_on: str,
+    *,
+    limit: int | None,
+    workers: int,
+    console: Console,
+) -> list[Result]:
+    known: dict[tuple[Path, str], Mapping[str, Mapping[str, float]]] = {}
+    for folder in made.trainings:
+        wanted = {str(size) for each in made.contenders for size, run in each.runs.items() if run == folder}
+        for _, protocol in PROTOCOLS:
+            known[folder, protocol.name] = evaluate.evaluate(
+                subject_of(str(folder)),
+                protocol,
+                train=train_on,
+                test=test_on,
+                sizes=sorted(wanted),
+                limit=limit,
+                workers=workers,
+                console=console,
+            )
+    groups: dict[tuple[str, str], list[Contender]] = {}
+    for each in made.contenders:
+        groups.setdefault((each.way, each.budget), []).append(each)
+    return [
+        Result(
+            way,
+            budget,
+            str(size),
+            protocol.name,
+            tuple(known[each.runs[size], protocol.name][str(size)][score] for each in group),
+            fmean(made.share(each) for each in group),
+        )
+        for (way, budget), group in groups.items()
+        for size in sizes
+        for score, protocol in PROTOCOLS
+    ]
+
+
+def _write(results: Sequence[Result], folder: Path) -> list[Score]:
+    scores = [result.score() for result in results]
+    (folder / "compare.json").write_text(json.dumps([result._asdict() for result in results], indent=1) + "\n")
+    with (folder / "compare.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Score._fields)
+        writer.writerows(scores)
+    contest_plot(scores, out=folder / "compare.png")
+    return scores

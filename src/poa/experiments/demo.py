@@ -1,0 +1,103 @@
+"""The main job, small: one run on embedded real data, every size scored, three sizes handed out."""
+
+from pathlib import Path
+
+import timm
+import torch
+from rich.console import Console
+
+from poa.config import resolve
+from poa.errors import UserError, nearest
+from poa.evaluation import evaluate
+from poa.evaluation.knn import Knn
+from poa.models.run import Paths, Run
+from poa.models.source import subject_of_run
+from poa.plots.sizes import accuracy_plot
+from poa.plots.tables import SizeRow, size_table
+from poa.pretraining.loop import train
+
+TRAIN, TEST = "digits/train", "digits/test"
+SCORE = "top1@20"
+
+
+FIRST = "vit"
+"""The family whose recipe is called ``demo``; that of another is ``demo-NAME``."""
+
+
+def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa", epochs: int | None = None) -> Run:
+    """Pre-train an elastic network on handwritten digits, and use what comes out.
+
+    Args:
+        out: Folder of the run; an interrupted demo goes on.
+        console: Where to show it.
+        model: Family of the network.
+        method: How it is trained; the SlimCLR methods have a network of their own.
+        epochs: Passes over the digits; the recipe's by default.
+
+    Raises:
+        UserError: There is no demo of that family or method, or the folder holds another run.
+    """
+    recipes = {name.removeprefix("demo-"): name for name in resolve.recipes() if name.startswith("demo-")}
+    recipes |= {FIRST: "demo"}
+    wanted = model if method == "poa" else method
+    if wanted not in recipes:
+        raise UserError(f"There is no demo of {wanted!r}. {nearest(wanted, recipes)}")
+    given = {"out": str(out)} if epochs is None else {"out": str(out), "epochs": epochs}
+    resume = Paths(out).config.exists()
+    console.rule("1. One pre-training run, no labels", align="left")
+    run = train(resolve.resolve(given, recipe=recipes[wanted]), resume=resume, console=console)
+    console.rule("2. Every size, scored by k-NN on held-out digits", align="left")
+    trained, untrained = score(run, console)
+    console.print(size_table(trained, title="trained"))
+    console.rule("3. Three sizes as plain timm models", align="left")
+    for size in (run.space.sizes[0], run.space.sizes[len(run.space.sizes) // 2], run.space.sizes[-1]):
+        folder = run.paths.models / str(size)
+        if not folder.exists():
+            run.extract(size)
+        extracted = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.inference_mode():
+            features = extracted(torch.zeros(1, 3, run.config.views.global_size, run.config.views.global_size))
+        console.print(f'timm.create_model("local-dir:{folder}", pretrained=True)  -> features {tuple(features.shape)}')
+    picture = out / "accuracy.png"
+    accuracy_plot(trained, out=picture, title="Digits: one run, every size", baseline=untrained, score=SCORE)
+    console.rule("4. What came out", align="left")
+    gains = [row.scores[SCORE] - twin.scores[SCORE] for row, twin in zip(trained, untrained, strict=True)]
+    console.print(
+        f"{len(trained)} sizes, k-NN {trained[0].scores[SCORE]:.1f} % (smallest) to "
+        f"{trained[-1].scores[SCORE]:.1f} % (largest); each at least {min(gains):.1f} points above the same "
+        f"network untrained. Picture: {picture}"
+    )
+    for line in next_commands(run, recipe=f"{model}-small-data" if method == "poa" else method):
+        console.print(line, highlight=False, soft_wrap=True)
+    return run
+
+
+def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
+    """Rows of all sizes with the scores of the trained and of the untrained networks.
+
+    Args:
+        run: The demo's run.
+        console: Where to show progress.
+    """
+    rows = []
+    for branch in ("teacher", "untrained"):
+        subject = subject_of_run(run, branch=branch)
+        found = evaluate.evaluate(subject, Knn(), train=TRAIN, test=TEST, console=console)
+        rows.append(evaluate.scored_rows(subject, {size: {SCORE: scores[SCORE]} for size, scores in found.items()}))
+    return rows[0], rows[1]
+
+
+def next_commands(run: Run, *, recipe: str) -> list[str]:
+    """What to type next.
+
+    Args:
+        run: The demo's run.
+        recipe: For the user's own images.
+    """
+    size = run.space.sizes[len(run.space.sizes) // 2]
+    return [
+        "Next:",
+        f"  poa sizes {run.folder}",
+        f"  poa extract {run.folder} --size {size} --out model-{size}",
+        f"  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe {recipe} --dry-run",
+    ]

@@ -1,0 +1,1 @@
+"""Features of images: extracted, several layers in one row, written to files."""

@@ -1,0 +1,1 @@
+"""Networks by name, runs on disk, and trained weights to start from."""

@@ -1,0 +1,268 @@
+"""Starting from trained weights: fit them to the intact network, and say what became of each tensor."""
+
+import io
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from poa.errors import UserError
+from poa.families.base import Backbone
+from poa.methods.base import Method
+from poa.models.weights import Normalisation, Source, read
+
+HEADS = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "projectors.", "norms.", "local_cls_norm.")
+"""Beginnings of the names of tensors after the features: classifiers, and what only a pre-training needs."""
+TABLES = ("relative_position_index", "attn_mask", ".periods", ".bias_mask")
+"""Endings of the names of tables that a network computes by itself."""
+NAMED = 3
+"""Tensors named in an error."""
+
+
+class Resized(NamedTuple):
+    """A tensor whose shape was changed."""
+
+    name: str
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What became of given weights.
+
+    Attributes:
+        source: Where they come from.
+        loaded: Names of the network's tensors that were loaded.
+        resized: Those of them that timm resized.
+        fresh: Names of the backbone's tensors that start freshly.
+        unused: Names of tensors of the source that are not used.
+        note: What the user should know besides.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    resized: tuple[Resized, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+    note: str | None = None
+
+    def lines(self) -> list[str]:
+        """The listing in words."""
+        changed = Counter((_pattern(each.name), each.old, each.new) for each in self.resized)
+        said = [f"Weights of {self.source}: {len(self.loaded)} tensors go into student and teacher."]
+        for (name, old, new), number in changed.items():
+            said.append(f"  resized    {_times(name, number)}: {_shape(old)} -> {_shape(new)}")
+        said.append(f"  fresh      {', '.join((*self.fresh, 'projection heads'))}")
+        if self.unused:
+            said.append(f"  not used   {', '.join(_patterns(self.unused))}")
+        return [*said, f"  note       {self.note}"] if self.note else said
+
+
+def start_from(name: str, method: Method, *, normalisation: Normalisation | None = None) -> Listing:
+    """Put trained weights into the backbones of the student and of what is handed out; the heads stay as they are.
+
+    Args:
+        name: A folder, a file or a timm name.
+        method: Freshly built, on the CPU.
+        normalisation: By which this run normalises images.
+
+    Raises:
+        UserError: The weights cannot be had, or are not those of the intact network.
+    """
+    source = read(name)
+    weights, listing = fit(source, method.student.backbone, normalisation=normalisation)
+    for branch in {method.student, method.branch()}:
+        branch.backbone.load_state_dict(weights)
+    return listing
+
+
+def write(backbone: nn.Module, path: Path) -> None:
+    """Write a backbone, mask token included; the file is there whole or not at all.
+
+    Args:
+        backbone: Intact network.
+        path: File to write.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}. Make room or way there.") from None
+
+
+# ---- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    source: Source, backbone: Backbone, *, normalisation: Normalisation | None = None
+) -> tuple[dict[str, Tensor], Listing]:
+    """Fit weights to a network as timm does, which renames tensors and resizes tables of positions and patches.
+
+    Args:
+        source: The weights.
+        backbone: The intact network.
+        normalisation: Of its images.
+
+    Returns:
+        The whole state of the backbone, and what became of the weights.
+
+    Raises:
+        UserError: Something does not fit.
+    """
+    given, model = dict(source.weights), backbone.model
+    token = given.pop("mask_token", None)
+    fitted = _filtered(given, token, model, source.model)
+    wanted = model.state_dict()
+    kept = {value.data_ptr() for value in fitted.values()}  # renamed tensors are still the same ones
+    dropped = [name for name, value in given.items() if name not in fitted and value.data_ptr() not in kept]
+    surplus = {
+        name: fitted.get(name, given.get(name)) for name in (*dropped, *(each for each in fitted if each not in wanted))
+    }
+    _check_fit(source, model, fitted, [name for name, value in surplus.items() if not _idle(name, value)])
+    _check_workings(source, model)
+    unfit = token is None or token.numel() != backbone.mask_token.numel()
+    listing = Listing(
+        source.name,
+        loaded=tuple(wanted) + (() if unfit else ("mask_token",)),
+        resized=tuple(
+            Resized(name, tuple(given[name].shape), tuple(value.shape))
+            for name, value in wanted.items()
+            if name in given and given[name].numel() != value.numel()
+        ),
+        fresh=("mask_token",) if unfit else (),
+        unused=(*surplus, *(("mask_token",) if unfit and token is not None else ()), *source.aside),
+        note=_note(source, normalisation),
+    )
+    taken = {f"model.{name}": fitted[name] for name in wanted}
+    if not unfit:
+        assert token is not None
+        taken["mask_token"] = token.reshape(-1)
+    broken = [name for name, value in taken.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(f"--init {source.name}: {broken[0]} holds values that are not finite. Give sound weights.")
+    return backbone.state_dict() | taken, listing
+
+
+def _filtered(
+    given: Mapping[str, Tensor], token: Tensor | None, model: Any, origin: Any | None = None
+) -> dict[str, Tensor]:
+    """By timm's names, resized by timm; as they are where timm cannot make anything of them."""
+    convert = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    if convert is None:
+        return dict(given)
+    if origin is not None and "pos_embed" in given:  # by which timm knows the rows and columns of the table
+        model.pretrained_model_args = {"img_size": origin.patch_embed.img_size}
+    state = dict(given)  # some conversions take tensors out
+    if "register_tokens" in given or any(".mlp.w12." in name for name in given):
+        state["mask_token"] = torch.zeros(0) if token is None else token  # by which timm knows DINOv2's names
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):  # about timm's use of torch
+            converted: dict[str, Tensor] = convert(state, model)
+    except Exception:
+        if _misfits(given, model) == ([], []) and given.keys() <= model.state_dict().keys():
+            raise
+        return dict(given)  # whatever it stumbled over will be named
+    return converted
+
+
+def _misfits(fitted: Mapping[str, Tensor], model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of tensors that are missing, and of those with other shapes."""
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in fitted]
+    return missing, [name for name in wanted if name in fitted and fitted[name].shape != wanted[name].shape]
+
+
+def _idle(name: str, value: Tensor | None) -> bool:
+    """Whether a tensor may be left out: it is no part of the features, computed anyway, or adds nothing."""
+    adds_nothing = name.endswith("bias") and value is not None and not bool(value.any())
+    return name.startswith(HEADS) or name.endswith((*TABLES, "mask_token")) or adds_nothing
+
+
+def _check_fit(source: Source, model: nn.Module, fitted: Mapping[str, Tensor], surplus: Sequence[str]) -> None:
+    missing, other = _misfits(fitted, model)
+    if not (missing or other or surplus):
+        return
+    wanted = model.state_dict()
+    shapes = [f"{name} ({_shape(fitted[name].shape)} there, {_shape(wanted[name].shape)} here)" for name in other]
+    what = (("they lack", missing), ("of other shape are", shapes), ("there is no place for", surplus))
+    said = "; ".join(f"{start} {_some(names)}" for start, names in what if names)
+    kind = type(model).__name__
+    raise UserError(f"The weights of --init {source.name} do not fit the {kind} of this run: {said}. {source.remedy}")
+
+
+def _check_workings(source: Source, model: nn.Module) -> None:
+    """See that weights whose shapes fit mean the same here."""
+    if source.model is None:
+        return
+    theirs, ours = _workings(source.model), _workings(model)
+    for name, there in theirs.items():
+        here = ours.get(name, there)
+        if here != there:
+            raise UserError(
+                f"The weights of --init {source.name} fit in shape, but {name} is {there} there and {here} here. "
+                f"{source.remedy}"
+            )
+
+
+def _workings(model: nn.Module) -> dict[str, object]:
+    """What weights rely on and their shapes do not show: heads, groups, the norms' epsilon, activations."""
+    found: dict[str, object] = {}
+    for name, module in model.named_modules():
+        found |= {f"{name}.{what}": x for what in ("num_heads", "num_groups", "eps") if (x := vars(module).get(what))}
+        bare = not any(True for _ in module.children()) and not any(True for _ in module.parameters())
+        if bare and not isinstance(module, nn.Identity | nn.Dropout | DropPath):
+            found[name] = type(module).__name__
+    return found
+
+
+def _note(source: Source, ours: Normalisation | None) -> str | None:
+    theirs = source.normalisation
+    if theirs is None or ours is None or all(torch.tensor(theirs).isclose(torch.tensor(ours), atol=1e-3).flatten()):
+        return None
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in theirs)
+    return f"trained on images normalised otherwise; to keep to it: --views.mean {mean} --views.std {std}"
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + rest
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+
+def _times(name: str, number: int) -> str:
+    return f"{name} ({number} tensors)" if number > 1 else name
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    """Names that differ in numbers only are one; where there are many kinds, those of one part of a model."""
+    found = Counter(map(_pattern, names))
+    if len(found) > 2 * NAMED:
+        found = Counter(name.partition(".")[0] + ".*" * ("." in name) for name in names)
+    return [_times(name, number) for name, number in found.items()]

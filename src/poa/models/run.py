@@ -1,0 +1,344 @@
+"""The folder of a run: where things lie in it, and the networks that can be had from it."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file
+from torch import Tensor
+
+from poa.config import resolve
+from poa.config.pretraining import Config
+from poa.data.augment import normalise
+from poa.elastic.network import SubNetworks, state
+from poa.elastic.plan import skeleton
+from poa.elastic.space import SearchSpace, Size
+from poa.elastic.switchable import SwitchableNetworks
+from poa.errors import UserError
+from poa.export.timm import Preparation, export
+from poa.families.base import Backbone, Family, Features
+from poa.models.registry import family_of
+from poa.pretraining import method
+from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things lie in the folder of a run."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """All settings, resolved."""
+        return self.folder / "config.yaml"
+
+    @property
+    def initial(self) -> Path:
+        """The intact backbone as the run began, if it began with trained weights."""
+        return self.folder / "initial.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def bad_images(self) -> Path:
+        """Names of images that could not be read."""
+        return self.folder / "bad_images.txt"
+
+    @property
+    def models(self) -> Path:
+        """Folder of extracted models."""
+        return self.folder / "models"
+
+    @property
+    def scores(self) -> Path:
+        """Folder of evaluation results."""
+        return self.folder / "eval"
+
+
+def check(config: Config, *, resume: bool) -> None:
+    """See, before anything is built, that a run can be written to its folder or that there is one to go on with.
+
+    Args:
+        config: Settings.
+        resume: Go on with the run in ``config.out``.
+
+    Raises:
+        UserError: The folder is not named, in use, or not that of a run with these settings.
+    """
+    if not config.out:
+        raise UserError("Say where the run shall be written: --out FOLDER.")
+    if resume:
+        reopen(config)
+        return
+    paths = Paths(Path(config.out))
+    try:
+        used = paths.folder.exists() and (not paths.folder.is_dir() or any(paths.folder.iterdir()))
+    except OSError as error:
+        raise _unwritable(paths.folder, error) from None
+    if not used:
+        return
+    if not paths.config.exists():
+        raise UserError(f"{paths.folder} already exists and is not an empty folder. Choose another --out.")
+    if latest_checkpoint(paths.checkpoints) is None:
+        raise UserError(
+            f"{paths.folder} already holds a run, one that has saved no checkpoint. If it is not under way, "
+            "start it again by adding --resume, or delete the folder; else choose another --out."
+        )
+    raise UserError(f"{paths.folder} already holds a run. Go on with it by adding --resume, or choose another --out.")
+
+
+def begins(config: Config, *, resume: bool) -> bool:
+    """Whether a run begins at its first step: a new one, or one to go on with that has saved no checkpoint.
+
+    Args:
+        config: Settings.
+        resume: Go on with the run in ``config.out``.
+    """
+    return not resume or latest_checkpoint(Paths(Path(config.out)).checkpoints) is None
+
+
+def create(config: Config) -> Paths:
+    """Make the folder of a new run and write down what it is made of.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: The folder is in use or cannot be written.
+    """
+    check(config, resume=False)
+    paths = Paths(Path(config.out))
+    environment = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+    }
+    try:
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        (paths.folder / "env.json").write_text(json.dumps(environment, indent=1) + "\n")
+        (paths.folder / "command.txt").write_text(shlex.join(sys.argv) + "\n")
+        paths.config.write_text(resolve.to_yaml(config))
+    except OSError as error:
+        raise _unwritable(paths.folder, error) from None
+    return paths
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or make room or way there."
+    )
+
+
+def reopen(config: Config) -> tuple[Paths, Config]:
+    """Find the run to go on with, and see that the settings are still its own.
+
+    Args:
+        config: Settings as asked for now; only harmless ones may differ from the run's.
+
+    Raises:
+        UserError: There is no run, or settings that decide what is learnt differ.
+    """
+    paths = Paths(Path(config.out))
+    if not paths.config.exists():
+        raise UserError(f"{paths.folder} holds no run to go on with. Leave out --resume to start one.")
+    stored = resolve.resolve(file=paths.config)
+    changed = resolve.differences(stored, config)
+    if changed:
+        listed = ", ".join(f"{name} ({old!r} in the run, {new!r} now)" for name, (old, new) in changed.items())
+        why = "Epochs cannot be added, since all schedules are spread over them. " if "epochs" in changed else ""
+        raise UserError(
+            f"{paths.folder} was started with other settings: {listed}. {why}"
+            "Go on with its own (give only --out and --resume), or choose another --out for a new run."
+        )
+    return paths, config
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has saved at least one checkpoint; every size of it can be had.
+
+    Attributes:
+        folder: The folder of the run.
+        config: Its settings.
+    """
+
+    folder: Path
+    config: Config
+
+    @property
+    def paths(self) -> Paths:
+        """Where things lie."""
+        return Paths(self.folder)
+
+    @cached_property
+    def family(self) -> Family:
+        """The family of backbones."""
+        return family_of(self.config)
+
+    @property
+    def space(self) -> SearchSpace:
+        """All sizes and how often each was drawn."""
+        return self.family.space
+
+    def sizes(self) -> tuple[str, ...]:
+        """Names of all sizes, ascending; the last is the intact network."""
+        return tuple(map(str, self.space.sizes))
+
+    @cached_property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        newest = latest_checkpoint(self.paths.checkpoints)
+        if newest is None:
+            raise UserError(f"{self.folder} has no checkpoint yet. Wait for the first, or go on with --resume.")
+        return newest
+
+    @property
+    def step(self) -> int:
+        """Steps done at the newest checkpoint."""
+        return step_of(self.checkpoint)
+
+    @cached_property
+    def teacher(self) -> Backbone:
+        """The backbone that is handed out, from which all sizes are cut: the teacher's, or the student's after SEED."""
+        state = load_checkpoint(self.checkpoint)["method"]
+        prefix = f"{method.METHODS[self.config.method].served}.backbone."
+        return self._intact(
+            {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        )
+
+    def _intact(self, weights: dict[str, Tensor]) -> Backbone:
+        backbone = skeleton(self._sub_networks.whole)
+        backbone.load_state_dict(weights, assign=True)
+        assert isinstance(backbone, Backbone)
+        return backbone.requires_grad_(False).eval()
+
+    @cached_property
+    def _start(self) -> Backbone:
+        if self.config.init is None:
+            raise UserError(
+                f"{self.folder} did not begin with trained weights (--init), so it has no initial sizes. "
+                "Compare with branch `untrained`."
+            )
+        if not self.paths.initial.exists():
+            raise UserError(f"{self.paths.initial} is missing. The run wrote it when it began; bring it back.")
+        return self._intact(load_file(self.paths.initial))
+
+    @cached_property
+    def _sub_networks(self) -> SubNetworks | SwitchableNetworks:
+        return self.family.sub_networks()
+
+    def network(self, size: str | Size) -> Backbone:
+        """The backbone of a size, cut out of the teacher, as a module of its own in evaluation mode.
+
+        Args:
+            size: Such as ``384x12``.
+
+        Raises:
+            UserError: The run has no such size.
+        """
+        return self._cut(size, self.teacher)
+
+    def _cut(self, size: str | Size, intact: Backbone) -> Backbone:
+        network = self._sub_networks.extract(self.space.find(str(size)), intact)
+        assert isinstance(network, Backbone)
+        return network
+
+    def initial(self, size: str | Size) -> Backbone:
+        """The backbone of a size, cut out of the weights that the run began with: what cutting alone comes to.
+
+        Args:
+            size: Such as ``384x12``.
+
+        Raises:
+            UserError: The run has no such size, or did not begin with trained weights.
+        """
+        return self._cut(size, self._start)
+
+    def untrained(self, size: str | Size) -> Backbone:
+        """A freshly initialised backbone of a size, the same at every call: what training has to beat."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return self.family.build(self.space.find(str(size))).requires_grad_(False).eval()
+
+    @torch.inference_mode()
+    def features(
+        self, images: UInt8[Tensor, "batch channels height width"], *, size: str | Size
+    ) -> Float[Tensor, "batch features"]:
+        """One feature vector an image, from the network of a size.
+
+        Args:
+            images: RGB values 0..255; sides that are multiples of the patch size.
+            size: Such as ``384x12``.
+        """
+        views = self.config.views
+        features: Features = self.network(size)(normalise(images, mean=views.mean, std=views.std))
+        return features.cls
+
+    def extract(self, size: str | Size, *, out: str | Path | None = None) -> Path:
+        """Write a size as a plain timm model, after checking it against the elastic sub-network.
+
+        ``timm.create_model("local-dir:DIR", pretrained=True)`` loads it without this package.
+
+        Args:
+            size: Such as ``384x12``.
+            out: Folder to write; ``models/<size>`` of the run by default. Must be new or empty.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: The size does not exist, or the folder is in use or cannot be written.
+        """
+        wanted, views = self.space.find(str(size)), self.config.views
+        folder = Path(out) if out is not None else self.paths.models / str(wanted)
+        elastic = self._sub_networks.bind(wanted, state(self.teacher), training=False)
+        return export(
+            self.network(wanted),
+            elastic,
+            family=self.family,
+            size=wanted,
+            folder=folder,
+            preparation=Preparation(views.mean, views.std, self.config.crop_share),
+            source=f"run {self.folder.name}, step {self.step}",
+        )
+
+
+def load(folder: str | Path) -> Run:
+    """Open a run.
+
+    Args:
+        folder: The ``--out`` of a pre-training.
+
+    Raises:
+        UserError: The folder is not a run.
+    """
+    paths = Paths(Path(folder))
+    if not paths.config.exists():
+        raise UserError(
+            f"{folder} is not the folder of a run: it has no config.yaml. Give the --out of a pre-training."
+        )
+    return Run(paths.folder, resolve.resolve(file=paths.config))

@@ -1,0 +1,212 @@
+"""Trained weights to start from: folders, runs, files and timm names, read into tensors by name."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import timm
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from poa.errors import UserError, nearest
+from poa.models import registry
+from poa.models import run as runs
+from poa.models.run import Paths
+
+OFFLINE_KINDS = (
+    "a folder that timm loads (config.json and model.safetensors or pytorch_model.bin), the folder of a run, "
+    "or a file of weights (.safetensors, .pth, .pt, .bin)"
+)
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Files of weights in a folder, the better one first."""
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+CONTAINERS = ("state_dict", "model", "method", "teacher", "student", "module")
+"""Under what names a file may hold the weights, the better ones first."""
+PREFIXES = ("module.", "_orig_mod.", "teacher.", "student.", "backbone.", "model.")
+"""What names of tensors may begin with, the better ones first; what begins otherwise is then no part of the network."""
+PATIENCE_SECONDS = 10.0
+"""How long a server may take to answer."""
+
+Normalisation = tuple[Sequence[float], Sequence[float]]
+"""Means and standard deviations of the channels of normalised images."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Trained weights.
+
+    Attributes:
+        name: What the user gave.
+        weights: By the source's names, without what all names begin with.
+        aside: Names of tensors that lie outside of the network.
+        remedy: What to do if they do not fit, in a sentence.
+        model: The network they belong to, where that is known; perhaps in shapes only.
+        normalisation: Of the images they have seen, where that is known.
+    """
+
+    name: str
+    weights: Mapping[str, Tensor]
+    aside: tuple[str, ...]
+    remedy: str
+    model: nn.Module | None = None
+    normalisation: Normalisation | None = None
+
+
+def read(name: str) -> Source:
+    """Trained weights, on the CPU.
+
+    Args:
+        name: A folder, a file or a timm name. What is there as a file or folder is taken as that.
+
+    Raises:
+        UserError: There is nothing of that name, or it cannot be read or fetched.
+    """
+    path = registry.folder_of(name)
+    if path.is_dir():
+        is_run = Paths(path).config.exists() and not (path / "config.json").exists()
+        return _of_run(name, path) if is_run else _of_folder(name, path)
+    if path.is_file():
+        remedy = (
+            "Name the network of these weights with --model NAME, or set --model.width-max, --model.depth-max "
+            "and the like to what their shapes say."
+        )
+        return Source(name, *_read_file(name, path), remedy=remedy)
+    if name.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(name.partition(".")[0]):
+        return _of_timm(name)
+    if path.suffix in ENDINGS or "/" in name:
+        raise UserError(f"--init {name}: there is no such file or folder. Give {OFFLINE_KINDS}, or a timm name.")
+    choices = nearest(name.partition(".")[0], timm.list_models())
+    raise UserError(f"--init {name}: there is no such file, folder or timm model. {choices} Or give {OFFLINE_KINDS}.")
+
+
+def _of_run(name: str, folder: Path) -> Source:
+    run = runs.load(folder)
+    weights, aside = _unwrapped(run.teacher.state_dict())
+    given = run.config.model.model_dump(exclude_none=True)
+    of_network = {key: value for key, value in given.items() if key not in ("sampling_bias", "drop_path")}
+    flags = " ".join(f"--model.{key.replace('_', '-')} {_word(value)}" for key, value in of_network.items())
+    views = run.config.views
+    return Source(
+        f"{name}, teacher at step {run.step}",
+        weights,
+        aside,
+        remedy=f"Train the network of that run: {flags}.",
+        model=run.teacher.model,
+        normalisation=(views.mean, views.std),
+    )
+
+
+def _of_folder(name: str, folder: Path) -> Source:
+    file = next((folder / each for each in FILES if (folder / each).is_file()), None)
+    if file is None or not (folder / "config.json").is_file():
+        raise UserError(
+            f"--init {name} is neither the folder of a run nor one with config.json and {' or '.join(FILES)}. "
+            f"Give {OFFLINE_KINDS}, or a timm name."
+        )
+    model, _, _ = registry.model_in(folder, flag="--init")
+    return Source(
+        name,
+        *_read_file(name, file),
+        remedy=f"Train the network of these weights: --model {name}.",
+        model=model,
+        normalisation=_normalisation(model),
+    )
+
+
+def _of_timm(name: str) -> Source:
+    unreachable = _why_unreachable()
+    try:
+        with _offline(unreachable is not None):  # weights that were fetched before are found without a network
+            model = timm.create_model(name, pretrained=True)
+    except OSError as error:
+        why = unreachable or _reason(error)
+        raise UserError(
+            f"--init {name}: its weights cannot be fetched ({why}). What works without a network: {OFFLINE_KINDS}."
+        ) from None
+    except Exception as error:  # of timm and of the client of the server: the name is the user's
+        architecture = name.partition(".")[0]
+        known = "" if ":" in name else f" timm has these of it: {', '.join(timm.list_pretrained(f'{architecture}*'))}."
+        raise UserError(
+            f"--init {name}: timm cannot load its weights ({_reason(error)}).{known} Or give {OFFLINE_KINDS}."
+        ) from None
+    flag = model.pretrained_cfg["architecture"] if ":" in name else name
+    return Source(
+        name,
+        model.state_dict(),
+        (),
+        remedy=f"Train the network of these weights: --model {flag}.",
+        model=model,
+        normalisation=_normalisation(model),
+    )
+
+
+def _why_unreachable() -> str | None:
+    """Why the server of weights does not answer; asked once, where its client would try again and again."""
+    try:
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE_SECONDS):
+            return None
+    except HTTPError:
+        return None
+    except OSError as error:
+        return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _normalisation(model: nn.Module) -> Normalisation:
+    settings: Any = model.pretrained_cfg
+    return tuple(settings["mean"]), tuple(settings["std"])
+
+
+def _read_file(name: str, file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights in a file, and the names of those that lie outside of the network."""
+    if file.suffix not in ENDINGS:
+        raise UserError(f"--init {name}: weights are read from files that end in {', '.join(ENDINGS)}.")
+    try:
+        content = load_state_dict(str(file))
+    except (AttributeError, EOFError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"--init {name}: {file} cannot be read as a file of weights "
+            f"({_reason(error)}). Give a state dict, saved by safetensors or by "
+            "torch.save(model.state_dict(), FILE); whole pickled models are not opened, since they can run code."
+        ) from None
+    weights, aside = _unwrapped(content)
+    if not weights:
+        raise UserError(f"--init {name}: {file} holds no tensors under names. Give a state dict.")
+    return weights, aside
+
+
+def _unwrapped(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Take the network's tensors out of containers, and off their names what all begin with."""
+    while inner := next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None):
+        content = inner
+    weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    aside: list[str] = []
+    while prefix := next((each for each in PREFIXES if any(name.startswith(each) for name in weights)), None):
+        # a mask token lies beside the model in a run's backbone
+        inside = {name: value for name, value in weights.items() if name.startswith(prefix) or name == "mask_token"}
+        aside += [name for name in weights if name not in inside]
+        weights = {name.removeprefix(prefix): value for name, value in inside.items()}
+    return weights, tuple(aside)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")
+
+
+def _word(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,1 @@
+"""Pre-training: the loop, the step, and what they are built from."""

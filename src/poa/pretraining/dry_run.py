@@ -1,0 +1,161 @@
+"""Say what a run will take before it is started."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from poa import distributed
+from poa.config.pretraining import Config
+from poa.data.index import ImageIndex
+from poa.data.loader import batches
+from poa.models import registry
+from poa.models import run as runs
+from poa.pretraining import build, method
+from poa.pretraining.loop import find_images, say
+from poa.pretraining.step import Parts, assemble, train_step
+from poa.training.health import explained_memory
+from poa.training.progress import bar, duration, memory_in_use
+
+NUM_STEPS = 2
+BYTES_PER_PARAMETER = 4 * 4
+"""In a checkpoint: student, teacher and the two moments of AdamW."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will take, as far as two steps tell.
+
+    Attributes:
+        num_images: Images found.
+        num_sizes: Sizes that come out.
+        parameters: Of the student, backbone and heads.
+        num_steps: Steps of the run.
+        seconds_per_step: Time of the second step, waiting for images included.
+        waiting_seconds: Time of waiting in it.
+        images_per_second: Speed over all processes.
+        memory_bytes: The most memory used, of one process.
+        device: What memory that is.
+        checkpoint_bytes: Size of one checkpoint.
+        disk_bytes: Of all checkpoints that are kept at a time, one more while saving.
+        notes: What deserves a second thought.
+    """
+
+    num_images: int
+    num_sizes: int
+    parameters: int
+    num_steps: int
+    seconds_per_step: float
+    waiting_seconds: float
+    images_per_second: float
+    memory_bytes: int
+    device: str
+    checkpoint_bytes: int
+    disk_bytes: int
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The forecast in words."""
+        waiting = self.waiting_seconds / self.seconds_per_step
+        speed = f"{_number(self.images_per_second)} images/s, {_number(self.seconds_per_step)} s a step"
+        return [
+            f"images       {self.num_images:,}",
+            f"sizes        {self.num_sizes}",
+            f"parameters   {self.parameters / 1e6:.1f} M in the student, backbone and heads",
+            f"speed        {speed}, {waiting:.0%} of it waiting for images",
+            f"memory       {_size(self.memory_bytes)} at most, {self.device}",
+            f"time         {duration(self.num_steps * self.seconds_per_step)} for {self.num_steps:,} steps",
+            f"disk         {_size(self.disk_bytes)} at most, for checkpoints of {_size(self.checkpoint_bytes)}",
+            *(f"note         {note}" for note in self.notes),
+        ]
+
+
+@explained_memory()
+def dry_run(config: Config, *, resume: bool = False, console: Console) -> Forecast:
+    """Build everything and train two steps in this process; nothing is written.
+
+    Of several processes it does the share of one; what they tell one another comes on top.
+
+    Args:
+        config: Settings, complete but for ``out``.
+        resume: Of the run in ``out``, which is gone on with.
+        console: Where to show progress.
+
+    Raises:
+        UserError: Settings, images or device are not as they must be.
+    """
+    config, device = registry.explicit(config), distributed.this_device(config.device)
+    index = find_images(config, console)
+    parts = assemble(config, index, device=device, fresh=runs.begins(config, resume=resume))
+    say(parts, config, console)
+    with bar("training steps", total=NUM_STEPS, console=console) as advance:
+        *_, (training, preparing) = _timed_steps(parts, config, index, advance)
+    workers = build.workers_of(config)
+    waiting = max(0.0, preparing / workers - training) if workers else preparing
+    seconds = training + waiting
+    num_steps = config.epochs * parts.steps_per_epoch
+    student = sum(parameter.numel() for parameter in parts.method.student.parameters())
+    checkpoint = BYTES_PER_PARAMETER * student
+    every = config.saving.keep_every_epochs
+    kept = config.saving.keep_last + 1 + (int(config.epochs / every) if every else 0)
+    disk = min(kept, num_steps) * checkpoint
+    return Forecast(
+        num_images=len(index),
+        num_sizes=len(parts.family.space.sizes),
+        parameters=student,
+        num_steps=num_steps,
+        seconds_per_step=seconds,
+        waiting_seconds=waiting,
+        images_per_second=config.batch_size / seconds,
+        memory_bytes=memory_in_use(device),
+        device="of the process" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        checkpoint_bytes=checkpoint,
+        disk_bytes=disk,
+        notes=(*method.warnings_of(config, num_images=len(index)), *_notes(config, disk=disk)),
+    )
+
+
+def _timed_steps(
+    parts: Parts, config: Config, index: ImageIndex, advance: Callable[[], None]
+) -> Iterator[tuple[float, float]]:
+    """Train some steps; of each the seconds of training, and of preparing its images in one process."""
+    loader = batches(
+        index,
+        augmentation=parts.augmentation,
+        masking=parts.masking,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=parts.ibot_start,  # with masks, as most of the run will be
+        num_steps=NUM_STEPS,
+        world_size=config.devices * config.num_nodes,
+        micro_batches=config.accumulate,
+    )
+    for step in range(parts.ibot_start, parts.ibot_start + NUM_STEPS):
+        began = time.monotonic()
+        batch = next(loader)
+        prepared = time.monotonic()
+        train_step(parts, step, batch)
+        yield time.monotonic() - prepared, prepared - began
+        advance()
+
+
+def _notes(config: Config, *, disk: int) -> Iterator[str]:
+    processes = config.devices * config.num_nodes
+    if processes > 1:
+        yield f"One of {processes} processes was measured; what they tell one another comes on top."
+    folder = Path(config.out).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if config.out and disk > free:
+        yield f"Only {_size(free)} are free in {config.out}."
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,191 @@
+"""Train with as many processes as there shall be devices: in this one, or in one for each."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+
+from poa import distributed
+from poa.config import resolve
+from poa.config.pretraining import Config
+from poa.errors import UserError, reason
+from poa.models import registry
+from poa.models import run as runs
+from poa.models.run import Run
+from poa.pretraining import loop
+
+GRACE_SECONDS = 10.0
+"""Time for the other processes to end by themselves once one has failed."""
+LOOK_EVERY_SECONDS = 0.05
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Failure(NamedTuple):
+    """A process that failed.
+
+    Attributes:
+        rank: Which one.
+        status: Its exit status; of one that a signal ended, the number of the signal below 0.
+    """
+
+    rank: int
+    status: int
+
+
+def train(config: Config, *, resume: bool = False) -> Run:
+    """Pre-train, on one process for each device.
+
+    Args:
+        config: Settings, complete.
+        resume: Go on with the run in ``config.out``.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: Something is not as it must be, on this process or another.
+        RuntimeError: Another process met a defect; the text ends with its traceback.
+    """
+    several = config.devices > 1 or config.num_nodes > 1
+    if not several or "LOCAL_RANK" in os.environ:  # torchrun has started this process
+        return loop.train(config, resume=resume)
+    _check(config)
+    config = registry.explicit(config)
+    runs.check(config, resume=resume)
+    with tempfile.TemporaryDirectory() as folder:
+        _run_processes(config, Path(folder), resume=resume)
+    return runs.load(config.out)
+
+
+def _check(config: Config) -> None:
+    if config.num_nodes > 1:
+        raise UserError(
+            f"A run on {config.num_nodes} machines is started with torchrun, once on each: "
+            f"torchrun --nnodes {config.num_nodes} --nproc-per-node {config.devices} --rdzv-backend c10d "
+            "--rdzv-endpoint HOST:PORT -m poa pretrain ..."
+        )
+    available = torch.cuda.device_count()
+    if distributed.this_device(config.device).type == "cuda" and available < config.devices:
+        raise UserError(f"--devices {config.devices} is more than the {available} GPUs here. Lower it to {available}.")
+
+
+def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
+    (folder / "config.yaml").write_text(resolve.to_yaml(config))
+    command = [sys.executable, "-m", "poa.pretraining.launch", str(folder), "resume" if resume else "start", *sys.argv]
+    shared = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.devices)),
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(config.devices),
+        "LOCAL_WORLD_SIZE": str(config.devices),
+    }
+    processes = []
+    try:
+        for rank in range(config.devices):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(subprocess.Popen(command, env=shared | own))
+        with _passed_on(processes):
+            failure = first_failed(processes, grace_seconds=GRACE_SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    if failure:
+        raise _error(failure, folder)
+
+
+def main() -> None:
+    """What a launched process does. Words: a folder, ``resume`` or ``start``, and what the user typed."""
+    folder, how = Path(sys.argv[1]), sys.argv[2]
+    sys.argv = sys.argv[3:]
+    rank = os.environ["RANK"]
+    try:
+        loop.train(resolve.resolve(file=folder / "config.yaml"), resume=how == "resume")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (UserError, OSError) as error:
+        (folder / f"{rank}.message").write_text(reason(error))
+        sys.exit(2)
+    except Exception:  # told by the process that waits for this one: it knows which of several came first
+        (folder / f"{rank}.traceback").write_text(traceback.format_exc())
+        sys.exit(1)
+
+
+def first_failed(processes: Sequence["subprocess.Popen[bytes]"], *, grace_seconds: float) -> Failure | None:
+    """Wait for processes to end, or for a while once one has failed.
+
+    Args:
+        processes: Running ones.
+        grace_seconds: Time for the others to end by themselves.
+
+    Returns:
+        The first that failed, None if all went well.
+    """
+    failure, deadline = None, float("inf")
+    while time.monotonic() < deadline:
+        statuses = [process.poll() for process in processes]
+        if failure is None and any(statuses):
+            failure = next(Failure(rank, status) for rank, status in enumerate(statuses) if status)
+            deadline = time.monotonic() + grace_seconds
+        if None not in statuses:
+            break
+        time.sleep(LOOK_EVERY_SECONDS)
+    return failure
+
+
+def _error(failure: Failure, folder: Path) -> BaseException:
+    """What the end of a process means for this one."""
+    if failure.status in (-signal.SIGINT, INTERRUPTED):
+        return KeyboardInterrupt()
+    messages = sorted(folder.glob("*.message"))
+    if messages:  # other processes may have failed before this was written, for want of one to talk to
+        return UserError(messages[0].read_text())
+    if failure.status < 0:
+        how = signal.Signals(-failure.status).name
+        return UserError(
+            f"Process {failure.rank} was killed ({how}), by the system perhaps, for want of memory. "
+            "Mend this and go on with --resume."
+        )
+    tracebacks = sorted(folder.glob("*.traceback"), key=lambda path: path.stat().st_mtime_ns)
+    return RuntimeError(f"process {failure.rank} failed:\n{tracebacks[0].read_text() if tracebacks else ''}")
+
+
+@contextmanager
+def _passed_on(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """Hand requests to stop on to the processes, which save and end."""
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    main_thread = threading.current_thread() is threading.main_thread()  # only there can signals be handled
+    old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT) if main_thread}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Pre-training: build the parts, then the loop."""
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from poa import distributed
+from poa.config.pretraining import Config
+from poa.data.images import BadImage, decode
+from poa.data.index import ImageIndex, open_index
+from poa.data.loader import batches
+from poa.data.views import RawViews
+from poa.errors import UserError
+from poa.models import init, registry
+from poa.models import run as runs
+from poa.models.run import Paths, Run
+from poa.pretraining import build, method
+from poa.pretraining.logger import Journal
+from poa.pretraining.step import Parts, assemble, train_step
+from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from poa.training.health import explained_memory
+from poa.training.interrupt import StopSignal
+from poa.training.progress import bar
+
+LOOKED_AT = 32
+
+
+@explained_memory()
+def train(config: Config, *, resume: bool = False, console: Console | None = None) -> Run:
+    """Pre-train, on this process and the others it was launched with.
+
+    Args:
+        config: Settings, complete.
+        resume: Go on with the run in ``config.out``.
+        console: Where to show progress; standard error by default.
+
+    Returns:
+        The run. It may have stopped before its end, if it was asked to.
+
+    Raises:
+        UserError: Settings, images, folder or checkpoint are not as they must be, or a loss is not finite.
+    """
+    config, device = registry.explicit(config), distributed.this_device(config.device)
+    with distributed.process_group(device=device):
+        console = console or Console(stderr=True, quiet=not distributed.is_main())
+        if distributed.is_main():
+            runs.check(config, resume=resume)
+        index = find_images(config, console)
+        paths = Paths(Path(config.out))
+        fresh = runs.begins(config, resume=resume)
+        parts = assemble(config, index, device=device, fresh=fresh)
+        start = 0 if fresh else _restore(parts, config, index, paths)
+        loader = _loader(parts, config, index, start=start)
+        journal = Journal(config, index, parts, paths, start=start, console=console)
+        if distributed.is_main():
+            if not resume:
+                runs.create(config)  # last: a folder is only left behind where a run has begun
+            if parts.listing is not None:
+                init.write(parts.method.student.backbone, paths.initial)
+        distributed.barrier()
+        say(parts, config, console)
+        for sentence in method.warnings_of(config, num_images=len(index)):
+            console.print(f"Note: {sentence}", highlight=False, soft_wrap=not console.is_terminal)
+        save = partial(_save, parts, config, paths, images=index.fingerprint)
+        with journal:
+            done = _loop(parts, config, journal, loader, save, start=start)
+            out = shlex.quote(config.out)
+            journal.close(done, how_on=f"poa pretrain --out {out} --resume", how_next=f"poa sizes {out}")
+        distributed.barrier()
+    return runs.load(config.out)
+
+
+def find_images(config: Config, console: Console) -> ImageIndex:
+    """Index the images, and look at some of them before hours are spent.
+
+    Args:
+        config: Settings.
+        console: Where to show progress.
+
+    Raises:
+        UserError: There are none, or most of those looked at cannot be read.
+    """
+    if not config.data:
+        raise UserError("Say where the images are: --data FOLDER (or a list, a zip or tar, or `digits`).")
+    with ExitStack() as stack:
+        found, advance = 0, None
+
+        def progress(now: int) -> None:  # not called where the images were listed before
+            nonlocal found, advance
+            advance = advance or stack.enter_context(bar("indexing images", total=None, console=console))
+            advance(now - found)
+            found = now
+
+        index = open_index(config.data, limit=config.limit, progress=progress)
+    probe = range(0, len(index), max(1, len(index) // LOOKED_AT))
+    reasons = [reason for i in probe if (reason := _unreadable(index, i))]
+    if len(reasons) > len(probe) / 2:
+        raise UserError(
+            f"{len(reasons)} of {len(probe)} images looked at in {config.data} cannot be read, such as {reasons[0]}. "
+            "Check that --data holds images."
+        )
+    return index
+
+
+def say(parts: Parts, config: Config, console: Console) -> None:
+    """Show what became of trained weights, and what to know before the first step.
+
+    Args:
+        parts: Of the run.
+        config: Its settings.
+        console: Where to.
+    """
+    warning = method.memory_warning(config)
+    if warning is not None:
+        console.print(f"Note: {warning}", highlight=False, soft_wrap=not console.is_terminal)
+    for line in parts.listing.lines() if parts.listing is not None else ():
+        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _unreadable(index: ImageIndex, i: int) -> str | None:
+    try:
+        decode(index.read(i))
+    except BadImage as error:
+        return f"{index.name(i)} ({error})"
+    return None
+
+
+def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths) -> int:
+    """Put back what the newest checkpoint holds; the number of steps done."""
+    newest = latest_checkpoint(paths.checkpoints)
+    assert newest is not None
+    state = load_checkpoint(newest)
+    if state["images"] != index.fingerprint:
+        raise UserError(
+            f"The images in {config.data} are not those {paths.folder} was trained on ({len(index):,} images now). "
+            "Bring them back, or start a new run in another --out."
+        )
+    parts.method.load_state_dict(state["method"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.scaler.load_state_dict(state["scaler"])
+    return int(state["step"])
+
+
+def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
+    return batches(
+        index,
+        augmentation=parts.augmentation,
+        masking=parts.masking,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start,
+        num_steps=config.epochs * parts.steps_per_epoch - start,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        micro_batches=config.accumulate,
+        workers=build.workers_of(config),
+        pin_memory=parts.device.type == "cuda",
+    )
+
+
+def _loop(
+    parts: Parts,
+    config: Config,
+    journal: Journal,
+    loader: Iterator[list[RawViews]],
+    save: Callable[[int], None],
+    *,
+    start: int,
+) -> int:
+    """Train from a step to the end, or until asked to stop; the number of steps done."""
+    num_steps = config.epochs * parts.steps_per_epoch
+
+    def due(step: int, every_epochs: float) -> bool:
+        return step % max(1, round(every_epochs * parts.steps_per_epoch)) == 0
+
+    step = start
+    with StopSignal() as asked:
+        for batch in journal.waiting(loader):
+            with journal.timed("training"):
+                measured = train_step(parts, step, batch, stop=asked.requested)
+            step += 1
+            asked_to_stop, last = measured.pop("stop") > 0, step == num_steps
+            if last or due(step, config.monitor.every_epochs):
+                with journal.timed("scoring"):
+                    measured |= journal.look(step, measured)
+            journal.write(step, measured, batch)
+            if last or asked_to_stop or due(step, config.saving.every_epochs):
+                with journal.timed("saving"):
+                    save(step)
+            if asked_to_stop:
+                break
+    return step
+
+
+def _save(parts: Parts, config: Config, paths: Paths, step: int, *, images: str) -> None:
+    if not distributed.is_main():
+        return
+    keep = config.saving.keep_every_epochs
+    save_checkpoint(
+        paths.checkpoints,
+        step,
+        {
+            "step": step,
+            "method": parts.method.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "scaler": parts.scaler.state_dict(),
+            "images": images,
+        },
+        keep_last=config.saving.keep_last,
+        keep_every=None if keep is None else max(1, round(keep * parts.steps_per_epoch)),
+    )

@@ -1,0 +1,128 @@
+"""What is looked at while training: collapse of the features, and k-NN scores of three sizes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from poa.config.pretraining import Config
+from poa.data.augment import normalise
+from poa.data.index import open_index
+from poa.data.loader import images_for_scoring
+from poa.elastic.network import state
+from poa.elastic.space import Size
+from poa.evaluation.knn import knn_scores
+from poa.pretraining.step import Parts
+from poa.training.health import CollapseWatch, mean_cosine, rankme
+
+BATCH = 128
+BANK_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images that are looked at again and again, decoded once.
+
+    Attributes:
+        images: Centre crops.
+        labels: Class of each, or None.
+    """
+
+    images: UInt8[Tensor, "images 3 size size"]
+    labels: npt.NDArray[np.int64] | None
+
+
+def take_sample(source: str, config: Config, *, labelled: bool) -> Sample:
+    """Decode the images to look at, an even part of the source.
+
+    Args:
+        source: Where to take them from.
+        config: Settings.
+        labelled: Whether their classes matter.
+    """
+    size, resize = config.views.global_size, config.scoring_resize
+    index = open_index(source)
+    if len(index) > config.monitor.num_images:
+        index = open_index(source, limit=config.monitor.num_images)
+    labels = index.require_labels() if labelled else None
+    rows: list[int] = []
+    images = []
+    for batch in images_for_scoring(index, size=size, resize=resize, batch_size=BATCH):
+        rows.extend(batch.indices)
+        images.append(batch.images)
+    return Sample(torch.cat(images), None if labels is None else labels[rows])
+
+
+class Monitor:
+    """Looks at the teacher now and then.
+
+    Args:
+        config: Settings.
+        parts: Of the run.
+    """
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self._parts, self._views = parts, config.views
+        labelled = config.monitor.data is not None
+        self._sample = take_sample(config.monitor.data or config.data, config, labelled=labelled)
+        sizes = parts.family.space.sizes
+        self._sizes = dict.fromkeys((sizes[0], sizes[len(sizes) // 2], sizes[-1])) if labelled else {sizes[-1]: None}
+        self._sub_networks = parts.family.sub_networks()
+        self._watch = CollapseWatch(grace_steps=2 * parts.steps_per_epoch)
+
+    def look(self, step: int, losses: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """Score the teacher as it is now.
+
+        Args:
+            step: Steps done.
+            losses: Terms of the last step.
+
+        Returns:
+            Scores by name, and sentences about branches that have collapsed.
+        """
+        scores: dict[str, float] = {}
+        for size in self._sizes:
+            features = self._features(size)
+            if size == self._parts.family.space.intact:
+                scores |= {"rankme": rankme(features), "cosine": mean_cosine(features)}
+            if self._sample.labels is not None:
+                scores[f"knn/{size}"] = self._knn(features)
+        sentences = self._watch.look(
+            step,
+            losses=self._parts.method.headlines(losses),
+            log_prototypes=self._parts.method.log_prototypes,
+            rank=scores["rankme"],
+            cosine=scores["cosine"],
+        )
+        return scores, sentences
+
+    @torch.inference_mode()
+    def _features(self, size: Size) -> Float[Tensor, "images width"]:
+        parts = self._parts
+        network = self._sub_networks.bind(size, state(parts.method.branch().backbone), training=False)
+        rows = []
+        for start in range(0, len(self._sample.images), BATCH):
+            batch = self._sample.images[start : start + BATCH]
+            images = normalise(batch.to(parts.device), mean=self._views.mean, std=self._views.std)
+            rows.append(network(images).cls.float())
+        return torch.cat(rows)
+
+    def _knn(self, features: Float[Tensor, "images width"]) -> float:
+        labels = torch.as_tensor(self._sample.labels)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        border = int(BANK_SHARE * len(order))
+        bank, queries = order[:border], order[border:]
+        features = features.cpu()
+        result = knn_scores(
+            features[bank],
+            labels[bank],
+            features[queries],
+            labels[queries],
+            ks=(min(20, len(bank)),),
+            num_classes=int(labels.max()) + 1,
+        )
+        return next(iter(result.top1.values()))

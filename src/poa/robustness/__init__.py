@@ -1,0 +1,1 @@
+"""Accuracy on corrupted, occluded and recomposed images."""

@@ -1,0 +1,140 @@
+"""Test images whose objects are marked by masks, and backgrounds for them from images of other classes."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from poa.data.index import ImageIndex
+from poa.data.loader import centre_crop, read_or_none
+from poa.errors import UserError
+from poa.robustness.corruptions import generator_of
+
+_DRAWING, _TRIES = 103, 100
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedImages:
+    """Images and their masks, cropped alike. The mask of ``cat/1.jpg`` is ``cat/1.png`` in the folder of masks.
+
+    Attributes:
+        index: The images.
+        labels: The class of each.
+        folder: Of the masks: PNG files of the same height and width, not 0 where the object is.
+        size: Side of the crops in pixels.
+        resize: Shorter side before the crop, in pixels.
+        seed: Of the choice of backgrounds.
+    """
+
+    index: ImageIndex
+    labels: npt.NDArray[np.int64]
+    folder: Path
+    size: int
+    resize: int
+    seed: int = 0
+
+    def check(self) -> None:
+        """See that every image has a mask, and that there are classes to take other backgrounds from.
+
+        Raises:
+            UserError: One has none, or all images are of one class.
+        """
+        if not self.folder.is_dir():
+            raise UserError(f"There is no folder {self.folder} of masks. Give --masks FOLDER, or leave it out.")
+        missing = [number for number in range(len(self.index)) if not self.path(number).is_file()]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(self.index)} test images have no mask in {self.folder}, such as "
+                f"{self.index.name(missing[0])!r}, whose mask would be {self.path(missing[0])}. "
+                "Name each mask after its image, with the ending .png."
+            )
+        if len(np.unique(self.labels)) < 2:
+            raise UserError("Backgrounds are taken from images of another class, but all test images are of one class.")
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of all masks: equal fingerprints mean the same masks."""
+        digest = sha256()
+        for number in range(len(self.index)):
+            digest.update(sha256(self.path(number).read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
+    def path(self, number: int) -> Path:
+        """Where the mask of an image lies.
+
+        Args:
+            number: Of the image.
+        """
+        name = Path(self.index.name(number)).with_suffix(".png")
+        return self.folder / (name.name if name.is_absolute() else name)
+
+    def mask(self, number: int) -> Bool[Tensor, "size size"]:
+        """Where the crop of an image shows its object.
+
+        Args:
+            number: Of the image, which can be read.
+
+        Raises:
+            UserError: The mask is damaged or of another size.
+        """
+        image = read_or_none(self.index, number)
+        assert image is not None
+        return self._cropped_mask(number, image)
+
+    def background(self, number: int) -> tuple[UInt8[Tensor, "3 size size"], Bool[Tensor, "size size"]]:
+        """The crop of a random image of another class that shows some background, and its mask.
+
+        Args:
+            number: Of the image for which a background is wanted; the same choice at every call.
+
+        Raises:
+            UserError: No such image was found, or a mask is damaged.
+        """
+        drawn = generator_of(self.seed, number, stream=_DRAWING).integers(len(self.index), size=_TRIES)
+        for other in map(int, drawn):
+            image = read_or_none(self.index, other) if self.labels[other] != self.labels[number] else None
+            if image is None:
+                continue
+            mask = self._cropped_mask(other, image)
+            if not bool(mask.all()):
+                return centre_crop(image, size=self.size, resize_to=self.resize)[0], mask
+        raise UserError(
+            f"No background was found for {self.index.name(number)!r}: of {_TRIES} images drawn none was of another "
+            "class and showed something beside its object. Look at the masks: they are 0 where the background is."
+        )
+
+    def _cropped_mask(self, number: int, image: Image.Image) -> Bool[Tensor, "size size"]:
+        mask = _read(self.path(number))
+        if mask.shape != (image.height, image.width):
+            raise UserError(
+                f"The mask {self.path(number)} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
+                f"{image.width} x {image.height}. Masks have the size of their images."
+            )
+        marked = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
+        return centre_crop(marked, size=self.size, resize_to=self.resize)[0, 0] > 127
+
+
+def _read(path: Path) -> npt.NDArray[np.bool_]:
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+            has_alpha = image.mode in ("LA", "PA", "RGBA")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(f"The mask {path} cannot be read ({error}). Write it again as PNG.") from None
+    channels = values.reshape(*values.shape[:2], -1)
+    return np.asarray(np.any(channels[..., :-1] if has_alpha else channels, axis=-1))
+
+
+def kept(masks: list[Tensor]) -> Bool[Tensor, " batch"]:
+    """Which images show their object at all.
+
+    Args:
+        masks: One an image.
+    """
+    return torch.stack([mask.any() for mask in masks])

@@ -1,0 +1,1 @@
+"""Supervised tasks: classification, segmentation and detection."""

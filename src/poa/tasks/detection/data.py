@@ -1,0 +1,309 @@
+"""Images together with their objects: found and looked at before a training, read in batches, turned and tested."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from poa.data.images import BadImage, decode
+from poa.data.index import ImageIndex, open_index
+from poa.data.loader import BAD_IN_A_ROW, Plan, prepare
+from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
+from poa.data.views import image_tensor
+from poa.errors import UserError
+from poa.tasks.detection.coco import Annotated, Annotations, decoded_mask
+
+_FLIP = 4
+"""What random numbers are for; smaller ones are taken by others."""
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+"""EXIF orientations of images whose rows are columns."""
+
+
+class Instances(NamedTuple):
+    """An image and its objects.
+
+    Attributes:
+        image: RGB, 0..1.
+        boxes: Left, top, right, bottom, in pixels.
+        labels: Their categories, from 1.
+        masks: Their pixels; None where they are not asked for.
+    """
+
+    image: Float[Tensor, "3 height width"]
+    boxes: Float[Tensor, "things 4"]
+    labels: Int[Tensor, " things"]
+    masks: UInt8[Tensor, "things height width"] | None
+
+    def flipped(self) -> "Instances":
+        """The mirror image."""
+        width = self.image.shape[2]
+        left, top, right, bottom = self.boxes.unbind(dim=1)
+        boxes = torch.stack([width - right, top, width - left, bottom], dim=1)
+        return Instances(self.image.flip(2), boxes, self.labels, None if self.masks is None else self.masks.flip(2))
+
+    def target(self) -> dict[str, Tensor]:
+        """As torchvision's detectors want it."""
+        masks = {} if self.masks is None else {"masks": self.masks}
+        return {"boxes": self.boxes, "labels": self.labels, **masks}
+
+
+@dataclass(frozen=True)
+class InstanceImages:
+    """Images whose objects are known.
+
+    Attributes:
+        annotations: What is said of each image.
+        index: The images.
+        rows: Number of each image in the index.
+        has_masks: Whether masks are read.
+    """
+
+    annotations: Annotations
+    index: ImageIndex
+    rows: tuple[int, ...]
+    has_masks: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the annotations and of names and sizes of the image files: other ones, other results."""
+        return f"{len(self)} images {self.index.fingerprint}, annotations {self.annotations.fingerprint}"
+
+    def about(self, i: int) -> Annotated:
+        """What is said of image ``i``."""
+        return self.annotations.images[i]
+
+    def take(self, chosen: Sequence[int]) -> "InstanceImages":
+        """Some of the images.
+
+        Args:
+            chosen: Which ones.
+        """
+        rows = tuple(self.rows[number] for number in chosen)
+        return InstanceImages(self.annotations.take(chosen), self.index, rows, self.has_masks)
+
+    def read(self, i: int) -> Instances:
+        """Read image ``i`` and its objects.
+
+        Raises:
+            BadImage: It is damaged.
+            UserError: A mask cannot be read.
+        """
+        about = self.about(i)
+        pixels = image_tensor(decode(self.index.read(self.rows[i])))[0]
+        label_of = {number: label for label, number in enumerate(self.annotations.categories, start=1)}
+        boxes = torch.tensor([thing.box for thing in about.things], dtype=torch.float32).view(-1, 4)
+        labels = torch.tensor([label_of[thing.category] for thing in about.things], dtype=torch.int64)
+        masks = _masks(about, self.annotations.file) if self.has_masks else None
+        return Instances(pixels.float().contiguous() / 255, boxes, labels, masks)
+
+
+def _masks(about: Annotated, file: Path) -> UInt8[Tensor, "things height width"]:
+    try:
+        decoded = [decoded_mask(thing.mask, about.sides) for thing in about.things]
+        return torch.from_numpy(np.stack(decoded)) if decoded else torch.zeros(0, *about.sides, dtype=torch.uint8)
+    except Exception as error:  # pycocotools meets damaged codes with exceptions of many kinds
+        raise UserError(
+            f"A mask in {about.name!r} in {file} cannot be read ({type(error).__name__}: {error}). Mend its "
+            "'segmentation', or take the object out."
+        ) from None
+
+
+def find_images(annotations: Annotations, images: str, *, has_masks: bool) -> InstanceImages:
+    """Find the image files that annotations name.
+
+    Args:
+        annotations: What is said of them.
+        images: A folder, an archive or a folder in one, a list; it may hold further images.
+        has_masks: Whether masks are to be read.
+
+    Raises:
+        UserError: Some are not there.
+    """
+    index = open_index(images)
+    row_of = {index.name(row): row for row in range(len(index))}
+    missing = [each.name for each in annotations.images if each.name not in row_of]
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of {len(annotations.images):,} images that {annotations.file} names are not in "
+            f"{index.source}, such as {missing[0]!r}; an image there is called {index.name(0)!r}. Give the folder to "
+            "which the file names are relative."
+        )
+    return InstanceImages(annotations, index, tuple(row_of[each.name] for each in annotations.images), has_masks)
+
+
+@dataclass(frozen=True)
+class _SidesPlan(Plan[tuple[int, int]]):
+    """Height and width of each image, once it is upright; zeros if it is damaged."""
+
+    images: InstanceImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def make(self, number: int) -> tuple[int, int]:
+        try:
+            with Image.open(io.BytesIO(self.images.index.read(self.images.rows[number]))) as image:
+                height, width = image.height, image.width
+                is_aside = image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
+                return (width, height) if is_aside else (height, width)
+        except Exception:  # damaged files make Pillow raise nearly every kind of exception
+            return 0, 0
+
+
+def look_through(
+    images: InstanceImages, *, workers: int = 0, advance: Callable[[int], None] | None = None
+) -> tuple[InstanceImages, int]:
+    """Compare the sizes of all images with what is said of them.
+
+    Args:
+        images: To look at; only the first bytes of each are decoded.
+        workers: Processes that read them.
+        advance: Told of images that were read.
+
+    Returns:
+        Those that can be read, and how many cannot.
+
+    Raises:
+        UserError: An image has another size than is said, or none can be read.
+    """
+    good = []
+    for number, sides in enumerate(prepare(_SidesPlan(images), workers=workers)):
+        if advance is not None:
+            advance(1)
+        about = images.about(number)
+        if sides == about.sides:
+            good.append(number)
+        elif sides != (0, 0):
+            raise UserError(
+                f"The image {about.name!r} in {images.index.source} has {sides[1]}x{sides[0]} pixels (turned upright "
+                f"as its EXIF data say), but {images.annotations.file} says {about.sides[1]}x{about.sides[0]}. "
+                "Boxes would not fit; give the images that were annotated."
+            )
+    if not good:
+        raise UserError(
+            f"None of the {len(images)} images in {images.index.source} could be read. Check that the data are still "
+            "where they were and that they are images."
+        )
+    return (images if len(good) == len(images) else images.take(good)), len(images) - len(good)
+
+
+class InstanceBatch(NamedTuple):
+    """The images of a step.
+
+    Attributes:
+        images: Each of its own size.
+        targets: Their objects, as torchvision's detectors want them.
+        bad: Numbers of images that could not be read; the next good ones stand in for them.
+    """
+
+    images: tuple[Tensor, ...]
+    targets: tuple[dict[str, Tensor], ...]
+    bad: tuple[int, ...]
+
+    @property
+    def num_images(self) -> int:
+        """How many there are."""
+        return len(self.images)
+
+
+def instance_batches(
+    images: InstanceImages,
+    *,
+    flip: float,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    workers: int = 0,
+) -> Iterator[InstanceBatch]:
+    """The batches of some steps; they depend on the seed and the step alone.
+
+    Args:
+        images: To draw from.
+        flip: Probability of a mirror image.
+        batch_size: Images a step.
+        seed: Of the training.
+        start_step: First step.
+        num_steps: How many steps.
+        workers: Processes that prepare batches ahead.
+
+    Raises:
+        UserError: A hundred images in a row are bad.
+    """
+    return prepare(_BatchPlan(images, flip, batch_size, seed, start_step, num_steps), workers=workers)
+
+
+@dataclass(frozen=True)
+class _BatchPlan(Plan[InstanceBatch]):
+    images: InstanceImages
+    flip: float
+    batch_size: int
+    seed: int
+    start_step: int
+    num_steps: int
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def make(self, number: int) -> InstanceBatch:
+        step = self.start_step + number
+        epoch, batch = divmod(step, steps_per_epoch(len(self.images), self.batch_size))
+        order = epoch_order(len(self.images), self.seed, epoch)
+        drawn, bad = [], []
+        for place, wanted in enumerate(order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()):
+            found, passed_over = _read_or_next(self.images, wanted)
+            bad += passed_over
+            with keyed_random(self.seed, _FLIP, step, place):
+                drawn.append(found.flipped() if float(torch.rand(())) < self.flip else found)
+        return InstanceBatch(tuple(each.image for each in drawn), tuple(each.target() for each in drawn), tuple(bad))
+
+
+def _read_or_next(images: InstanceImages, wanted: int) -> tuple[Instances, list[int]]:
+    bad: list[int] = []
+    for offset in range(min(BAD_IN_A_ROW, len(images))):
+        candidate = (wanted + offset) % len(images)
+        try:
+            return images.read(candidate), bad
+        except BadImage:
+            bad.append(candidate)
+    raise UserError(
+        f"None of the {len(bad)} images from number {wanted} on could be read. "
+        "Check that the data are still where they were and that they are images."
+    )
+
+
+@dataclass(frozen=True)
+class _TestPlan(Plan[Any]):
+    images: InstanceImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def make(self, number: int) -> Tensor | None:
+        try:
+            return image_tensor(decode(self.images.index.read(self.images.rows[number])))[0]
+        except BadImage:
+            return None
+
+
+def images_in_order(
+    images: InstanceImages, *, workers: int = 0
+) -> Iterator[tuple[Annotated, UInt8[Tensor, "3 _height _width"] | None]]:
+    """All images in order, each with what is said of it; None for one that cannot be read.
+
+    Args:
+        images: To test on.
+        workers: Processes that read ahead.
+    """
+    for number, pixels in enumerate(prepare(_TestPlan(images), workers=workers)):
+        yield images.about(number), pixels

@@ -1,0 +1,328 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+
+import poa as library
+from command import SIZES, STEPS, TINY, one_thread, poa, tiny_file
+from poa.config import resolve
+from poa.errors import UserError
+from poa.models.run import Run
+from poa.pretraining import launch
+from poa.training.progress import duration
+
+KNN = ("--train", "digits/train", "--test", "digits/test", "--limit", "100", "--k", "5", "20")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("command")
+    assert poa("pretrain", "--config", tiny_file(folder), "--out", folder / "run") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
+    capsys.readouterr()
+    assert poa("pretrain", *words, "--print-config") == 0
+    content: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    return content
+
+
+def test_pretrain_leaves_a_run(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "command.txt", "env.json", "metrics.jsonl", "checkpoints"
+    }  # fmt: skip
+    assert steps(run) == list(range(1, STEPS + 1))
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000004.pt", "step-00000008.pt"]
+
+
+def test_from_run_to_models(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert poa("sizes", run, "--out", run.parent / "sizes.csv") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines() if "x" in line.split(" ")[0]] == list(SIZES)
+    assert "* intact network, from which the others are cut" in out, "the caption is wrapped"
+    assert "top1" not in out
+    assert (run.parent / "sizes.csv").read_text().startswith("size,width,depth,parameters,flops,weight,intact\n32x2,")
+
+    assert poa("evaluate", "knn", run, *KNN, "--sizes", "all") == 0
+    first = capsys.readouterr().out
+    assert all(word in first for word in (*SIZES, "top1@5", "top1@20"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "network", lambda *_: pytest.fail("sizes with scores were scored again"))
+        assert poa("evaluate", "knn", run, *KNN) == 0
+    assert capsys.readouterr().out == first
+
+    assert poa("evaluate", "knn", run, *KNN, "--branch", "untrained", "--sizes", "32x2", "64x3") == 0
+    assert "32x3" not in capsys.readouterr().out
+    assert poa("sizes", run) == 0
+    heading, columns, *_ = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["untrained"]
+    assert columns.split()[-2:] == ["top1@20", "top1@20"]
+
+    assert poa("extract", run, "--size", "32x2", "64x3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(run / "models" / size) for size in ("32x2", "64x3")]
+    assert poa("extract", run, "--size", "32x3", "--out", run.parent / "model") == 0
+    model = timm.create_model(f"local-dir:{run.parent / 'model'}", pretrained=True).eval()
+    pixels = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    loaded = library.load(run)
+    expected = loaded.features(pixels, size="32x3")
+    views = loaded.config.views
+    normalised = (pixels / 255 - torch.tensor(views.mean).view(3, 1, 1)) / torch.tensor(views.std).view(3, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(normalised), expected)
+
+
+def test_scores_of_an_earlier_checkpoint_say_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "eval" / "old" / "knn.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"settings": {"weights": "teacher at step 4"}, "scores": {"32x2": {"top1@20": 50.0}}}))
+    table = run.parent / "old.csv"
+    assert poa("sizes", run, "--out", table) == 0
+    assert "old step 4 top1@20" in table.read_text().splitlines()[0].split(",")
+    file.unlink()
+    file.parent.rmdir()
+
+
+def test_resume_needs_the_folder_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert poa("pretrain", "--config", tiny_file(tmp_path), "--out", out) == 0
+    whole = (out / "metrics.jsonl").read_text()
+    (out / "checkpoints" / "step-00000008.pt").unlink()
+    harmless = ("--workers", "1", "--saving.keep-last", "1", "--monitor.every-epochs", "9", "--devices", "1")
+    assert poa("pretrain", "--out", out, "--resume", *harmless) == 0
+    assert steps(out) == list(range(1, STEPS + 1))
+    again = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert again == [json.loads(line)["loss"] for line in whole.splitlines()], "the run did not go on where it was"
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000008.pt"]
+    capsys.readouterr()
+    assert poa("pretrain", "--out", out, "--resume") == 0, "a finished run has nothing to do"
+    assert "run finished" in capsys.readouterr().err
+
+
+def test_resume_before_the_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert poa("pretrain", "--config", tiny_file(tmp_path), "--out", out, "--epochs", "1") == 0
+    (out / "checkpoints" / "step-00000004.pt").unlink()
+    assert poa("pretrain", "--out", out, "--resume") == 0
+    assert steps(out) == [1, 2, 3, 4]
+
+
+def test_the_library_does_as_the_command(tmp_path: Path) -> None:
+    made = library.pretrain(config=tiny_file(tmp_path), out=tmp_path / "run", epochs=1, monitor={"num_images": 2})
+    assert made.sizes() == SIZES
+    assert made.config.epochs == 1
+    (tmp_path / "run/checkpoints/step-00000004.pt").unlink()
+    assert library.pretrain(out=tmp_path / "run", resume=True).step == 4, "the stored settings were not used"
+
+
+def test_printed_config_reads_back(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--config", tiny_file(at), "--lr", "3e-4", "--heads.prototypes", "8", "16", "--model.layer-scale", "none")
+    first = printed_config(capsys, *given)
+    assert (first["lr"], first["heads"]["prototypes"], first["model"]["layer_scale"]) == (3e-4, [8, 16], None)
+    (at / "again.yaml").write_text(yaml.safe_dump(first))
+    assert printed_config(capsys, "--config", "again.yaml") == first
+
+
+def test_flags_win_over_config_over_recipe(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = printed_config(capsys, "--recipe", "demo")
+    default = resolve.Config().model_dump(mode="json")
+    assert recipe["epochs"] != default["epochs"]
+    (at / "mine.yaml").write_text("epochs: 7\nmodel: {depth-max: 9}\noptimizer: {clip: 1.0}\n")
+    over = printed_config(capsys, "--recipe", "demo", "--config", "mine.yaml", "--model.depth-max", "8")
+    assert (over["epochs"], over["optimizer"]["clip"]) == (7, 1.0)
+    assert over["model"] == {**recipe["model"], "depth_max": [8]}
+    (at / "named.yaml").write_text("recipe: demo\nepochs: 7\n")
+    assert printed_config(capsys, "--config", "named.yaml") == {**recipe, "epochs": 7}
+
+
+def test_keys_with_dashes(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed_config(capsys, "--config", tiny_file(at))
+    assert (found["batch_size"], found["model"]["head_dim"]) == (TINY["batch-size"], 32)
+
+
+@pytest.mark.parametrize("further", [(), ("--devices", "2", "--out", "new", "--saving.keep-every-epochs", "1")])
+def test_dry_run_writes_nothing(at: Path, capsys: pytest.CaptureFixture[str], further: tuple[str, ...]) -> None:
+    config = tiny_file(at)
+    assert poa("pretrain", "--config", config, "--dry-run", *further) == 0
+    assert [path.name for path in at.iterdir()] == ["tiny.yaml"]
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (lines["images"], lines["sizes"]) == ("64", "4")
+    assert lines["time"].endswith(f"for {STEPS} steps")
+    disk, checkpoint = (float(number) for number in re.findall(r"[\d.]+(?= MB)", lines["disk"]))
+    assert disk / checkpoint == pytest.approx(5 if further else 3, rel=0.02)
+    assert ("One of 2 processes was measured" in lines["note"]) == bool(further)
+
+
+def test_a_forecast_holds(at: Path, run: Path) -> None:
+    from rich.console import Console
+
+    from poa.pretraining.dry_run import dry_run
+
+    forecast = dry_run(resolve.resolve(file=tiny_file(at)), console=Console(quiet=True))
+    written = (run / "checkpoints" / "step-00000008.pt").stat().st_size
+    assert forecast.checkpoint_bytes == pytest.approx(written, rel=0.1)
+    assert forecast.images_per_second * forecast.seconds_per_step == pytest.approx(TINY["batch-size"])
+    assert forecast.lines()[5] == f"time         {duration(STEPS * forecast.seconds_per_step)} for {STEPS} steps"
+    assert forecast.memory_bytes > 1e8
+
+
+def test_two_devices_start_two_processes_and_stop_on_request(
+    at: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_after_a_step() -> None:
+        while not (at / "run/metrics.jsonl").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "argv", ["poa", "pretrain", "as typed"])
+    stopper = threading.Thread(target=stop_after_a_step, daemon=True)
+    stopper.start()
+    assert poa("pretrain", "--config", tiny_file(at), "--out", "run", "--devices", "2", "--epochs", "20") == 0
+    stopper.join()
+    *_, last = found = steps(at / "run")
+    assert found == list(range(1, last + 1))
+    assert last < 80
+    assert (at / f"run/checkpoints/step-{last:08}.pt").exists()
+    assert (at / "run/command.txt").read_text() == "poa pretrain 'as typed'\n"
+    errors = capfd.readouterr().err
+    assert errors.count(f"stopped and saved at step {last} of 80") == 1, errors
+    assert poa("pretrain", "--out", "run", "--resume", "--devices", "1") == 0
+    assert steps(at / "run") == list(range(1, 81))
+
+
+def test_a_failing_process_is_heard_once(at: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("--config", tiny_file(at), "--out", "run", "--devices", "2", "--accumulate", "3")
+    assert poa("pretrain", *words) == 2
+    errors = capfd.readouterr().err
+    assert [line for line in errors.splitlines() if line.startswith("poa: ")] == [
+        "poa: A batch of 16 images cannot be divided evenly over 2 processes with 3 micro-batches each. "
+        "Use a multiple of 6, such as 12 or 18."
+    ]
+    assert "Traceback" not in errors
+    assert not (at / "run").exists()
+
+
+def test_processes_that_die(tmp_path: Path) -> None:
+    def end(*codes: str) -> launch.Failure | None:
+        processes = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
+        try:
+            return launch.first_failed(processes, grace_seconds=0.5)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    assert end("", "") is None
+    wait = "import time; time.sleep(60)"
+    assert end(wait, "raise SystemExit(3)") == (1, 3)
+    assert end("import os; os.kill(os.getpid(), 9)", wait) == (0, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "told"),
+    [
+        (UserError("Do this."), 2, UserError("Do this.")),
+        (PermissionError(13, "Permission denied", "/x"), 2, UserError("/x: Permission denied. Mend this and try ")),
+        (ZeroDivisionError("a defect"), 1, RuntimeError("ZeroDivisionError: a defect")),
+        (KeyboardInterrupt(), 130, KeyboardInterrupt("")),
+    ],
+)
+def test_what_a_process_leaves_is_told_by_its_launcher(
+    at: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, status: int, told: BaseException
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(launch.loop, "train", fail)
+    monkeypatch.setattr(sys, "argv", ["launch", str(at), "start", "poa", "pretrain"])
+    monkeypatch.setenv("RANK", "1")
+    (at / "config.yaml").write_text("epochs: 3")
+    with pytest.raises(SystemExit) as ended:
+        launch.main()
+    assert ended.value.code == status
+    assert sys.argv == ["poa", "pretrain"]
+    found = launch._error(launch.Failure(0, status), at)
+    assert type(found) is type(told)
+    assert str(told) in str(found)
+    killed = launch._error(launch.Failure(0, -signal.SIGKILL), at)
+    assert "SIGKILL" in str(killed) or status == 2
+
+
+def test_help_fits_a_terminal_and_waits_for_no_torch() -> None:
+    code = """
+import sys
+from poa.cli import main
+for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in (
+    ["pretrain"], ["sizes"], ["evaluate"], ["evaluate", "knn"], ["evaluate", "linear"], ["evaluate", "few-shot"],
+    ["evaluate", "cluster"], ["evaluate", "retrieval"], ["evaluate", "probe"],
+    ["evaluate", "finetune"], ["evaluate", "transfer"], ["evaluate", "quality"], ["compare"],
+    ["evaluate", "segmentation"], ["evaluate", "detection"], ["evaluate", "robustness"],
+    ["evaluate", "disturbances"], ["pictures"],
+    ["embed"], ["extract"], ["demo"], ["recipes"]))):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one_thread(), check=False)
+    assert done.returncode == 0, done.stderr
+    for heading in ("Parameters", "Model", "Heads", "Views", "Losses", "Optimizer", "Saving", "Monitor", "Evaluation"):
+        assert f"╭─ {heading} ─" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_essential_settings_come_first_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert poa("pretrain", "--help") == 0
+    panels = capsys.readouterr().out.split("╭─ ")
+    flags = [line.split()[1] for line in panels[1].splitlines() if line.startswith("│ --")]
+    essential = "data out method epochs batch-size lr devices precision seed init"
+    essential += " recipe config resume dry-run print-config"
+    assert flags == [f"--{name}" for name in essential.split()]
+
+
+@pytest.mark.parametrize("words", [["-m", "poa"], ["-c", "from poa.cli import main; main()"]])
+def test_exit_status_of_the_process(words: list[str], tmp_path: Path) -> None:
+    def status(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *words, *more]
+        return subprocess.run(command, capture_output=True, text=True, env=one_thread(), cwd=tmp_path, check=False)
+
+    assert status("recipes").returncode == 0
+    listed = status("recipes").stdout
+    assert "demo" in listed.split()
+    assert re.search(r"^vit-96 +Photographs of all sizes seen at 96 pixels", listed, re.MULTILINE)
+    wrong = status("pretrain", "--epoch", "3")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "poa: Unknown option: --epoch. Did you mean --epochs? See --help.\n"
+
+
+def test_interrupted(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "train", interrupt)
+    assert poa("pretrain", "--config", tiny_file(at), "--out", "run") == 130
+    assert capsys.readouterr().err == "poa: Interrupted.\n"

@@ -1,0 +1,185 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from poa.data.index import open_index
+from poa.errors import UserError
+from poa.evaluation.joint_linear import (
+    ProbeTraining,
+    Slimmable,
+    Switchable,
+    WidthProbe,
+    slimmable_probe,
+    switchable_probe,
+)
+from poa.evaluation.linear import FOLDS, folds_of
+from poa.evaluation.protocol import Outcome, Rows
+from poa.evaluation.results import NotScored, Results
+from poa.evaluation.sweep import Scoring, score_networks
+from poa.families.base import Features
+
+CPU = torch.device("cpu")
+SHORT: dict[str, Any] = {"epochs": 4, "batch_size": 32}
+CLASSES, IMAGES = 5, 120
+
+
+def rows(images: int, seed: int) -> dict[str, tuple[int, Rows]]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(images) % CLASSES
+    centres = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(0))
+    features = 3 * centres[labels] + 5 * torch.randn(images, 12, generator=generator) + 7
+    return {f"{width}x1": (width, Rows(features[:, :width].contiguous(), labels)) for width in (3, 12, 6)}
+
+
+TRAIN, TEST = rows(IMAGES, 1), rows(60, 2)
+BOTH = {name: (TRAIN[name][1], TEST[name][1]) for name in TRAIN}
+
+
+def outcomes(protocol: WidthProbe) -> dict[str, Outcome]:
+    found = dict(protocol.outcomes(BOTH, num_classes=CLASSES, device=CPU))
+    assert all(isinstance(outcome, Outcome) for outcome in found.values())
+    return found  # type: ignore[return-value]  # just seen
+
+
+@pytest.mark.parametrize(("kind", "pure"), [(Switchable, switchable_probe), (Slimmable, slimmable_probe)])
+def test_scores_are_those_of_the_pure_function(kind: type[WidthProbe], pure: Any) -> None:
+    found = outcomes(kind((0.5,), distilled=False, seed=3, **SHORT))
+    names = ["12x1", "6x1", "3x1"]
+    assert list(found) == names
+    means = [TRAIN[name][1].features.mean(0) for name in names]
+    spreads = [TRAIN[name][1].features.std(0, correction=0) for name in names]
+
+    def scaled(part: dict[str, tuple[int, Rows]]) -> list[torch.Tensor]:
+        return [(part[n][1].features - mean) / spread for n, mean, spread in zip(names, means, spreads, strict=True)]
+
+    training = ProbeTraining(0.5, epochs=4, batch_size=32, seed=3)
+    labels = TRAIN["3x1"][1].labels
+    expected = pure(scaled(TRAIN), labels, num_classes=CLASSES, training=training, distilled=False)
+    top1 = expected.top1(scaled(TEST), TEST["3x1"][1].labels)
+    assert [found[name].scores["top1"] for name in names] == pytest.approx(top1)
+    assert [found[n].details["training_loss"] for n in names] == pytest.approx(expected.losses(scaled(TRAIN), labels))
+    assert len({found[name].scores["top1"] for name in names}) > 1
+    assert all(found[name].scores["top5"] == 100.0 for name in names)
+    assert all(len(found[name].values["top1"]) == 60 for name in names)
+
+
+def test_learning_rate_suits_the_largest_on_held_out_images() -> None:
+    rates = (1e-4, 0.3, 100.0)
+    found = outcomes(Switchable(rates, **SHORT))
+    chosen = {outcome.details["lr"] for outcome in found.values()}
+    held = folds_of(TRAIN["12x1"][1].labels, seed=0, num_folds=FOLDS) == 0
+    features = TRAIN["12x1"][1].features
+    features = (features - features.mean(0)) / features.std(0, correction=0)
+    labels = TRAIN["12x1"][1].labels
+    hits = {}
+    for lr in rates:
+        training = ProbeTraining(lr, epochs=4, batch_size=32)
+        own = switchable_probe([features[~held]], labels[~held], num_classes=CLASSES, training=training)
+        hits[lr] = own.top1([features[held]], labels[held])[0]
+    assert len(set(hits.values())) > 1
+    assert chosen == {max(hits, key=lambda lr: hits[lr])}
+
+
+def test_what_is_told_changes_what_is_found() -> None:
+    plain = outcomes(Switchable((0.5,), **SHORT))
+    for protocol in (
+        Switchable((0.5,), distilled=False, **SHORT),
+        Switchable((0.5,), standardise=False, **SHORT),
+        Switchable((0.5,), schedule="steps", **SHORT),
+        Slimmable((0.5,), **SHORT),
+    ):
+        other = outcomes(protocol)
+        assert other["3x1"].details["training_loss"] != plain["3x1"].details["training_loss"], protocol
+
+
+def test_one_network_by_itself() -> None:
+    protocol = Switchable((0.5,), **SHORT)
+    alone = protocol(*BOTH["12x1"], num_classes=CLASSES, device=CPU)
+    # what is taught to the others flows nowhere back
+    assert alone.details["training_loss"] == pytest.approx(outcomes(protocol)["12x1"].details["training_loss"])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "labels", "told"),
+    [
+        (Switchable(()), [0, 0, 1, 1], "Learning rates are numbers above 0, got none"),
+        (Slimmable((0.1, -1.0)), [0, 0, 1, 1], "got 0.1, -1.0"),
+        (Switchable((0.1, 1.0)), [0, 1, 2], "single training image"),
+        (Switchable(epochs=0), [0, 0, 1, 1], "at least one epoch"),
+        (Switchable(), [1, 1, 1], "one class"),
+    ],
+)
+def test_bad_settings_are_told(protocol: WidthProbe, labels: list[int], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        protocol.settled(torch.tensor(labels), torch.tensor(labels))
+
+
+class Pixels(nn.Module):
+    """Some pixels of the first channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, images: torch.Tensor) -> Features:
+        chosen = torch.randperm(1024, generator=torch.Generator().manual_seed(0))[: self.width]
+        flat = images[:, 0].flatten(1)[:, chosen]
+        return Features(flat, flat[:, None])
+
+
+def score(names: list[str], out: Path, *, networks: Any = None, protocol: WidthProbe | None = None) -> Results:
+    return score_networks(
+        networks or (lambda name: Pixels(int(name.partition("x")[0]))),
+        names,
+        protocol=protocol or Switchable((0.3,), epochs=2),
+        train_index=open_index("digits/train", limit=200),
+        test_index=open_index("digits/test"),
+        out=out,
+        weights="pixels",
+        scoring=Scoring(32, 32, (0.0,) * 3, (1.0,) * 3, networks_at_once=1),
+        device=CPU,
+    )
+
+
+def test_sweep_scores_all_at_once(tmp_path: Path) -> None:
+    """However few networks are held together otherwise, and only once."""
+    found = score(["64x1", "16x1"], tmp_path)
+    assert found.scores.keys() == {"16x1", "64x1"}
+    assert found.scores["64x1"]["top1"] > found.scores["16x1"]["top1"] > 10
+    again = score(["64x1", "16x1"], tmp_path, networks=lambda _: pytest.fail("scored twice"))
+    assert again.scores == found.scores
+    with pytest.raises(UserError, match="networks"):  # with others, they would have learnt something else
+        score(["64x1", "32x1"], tmp_path)
+
+
+def test_sweep_goes_on_with_all(tmp_path: Path) -> None:
+    """If only some were written when it was stopped, the others are not scored by themselves."""
+    whole = score(["64x1", "16x1"], tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    score(["64x1", "16x1"], stopped)
+    path = stopped / "linear-switchable.json"
+    content = json.loads(path.read_text())
+    del content["scores"]["16x1"], content["intervals"]["16x1"], content["details"]["16x1"]
+    path.write_text(json.dumps(content))
+    assert score(["64x1", "16x1"], stopped).scores == whole.scores
+
+
+def test_a_diverged_network_is_told(tmp_path: Path) -> None:
+    class Diverged(Pixels):
+        def forward(self, images: torch.Tensor) -> Features:
+            found = super().forward(images)
+            return Features(found.cls * float("nan"), found.patches)
+
+    with pytest.raises(NotScored, match=r"2 of 2 networks could not be scored.*16x1.*NaN"):
+        score(["64x1", "16x1"], tmp_path, networks=lambda n: (Diverged if n == "16x1" else Pixels)(int(n[:2])))
+
+
+def test_settled_sorts() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    protocol = Switchable((1.0, 0.1, 1.0))
+    assert protocol.settled(labels, labels) == replace(protocol, learning_rates=(0.1, 1.0))

@@ -1,0 +1,160 @@
+"""One elastic run against its rivals, from the command to the table."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+import tiny
+from command import dashed, poa
+from poa.errors import UserError
+from poa.experiments import compare
+from poa.plots.contest import Score, contest_plot, contest_tables
+from poa.pretraining import loop
+from poa.pretraining.metrics import read_metrics
+
+TRAIN, TEST = "digits/train", "digits/test"
+GIVEN = {"data": TRAIN, "limit": 32, "epochs": 1, "heads": {"prototypes": [16]}}
+
+
+def words(folder: Path, out: Path, *, seeds: str = "0 1") -> list[str]:
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(dashed(tiny.settings(**GIVEN))))
+    given = f"--config {file} --out {out} --sizes 32x2 --seeds {seeds} --train {TRAIN} --test {TEST} --vote-limit 60"
+    return ["compare", *given.split()]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two sizes with two seeds; every training takes two steps."""
+    folder = tmp_path_factory.mktemp("compare")
+    assert poa(*words(folder, folder / "all")) == 0
+    return folder
+
+
+def test_everything_is_trained_scored_and_written(done: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO((done / "all/compare.csv").read_text())))
+    assert {(row["way"], row["budget"]) for row in rows} == {
+        ("poa", "images"),
+        ("poa", "compute"),
+        ("single", "images"),
+        ("single", "compute"),
+        ("seed", "images"),
+        ("seed", "compute"),
+    }
+    results = json.loads((done / "all/compare.json").read_text())
+    assert len(results) == len(rows) == 6 * 2 * 2
+    for row, result in zip(rows, results, strict=True):
+        assert len(result["values"]) == 2
+        assert float(row["mean"]) == pytest.approx(sum(result["values"]) / 2)
+        assert float(row["spread"]) == pytest.approx(abs(result["values"][0] - result["values"][1]) / 2**0.5)
+    assert (done / "all/compare.png").stat().st_size > 10_000
+
+
+def test_values_are_those_of_the_runs(done: Path) -> None:
+    results = json.loads((done / "all/compare.json").read_text())
+    for protocol, score in (("knn", "top1@20"), ("linear", "top1")):
+        (elastic,) = [
+            each
+            for each in results
+            if (each["way"], each["budget"], each["size"], each["protocol"]) == ("poa", "images", "32x2", protocol)
+        ]
+        for seed in (0, 1):
+            content = json.loads((done / f"all/seed{seed}/poa/eval/{protocol}/{protocol}.json").read_text())
+            assert elastic["values"][seed] == content["scores"]["32x2"][score]
+
+
+def test_the_same_command_again_trains_nothing(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert poa(*words(done, done / "all")) == 0
+    said = capsys.readouterr()
+    assert "one elastic run" in said.out
+    assert "SEED, equal compute" in said.out
+    assert max(map(len, said.out.splitlines()[:16])) <= 80
+    assert "of the compute done" in said.err
+
+
+def test_it_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second training is stopped after a step; the same command finishes it."""
+    given = words(tmp_path, tmp_path / "all", seeds="0")
+    trained: list[str] = []
+
+    def until_the_second(config: object, **options: object) -> object:
+        trained.append(str(options["resume"]))
+        if len(trained) == 2:
+            raise UserError("stopped here")
+        return loop.train(config, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compare, "train", until_the_second)
+    assert poa(*given) == 2
+    assert "stopped here" in capsys.readouterr().err
+    assert poa(*given) == 0
+    folders = sorted(path.name for path in (tmp_path / "all/seed0").iterdir())
+    assert folders[0] == "poa"
+    assert all(len(read_metrics(tmp_path / "all/seed0" / name / "metrics.jsonl")) >= 2 for name in folders)
+    assert len(trained) == 1 + len(folders)
+
+
+@pytest.mark.parametrize(
+    ("over", "sizes", "seeds", "said"),
+    [
+        ({"out": ""}, ["32x2"], [0], "Say where all runs shall be written"),
+        ({"method": "single"}, ["32x2"], [0], "starts from method poa, got single"),
+        ({"init": "somewhere"}, ["32x2"], [0], "leave --init out"),
+        ({}, ["32x2"], [], "one or more --seeds, all different, got none"),
+        ({}, ["32x2"], [1, 1], "one or more --seeds, all different, got 1, 1"),
+        ({}, ["64x3"], [0], r"nothing to compare but the intact network.*such as 32x2"),
+        ({}, ["40x2"], [0], r"no size '40x2'.*Did you mean"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(
+    tmp_path: Path, over: dict[str, object], sizes: Sequence[str], seeds: Sequence[int], said: str
+) -> None:
+    config = tiny.config(**{"out": str(tmp_path / "all"), **GIVEN, **over})
+    with pytest.raises(UserError, match=said):
+        compare.compare(config, sizes=sizes, seeds=seeds, train_on=TRAIN, test_on=TEST, console=Console(quiet=True))
+    assert not (tmp_path / "all").exists()
+
+
+def test_labels_are_looked_for_before_anything_is_trained(tmp_path: Path) -> None:
+    config = tiny.config(out=str(tmp_path / "all"), **GIVEN)
+    with pytest.raises(UserError, match="nowhere"):
+        compare.compare(
+            config, sizes=["32x2"], seeds=[0], train_on="nowhere", test_on=TEST, console=Console(quiet=True)
+        )
+    assert not (tmp_path / "all").exists()
+
+
+def scores() -> list[Score]:
+    return [
+        Score(way, budget, size, protocol, 40.0 + number, 0.5, 1.25)
+        for number, (way, budget) in enumerate((("poa", "images"), ("poa", "compute"), ("single", "images")))
+        for size in ("32x2", "64x3")
+        for protocol in ("knn", "linear")
+    ]
+
+
+def test_tables_leave_out_what_is_missing_and_mark_the_best() -> None:
+    first, second = contest_tables(scores())
+    assert [column.header for column in first.columns] == ["way", "compute", "32x2", "64x3"]
+    assert first.row_count == second.row_count == 2
+    cells = [str(cell) for cell in first.columns[2].cells]
+    assert cells == ["40.0 ±0.5", "42.0 ±0.5"]
+    (alone, _) = contest_tables([score._replace(spread=None) for score in scores()])
+    assert [str(cell) for cell in alone.columns[2].cells] == ["40.0", "42.0"]
+    styles = [cell.style for cell in first.columns[2].cells]  # type: ignore[union-attr]
+    assert styles == ["", "bold green"]
+
+
+def test_a_picture_of_one_seed(tmp_path: Path) -> None:
+    contest_plot([score._replace(spread=None) for score in scores()], out=tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,375 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cyclopts import App
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from poa.cli import embed as command
+from poa.data.augment import normalise
+from poa.data.index import ImageIndex, open_index
+from poa.data.loader import ScoringImages, images_for_scoring
+from poa.elastic.space import SearchSpace, Size
+from poa.errors import UserError
+from poa.families.base import Features
+from poa.families.vit import ViT
+from poa.features import embed, formats
+from poa.features.formats import Table
+from poa.models.source import Subject
+
+FAMILY = ViT(SearchSpace.grid((32, 48), (1, 2)), image_size=8, patch_size=4, head_dim=16, layer_scale=0.5)
+SIZES = tuple(map(str, FAMILY.space.sizes))
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+PATCHES = 4
+
+
+def make_network(name: str) -> nn.Module:
+    size = Size.parse(name)
+    torch.manual_seed(size.width + size.depths[0])
+    return FAMILY.build(size).requires_grad_(False).eval()
+
+
+def subject(**over: Any) -> Subject:
+    defaults = {
+        "name": "runs/mine",
+        "names": SIZES,
+        "network": make_network,
+        "model": make_network,
+        "weights": "seed 0",
+    }
+    prepared = {"image_size": 8, "resize": 8, "mean": MEAN, "std": STD, "out": Path("eval"), "family": FAMILY}
+    return Subject(**{**defaults, **prepared, **over})
+
+
+def write(out: Path, data: str = "digits/test", *, sizes: Any = ("32x1",), **options: Any) -> embed.Embedded:
+    return embed.embed(options.pop("subject", subject()), data, out=out, sizes=sizes, **options)
+
+
+def folder(root: Path, classes: tuple[str, ...] = ("ant", "bee"), *, per_class: int = 4) -> str:
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(per_class):
+            pixels = generator.integers(256, size=(8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return str(root)
+
+
+def expected(data: str, size: str, *, limit: int | None = None) -> Features:
+    (batch,) = images_for_scoring(open_index(data, limit=limit), size=8, resize=8, batch_size=1000)
+    features: Features = make_network(size)(normalise(batch.images, mean=MEAN, std=STD))
+    return features
+
+
+def parquet_content(path: Path) -> dict[str, Any]:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(path)
+    found: dict[str, Any] = {"names": table["name"].to_pylist()}
+    found["features"] = np.array(table["feature"].to_pylist(), np.float32)
+    if "label" in table.column_names:
+        found["labels"] = table["label"].to_pylist()
+    if "patches" in table.column_names:
+        found["patches"] = np.array(table["patches"].to_pylist(), np.float32)
+    assert table.schema.field("feature").type.list_size == found["features"].shape[1]
+    return found | {"about": json.loads(table.schema.metadata[b"poa"])}
+
+
+def npy_content(path: Path) -> dict[str, Any]:
+    about = json.loads(path.with_suffix(".json").read_text())
+    found = {"names": about.pop("names"), "features": np.load(path), "about": about}
+    if (labels := about.pop("labels")) is not None:
+        found["labels"] = [None if label < 0 else about["classes"][label] for label in labels]
+    patches = path.with_name(f"{path.stem}-patches.npy")
+    return found | ({"patches": np.load(patches)} if patches.exists() else {})
+
+
+def safetensors_content(path: Path) -> dict[str, Any]:
+    with safe_open(path, "np") as file:
+        about = {key: json.loads(text) for key, text in file.metadata().items()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no dictionary
+    assert tensors["indices"].dtype == np.int64
+    found: dict[str, Any] = {"names": about.pop("names"), "features": tensors["features"], "about": about}
+    if "labels" in tensors:
+        found["labels"] = [None if label < 0 else about["classes"][label] for label in tensors["labels"]]
+    return found | ({"patches": tensors["patches"]} if "patches" in tensors else {})
+
+
+READERS = {".parquet": parquet_content, ".npy": npy_content, ".safetensors": safetensors_content}
+
+
+def test_every_format_can_be_read_back() -> None:
+    assert READERS.keys() == formats.FORMATS.keys()
+
+
+@pytest.mark.parametrize("ending", READERS)
+@pytest.mark.parametrize("patches", [False, True])
+def test_features_names_and_labels(tmp_path: Path, ending: str, patches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    monkeypatch.setattr(formats, "AT_ONCE", 4 * (48 + PATCHES * 48) * 7)  # several parts, the last one smaller
+    out = tmp_path / "new" / f"features{ending}"
+    written = write(out, sizes=("48x2",), limit=40, patches=patches)
+    assert written == ({"48x2": out}, {"48x2": (40, 48)}, ())
+    found, wanted = READERS[ending](out), expected("digits/test", "48x2", limit=40)
+    index = open_index("digits/test", limit=40)
+    assert found["names"] == [index.name(i) for i in range(40)]
+    assert found["labels"] == [index.classes[label] for label in index.labels()]
+    torch.testing.assert_close(torch.from_numpy(found["features"]), wanted.cls)
+    assert ("patches" in found) == patches
+    if patches:
+        torch.testing.assert_close(torch.from_numpy(found["patches"]), wanted.patches)
+    about = found["about"]
+    assert (about["network"], about["weights"], about["data"]) == ("48x2", "seed 0", "digits/test")
+    assert (about["image_size"], about["classes"]) == (8, [str(digit) for digit in range(10)])
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(".")], "the work is not removed"
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_images_without_labels(tmp_path: Path, ending: str) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    data = folder(tmp_path / "flat", (".",))
+    write(tmp_path / f"flat{ending}", data)
+    assert "labels" not in READERS[ending](tmp_path / f"flat{ending}")
+    folder(tmp_path / "flat", ("ant",), per_class=2)
+    write(tmp_path / f"mixed{ending}", data)
+    assert READERS[ending](tmp_path / f"mixed{ending}")["labels"] == [None] * 4 + ["ant"] * 2
+
+
+def test_several_sizes_share_each_decoded_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    plain = ImageIndex.read
+    monkeypatch.setattr(ImageIndex, "read", lambda self, i, /: (read.append(i), plain(self, i))[1])
+    written = write(tmp_path / "f.npy", sizes="all", limit=30)
+    assert sorted(read) == list(range(30))
+    assert {name: path.name for name, path in written.paths.items()} == {name: f"f-{name}.npy" for name in SIZES}
+    for name, path in written.paths.items():
+        torch.testing.assert_close(torch.from_numpy(np.load(path)), expected("digits/test", name, limit=30).cls)
+    in_folder = write(tmp_path / "folder", sizes=["32x1,48x2"], limit=30)
+    assert [path.relative_to(tmp_path) for path in in_folder.paths.values()] == [
+        Path("folder/32x1.npy"), Path("folder/48x2.npy")
+    ]  # fmt: skip
+    for name, path in in_folder.paths.items():
+        assert path.read_bytes() == written.paths[name].read_bytes()
+
+
+def test_one_network_needs_no_size(tmp_path: Path) -> None:
+    single = subject(names=("resnet18.tv",), network=lambda _: make_network("32x2"), family=None)
+    written = write(tmp_path / "out", sizes=(), subject=single, limit=10)
+    assert written.paths == {"resnet18.tv": tmp_path / "out" / "resnet18.tv.npy"}
+    assert np.load(tmp_path / "out" / "resnet18.tv.npy").shape == (10, 32)
+    assert len(json.loads((tmp_path / "out" / "resnet18.tv.json").read_text())["names"]) == 10
+
+
+def test_bad_images_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder(tmp_path / "images")
+    whole = write(tmp_path / "whole.npy", data)
+    for bad in ("ant/1.png", "bee/0.png", "bee/1.png", "bee/3.png"):
+        (tmp_path / "images" / bad).write_bytes(b"damaged")
+    written = write(tmp_path / "rest.npy", data)
+    assert written.bad == ("ant/1.png", "bee/0.png", "bee/1.png", "bee/3.png")
+    assert written.shape == {"32x1": (4, 32)}
+    assert npy_content(tmp_path / "rest.npy")["names"] == ["ant/0.png", "ant/2.png", "ant/3.png", "bee/2.png"]
+    kept = [0, 2, 3, 6]
+    np.testing.assert_allclose(np.load(tmp_path / "rest.npy"), np.load(whole.paths["32x1"])[kept], rtol=1e-4, atol=1e-5)
+    content = json.loads((tmp_path / "rest.json").read_text())
+    assert (content["indices"], content["labels"]) == (kept, [0, 0, 0, 1])
+
+
+class Stopping(nn.Module):
+    """Fails at a batch."""
+
+    def __init__(self, network: nn.Module, *, at: int) -> None:
+        super().__init__()
+        self.network, self.left = network, at
+
+    def forward(self, images: Tensor) -> Features:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        features: Features = self.network(images)
+        return features
+
+
+@pytest.mark.parametrize("patches", [False, True])
+def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patches: bool) -> None:
+    monkeypatch.setattr(embed, "BATCH", 16)
+    monkeypatch.setattr(embed, "SAVE_EVERY", 1)
+    whole = write(tmp_path / "whole.npy", limit=50, patches=patches)
+    stopping = subject(network=lambda name: Stopping(make_network(name), at=3))
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out.npy", limit=50, patches=patches, subject=stopping)
+    assert [path.name for path in tmp_path.glob("*out*")] == [".out.npy.unfinished"]
+    starts = []
+
+    def counted(*arguments: Any, start: int, **options: Any) -> Iterator[ScoringImages]:
+        starts.append(start)
+        return images_for_scoring(*arguments, start=start, **options)
+
+    monkeypatch.setattr(embed, "images_for_scoring", counted)
+    again = write(tmp_path / "out.npy", limit=50, patches=patches)
+    assert starts == [32]  # one batch went by to see how wide the features are
+    for name in ("", "-patches") if patches else ("",):
+        assert (tmp_path / f"out{name}.npy").read_bytes() == (tmp_path / f"whole{name}.npy").read_bytes()
+    assert again.shape == whole.shape
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_other_weights_do_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "BATCH", 16)
+    monkeypatch.setattr(embed, "SAVE_EVERY", 1)
+    stopping = subject(network=lambda _: Stopping(make_network("48x1"), at=3), weights="seed 1")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out.npy", limit=50, subject=stopping)
+    write(tmp_path / "out.npy", limit=50)
+    torch.testing.assert_close(
+        torch.from_numpy(np.load(tmp_path / "out.npy")), expected("digits/test", "32x1", limit=50).cls
+    )
+
+
+def test_nothing_is_written_before_all_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "f.npy", sizes=SIZES[:2], limit=20)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full: list[str] = []
+
+    def fail_second(table: Table, path: Path) -> None:
+        formats.write_npy(table, path)
+        full.append(path.name)
+        if len(full) == 2:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "FORMATS", {".npy": fail_second})
+        with pytest.raises(OSError, match="No space"):
+            write(tmp_path / "f.npy", sizes=SIZES[:2], limit=30, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    write(tmp_path / "f.npy", sizes=SIZES[:2], limit=30, overwrite=True)
+    assert np.load(tmp_path / "f-32x2.npy").shape == (30, 32)
+
+
+def test_files_are_not_replaced_unasked(tmp_path: Path) -> None:
+    write(tmp_path / "f.npy", limit=10, patches=True)
+    with pytest.raises(UserError, match=r"f-patches\.npy already exists.*--overwrite"):
+        write(tmp_path / "f.npy", limit=12, subject=subject(network=lambda _: pytest.fail("images were read")))
+    write(tmp_path / "f.npy", limit=12, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.json", "f.npy"], "patches of other images are left"
+    assert np.load(tmp_path / "f.npy").shape == (12, 32)
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "words"),
+    [
+        ("f.csv", {}, r"written as \.parquet, \.npy, \.safetensors or into a folder, got .*f\.csv"),
+        ("f.npy", {"sizes": ()}, r"has 4 sizes.*--sizes all, or names such as --sizes 32x1 48x2"),
+        ("f.npy", {"sizes": ("32x7",)}, "32x7"),
+        ("f.npy", {"data": "nowhere"}, "nowhere"),
+        ("f.npy", {"limit": 0}, "at least 1, got 0"),
+        ("file/f.npy", {}, "cannot be written to"),
+    ],
+)
+def test_wrong_requests(tmp_path: Path, out: str, options: dict[str, Any], words: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=words):
+        write(tmp_path / out, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 2000})
+    monkeypatch.setattr(embed.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("poa.features.extract._Store._check_room", lambda *_: None)
+    with pytest.raises(UserError, match=r"0\.0 GB are free\. Make room and run the same command again"):
+        write(tmp_path / "f.npy", limit=20)
+    assert not (tmp_path / "f.npy").exists()
+
+
+def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'poa\[embed\]'"):
+        write(tmp_path / "f.parquet", subject=subject(network=lambda _: pytest.fail("told too late")))
+
+
+def table(**over: Any) -> Table:
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    content = {"names": ("a", "b", "c"), "labels": None, "classes": (), "indices": np.array([0, 2, 5])}
+    return Table(**{**content, "features": rows, "patches": None, "about": {}, **over})
+
+
+def test_safetensors_are_laid_out_as_the_format_asks(tmp_path: Path) -> None:
+    formats.write_safetensors(table(labels=np.array([1, -1, 0])), tmp_path / "f.safetensors")
+    content = (tmp_path / "f.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    header = json.loads(content[8 : 8 + length])
+    assert header["labels"] == {"dtype": "I64", "shape": [3], "data_offsets": [0, 24]}
+    assert header["features"] == {"dtype": "F32", "shape": [3, 4], "data_offsets": [48, 96]}
+    assert len(content) == 8 + length + 96
+
+
+def test_names_that_a_header_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_MOST_TEXT", 100)
+    with pytest.raises(UserError, match="names of 3 images are more"):
+        formats.write_safetensors(table(), tmp_path / "f.safetensors")
+    assert not (tmp_path / "f.safetensors").exists()
+
+
+def test_parts_are_not_copied_and_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "AT_ONCE", 40)
+    assert [part.start for part in table().parts()] == [0, 2]
+    assert [part.start for part in table(patches=np.zeros((3, 2, 4), np.float32)).parts()] == [0, 1, 2]
+
+
+def test_patches_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(embed, "FORMATS", {".npy": lambda given, _: seen.append(given)})
+    write(tmp_path / "f.npy", limit=10, patches=True)
+    row = 4 * 32 * (1 + PATCHES)  # bytes; copies would lie close together
+    assert seen[0].features.strides == (row, 4)
+    assert seen[0].patches.strides == (row, 4 * 32, 4)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    data = folder(tmp_path / "images", (".",))
+    (tmp_path / "images/0.png").rename(tmp_path / "images" / b"\xff.png".decode("utf-8", "surrogateescape"))
+    write(tmp_path / "f.safetensors", data)
+    assert safetensors_content(tmp_path / "f.safetensors")["names"] == ["1.png", "2.png", "3.png", "\ufffd.png"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> App:
+    asked = []
+
+    def subject_of(name: str, **options: Any) -> Subject:
+        asked.append((name, options))
+        return subject()
+
+    monkeypatch.setattr("poa.models.source.subject_of", subject_of)
+    app = App(name="poa", result_action="return_value")
+    app.command(command.embed)
+    return app
+
+
+def test_command(run: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder(tmp_path / "images")
+    words = ["embed", "runs/mine", "--data", data, "--sizes", "32x1", "48x2", "--out", str(tmp_path / "f.npy")]
+    run(words, exit_on_error=False)
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        f"{tmp_path}/f-32x1.npy: 8 images, 32 values each",
+        f"{tmp_path}/f-48x2.npy: 8 images, 48 values each",
+    ]
+    assert "images: 8 in " in shown.err
+    for bad in ("ant/1.png", "bee/0.png", "bee/1.png", "bee/3.png"):
+        (tmp_path / "images" / bad).unlink()
+        (tmp_path / "images" / bad).write_bytes(b"damaged")
+    run([*words, "--overwrite", "--patches"], exit_on_error=False)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "4 images could not be read and are left out: ant/1.png, bee/0.png, bee/1.png and 1 more"
+    )
+    assert np.load(tmp_path / "f-32x1-patches.npy").shape == (4, PATCHES, 32)

@@ -1,0 +1,134 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+import poa
+import tiny
+from conformance import filler
+from poa.errors import UserError
+from poa.models.run import Run
+from poa.training.checkpoint import load_checkpoint
+
+SIZES = ("32x2", "32x3", "48x2", "48x3", "64x2", "64x3")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    poa.pretrain(**tiny.settings(out=str(folder), epochs=1, seed=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    return poa.load(folder)
+
+
+def images(number: int = 4, side: int = 16) -> Tensor:
+    return ((filler((number, 3, side, side), 3) + 0.5) * 255).to(torch.uint8)
+
+
+def test_the_public_names_need_no_torch_to_be_imported() -> None:
+    assert set(poa.__all__) == {"UserError", "evaluate", "evaluate_knn", "load", "pretrain"}
+    program = (
+        "import sys, poa; assert all(hasattr(poa, name) for name in poa.__all__); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=dict(os.environ))
+
+
+def test_pretrain_returns_the_run(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("epochs: 1\nmodel: {depth_min: 3}\n")
+    given = tiny.settings(out=tmp_path / "run")
+    del given["epochs"]
+    del given["model"]["depth_min"]
+    run = poa.pretrain(config=tmp_path / "settings.yaml", **given)
+    assert (run.step, run.sizes()) == (4, ("32x3", "48x3", "64x3"))
+    assert poa.load(str(tmp_path / "run")).config == run.config
+
+
+def test_a_run_knows_its_sizes(run: Run) -> None:
+    assert run.sizes() == SIZES
+    assert str(run.space.intact) == SIZES[-1]
+    assert run.step == 4
+    assert run.config.seed == 3
+
+
+def test_all_sizes_are_cut_out_of_the_teacher(run: Run) -> None:
+    state = load_checkpoint(run.checkpoint)["method"]
+    network = run.network("32x2")
+    assert not network.training
+    last = network.get_parameter("model.blocks.1.mlp.fc1.weight")
+    assert torch.equal(last, state["teacher.backbone.model.blocks.2.mlp.fc1.weight"][:128, :32] * 2)
+    whole = dict(run.network("64x3").named_parameters())
+    assert all(torch.equal(value, state[f"teacher.backbone.{name}"]) for name, value in whole.items())
+    assert not torch.equal(whole["model.pos_embed"], state["student.backbone.model.pos_embed"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_features_are_those_of_the_extracted_model(run: Run, size: str, tmp_path: Path) -> None:
+    features = run.features(images(), size=size)
+    assert features.shape == (4, int(size.split("x")[0]))
+    model = timm.create_model(f"local-dir:{run.extract(size, out=tmp_path / size)}", pretrained=True).eval()
+    mean, std = (torch.tensor(each)[:, None, None] for each in (run.config.views.mean, run.config.views.std))
+    with torch.no_grad():
+        assert torch.equal(features, model((images().float() / 255 - mean) / std))
+    assert torch.equal(features, run.features(images(), size=run.space.find(size)))
+
+
+def test_features_of_other_image_sizes(run: Run) -> None:
+    assert run.features(images(2, 40), size="48x2").shape == (2, 48)
+
+
+def test_reading_a_run_consumes_no_random_numbers(folder: Path) -> None:
+    before = torch.get_rng_state()
+    run = poa.load(folder)
+    run.features(images(), size="32x2")
+    run.untrained("32x2")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_untrained_networks_are_the_same_at_each_call(run: Run) -> None:
+    torch.manual_seed(1)
+    first = dict(run.untrained("48x3").named_parameters())
+    torch.manual_seed(2)
+    second = dict(run.untrained("48x3").named_parameters())
+    trained = dict(run.network("48x3").named_parameters())
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not torch.equal(first["model.pos_embed"], trained["model.pos_embed"])
+    assert first.keys() == trained.keys()
+    assert not run.untrained("48x3").training
+
+
+def test_models_go_into_the_run_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
+    assert run.extract("32x3") == run.folder / "models/32x3"
+    assert (run.folder / "models/32x3/model.safetensors").exists()
+    assert "step 4" in (run.folder / "models/32x3/README.md").read_text()
+    with pytest.raises(UserError, match="already exists"):
+        run.extract("32x3")
+    assert run.extract("32x3", out=str(tmp_path / "other")) == tmp_path / "other"
+
+
+def test_sizes_can_be_scored(run: Run) -> None:
+    scores = poa.evaluate_knn(run, train="digits/train", test="digits/test", sizes=["32x2", "64x3"], limit=200)
+    assert set(map(str, scores)) == {"32x2", "64x3"}
+    assert (run.folder / "eval/knn/knn.json").exists()
+
+
+def test_a_size_that_the_run_has_not(run: Run) -> None:
+    for use in (run.network, run.untrained, run.extract, lambda size: run.features(images(), size=size)):
+        with pytest.raises(UserError, match=r"has no size '40x2'\. Did you mean '32x2'"):
+            use("40x2")
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not the folder of a run: it has no config\.yaml"):
+        poa.load(tmp_path)
+    (tmp_path / "config.yaml").write_text("epochs: 1\n")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        poa.load(tmp_path).features(images(), size="384x12")

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from PIL import Image
+
+from poa.plots.boxes import Objects, Row, detection_sheet
+
+NOTHING = Objects(np.zeros((0, 4), dtype=np.float32), (), None)
+
+
+def test_truth_on_the_left_and_what_was_found_on_the_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, written = list[np.ndarray](), list[tuple[str, float, float]]()
+    imshow, text = Axes.imshow, Axes.text
+    monkeypatch.setattr(Axes, "imshow", lambda self, image, **o: (shown.append(image), imshow(self, image, **o))[1])
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **o: (written.append((s, x, y)), text(self, x, y, s, **o))[1]
+    )
+    image = np.full((20, 30, 3), 100, dtype=np.uint8)
+    masks = np.zeros((1, 20, 30), dtype=np.bool_)
+    masks[0, 5:10, 4:8] = True
+    truth = Objects(np.array([[4, 5, 8, 10]], dtype=np.float32), ("cat",), masks)
+    found = Objects(np.array([[3, 5, 8, 11], [20, 1, 29, 9]], dtype=np.float32), ("cat", "dog"), None)
+    out = tmp_path / "sheet.png"
+    detection_sheet(
+        [Row("a.jpg", image, truth, found), Row("b.jpg", image, NOTHING, NOTHING)], found="found", title="t", out=out
+    )
+    left, right, *empty = shown
+    changed = (left != image / 255).any(axis=2)
+    assert np.array_equal(changed, masks[0])
+    assert len(np.unique(left[masks[0]], axis=0)) == 1
+    assert all(np.array_equal(each, image / 255) for each in (right, *empty))
+    assert written == [("cat", 4, 5), ("cat", 3, 5), ("dog", 20, 1)]
+    assert np.all(image == 100)
+    with Image.open(out) as picture:
+        assert min(picture.size) > 400
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_images_without_objects_alone(tmp_path: Path) -> None:
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    detection_sheet([Row("a.jpg", image, NOTHING, NOTHING)], found="found", title="t", out=tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").is_file()

@@ -1,0 +1,162 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from poa.elastic.space import SearchSpace, Size
+from poa.errors import UserError
+from poa.plots.tables import SizeRow, fitting, records, score_names, size_rows, size_table, to_csv, to_json, write
+
+SPACE = SearchSpace.grid((384, 512, 1024), (12, 24))
+COSTS = {size: (size.width**2 * 12 * size.depths[0], size.width**2 * 4000 * size.depths[0]) for size in SPACE.sizes}
+SCORES = {
+    "384x12": {"top1@10": 70.0, "top5@10": 90.04},
+    "512x24": {"top1@10": 75.04, "top5@10": 89.0},
+    "1024x24": {"top1@10": 74.0, "top5@10": 88.0, "top1@20": 71.0},
+}
+
+
+def make_rows(**options: Any) -> list[SizeRow]:
+    return size_rows(SPACE, **{"costs": COSTS, "scores": SCORES, **options})
+
+
+def render(rows: list[SizeRow], **options: Any) -> str:
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(size_table(rows, **options))
+    return capture.get()
+
+
+def test_rows_hold_everything_about_a_size() -> None:
+    rows = make_rows()
+    assert [row.size for row in rows] == sorted(SPACE.sizes)
+    assert rows[0] == SizeRow(Size(384, (12,)), *COSTS[SPACE.sizes[0]], weight=9, intact=False, scores=SCORES["384x12"])
+    assert [row.intact for row in rows] == [False] * 5 + [True]
+    assert rows[1].scores == {}
+    assert score_names(rows) == ["top1@10", "top5@10", "top1@20"]
+
+
+def test_records_have_the_same_keys() -> None:
+    found = records(make_rows())
+    assert {tuple(record) for record in found} == {tuple(found[0])}
+    assert found[0] == {
+        "size": "384x12",
+        "width": 384,
+        "depth": "12",
+        "parameters": COSTS[SPACE.sizes[0]][0],
+        "flops": COSTS[SPACE.sizes[0]][1],
+        "weight": 9,
+        "intact": False,
+        "top1@10": 70.0,
+        "top5@10": 90.04,
+        "top1@20": None,
+    }
+    assert records([SizeRow(Size(64, (4, 6)), 1)])[0]["depth"] == "4-6"
+
+
+def test_csv_and_json_hold_the_records(tmp_path: Path) -> None:
+    rows = make_rows()
+    lines = list(csv.DictReader(to_csv(rows).splitlines()))
+    assert [line["size"] for line in lines] == [str(row.size) for row in rows]
+    assert float(lines[3]["top1@10"]) == 75.04
+    assert lines[0]["top1@20"] == ""
+    assert json.loads(to_json(rows)) == records(rows)
+    assert to_csv([]) == "size\n"
+    for name, text in (("a.csv", to_csv(rows)), ("b.json", to_json(rows))):
+        write(rows, tmp_path / "new" / name)
+        assert (tmp_path / "new" / name).read_text() == text
+    assert len(list((tmp_path / "new").iterdir())) == 2
+
+
+def test_other_file_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"table\.xlsx.*Choose from \.csv, \.json"):
+        write(make_rows(), tmp_path / "table.xlsx")
+
+
+def test_table_shows_each_size_on_a_line() -> None:
+    text = render(make_rows(), title="All sizes")
+    lines = [line.split() for line in text.splitlines()]
+    assert text.startswith("All sizes")
+    assert ["size", "params", "M", "GFLOPs", "weight", "top1@10", "top1@20", "top5@10"] in lines
+    assert ["384x12", "21.2", "7.1", "9", "70.0", "-", "90.0"] in lines
+    assert ["384x24", "42.5", "14.2", "3", "-", "-", "-"] in lines
+    assert ["1024x24", "*", "302.0", "100.7", "1", "74.0", "71.0", "88.0"] in lines
+    assert text.rstrip().endswith("* intact network, from which the others are cut")
+    assert lines[[line[:1] for line in lines].index(["384x24"]) + 1] == [], "widths are not set apart"
+
+
+def test_best_scores_stand_out() -> None:
+    table = size_table(make_rows(), scores=["top1@10"])
+    (column,) = [column for column in table.columns if column.header == "top1@10"]
+    assert [str(cell) for cell in column.cells if "bold" in str(cell.style)] == ["75.0"]
+
+
+def test_table_without_scores_or_sampling() -> None:
+    text = render([SizeRow(Size(64, (3,)), 160_000, flops=23_000_000), SizeRow(Size(64, (4,)), 210_000)])
+    assert ["64x3", "0.16", "0.023", "-"] in [line.split() for line in text.splitlines()]
+    assert ["64x4", "0.21", "-", "-"] in [line.split() for line in text.splitlines()]
+    assert "intact" not in text
+
+
+def test_paper_sized_table_fits_80_columns() -> None:
+    space = SearchSpace.grid(tuple(range(384, 1025, 64)), tuple(range(12, 25)))
+    names = [f"top{top}@{k}" for k in (10, 20, 100, 200) for top in (1, 5)]
+    scores = {str(size): dict.fromkeys(names, 100.0) for size in space.sizes}
+    rows = size_rows(space, costs=dict.fromkeys(space.sizes, (303_350_784, 123_107_377_152)), scores=scores)
+    text = render(rows)
+    assert sum("x" in line and "303.4" in line for line in text.splitlines()) == 143
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "top1@200" in text
+    assert "top5" not in text
+
+
+def test_chosen_scores() -> None:
+    assert "top5@10" not in render(make_rows(), scores=["top1@20"])
+    with pytest.raises(UserError, match=r"No size has a score 'top1@1'\. Did you mean"):
+        size_table(make_rows(), scores=["top1@1"])
+    with pytest.raises(UserError, match="None is scored"):
+        size_table(make_rows(scores=None), scores=["top1@1"])
+
+
+def test_intervals_stand_beside_their_scores() -> None:
+    rows = make_rows(intervals={"384x12": {"top1@10": (68.0, 73.0), "top5@10": (1.0, 2.0)}, "512x24": {}})
+    assert rows[0].intervals == {"top1@10": (68.0, 73.0), "top5@10": (1.0, 2.0)}
+    lines = [line.split() for line in render(rows, bounded=["top1@10"]).splitlines()]
+    assert ["384x12", "21.2", "7.1", "9", "70.0", "±2.5", "-", "90.0"] in lines
+    assert ["512x24", "75.5", "25.2", "2", "75.0", "-", "89.0"] in lines
+    assert "±" not in render(rows)
+
+
+def test_networks_that_are_no_sizes() -> None:
+    rows = [SizeRow("resnet18", 11_200_000, 74_000_000, scores={"map": 12.0}), SizeRow("b", 5, scores={"map": 1.0})]
+    lines = [line.split() for line in render(rows).splitlines()]
+    assert ["resnet18", "11.200", "0.074", "-", "12.0"] in lines
+    assert (records(rows)[0]["size"], records(rows)[0]["width"], records(rows)[0]["depth"]) == ("resnet18", None, None)
+    assert to_csv(rows).splitlines()[1] == "resnet18,,,11200000,74000000,,False,12.0"
+
+
+def test_as_many_scores_as_fit_are_kept() -> None:
+    names = [f"evaluation-{number} top1" for number in range(9)]
+    rows = make_rows(scores={"384x12": dict.fromkeys(names, 100.0)})
+    shown = fitting(rows, names)
+    assert shown == names[: len(shown)]
+
+    def widest(number: int) -> int:
+        console = Console(width=200, color_system=None)
+        with console.capture() as capture:
+            console.print(size_table(rows, scores=names[:number]))
+        return max(map(len, capture.get().splitlines()))
+
+    assert widest(len(shown)) <= 80 < widest(len(shown) + 1)
+    assert fitting(rows, names[:2]) == names[:2]
+    assert fitting(rows, []) == []
+    short = [str(number) for number in range(20)]
+    both = {
+        "scores": {"384x12": dict.fromkeys(short, 100.0)},
+        "intervals": {"384x12": dict.fromkeys(short, (0.0, 9.0))},
+    }
+    assert len(fitting(make_rows(**both), short, bounded=short)) < len(fitting(make_rows(**both), short))

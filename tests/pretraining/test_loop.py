@@ -1,0 +1,325 @@
+"""A run that was stopped, killed or resumed ends as if nothing had happened."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import poa
+import tiny
+from poa.errors import UserError
+from poa.pretraining.metrics import read_metrics
+from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, step_of
+
+EPOCHS, STEPS = 2, 8
+# All that is random takes part: drop path, masks, several sizes a step. A checkpoint every other step.
+GIVEN: dict[str, Any] = {"epochs": EPOCHS, "elastic_samples": 2, "saving": {"every_epochs": 0.5}}
+DROP_PATH: dict[str, Any] = {"model": {"drop_path": 0.3}}
+
+# Pre-trains once for each case, in a process and a process group of its own, which is started when everything is
+# imported. Before a step, the process has another one send it a signal, or send it to all of its group, and goes on.
+PROGRAM = """
+import json, os, subprocess, sys, torch, traceback
+torch.set_num_threads(1)
+import poa, poa.pretraining.loop, poa.models.registry
+
+train_step = poa.pretraining.loop.train_step
+
+def pretrain(settings, number, at, whom):
+    def interrupted(parts, step, batch, **options):
+        if step == at:
+            send = f"os.killpg({os.getpgid(0)}, {number})" if whom == "group" else f"os.kill({os.getpid()}, {number})"
+            subprocess.run([sys.executable, "-S", "-c", f"import os; {send}"])
+        return train_step(parts, step, batch, **options)
+
+    os.setpgid(0, 0)
+    poa.pretraining.loop.train_step = interrupted
+    sys.stderr = open(settings["out"] + ".err", "w", buffering=1)
+    poa.pretrain(**settings)
+
+if __name__ == "__main__":
+    for case in json.loads(sys.argv[1]):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                pretrain(*case)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def settings(family: str, out: Path, **over: Any) -> dict[str, Any]:
+    given = GIVEN if family == "resnet" else tiny.merged(GIVEN, DROP_PATH)  # a ResNet drops nothing
+    return tiny.merged(tiny.settings(family, **given), {"out": str(out), **over})
+
+
+class Interrupted(NamedTuple):
+    """A run that got a signal before a step."""
+
+    folder: Path
+    step: int
+    status: int
+
+    @property
+    def said(self) -> str:
+        return self.folder.with_suffix(".err").read_text()
+
+
+def run_and_signal(
+    folder: Path, number: signal.Signals, *, steps: Mapping[str, int], whom: str
+) -> dict[str, Interrupted]:
+    """Pre-train each family in a process and a process group of its own, and wait for the end of all they start.
+
+    One family loads its images in workers, which take seconds to start.
+    """
+    folder.mkdir()
+    (folder / "program.py").write_text(PROGRAM)
+    cases = [
+        (settings(family, folder / family, workers=2 if family == "vit" else 0), int(number), step, whom)
+        for family, step in steps.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, str(folder / "program.py"), json.dumps(cases)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr
+    ended = zip(steps.items(), map(int, done.stdout.split()), strict=True)
+    return {family: Interrupted(folder / family, step, status) for (family, step), status in ended}
+
+
+def assert_same_state(found: Any, expected: Any) -> None:
+    """Bit for bit."""
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same_state(found[key], value)
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_same_state(ours, theirs)
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    first, second = read_metrics(folder / "metrics.jsonl"), read_metrics(expected / "metrics.jsonl")
+    assert [row["step"] for row in first] == list(range(1, STEPS + 1))
+    assert first == second
+    ends = [latest_checkpoint(each / "checkpoints") for each in (folder, expected)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].name == ends[1].name == f"step-{STEPS:08d}.pt"
+    assert_same_state(load_checkpoint(ends[0]), load_checkpoint(ends[1]))
+
+
+Whole = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run of a family without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def run(family: str) -> Path:
+        poa.pretrain(**settings(family, folder / family))
+        return folder / family
+
+    return run
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_run_leaves_what_it_promises(whole: Whole, family: str) -> None:
+    names = {path.name for path in whole(family).iterdir()}
+    assert {"config.yaml", "command.txt", "env.json", "checkpoints", "metrics.jsonl"} <= names
+    assert [step_of(path) for path in checkpoints(whole(family) / "checkpoints")] == [STEPS - 2, STEPS]
+    rows = read_metrics(whole(family) / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows if "rankme" in row] == [4, 8]
+    assert all(len(row["size"].split()) == 2 for row in rows)
+    assert len({row["size"] for row in rows}) > 2
+
+
+def test_the_same_settings_give_the_same_run_also_with_workers(whole: Whole, tmp_path: Path) -> None:
+    poa.pretrain(**settings("vit", tmp_path / "run", workers=2))
+    assert_same_run(tmp_path / "run", whole("vit"))
+
+
+@pytest.fixture(scope="module")
+def asked_to_stop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interrupted]:
+    """The signal reaches the workers too, as that of a terminal or a scheduler does."""
+    folder, steps = tmp_path_factory.mktemp("stopped") / "runs", dict.fromkeys(tiny.FAMILIES, 4)
+    return run_and_signal(folder, signal.SIGTERM, steps=steps, whom="group")
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interrupted]:
+    """Their workers end too: as long as one lives, it holds on to the output that is waited for."""
+    folder = tmp_path_factory.mktemp("killed") / "runs"
+    steps = {family: random.Random().randrange(2, STEPS) for family in tiny.FAMILIES}
+    return run_and_signal(folder, signal.SIGKILL, steps=steps, whom="process")
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(
+    whole: Whole, asked_to_stop: dict[str, Interrupted], family: str
+) -> None:
+    run = asked_to_stop[family]
+    assert run.status == 0, run.said
+    stopped = poa.load(run.folder).step
+    assert stopped == len(read_metrics(run.folder / "metrics.jsonl")) == 6
+    assert "stopped and saved at step 6 of 8" in run.said
+    assert "--resume" in run.said
+    poa.pretrain(out=run.folder, resume=True, workers=0)
+    assert_same_run(run.folder, whole(family))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(whole: Whole, killed: dict[str, Interrupted], family: str) -> None:
+    run = killed[family]
+    assert run.status == -signal.SIGKILL, run.said
+    assert len(read_metrics(run.folder / "metrics.jsonl")) == run.step
+    assert poa.load(run.folder).step == run.step // 2 * 2
+    poa.pretrain(out=run.folder, resume=True, workers=0)
+    assert_same_run(run.folder, whole(family))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    _stop_at(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        poa.pretrain(**settings("vit", folder))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no checkpoint"):
+        _ = poa.load(folder).step
+    poa.pretrain(out=folder, resume=True)
+    assert_same_run(folder, whole("vit"))
+
+
+def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from poa.pretraining import loop
+
+    train_step = loop.train_step
+
+    def stopping(parts: Any, now: int, batch: Any, **options: Any) -> Any:
+        if now == step:
+            raise KeyboardInterrupt
+        return train_step(parts, now, batch, **options)
+
+    monkeypatch.setattr(loop, "train_step", stopping)
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(whole: Whole) -> None:
+    before = (whole("vit") / "metrics.jsonl").read_bytes()
+    run = poa.pretrain(out=whole("vit"), resume=True)
+    assert run.step == STEPS
+    assert (whole("vit") / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("over", "named"),
+    [
+        ({"batch_size": 32}, r"batch_size \(16 in the run, 32 now\)"),
+        ({"seed": 1}, r"seed \(0 in the run, 1 now\)"),
+        ({"model": {"drop_path": 0.1}}, r"model\.drop_path \(0\.3 in the run, 0\.1 now\)"),
+        ({"epochs": EPOCHS + 1}, r"epochs \(2 in the run, 3 now\)"),
+    ],
+)
+def test_other_settings_are_no_way_to_go_on(whole: Whole, over: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=rf"was started with other settings: {named}"):
+        poa.pretrain(out=whole("vit"), resume=True, **over)
+
+
+def test_a_folder_in_use_is_left_alone(whole: Whole) -> None:
+    before = sorted(path.name for path in whole("vit").rglob("*"))
+    with pytest.raises(UserError, match="already holds a run"):
+        poa.pretrain(**settings("vit", whole("vit")))
+    assert sorted(path.name for path in whole("vit").rglob("*")) == before
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run to go on with"):
+        poa.pretrain(**settings("vit", tmp_path / "none"), resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def write_images(folder: Path, *, num_good: int, num_bad: int = 0) -> Path:
+    """PNG files of noise, and among them files that are none."""
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (num_good, 12, 12, 3), dtype=np.uint8)
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).save(folder / f"{number:03d}.png")
+    half = io.BytesIO()
+    Image.fromarray(pixels[0]).save(half, "PNG")
+    for number in range(num_bad):
+        (folder / f"{10 * number + 5:03d}-bad.png").write_bytes(half.getvalue()[: len(half.getvalue()) // 2])
+    return folder
+
+
+def image_settings(images: Path, out: Path, **over: Any) -> dict[str, Any]:
+    return settings("vit", out, data=str(images), limit=None, epochs=2, **over)
+
+
+def test_bad_images_are_skipped_and_listed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", num_good=45, num_bad=3)
+    run = poa.pretrain(**image_settings(images, tmp_path / "run", max_bad_share=0.1))
+    listed = (tmp_path / "run/bad_images.txt").read_text().splitlines()
+    assert sorted(listed) == ["005-bad.png", "015-bad.png", "025-bad.png"]
+    assert run.step == 6
+    assert all(row["loss"] is not None for row in read_metrics(tmp_path / "run/metrics.jsonl"))
+    assert "3 images cannot be read and are skipped" in capsys.readouterr().err
+
+
+def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", num_good=45, num_bad=3)
+    with pytest.raises(UserError, match=r"[23] of 48 images cannot be read, more than the share of 3\.0%"):
+        poa.pretrain(**image_settings(images, tmp_path / "run", max_bad_share=0.03))
+    listed = (tmp_path / "run/bad_images.txt").read_text().splitlines()
+    assert 2 <= len(listed) <= 3
+
+
+def test_images_that_are_mostly_bad_are_found_before_the_run(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", num_good=12, num_bad=20)
+    with pytest.raises(UserError, match=r"of 32 images looked at in .* cannot be read"):
+        poa.pretrain(**image_settings(images, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_images_are_no_way_to_go_on_but_moved_ones_are(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", num_good=32)
+    poa.pretrain(**image_settings(images, tmp_path / "run"))
+    moved = images.rename(tmp_path / "moved")
+    assert poa.pretrain(out=tmp_path / "run", data=moved, resume=True).step == 4
+    Image.new("RGB", (12, 12)).save(moved / "one-more.png")
+    with pytest.raises(UserError, match=r"are not those .* was trained on \(33 images now\)"):
+        poa.pretrain(out=tmp_path / "run", data=moved, resume=True)

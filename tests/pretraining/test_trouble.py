@@ -1,0 +1,148 @@
+"""What goes wrong on the machine or while a run is under way, and what is told and kept."""
+
+import errno
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from command import STEPS, poa, tiny_file
+from complaints import TRAIN, picture, refused, truncate
+from poa.errors import UserError
+from poa.pretraining import loop
+from poa.pretraining.metrics import MetricsLog
+from poa.training import checkpoint
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny_file(tmp_path)
+    return tmp_path
+
+
+def test_no_gpu(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = refused(capsys, *TRAIN.split(), "--device", "cuda")
+    assert "sees no GPU" in told
+    assert "Use --device cpu" in told
+
+
+def test_no_tensorboard(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    told = refused(capsys, *TRAIN.split(), "--monitor.tensorboard")
+    assert 'pip install "poa[track]"' in told
+    assert not (at / "new").exists()
+
+
+def test_fewer_gpus_than_devices(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    told = refused(capsys, *TRAIN.split(), "--device", "auto", "--devices", "3")
+    assert told == "--devices 3 is more than the 2 GPUs here. Lower it to 2."
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    told = refused(capsys, *TRAIN.split(), "--device", "auto")
+    assert told == "There are more processes than GPUs: 2. Start at most 2 on this machine."
+
+
+def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(16):
+        picture(at / f"images/{number:02}.jpg", number=number)
+    truncate(at / "images/05.jpg")
+    (at / "images/11.jpg").write_text("not a picture")
+    words = (*TRAIN.split(), "--data", "images", "--limit", "none")
+    told = refused(capsys, *words)
+    assert told.startswith("2 of 16 images cannot be read, more than the share of 1.0% that is let pass; new/bad_im")
+    assert "--max-bad-share" in told
+    assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n"
+    assert poa("pretrain", "--out", "new", "--resume", "--max-bad-share", "0.2") == 0
+    assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n", "an image is listed twice"
+    shutil.rmtree(at / "new")
+    (at / "images/11.jpg").unlink()
+    picture(at / "images/11.jpg", number=11)
+    assert poa(*words) == 0, "a single bad image is let pass"
+    assert "1 images cannot be read and are skipped; see new/bad_images.txt" in capsys.readouterr().err
+
+
+def test_images_of_one_pixel(at: Path) -> None:
+    for number in range(16):
+        picture(at / f"images/{number}.png", number=number, side=1)
+    assert poa(*TRAIN.split(), "--data", "images", "--limit", "none") == 0
+
+
+def test_settings_that_are_rarely_right(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert poa(*TRAIN.split(), "--heads.prototypes", "256", "--losses.koleo", "0", "--epochs", "1") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
+    assert len(notes) == 3
+    assert "256 prototypes are more than 64 images can fill" in notes[0]
+    assert "--heads.prototypes to at most 64" in notes[0]
+    assert "sees only 16 images at a time" in notes[1]
+    assert "collapse" in notes[2]
+
+
+def test_disk_full_at_a_checkpoint(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = checkpoint._Sink.write
+
+    def write_until_full(sink: checkpoint._Sink, chunk: bytes | memoryview) -> int:
+        assert sink.file is not None
+        if "00000008" in sink.file.name and sink.error is None:
+            sink.error = OSError(errno.ENOSPC, "No space left on device")
+        return write(sink, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint._Sink, "write", write_until_full)
+        told = refused(capsys, *TRAIN.split())
+    assert told.startswith("The disk is full: checkpoint new/checkpoints/step-00000008.pt needs 2.")
+    assert "MB are free. The last checkpoint, new/checkpoints/step-00000004.pt, is kept. Free some space" in told
+    assert [path.name for path in (at / "new/checkpoints").iterdir()] == ["step-00000004.pt"]
+    assert poa("pretrain", "--out", "new", "--resume") == 0
+    assert (at / f"new/checkpoints/step-{STEPS:08}.pt").exists()
+
+
+def test_disk_full_at_the_metrics() -> None:
+    with pytest.raises(UserError, match=r"^/dev/full cannot be written: No space left.* go on with --resume\.$"):
+        MetricsLog(Path("/dev/full")).write(1, {"loss": 1.0})
+
+
+def test_loss_that_is_not_finite(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, *TRAIN.split(), "--lr", "1e9", "--epochs", "50", "--saving.every-epochs", "0.25")
+    step = int(told.removeprefix("Not finite at step ").split(":")[0])
+    assert "loss = nan" in told
+    assert "lower --lr" in told
+    assert len((at / "new/metrics.jsonl").read_text().splitlines()) == step - 1
+    newest = at / f"new/checkpoints/step-{step - 1:08}.pt"
+    state = checkpoint.load_checkpoint(newest)["method"]
+    assert all(value.isfinite().all() for value in state.values()), "what was saved last is not good"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "Lower --batch-size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory."), "--accumulate"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Perhaps"), "fewer --workers"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x.jpg"), "/data/x.jpg: Permission denied. Mend"),
+        (OSError("the pipe burst"), "the pipe burst. Mend this and try again."),
+    ],
+)
+def test_what_goes_wrong_underway(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    assert told in refused(capsys, *TRAIN.split())
+
+
+def test_defects_are_not_hidden(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        poa(*TRAIN.split())

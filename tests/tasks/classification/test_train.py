@@ -1,0 +1,385 @@
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from poa.config.finetune import PRESETS, TRANSFER, Finetune, Preparation
+from poa.config.values import preset_of
+from poa.data.index import open_index
+from poa.errors import UserError
+from poa.tasks.classification.data import Labelled, TrainingBatch, labelled
+from poa.tasks.classification.train import CorrectedEma, FinetuneResult, ModelTraining, finetune, ranks_of, with_head
+from poa.tasks.training import Diverged
+
+CPU = torch.device("cpu")
+PREPARATION = Preparation(8, 8, (0.3, 0.3, 0.3), (0.35, 0.35, 0.35))
+PLAIN = Finetune(
+    epochs=3,
+    batch_size=16,
+    warmup_share=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    smoothing=0.0,
+    drop_path=0.0,
+    ema=0.0,
+    layer_decay=1.0,
+    lr=1e-3,
+    crop_scale=(1.0, 1.0),
+    flip=0.0,
+)
+EVERYTHING = replace(
+    PLAIN,
+    mixup=0.8,
+    cutmix=1.0,
+    smoothing=0.1,
+    drop_path=0.3,
+    ema=0.9,
+    layer_decay=0.75,
+    warmup_share=0.2,
+    crop_scale=(0.5, 1.0),
+    flip=0.5,
+    rand_augment="rand-m9-mstd0.5-inc1",
+    erasing=0.5,
+    repeats=2,
+)
+
+
+def vit(*, drop_path: float = 0.0, seed: int = 0, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    settings = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10}
+    return timm.create_model("vit_tiny_patch16_224", **settings | options, drop_path_rate=drop_path)
+
+
+def digits(*, train: int = 64, test: int = 40) -> tuple[Labelled, Labelled]:
+    return labelled(open_index("digits/train", limit=train), open_index("digits/test", limit=test))
+
+
+def run(settings: Finetune, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, FinetuneResult]:
+    train, test = options.pop("data", None) or digits()
+    model = vit(drop_path=settings.drop_path) if model is None else model
+    fixed = {"settings": settings, "preparation": PREPARATION, "num_classes": 10, "device": CPU}
+    return finetune(model, train, test, **fixed, **options)
+
+
+def training(settings: Finetune, model: nn.Module | None = None, *, num_steps: int = 10) -> ModelTraining:
+    return ModelTraining(model or vit(), settings, num_classes=10, num_steps=num_steps, device=CPU)
+
+
+def batch(seed: int = 0, size: int = 16) -> TrainingBatch:
+    generator = torch.Generator().manual_seed(seed)
+    return TrainingBatch(torch.randn(size, 3, 8, 8, generator=generator), torch.arange(size) % 10, ())
+
+
+def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_plain_steps_are_those_of_torch() -> None:
+    settings = replace(PLAIN, lr=1e-2, min_lr=1e-3)
+    ours, reference = training(settings, num_steps=4), vit()
+    decaying = [p for n, p in reference.named_parameters() if p.ndim > 1 and n not in ("pos_embed", "cls_token")]
+    others = [p for n, p in reference.named_parameters() if p.ndim <= 1 or n in ("pos_embed", "cls_token")]
+    groups = [{"params": decaying, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    for step in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 + 0.5 * (1e-2 - 1e-3) * (1 + math.cos(math.pi * step / 4))
+        loss = F.cross_entropy(reference(batch(step).images), batch(step).labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert ours.step(step, batch(step)) == pytest.approx(loss.item(), rel=1e-5)
+    for name, value in ours.scored.state_dict().items():
+        torch.testing.assert_close(value, reference.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rates() -> None:
+    settings = replace(PLAIN, lr=1e-2, warmup_share=0.5, warmup_lr=1e-3, min_lr=1e-4, layer_decay=0.5)
+    ours = training(settings, num_steps=8)
+    found = []
+    for step in range(8):
+        ours.step(step, batch())
+        rates = {group["lr_scale"]: group["lr"] for group in ours._optimizer.param_groups}
+        assert sorted(rates) == [0.125, 0.25, 0.5, 1.0]  # embedding, two blocks, norm and classifier
+        assert all(rate == pytest.approx(scale * rates[1.0]) for scale, rate in rates.items())
+        found.append(rates[1.0])
+    rising = [1e-3 + 9e-3 * step / 4 for step in range(4)]
+    falling = [1e-4 + 0.5 * 9.9e-3 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    assert found == pytest.approx(rising + falling)
+
+
+def test_learning_rate_for_a_batch_size() -> None:
+    assert replace(PLAIN, lr=1e-3, lr_reference=512, batch_size=768).peak_lr == pytest.approx(1.5e-3)
+    assert replace(PLAIN, lr=1e-3, batch_size=768).peak_lr == 1e-3
+
+
+@pytest.mark.parametrize("decay", [0.7, 0.99])
+def test_average_of_weights(decay: float) -> None:
+    ours, seen = training(replace(PLAIN, ema=decay)), []
+    for step in range(5):
+        ours.step(step, batch(step))
+        seen.append(copy.deepcopy(ours.model.state_dict()))
+    shares = torch.tensor([decay ** (4 - step) for step in range(5)])
+    shares /= shares.sum()
+    for name, value in ours.scored.state_dict().items():
+        expected = sum(share * weights[name] for share, weights in zip(shares, seen, strict=True))
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    assert not equal(ours.scored.state_dict(), ours.model.state_dict())
+
+
+def test_average_begins_with_the_first_step() -> None:
+    averaged = CorrectedEma(vit(), decay=0.7)
+    assert averaged.get_decay(1) == pytest.approx(0.0)
+    assert averaged.get_decay(2) == pytest.approx(0.7 / 1.7)
+    assert averaged.get_decay(1000) == pytest.approx(0.7)
+
+
+def test_without_average_the_weights_are_scored() -> None:
+    ours = training(PLAIN)
+    assert ours.scored is ours.model
+
+
+def test_smoothed_labels() -> None:
+    ours = training(replace(PLAIN, smoothing=0.2))
+    expected = F.cross_entropy(vit()(batch().images), batch().labels, label_smoothing=0.2)
+    assert ours.step(0, batch()) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
+def test_images_and_labels_are_mixed_alike(monkeypatch: pytest.MonkeyPatch, mixup: float, cutmix: float) -> None:
+    seen: dict[str, Tensor] = {}
+    ours = training(replace(PLAIN, mixup=mixup, cutmix=cutmix, smoothing=0.1))
+    ours.model.register_forward_pre_hook(lambda _, inputs: seen.update(images=inputs[0].clone()))
+    loss = type(ours._loss).forward
+    monkeypatch.setattr(
+        type(ours._loss), "forward", lambda self, x, target: (seen.update(targets=target), loss(self, x, target))[1]
+    )
+    levels = torch.arange(16.0)[:, None, None, None].expand(16, 3, 8, 8).clone()
+    ours.step(3, TrainingBatch(levels, torch.arange(16) % 10, ()))
+    share = (seen["images"][0].mean() / 15).item()  # of the last image in the first
+    assert 0.01 < share < 0.99
+    hard = 0.9 + 0.01
+    assert seen["targets"][0, 0].item() == pytest.approx((1 - share) * hard + share * 0.01, abs=1e-5)
+    assert seen["targets"][0, 5].item() == pytest.approx(share * hard + (1 - share) * 0.01, abs=1e-5)
+    assert bool((seen["images"] == seen["images"].round()).all()) == (cutmix > 0)
+
+
+def test_drop_path_drops() -> None:
+    settings = replace(PLAIN, lr=1e-12, min_lr=0.0, drop_path=0.5)
+    model = vit(drop_path=0.5)
+    nn.init.normal_(model.head.weight)
+    ours = training(settings, model.eval())
+    losses = [ours.step(step, batch()) for step in (0, 1, 2, 2)]
+    assert losses[2] == pytest.approx(losses[3], rel=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-4
+    without = training(replace(settings, drop_path=0.0))
+    assert without.step(0, batch()) == pytest.approx(without.step(1, batch()), rel=1e-6)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, EVERYTHING, replace(EVERYTHING, head="mlp", precision="bf16")])
+def test_stopped_training_goes_on_bit_for_bit(settings: Finetune) -> None:
+    states: dict[int, Any] = {}
+    whole, expected = run(settings, save=lambda epoch, state: states.setdefault(epoch, copy.deepcopy(state)))
+    assert sorted(states) == [1, 2, 3]
+    for epoch in (1, 3):
+        again: list[int] = []
+        other = vit(seed=5, drop_path=settings.drop_path)
+        model, result = run(settings, other, start=states[epoch], save=lambda epoch, _, to=again: to.append(epoch))
+        assert equal(model.state_dict(), whole.state_dict())
+        assert torch.equal(result.ranks, expected.ranks)
+        assert result.loss == expected.loss
+        assert again == list(range(epoch + 1, 4))
+
+
+def test_seed_decides_and_global_generators_are_left_alone() -> None:
+    model, data = vit(drop_path=0.3), digits()
+    np.random.seed(0)
+    torch.manual_seed(0)
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # beartype itself uses Python's
+    first, _ = run(replace(EVERYTHING, epochs=1), model, data=data)
+    assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    np.random.seed(1)
+    second, _ = run(replace(EVERYTHING, epochs=1))
+    third, _ = run(replace(EVERYTHING, epochs=1, seed=1))
+    assert equal(first.state_dict(), second.state_dict())
+    assert not equal(first.state_dict(), third.state_dict())
+
+
+def test_it_learns() -> None:
+    settings = replace(PLAIN, epochs=8, lr=1e-2, batch_size=32, ema=0.7)
+    told: list[int] = []
+    model, result = run(settings, data=digits(train=256, test=200), advance=lambda num, _: told.append(num))
+    assert result.top1 > 50
+    assert result.top1 < result.top5 <= 100
+    assert result.top1 == pytest.approx(100 * float(result.correct.double().mean()))
+    assert (result.num_images, sum(told)) == (256, 8 * 256)
+    assert result.loss < 1.5
+    assert torch.equal(ranks_of(model, digits(test=200)[1], preparation=PREPARATION, device=CPU), result.ranks)
+
+
+def test_part_of_the_images() -> None:
+    settings = replace(PLAIN, epochs=1, per_class=3)
+    assert run(settings)[1].num_images == 30
+    assert run(replace(settings, per_class=None, share=0.5))[1].num_images == 34  # 3 or 4 of 6 or 7 a class
+
+
+def test_ranks() -> None:
+    class Fixed(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = torch.zeros(len(images), 10)
+            logits[:, 3] = 1.0
+            logits[20:, 0] = torch.nan
+            return logits
+
+    _, test = digits(test=40)
+    found = ranks_of(Fixed(), test, preparation=PREPARATION, device=CPU)
+    expected = [0 if label == 3 else label + (label < 3) for label in test.labels.tolist()]
+    assert found.tolist() == expected[:20] + [15] * 20
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_other_precisions(precision: str) -> None:
+    loss = training(replace(PLAIN, precision=precision)).step(0, batch())
+    assert loss == pytest.approx(training(PLAIN).step(0, batch()), rel=0.02)
+    assert loss != training(PLAIN).step(0, batch())
+
+
+def test_diverged_training_is_stopped_before_the_weights_are_lost() -> None:
+    ours = training(PLAIN)
+    before = copy.deepcopy(ours.model.state_dict())
+    bad = batch()
+    bad.images[3, 0, 0, 0] = torch.nan
+    with pytest.raises(Diverged, match=r"loss is nan at step 7.*lower --lr"):
+        ours.step(7, bad)
+    assert equal(before, ours.model.state_dict())
+
+
+def test_heads() -> None:
+    model = with_head(vit(), "mlp", num_classes=10, seed=0)
+    assert [type(layer).__name__ for layer in model.head] == ["Linear", "GELU", "Linear"]
+    assert (model.head[0].weight.shape, model.head[2].weight.shape) == ((2048, 16), (10, 2048))
+    assert equal(model.state_dict(), with_head(vit(), "mlp", num_classes=10, seed=0).state_dict())
+    resnet = with_head(timm.create_model("resnet10t", num_classes=10), "mlp", num_classes=10, seed=0)
+    assert resnet(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert with_head(model, "linear", num_classes=10, seed=0) is model
+    with pytest.raises(UserError, match="no linear classifier to replace"):
+        with_head(vit(num_classes=0), "mlp", num_classes=10, seed=0)
+
+
+def test_batches_larger_than_the_images() -> None:
+    with pytest.raises(UserError, match="batch of 66 images is larger than the whole set of 64"):
+        run(replace(PLAIN, batch_size=66))
+
+
+def test_unreadable_test_images(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"damaged")
+    index = open_index(str(tmp_path), cache=tmp_path / "cache")
+    with pytest.raises(UserError, match="None of the 2 test images"):
+        ranks_of(vit(), Labelled(index, index.labels()), preparation=PREPARATION, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"repeats": 0}, "--repeats must be at least 1"),
+        ({"lr": 0.0}, "--lr must be above 0, got 0.0"),
+        ({"lr": -1e-3}, "--lr must be above 0"),
+        ({"lr": math.nan}, "--lr must be above 0"),
+        ({"mixup": -0.1}, "--mixup must not be below 0"),
+        ({"weight_decay": math.nan}, "--weight-decay must not be below 0"),
+        ({"warmup_share": 1.0}, "--warmup-share lies between 0 and 1"),
+        ({"drop_path": 1.5}, "--drop-path lies between 0 and 1"),
+        ({"ema": 1.0}, "--ema lies between 0 and 1"),
+        ({"layer_decay": 0.0}, "--layer-decay lies between 0 and 1"),
+        ({"crop_scale": (0.9, 0.5)}, "--crop-scale takes the least"),
+        ({"head": "cosine"}, "--head is one of linear, mlp, got 'cosine'"),
+        ({"precision": "fp8"}, "--precision is one of fp32, bf16, fp16"),
+        ({"batch_size": 15}, r"must be even, got 15. Use 16, or turn mixing off"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Finetune(**settings)
+    assert Finetune(batch_size=15, mixup=0.0, cutmix=0.0).batch_size == 15
+
+
+@pytest.mark.parametrize("text", ["nonsense", "rand-q3"])
+def test_wrong_rand_augment(text: str) -> None:
+    with pytest.raises(UserError, match=f"--rand-augment {text}: timm does not understand it"):
+        Finetune(rand_augment=text).transforms(PREPARATION)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "lr", "layer_decay", "batch_size", "drop_path"),
+    [
+        ("imagenet-vit-s", 200, 2e-3, 0.55, 2048, 0.1),
+        ("imagenet-vit-b", 100, 7e-4, 0.4, 2048, 0.2),
+        ("imagenet-vit-l", 50, 1.8e-3, 0.6, 2048, 0.2),
+        ("imagenet-swin-t", 200, 1.4e-3, 0.6, 1024, 0.1),
+        ("imagenet-swin-s", 100, 1e-3, 0.4, 1024, 0.1),
+        ("imagenet-swin-b", 50, 7e-4, 0.55, 512, 0.2),
+        ("imagenet-resnet-50", 100, 1.4e-3, 0.6, 1024, 0.0),
+        ("imagenet-resnet-101", 100, 1e-3, 0.4, 1024, 0.0),
+        ("imagenet-resnet-152", 100, 7e-4, 0.45, 512, 0.0),
+        ("cifar10-s", 1000, 8e-6, 0.9, 768, 0.1),
+        ("cifar100-b", 1000, 7.5e-6, 0.8, 768, 0.2),
+        ("inat18-s", 360, 4e-4, 0.8, 768, 0.1),
+        ("inat19-b", 360, 4e-5, 0.75, 768, 0.2),
+        ("flowers-b", 1000, 5e-4, 0.7, 768, 0.2),
+        ("cars-s", 1000, 4e-4, 0.8, 768, 0.1),
+        ("semi-1", 1000, 5e-6, 1.0, 1024, 0.1),
+    ],
+)
+def test_published_settings(
+    name: str, epochs: int, lr: float, layer_decay: float, batch_size: int, drop_path: float
+) -> None:
+    found = preset_of(PRESETS, name)
+    assert (found.epochs, found.lr, found.layer_decay, found.batch_size, found.drop_path) == (
+        epochs,
+        lr,
+        layer_decay,
+        batch_size,
+        drop_path,
+    )
+    assert (found.weight_decay, found.mixup, found.cutmix, found.smoothing) == (0.05, 0.8, 1.0, 0.1)
+    is_imagenet = name.startswith("imagenet")
+    assert found.ema == (0.0 if name.startswith("semi") else 0.7)
+    assert found.min_lr == (1e-6 if is_imagenet else 1e-5)
+    assert found.peak_lr == pytest.approx(lr if is_imagenet else lr * batch_size / 512)
+    assert found.warmup_share * epochs == pytest.approx(epochs / 10 if is_imagenet else 5)
+    assert found.repeats == (3 if name in TRANSFER else 1)
+    assert found.erasing == (0.1 if name in TRANSFER else 0.25)
+    found.transforms(Preparation(224, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+
+
+def test_presets_by_name() -> None:
+    assert preset_of(PRESETS, "small-data") == Finetune()
+    assert (preset_of(PRESETS, "semi-10").share, preset_of(PRESETS, "semi-10").head) == (0.1, "mlp")
+    assert set(TRANSFER) < set(PRESETS)
+    assert len(TRANSFER) == 12
+    with pytest.raises(UserError, match=r"no preset 'imagenet-vit-x'. Did you mean"):
+        preset_of(PRESETS, "imagenet-vit-x")
+    with pytest.raises(UserError, match=r"no preset 'semi-1'. Choose from cifar10-s, .*cars-b"):
+        preset_of(TRANSFER, "semi-1")
+    assert asdict(preset_of(PRESETS, "semi-1"))["share"] == 0.01
+
+
+def test_evaluation_does_not_train() -> None:
+    _, test = digits()
+    model, _ = run(replace(PLAIN, epochs=1), timm.create_model("resnet10t", num_classes=10))
+    before = copy.deepcopy(model.state_dict())
+    ranks_of(model.train(), test, preparation=PREPARATION, device=CPU)
+    assert equal(before, model.state_dict())

@@ -1,0 +1,155 @@
+import shutil
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from poa.data.index import open_index
+from poa.errors import UserError
+from poa.tasks.segmentation.masks import Pairs, Survey, class_names, pair_up, read_names, survey
+from tasks.segmentation.mask_images import IGNORE, write_pairs
+
+
+def pairs_of(images: str | Path, masks: str | Path) -> Pairs:
+    return pair_up(open_index(str(images)), open_index(str(masks)))
+
+
+def surveyed(root: Path, **options: Any) -> Survey:
+    return survey(pairs_of(*write_pairs(root, **options)))
+
+
+def test_pairs_by_name(tmp_path: Path) -> None:
+    images, masks = write_pairs(tmp_path, num_images=12)
+    (tmp_path / "masks/extra.png").write_bytes((tmp_path / "masks/3.png").read_bytes())
+    for part in ("images", "masks"):  # in folders below, and in an order of their own
+        (tmp_path / part / "b").mkdir()
+        for file in sorted((tmp_path / part).glob("1*")):
+            shutil.move(file, tmp_path / part / "b" / file.name)
+    pairs = pairs_of(images, masks)
+    assert len(pairs) == 12
+    for i in range(12):
+        name = pairs.name(i)
+        expected = np.array(Image.open(tmp_path / "masks" / Path(name).with_suffix(".png")))
+        assert np.array_equal(pairs.read(i).mask.numpy(), expected)
+        assert np.array_equal(
+            pairs.read(i).image[0].permute(1, 2, 0).numpy(), np.array(Image.open(tmp_path / "images" / name))
+        )
+    assert pairs.take([3, 5]).name(1) == pairs.name(5)
+    limited = pair_up(open_index(images, limit=5), open_index(masks))
+    assert [limited.read(i).mask.shape for i in range(5)] == [(24, 32)] * 5
+
+
+def test_archives(tmp_path: Path) -> None:
+    images, masks = write_pairs(tmp_path / "plain", num_images=3)
+    with ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in (tmp_path / "plain").rglob("*.*"):
+            archive.write(file, file.relative_to(tmp_path / "plain"))
+    zipped, plain = pairs_of(tmp_path / "all.zip/images", tmp_path / "all.zip/masks"), pairs_of(images, masks)
+    assert all(zipped.read(i).mask.equal(plain.read(i).mask) for i in range(3))
+    assert zipped.fingerprint == plain.fingerprint
+    assert pair_up(open_index(images, limit=2), open_index(masks)).fingerprint != plain.fingerprint
+
+
+def test_ids_of_all_kinds_of_masks(tmp_path: Path) -> None:
+    images, masks = write_pairs(tmp_path, num_images=1, height=2, width=2)
+    file = tmp_path / "masks/0.png"
+    ids = np.array([[0, 1], [2, IGNORE]], np.uint8)
+    palette = Image.fromarray(ids).convert("P")
+    palette.putpalette([7, 7, 7] * 256)  # colours do not matter
+    deep = Image.fromarray(np.array([[0, 1], [2, 60000]], np.uint16))
+    bits = Image.fromarray(np.array([[False, True], [True, False]]))
+    for image, expected in ((Image.fromarray(ids), ids), (palette, ids), (deep, [[0, 1], [2, 60000]])):
+        image.save(file)
+        assert pairs_of(images, masks).read(0).mask.tolist() == np.array(expected).tolist()
+    bits.save(file)
+    assert pairs_of(images, masks).read(0).mask.tolist() == [[0, 1], [1, 0]]
+
+
+def test_survey(tmp_path: Path) -> None:
+    images, masks = write_pairs(tmp_path, num_images=6)
+    write_pairs(tmp_path / "small", num_images=1, height=10, width=40)
+    for part, ending in (("images", "jpg"), ("masks", "png")):
+        shutil.copy(tmp_path / "small" / part / f"0.{ending}", tmp_path / part / f"2.{ending}")
+    (tmp_path / "images/4.jpg").write_bytes(b"damaged")
+    (tmp_path / "masks/1.png").write_bytes((tmp_path / "masks/1.png").read_bytes()[:60])
+    told: list[int] = []
+    found = survey(pairs_of(images, masks), advance=told.append)
+    assert (len(found.pairs), found.num_bad, sum(told)) == (4, 2, 6)
+    assert [found.pairs.name(i) for i in range(4)] == ["0.jpg", "2.jpg", "3.jpg", "5.jpg"]
+    assert found.smallest == ("2.jpg", 10)
+    every = np.concatenate([found.pairs.read(i).mask.numpy().flatten() for i in range(4)])
+    assert found.pixels == {number: int((every == number).sum()) for number in (0, 1, 2, IGNORE)}
+    assert class_names(found, found, names=None, ignore=IGNORE) == ("0", "1", "2")
+    assert class_names(found, found, names=("ground", "red", "green", "blue"), ignore=IGNORE)[3] == "blue"
+
+
+def test_bad_masks(tmp_path: Path) -> None:
+    images, masks = write_pairs(tmp_path, num_images=3)
+    file, kept = tmp_path / "masks/1.png", (tmp_path / "masks/1.png").read_bytes()
+    for image, words in (
+        (Image.new("L", (30, 24)), r"mask '1.png' in .*masks has 30x24 pixels, .*'1.jpg' has 32x24 .*nearest"),
+        (Image.new("RGB", (32, 24)), r"mask '1.png' .* colour picture \(RGB\).*palette"),
+        (Image.new("RGBA", (32, 24)), r"colour picture \(RGBA\)"),
+        (Image.new("LA", (32, 24)), r"colour picture \(LA\)"),
+    ):
+        image.save(file)
+        with pytest.raises(UserError, match=words):
+            survey(pairs_of(images, masks))
+    Image.new("L", (32, 24)).save(file, "JPEG")
+    with pytest.raises(UserError, match=r"'1.png' in .* is a JPEG file, whose compression changes class ids"):
+        survey(pairs_of(images, masks))
+    file.unlink()
+    with pytest.raises(UserError, match=r"1 of 3 images in .* have no mask in .*, such as '1.jpg'; .* called '0.png'"):
+        pairs_of(images, masks)
+    file.write_bytes(kept)
+    (tmp_path / "images/2.png").write_bytes(kept)
+    with pytest.raises(UserError, match=r"'2.jpg' and '2.png' .* differ in their endings alone"):
+        pairs_of(images, masks)
+    (tmp_path / "images/2.png").unlink()
+    for number in range(3):
+        (tmp_path / f"images/{number}.jpg").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="None of the 3 images"):
+        survey(pairs_of(images, masks))
+
+
+def test_classes_that_do_not_fit(tmp_path: Path) -> None:
+    found = surveyed(tmp_path / "all")
+    for number in (0, 1):
+        Image.new("L", (32, 24), number).save(tmp_path / f"all/masks/{number}.png")
+    for options, words in (
+        ({"names": ("a", "b"), "ignore": IGNORE}, r"class id 2, but there are 2 class names, .* 0 to 1.*--ignore 2"),
+        ({"names": ("a", "b", "c"), "ignore": 1}, r"class id 255"),
+    ):
+        with pytest.raises(UserError, match=words):
+            class_names(found, found, **options)
+    one = Survey(found.pairs, 0, {1: 5, IGNORE: 3}, {1: "x.png"}, ("x.jpg", 9))
+    with pytest.raises(UserError, match=r"hold the one class id 1 besides 255, .*two classes.*--ignore"):
+        class_names(one, found, names=None, ignore=IGNORE)
+    with pytest.raises(UserError, match=r"hold no class id at all besides 1"):
+        class_names(Survey(found.pairs, 0, {1: 5}, {}), found, names=None, ignore=1)
+    binary = Survey(found.pairs, 0, {0: 5, IGNORE: 3}, {IGNORE: "x.png"}, ("x.jpg", 9))
+    with pytest.raises(
+        UserError, match=r"only 2 of the ids from 0 to 255. If 255 \(in 'x.png'\) .*--ignore 255.*--class"
+    ):
+        class_names(binary, found, names=None, ignore=-1)
+    strange = Survey(found.pairs, 0, {0: 5, 7: 3}, {7: "x.png"}, ("x.jpg", 9))
+    with pytest.raises(UserError, match=r"'x.png' in .* class id 7, but the highest of the training masks is 2"):
+        class_names(found, strange, names=None, ignore=IGNORE)
+    with pytest.raises(UserError, match=r"test masks .* hold only id 255"):
+        class_names(found, Survey(found.pairs, 0, {IGNORE: 4}), names=None, ignore=IGNORE)
+    assert class_names(found, one, names=None, ignore=IGNORE) == ("0", "1", "2")  # a test without class 0 and 2
+
+
+def test_names(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("sky\n  wall of stone \nroad\n\n")
+    assert read_names(file) == ("sky", "wall of stone", "road")
+    for text, words in (("a\n\nb", "an empty line"), ("a\nb\na", "the name 'a' twice"), ("\n", "no names")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            read_names(file)
+    with pytest.raises(UserError, match=r"class names in .*missing.txt cannot be read.*one name a line"):
+        read_names(tmp_path / "missing.txt")
