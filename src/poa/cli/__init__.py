@@ -20,6 +20,7 @@ from poa.cli.robustness import disturbances, robustness
 from poa.cli.segmentation import segmentation
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
+from poa.config.values import explain, flag
 from poa.errors import UserError, reason
 
 # What a command needs is imported when it runs: `poa --help` and a mistyped flag shall not wait for torch.
@@ -223,7 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _sentence(error: CycloptsError) -> str:
     cause: Any = error.__cause__
     if isinstance(cause, ValidationError):
-        return resolve.explain(cause)
+        below = error.argument.name.strip("-*") if error.argument else ""
+        return explain(cause, Config, called=lambda keys: flag([below, *keys] if below else keys))
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(error.unused_tokens or ())
         return f"{words!r} belongs to no option. Options are written --name VALUE; see --help."

@@ -1,21 +1,12 @@
 """Settings of a run: what can be set. Imports no torch."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+from poa.config.values import Settings, Share
+
 Numbers = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
 SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
@@ -29,18 +20,7 @@ def _section(name: str, *, place: int) -> Parameter:
     return Parameter(group=Group(name, sort_key=1 + place))
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read_none(cls, value: Any, info: Any) -> Any:  # pydantic's ValidationInfo; beartype cannot check it
-        """A flag has no other way to say nothing than a word."""
-        optional = type(None) in get_args(cls.model_fields[info.field_name].annotation)
-        return None if optional and isinstance(value, str) and value in ("none", "null") else value
-
-
-class ModelSettings(_Settings):
+class ModelSettings(Settings):
     """The elastic network: its sizes and what all of them share. What is not given is as in the named network."""
 
     name: str = "vit"
@@ -86,7 +66,7 @@ class ModelSettings(_Settings):
     """How position tables are resized for other image sizes: as timm will (extracted = trained) or as POA's code."""
 
 
-class HeadsSettings(_Settings):
+class HeadsSettings(Settings):
     """The projection heads, one for each number of prototypes."""
 
     prototypes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8192, 16384, 32768, 65536)
@@ -97,7 +77,7 @@ class HeadsSettings(_Settings):
     """Width of the space in which prototypes lie."""
 
 
-class ViewsSettings(_Settings):
+class ViewsSettings(Settings):
     """Crops, colour augmentation and masks of a training image."""
 
     global_size: PositiveInt = 224
@@ -135,7 +115,7 @@ class ViewsSettings(_Settings):
     """Range of the share of patches hidden in a masked crop."""
 
 
-class LossesSettings(_Settings):
+class LossesSettings(Settings):
     """The terms of the loss and their weights."""
 
     variant: Literal["code", "paper"] = "code"
@@ -160,7 +140,7 @@ class LossesSettings(_Settings):
     """How teacher outputs become targets."""
 
 
-class DistillSettings(_Settings):
+class DistillSettings(Settings):
     """Distillation of similarities (method seed)."""
 
     teacher: str = ""
@@ -176,7 +156,7 @@ class DistillSettings(_Settings):
     """Weight of the local crops' term, which has a queue of its own."""
 
 
-class SlimSettings(_Settings):
+class SlimSettings(Settings):
     """Slimmable networks, trained by contrast (methods slimclr-...)."""
 
     slow_start_epochs: NonNegativeFloat | None = None
@@ -199,7 +179,7 @@ class SlimSettings(_Settings):
     """Keys that MoCo v2 compares with; a multiple of the images a pass."""
 
 
-class OptimizerSettings(_Settings):
+class OptimizerSettings(Settings):
     """The optimiser, its schedules, and the teacher's momentum."""
 
     kind: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -230,7 +210,7 @@ class OptimizerSettings(_Settings):
     """Below 1 the run ends before the cosine does (0.78 in the published ViT run)."""
 
 
-class SavingSettings(_Settings):
+class SavingSettings(Settings):
     """Checkpoints."""
 
     every_epochs: PositiveFloat = 1.0
@@ -241,7 +221,7 @@ class SavingSettings(_Settings):
     """Also keep a checkpoint every so many epochs."""
 
 
-class MonitorSettings(_Settings):
+class MonitorSettings(Settings):
     """What is looked at while training."""
 
     every_epochs: PositiveFloat = 1.0
@@ -257,7 +237,7 @@ class MonitorSettings(_Settings):
     """Also write TensorBoard files (needs the extra `track`)."""
 
 
-class EvaluationSettings(_Settings):
+class EvaluationSettings(Settings):
     """How images are prepared for scoring."""
 
     resize: PositiveInt | None = None
@@ -265,7 +245,7 @@ class EvaluationSettings(_Settings):
     the global size itself below."""
 
 
-class Config(_Settings):
+class Config(Settings):
     """Everything that makes a run."""
 
     data: Annotated[str, Parameter(show_default=False)] = ""

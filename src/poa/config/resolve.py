@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from poa.config.pretraining import Config, ModelSettings
+from poa.config.values import explain
 from poa.errors import UserError, nearest
 
 HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
@@ -64,7 +65,7 @@ def resolve(
     try:
         return Config.model_validate(_merge(_merge(recipe_settings, _named(from_file)), _named(given)))
     except ValidationError as error:
-        raise UserError(explain(error)) from None
+        raise UserError(explain(error, Config)) from None
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -114,32 +115,6 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     return {name: pair for name, pair in changed.items() if name.split(".")[0] not in HARMLESS}
-
-
-def explain(error: ValidationError) -> str:
-    """A sentence for each wrong key or value, with the nearest right one."""
-    sentences = []
-    for problem in error.errors():
-        keys = [str(key) for key in problem["loc"]]
-        name = ".".join(keys)
-        if problem["type"] == "extra_forbidden":
-            sentences.append(f"Unknown setting {name!r}. {nearest(keys[-1], _siblings(keys))}")
-        elif problem["type"] == "literal_error":
-            choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-            sentences.append(f"{name} cannot be {problem['input']!r}. {nearest(str(problem['input']), choices)}")
-        elif problem["type"] == "model_type":
-            sentences.append(f"{name} holds settings by name, it cannot be {problem['input']!r}.")
-        else:
-            what = problem["msg"].replace("Input should", "it should")
-            sentences.append(f"{name} cannot be {problem['input']!r}: {what[0].lower()}{what[1:]}.")
-    return " ".join(sentences)
-
-
-def _siblings(keys: list[str]) -> list[str]:
-    model: Any = Config
-    for key in keys[:-1]:
-        model = model.model_fields[key].annotation
-    return list(model.model_fields)
 
 
 def _named(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,12 +1,61 @@
-"""Checks that the settings of all trainings share; each refusal names the flag."""
+"""What all settings are made of: base class, types of values, and what is said of wrong ones. Imports no torch."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from poa.errors import UserError, nearest
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Factor = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """Settings of one subject: at once flags of a command, presets and arguments, checked when they are made.
+
+    The string below a field is the help of its flag.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    if not TYPE_CHECKING:  # for type checkers, the constructor takes the fields
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise UserError(explain(error, type(self), called=flag)) from None
+            self.check()
+
+        # flags are made by pydantic's own validation, without this: they need not fit together before a preset is below
+        __init__.__pydantic_base_init__ = True
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_none(cls, value: Any, info: Any) -> Any:  # pydantic's ValidationInfo; beartype cannot check it
+        """On the command line, None is written as a word."""
+        optional = type(None) in get_args(cls.model_fields[info.field_name].annotation)
+        return None if optional and isinstance(value, str) and value in ("none", "null") else value
+
+    def check(self) -> None:
+        """Raise UserError where values do not fit together; those of flags are checked once a preset is below them."""
+
+    def changed(self: S, **values: Any) -> S:
+        """These settings with other values, checked again."""
+        return type(self)(**{**dict(self), **values})
+
+    def over(self: S, preset: S) -> S:
+        """The preset, with the values given here in place of its own."""
+        return preset.changed(**{name: getattr(self, name) for name in self.model_fields_set})
 
 
 def check_counts(counts: Mapping[str, int]) -> None:
@@ -80,15 +129,51 @@ def check_layer_decay(layer_decay: float) -> None:
 
 
 def preset_of(presets: Mapping[str, T], name: str) -> T:
-    """Settings by name.
-
-    Args:
-        presets: To choose from.
-        name: Such as ``small-data``.
-
-    Raises:
-        UserError: There are none of that name.
-    """
+    """The settings of that name; UserError if there are none."""
     if name not in presets:
         raise UserError(f"There is no preset {name!r}. {nearest(name, presets, most=len(presets))}")
     return presets[name]
+
+
+def ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Check that the first value is not above the second, and so on."""
+    if list(values) != sorted(values):
+        raise ValueError("it should be the least value, then the greatest")
+    return values
+
+
+def dotted(keys: Sequence[str | int]) -> str:
+    """How Python and YAML name a setting."""
+    return ".".join(str(key) for key in keys)
+
+
+def flag(keys: Sequence[str | int]) -> str:
+    """How the command line names a setting; numbers are places in its value."""
+    return "--" + ".".join(key for key in keys if isinstance(key, str)).replace("_", "-")
+
+
+def explain(
+    error: ValidationError, settings: type[BaseModel], *, called: Callable[[Sequence[str | int]], str] = dotted
+) -> str:
+    """A sentence for each wrong key or value, with the nearest right one."""
+    sentences = []
+    for problem in error.errors():
+        keys = problem["loc"]
+        name, value = called(keys), problem["input"]
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"Unknown setting {name!r}. {nearest(str(keys[-1]), _siblings(settings, keys))}")
+        elif problem["type"] == "literal_error":
+            choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+            sentences.append(f"{name} cannot be {value!r}. {nearest(str(value), choices)}")
+        elif problem["type"] == "model_type":
+            sentences.append(f"{name} holds settings by name, it cannot be {value!r}.")
+        else:
+            what = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+            sentences.append(f"{name} cannot be {value!r}: {what[0].lower()}{what[1:]}.")
+    return " ".join(sentences)
+
+
+def _siblings(settings: Any, keys: Sequence[str | int]) -> list[str]:
+    for key in keys[:-1]:
+        settings = settings.model_fields[key].annotation
+    return list(settings.model_fields)
