@@ -18,7 +18,7 @@ PAPER = SearchSpace.grid(tuple(range(384, 1025, 64)), tuple(range(12, 25)))
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_DPI", 50)  # drawing takes most of the time
+    monkeypatch.setattr(sizes, "_DPI", 50)  # drawing takes most of the time
 
 
 def make_rows(space: SearchSpace, *, low: float = 60.0, score: str = "top1@20") -> list[SizeRow]:

@@ -13,6 +13,7 @@ from poa import distributed
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
+from poa.files import whole_file
 
 Scores = dict[str, dict[str, float]]
 """Scores by name of the network, then by name of the score."""
@@ -250,10 +251,8 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
 
 def _replace(path: Path, write: Callable[[TextIO], object]) -> None:
     """Write a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         write(file)
-    temporary.replace(path)
 
 
 def _write_csv(results: Results, file: TextIO) -> None:

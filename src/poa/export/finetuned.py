@@ -1,9 +1,7 @@
 """Hand a fine-tuned model out as a folder that timm loads, with its classifier and the names of the classes."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from poa.config.finetune import Preparation
 from poa.errors import UserError
+from poa.files import whole_folder
 from poa.models import registry
 from poa.models.source import Subject
 from poa.tasks.maps import any_size
@@ -128,34 +127,6 @@ def backbone_of(subject: Subject, name: str, *, drop_path: float = 0.0) -> tuple
     return backbone, plan
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears when it is complete, in the place of one that is there; or not at all.
-
-    Args:
-        folder: Where it shall be.
-
-    Yields:
-        Where to write it, which is not there yet.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        yield unfinished
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}. Make room there, or make it writable, and start again: "
-            "training goes on from its last checkpoint."
-        ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def write_model(
     model: nn.Module, plan: Blueprint, *, name: str, folder: Path, preparation: Preparation, source: str
 ) -> None:
@@ -175,7 +146,6 @@ def write_model(
     """
     model = model.cpu().eval()
     with whole_folder(folder) as temporary:
-        temporary.mkdir(parents=True)
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
         prefix = f"{plan.classifier}."
         inside = {key: value for key, value in state.items() if plan.is_linear or not key.startswith(prefix)}

@@ -1,7 +1,6 @@
 """Hand a size out as a plain timm model: a folder that timm loads by itself."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.families.base import Backbone, Family, Features
+from poa.files import whole_folder
 
 CARD = """---
 library_name: timm
@@ -87,24 +87,13 @@ def export(
         mean=preparation.mean,
         std=preparation.std,
     )
-    whole = folder.resolve()  # `.` has no name
-    temporary = whole.with_name(f".{whole.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with whole_folder(folder) as temporary:
         _write_weights(network, temporary)
         (temporary / "config.json").write_text(
             json.dumps(_describe(network, family, size, preparation), indent=1) + "\n"
         )
         (temporary / "README.md").write_text(card)
         _check(temporary, elastic, image_size=family.image_size)
-        _move(temporary, folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}. Choose another --out, or make room there."
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -112,14 +101,6 @@ def _write_weights(network: Backbone, folder: Path) -> None:
     weights = {name: value.contiguous() for name, value in network.model.state_dict().items()}
     # not `save_file`, whose files only their owner can read
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
-
-
-def _move(temporary: Path, folder: Path) -> None:
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    for file in temporary.iterdir():  # the folder is empty, and may be where the user stands
-        file.rename(folder / file.name)
 
 
 def _describe(network: Backbone, family: Family, size: Size, preparation: Preparation) -> dict[str, Any]:

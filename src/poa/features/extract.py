@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from poa.data.augment import normalise
 from poa.data.loader import ScoringImages
 from poa.errors import UserError
+from poa.files import whole_file
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and out of how much."""
@@ -149,9 +150,8 @@ class _Store:
             "next_image": self.next_image,
             "num_rows": self.num_rows,
         }
-        temporary = self._folder / f".{_STATE}.tmp"
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self._folder / _STATE)
+        with whole_file(self._folder / _STATE) as temporary:
+            temporary.write_text(json.dumps(state))
 
     def read(self) -> Extracted:
         """All rows."""

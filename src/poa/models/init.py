@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from poa.errors import UserError
 from poa.families.base import Backbone
+from poa.files import whole_file
 from poa.methods.base import Method
 from poa.models.weights import Normalisation, Source, read
 
@@ -98,12 +99,10 @@ def write(backbone: nn.Module, path: Path) -> None:
         UserError: It cannot be written.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(save(weights, metadata={"format": "pt"}))
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(save(weights, metadata={"format": "pt"}))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}. Make room or way there.") from None
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from poa.files import whole_file
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #666; --paper: #fafafa; --line: #ddd; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a3a3a3; --paper: #1b1b1d; --line: #3a3a3d; } }
@@ -107,7 +109,6 @@ def write(folder: Path, title: str, about: str, sections: Sequence[Section]) -> 
         sections: In order.
     """
     path = folder / "index.html"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(html(title, about, sections), encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(html(title, about, sections), encoding="utf-8")
     return path

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from poa.files import whole_file
 from poa.plots.masks import class_colours
 
 _DPI = 110
@@ -65,9 +66,8 @@ def detection_sheet(rows: Sequence[Row], *, found: str, title: str, out: Path) -
     for row, (left, right) in zip(rows, panels, strict=True):
         _draw(left, row.image, row.truth, colours, title=row.name)
         _draw(right, row.image, row.found, colours, title=found)
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _draw(

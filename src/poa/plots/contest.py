@@ -10,6 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from poa.files import whole_file
+
 WAYS = {
     ("poa", "images"): "one elastic run",
     ("single", "images"): "alone, equal images",
@@ -89,9 +91,8 @@ def contest_plot(scores: Sequence[Score], *, out: Path) -> None:
         axes.set_title(PROTOCOLS[name], loc="left", fontsize=10, color=_INK)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, dpi=_DPI, format="png")
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary, dpi=_DPI, format="png")
 
 
 def _panel(axes: Axes, scores: Sequence[Score]) -> None:

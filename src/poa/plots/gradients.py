@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from poa.errors import UserError
+from poa.files import whole_file
 
 _INK, _GRID, _DPI = "#222222", "#e9e9e9", 200
 
@@ -51,9 +52,8 @@ def gradient_plot(metrics: Sequence[Mapping[str, Any]], *, out: Path) -> None:
     right.set_ylim(0, 1)
     middle.axhline(1.0, color=_INK, linewidth=0.8, linestyle=":")
     figure.legend(loc="outside lower left", ncols=6, frameon=False, fontsize=9, labelcolor=_INK)
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, dpi=_DPI, format="png")
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary, dpi=_DPI, format="png")
 
 
 def _dress(axes: Axes, title: str) -> None:

@@ -11,6 +11,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from poa.files import whole_file
+
 _MOST_NAMES = 24
 _DPI = 100
 _COLUMNS = ("image", "truth", "prediction")
@@ -66,9 +68,8 @@ def mask_sheet(rows: Sequence[Row], *, classes: Sequence[str], title: str, out: 
         frameon=False,
         fontsize=8,
     )
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def class_colours(num_classes: int) -> npt.NDArray[np.float64]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from poa.errors import UserError
+from poa.files import whole_file
 
 INK = "#222222"
 RIGHT, WRONG = "#1a9850", "#d73027"
@@ -122,7 +123,5 @@ def save(figure: Figure, out: Path) -> None:
         figure: What to write.
         out: The file.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=_DPI)
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI)

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from poa.elastic.space import Size
 from poa.errors import UserError, nearest
+from poa.files import whole_file
 from poa.plots.tables import SizeRow, score_names
 
 _INK, _FAINT, _GRID = "#222222", "#8c8c8c", "#e9e9e9"
@@ -288,7 +289,5 @@ def _printable(text: str) -> str:
 
 
 def _save(figure: Figure, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=_DPI)
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI)

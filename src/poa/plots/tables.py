@@ -14,6 +14,7 @@ from rich.text import Text
 
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, nearest
+from poa.files import whole_file
 
 Value = str | int | float | bool | None
 WIDTH = 80
@@ -131,10 +132,8 @@ def write(rows: Sequence[SizeRow], out: Path) -> None:
     formats = {".csv": to_csv, ".json": to_json}
     if out.suffix not in formats:
         raise UserError(f"A table is written as .csv or .json, got {out}. {nearest(out.suffix, formats)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(formats[out.suffix](rows), encoding="utf-8")
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        temporary.write_text(formats[out.suffix](rows), encoding="utf-8")
 
 
 def size_table(

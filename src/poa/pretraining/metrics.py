@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poa.errors import UserError
+from poa.files import whole_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -62,12 +62,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         """
         if self._path.exists():
             kept = [line for line in _lines(self._path) if _row(line, path=self._path)["step"] < step]
-            temporary = self._path.with_name(f".{self._path.name}.tmp")
-            with temporary.open("wb") as file:
+            with whole_file(self._path, durable=True) as temporary, temporary.open("wb") as file:
                 file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
         if self._tensorboard and self._writer:
             self._writer.close()
             self._writer = _summary_writer(self._tensorboard, purge_step=step)

@@ -10,13 +10,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
 from poa.errors import UserError
+from poa.files import whole_file
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 _CHUNK_BYTES = 1 << 20
@@ -48,20 +48,16 @@ def save_checkpoint(
         UserError: The disk is full or the folder cannot be written. The earlier checkpoints are kept.
     """
     path = folder / f"step-{step:08d}.pt"
-    temporary = folder / f".{path.name}.tmp"
     sink = _Sink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step-*.tmp"):
             leftover.unlink()
-        _write(temporary, state, sink=sink)
-        temporary.replace(path)
-        _sync_folder(folder)
+        with whole_file(path, durable=True) as temporary:
+            _write(temporary, state, sink=sink)
         for old in _expired(checkpoints(folder), step=step, keep_last=keep_last, keep_every=keep_every):
             old.unlink()
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(_why_not_saved(path, error, needed_bytes=sink.num_bytes)) from error
     return path
 
@@ -196,16 +192,6 @@ def _write(path: Path, state: Mapping[str, Any], *, sink: _Sink) -> None:
             raise sink.error
         file.seek(-2, os.SEEK_END)  # the length of the comment, zero until here
         file.write(_TAIL + sink.digest.hexdigest().encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _expired(paths: Sequence[Path], *, step: int, keep_last: int, keep_every: int | None) -> list[Path]:

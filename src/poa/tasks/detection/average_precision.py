@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from poa.files import whole_file
 from poa.tasks.detection.coco import coco_tools
 
 BOXES, MASKS = "bbox", "segm"
@@ -84,10 +85,8 @@ def write_entries(entries: Sequence[Entry], file: Path) -> None:
         entries: All detections.
         file: Where to.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.tmp")
-    unfinished.write_text(json.dumps(entries))
-    unfinished.replace(file)
+    with whole_file(file) as temporary:
+        temporary.write_text(json.dumps(entries))
 
 
 def average_precision(annotations: Path, results: Path, *, kind: str, images: Sequence[int]) -> Mapping[str, float]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from poa.config.finetune import Preparation
-from poa.export.finetuned import Blueprint, whole_folder, write_model
+from poa.export.finetuned import Blueprint, write_model
+from poa.files import whole_folder
 from poa.tasks.detection.model import DetectorPlan
 from poa.tasks.detection.standalone import program
 
@@ -83,21 +84,21 @@ def write_detector(network: Any, blueprint: Blueprint, about: Description, *, na
     network = network.cpu().eval()
     plan, size = about.plan, about.image_size
     mean, std = ((first, second, third) for first, second, third in (plan.mean, plan.std))
-    with whole_folder(folder) as unfinished:
+    with whole_folder(folder) as temporary:
         write_model(
             network.backbone.maps.model,
             blueprint,
             name=name,
-            folder=unfinished,
+            folder=temporary,
             preparation=Preparation(size, size, mean, std),
             source=about.source,
         )
         state = {key: value.contiguous() for key, value in network.state_dict().items() if not _is_backbone(key)}
-        (unfinished / HEAD).write_bytes(save(state, metadata={"format": "pt"}))
-        (unfinished / PROGRAM).write_text(program(description=DESCRIPTION, head=HEAD, prefix=_BACKBONE))
-        (unfinished / DESCRIPTION).write_text(json.dumps(_describe(about), indent=1) + "\n")
-        (unfinished / "README.md").write_text(_card(network, blueprint, about, name=name, folder=folder))
-        _check(network, unfinished, side=plan.side)
+        (temporary / HEAD).write_bytes(save(state, metadata={"format": "pt"}))
+        (temporary / PROGRAM).write_text(program(description=DESCRIPTION, head=HEAD, prefix=_BACKBONE))
+        (temporary / DESCRIPTION).write_text(json.dumps(_describe(about), indent=1) + "\n")
+        (temporary / "README.md").write_text(_card(network, blueprint, about, name=name, folder=folder))
+        _check(network, temporary, side=plan.side)
 
 
 def _is_backbone(name: str) -> bool:

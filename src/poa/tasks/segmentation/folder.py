@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from poa.config.finetune import Preparation
-from poa.export.finetuned import Blueprint, whole_folder, write_model
+from poa.export.finetuned import Blueprint, write_model
+from poa.files import whole_folder
 from poa.tasks.segmentation.model import LinearHead, Segmenter
 
 HEAD = "head.safetensors"
@@ -86,23 +87,23 @@ def write_segmenter(network: Segmenter, plan: Blueprint, about: Description, *, 
         RuntimeError: What is read back differs.
     """
     network = network.cpu().eval()
-    with whole_folder(folder) as unfinished:
+    with whole_folder(folder) as temporary:
         write_model(
             network.maps.model,
             plan,
             name=name,
-            folder=unfinished,
+            folder=temporary,
             preparation=about.preparation,
             source=about.source,
         )
         state = {key: value.contiguous() for key, value in _head(network).state_dict().items()}
-        (unfinished / HEAD).write_bytes(save(state, metadata={"format": "pt"}))
+        (temporary / HEAD).write_bytes(save(state, metadata={"format": "pt"}))
         is_linear = isinstance(network.head, LinearHead)
         if not is_linear:
-            _write_program(network, unfinished / PROGRAM, window=_whole(about.window, network))
-        (unfinished / DESCRIPTION).write_text(json.dumps(_describe(network, about), indent=1) + "\n")
-        (unfinished / "README.md").write_text(_card(network, plan, about, name=name, folder=folder))
-        (_check_linear if is_linear else _check_program)(network, unfinished, window=_whole(about.window, network))
+            _write_program(network, temporary / PROGRAM, window=_whole(about.window, network))
+        (temporary / DESCRIPTION).write_text(json.dumps(_describe(network, about), indent=1) + "\n")
+        (temporary / "README.md").write_text(_card(network, plan, about, name=name, folder=folder))
+        (_check_linear if is_linear else _check_program)(network, temporary, window=_whole(about.window, network))
 
 
 def _head(network: Segmenter) -> nn.Module:
