@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from poa.tasks.detection.average_precision import (
+from poa.tasks.detection.coco import (
     BOXES,
     MASKS,
     average_precision,
     box_entries,
+    coco_tools,
+    decoded_mask,
     mask_entries,
-    write_entries,
+    read_annotations,
 )
-from poa.tasks.detection.coco import coco_tools, decoded_mask, read_annotations
 from tasks.detection.coco_images import changed, write_coco
 
 CATEGORIES = [3, 7]
@@ -31,10 +32,10 @@ def entries(truth: Path, *, shift: float = 0.0) -> list[dict[str, object]]:
     """All objects, moved to the right, the later the less sure."""
     found = []
     for image in read_annotations(truth).images:
-        boxes = torch.tensor([each.box for each in image.things]).view(-1, 4) + torch.tensor([shift, 0, shift, 0])
-        labels = torch.tensor([1 + CATEGORIES.index(each.category) for each in image.things], dtype=torch.int64)
+        boxes = torch.tensor([each.box for each in image.objects]).view(-1, 4) + torch.tensor([shift, 0, shift, 0])
+        labels = torch.tensor([1 + CATEGORIES.index(each.category) for each in image.objects], dtype=torch.int64)
         scores = 1 / (2.0 + len(found) + torch.arange(len(labels)))
-        found += box_entries(image.number, boxes, labels, scores, categories=CATEGORIES)
+        found += box_entries(image.id, boxes, labels, scores, categories=CATEGORIES)
     return found
 
 
@@ -42,7 +43,8 @@ def score(
     truth: Path, found: list[dict[str, object]], kind: str = BOXES, images: tuple[int, ...] = (100, 101, 102)
 ) -> Mapping[str, float]:
     file = truth.parent / "found" / "boxes.json"
-    write_entries(found, file)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(found))
     return average_precision(truth, file, kind=kind, images=images)
 
 
@@ -75,11 +77,11 @@ def test_nothing_found(truth: Path) -> None:
 def test_masks_and_boxes(truth: Path) -> None:
     found = []
     for image in read_annotations(truth).images:
-        masks = torch.zeros(len(image.things), 1, *image.sides)
-        for place, thing in enumerate(image.things):
-            pixels = torch.from_numpy(decoded_mask(thing.mask, image.sides))
+        masks = torch.zeros(len(image.objects), 1, *image.sides)
+        for place, each in enumerate(image.objects):
+            pixels = torch.from_numpy(decoded_mask(each.mask, image.sides))
             masks[place, 0] = pixels * 0.5 + (1 - pixels) * 0.49  # from one half on a pixel belongs to it
-        of_image = [each for each in entries(truth) if each["image_id"] == image.number]
+        of_image = [each for each in entries(truth) if each["image_id"] == image.id]
         found += mask_entries(of_image, masks)
     assert not any("bbox" in each for each in found)
     scores = score(truth, found, MASKS)

@@ -25,7 +25,7 @@ from poa.tasks.detection.data import (
     find_images,
     images_in_order,
     instance_batches,
-    look_through,
+    readable_images,
 )
 from tasks.detection.coco_images import changed, write_coco
 
@@ -43,18 +43,18 @@ def test_reading(data: tuple[str, Path]) -> None:
     annotations = read_annotations(data[1])
     assert annotations.categories == {3: "red", 7: "green"}
     assert list(annotations.categories) == [3, 7]  # the order of the labels
-    assert [image.number for image in annotations.images] == [100, 101, 102, 103]
-    assert (annotations.num_things, annotations.num_empty, annotations.num_skipped) == (6, 1, 0)
+    assert [image.id for image in annotations.images] == [100, 101, 102, 103]
+    assert (annotations.num_objects, annotations.num_skipped) == (6, 0)
     assert annotations.has_masks
     assert annotations.describe() == (
         "4 images, 6 objects of 2 categories, 1 images without objects, which are kept as negatives"
     )
     image = annotations.images[0]
     (left, top, width, height) = json.loads(data[1].read_text())["annotations"][0]["bbox"]
-    assert image.things[0].box == (left, top, left + width, top + height)
+    assert image.objects[0].box == (left, top, left + width, top + height)
     assert image.sides == (48, 64)
     some = annotations.take([2, 0])
-    assert [each.number for each in some.images] == [102, 100]
+    assert [each.id for each in some.images] == [102, 100]
     pickle.loads(pickle.dumps(annotations))
 
 
@@ -62,7 +62,7 @@ def test_boxes_are_clipped_or_skipped_and_crowds_left_out(data: tuple[str, Path]
     boxes = {0: [-5, 40, 20, 30], 1: [10, 10, 0, 5], 2: [64, 0, 5, 5], 3: [1.5, 2.5, 3, 4], 5: [0, 0, 5, 0.001]}
     over = {number: {"bbox": box} for number, box in boxes.items()} | {4: {"iscrowd": 1}}
     annotations = read_annotations(changed(data[1], annotations=over))
-    kept = [thing.box for image in annotations.images for thing in image.things]
+    kept = [each.box for image in annotations.images for each in image.objects]
     assert kept == [(0.0, 40.0, 15.0, 48.0), (1.5, 2.5, 4.5, 6.5)]
     assert (annotations.num_skipped, annotations.num_crowds) == (3, 1)
     assert "3 objects skipped, whose boxes have no area or lie outside of the image, 1 crowds" in annotations.describe()
@@ -73,26 +73,26 @@ def test_boxes_are_clipped_or_skipped_and_crowds_left_out(data: tuple[str, Path]
     [
         ({"annotations": None}, r"have no list 'annotations'. In COCO's format it holds"),
         ({"images": 3}, "have no list 'images'"),
-        ({"images": [], "annotations": []}, "list no images"),
-        ({"categories": [], "annotations": []}, "list no categories"),
-        ({"images": [3]}, "Entry 0 of 'images' in .* is no object but 3"),
+        ({"images": [], "annotations": []}, "it lists no images"),
+        ({"categories": [], "annotations": []}, "it lists no categories"),
+        ({"images": [3]}, "Entry 0 of 'images' in .* is 3, not an object"),
         ({"images": {1: {"file_name": 5}}}, "The 'file_name' of entry 1 of 'images' in .* is 5, but .* a text"),
-        ({"images": {1: {"id": 100}}}, "Two of the images in .* have the id 100"),
-        ({"images": {1: {"width": 0}}}, "'1.png' in .* is said to have 0x48 pixels"),
+        ({"images": {1: {"id": 100}}}, "two images have the id 100"),
+        ({"images": {1: {"width": 0}}}, "The 'width' of entry 1 of 'images' in .* is 0, but .* number of pixels above 0"),
         ({"images": {1: {"height": True}}}, "The 'height' of entry 1 .* is True"),
-        ({"categories": {1: {"id": 7}}}, "Two of the categories in .* have the id 7"),
+        ({"categories": {1: {"id": 7}}}, "two categories have the id 7"),
         ({"categories": [{"id": 3}]}, "The 'name' of entry 0 of 'categories' in .* is missing"),
-        ({"annotations": {2: {"category_id": 99}}}, "Entry 2 of 'annotations' in .* names the category 99"),
-        ({"annotations": {2: {"image_id": 99}}}, "Entry 2 of 'annotations' in .* names the image 99"),
-        ({"annotations": {2: {"id": 0}}}, "id 0, which pycocotools takes for none"),
-        ({"annotations": {2: {"id": 1}}}, "Two of the annotations in .* have the id 1"),
+        ({"annotations": {2: {"category_id": 99}}}, "entry 2 of 'annotations' names the category 99"),
+        ({"annotations": {2: {"image_id": 99}}}, "entry 2 of 'annotations' names the image 99"),
+        ({"annotations": {2: {"id": 0}}}, "id 0, which means `none` to pycocotools"),
+        ({"annotations": {2: {"id": 1}}}, "two annotations have the id 1"),
         ({"annotations": {1: {"bbox": [1, 2, 3]}}}, r"'bbox' of entry 1 .* is \[1, 2, 3\], but .* four numbers"),
         ({"annotations": {1: {"bbox": [1, 2, 3, "4"]}}}, "four numbers"),
         ({"annotations": {1: {"bbox": [1, 2, 3, float("nan")]}}}, "four numbers"),
         ({"annotations": {1: {"bbox": "box"}}}, "list of four numbers"),
-        ({"annotations": {1: {"segmentation": [[1, 2, 3, 4]]}}}, r"'segmentation' of entry 1 .* Wanted are polygons"),
-        ({"annotations": {1: {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}}}, "Wanted are polygons"),
-        ({"annotations": {1: {"segmentation": "x"}}}, "is 'x'. Wanted are polygons"),
+        ({"annotations": {1: {"segmentation": [[1, 2, 3, 4]]}}}, r"'segmentation' of entry 1 .* It has to be polygons"),
+        ({"annotations": {1: {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}}}, "It has to be polygons"),
+        ({"annotations": {1: {"segmentation": "x"}}}, "is 'x'. It has to be polygons"),
         (
             {"annotations": {1: {"segmentation": {"size": [64, 48], "counts": [9]}}}},
             r"a run-length code of \[64, 48\] pixels for an image of \[48, 64\]",
@@ -106,7 +106,7 @@ def test_malformed_files(data: tuple[str, Path], over: dict[str, Any], text: str
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"images": [')
-    with pytest.raises(UserError, match="are no JSON, or damaged"):
+    with pytest.raises(UserError, match="are not valid JSON"):
         read_annotations(tmp_path / "broken.json")
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_annotations(tmp_path / "none.json")
@@ -212,7 +212,7 @@ def test_batches_depend_on_the_step_alone(data: tuple[str, Path]) -> None:
 
 def test_damaged_images(tmp_path: Path) -> None:
     folder, file = write_coco(tmp_path, num_images=3)
-    seen, num_bad = look_through(found((folder, file)))
+    seen, num_bad = readable_images(found((folder, file)))
     assert (len(seen), num_bad) == (3, 0)
     whole = Path(folder, "1.png").read_bytes()
     Path(folder, "1.png").write_bytes(whole[: len(whole) // 2])
@@ -222,14 +222,14 @@ def test_damaged_images(tmp_path: Path) -> None:
     assert [pixels is None for _, pixels in images_in_order(seen)] == [False, True, False]
     Path(folder, "1.png").write_bytes(b"nothing")
     told: list[int] = []
-    seen, num_bad = look_through(found((folder, file)), advance=told.append)
+    seen, num_bad = readable_images(found((folder, file)), advance=told.append)
     assert (len(seen), num_bad, told) == (2, 1, [1, 1, 1])
-    assert [seen.about(number).number for number in range(2)] == [100, 102]
+    assert [seen.annotation(number).id for number in range(2)] == [100, 102]
     assert seen.read(1).image.shape == (3, 48, 64)
     for number in range(3):
         Path(folder, f"{number}.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"None of the 3 images in .* could be read"):
-        look_through(found((folder, file)))
+        readable_images(found((folder, file)))
     with pytest.raises(UserError, match="None of the 3 images from number"):
         batches(found((folder, file)), batch_size=3, num_steps=1)
 
@@ -239,14 +239,14 @@ def test_images_that_do_not_fit(tmp_path: Path, data: tuple[str, Path]) -> None:
     with pytest.raises(UserError, match=r"2 of 4 images that .* 'train/0.png'; an image there is called '0.png'"):
         found((data[0], names))
     with pytest.raises(UserError, match=r"'0.png' in .* has 64x48 pixels .* says 60x48. Boxes would not fit"):
-        look_through(found((data[0], changed(data[1], images={0: {"width": 60}}))))
+        readable_images(found((data[0], changed(data[1], images={0: {"width": 60}}))))
     folder, file = write_coco(tmp_path, num_images=2)
     with Image.open(Path(folder, "0.png")) as image:
         exif = image.getexif()
         exif[ExifTags.Base.Orientation] = 6
         image.save(Path(folder, "0.png"), exif=exif)
     with pytest.raises(UserError, match="has 48x64 pixels"):
-        look_through(found((folder, file)))
+        readable_images(found((folder, file)))
 
 
 def test_fingerprints(data: tuple[str, Path], tmp_path: Path) -> None:

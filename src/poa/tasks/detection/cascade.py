@@ -5,7 +5,7 @@ weighted 1, 0.5 and 0.25, boxes that do not depend on the class, scores averaged
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,58 +26,39 @@ _BETA = 1 / 9
 
 Boxes = list[Tensor]
 """Of each image, corners in pixels."""
-
-
-class Masking(NamedTuple):
-    """The parts that predict masks of boxes.
-
-    Attributes:
-        pool: What is seen of a box.
-        head: Convolutions.
-        predictor: A mask of each class.
-    """
-
-    pool: nn.Module
-    head: nn.Module
-    predictor: nn.Module
+Sides = Sequence[tuple[int, int]]
+"""Height and width of each image, in pixels."""
+Targets = Sequence[Mapping[str, Tensor]]
+"""Boxes, labels from 1 and masks of each image."""
 
 
 class Predictor(nn.Module):
-    """Scores of the classes of a box, and how to change it whatever its class.
-
-    Args:
-        hidden: Width of what it sees.
-        num_classes: With the background.
-    """
+    """Scores of the classes of a box (with the background), and how to change it whatever its class."""
 
     def __init__(self, hidden: int, num_classes: int) -> None:
         super().__init__()
         self.cls_score, self.bbox_pred = nn.Linear(hidden, num_classes), nn.Linear(hidden, 4)
 
     def forward(
-        self, seen: Float[Tensor, "boxes hidden"]
+        self, pooled: Float[Tensor, "boxes hidden"]
     ) -> tuple[Float[Tensor, "boxes classes"], Float[Tensor, "boxes 4"]]:
-        """Scores and changes of boxes.
-
-        Args:
-            seen: Of each box.
-        """
-        return self.cls_score(seen), self.bbox_pred(seen)
+        """Scores and changes of boxes."""
+        return self.cls_score(pooled), self.bbox_pred(pooled)
 
 
 class Cascade(nn.Module):
     """Heads of a detector, in the place of torchvision's ``RoIHeads``.
 
-    The mask head is trained on the boxes of the first stage, and sees those of the last one in a test (as Detectron2).
+    The mask head is trained on the boxes of the first stage, and is tested on those of the last one (as Detectron2).
 
     Args:
-        box_pool: What is seen of a box.
+        box_pool: Pools the maps in a box.
         box_head: Makes the layers of a stage.
-        hidden: Width of what comes out of these.
+        hidden: Width of their output.
         num_classes: Without the background.
         box_loss: ``smooth-l1``, or ``giou``, ten times.
-        masking: The parts for masks.
-        sampling: How boxes are drawn in training and chosen in a test, as ``RoIHeads`` calls it.
+        masks: The parts ``mask_roi_pool``, ``mask_head`` and ``mask_predictor``, or none of them.
+        sampling: How boxes are drawn in training and chosen in a test, by the names of ``RoIHeads``.
     """
 
     def __init__(
@@ -88,11 +69,11 @@ class Cascade(nn.Module):
         hidden: int,
         num_classes: int,
         box_loss: str,
-        masking: Masking | None,
+        masks: Mapping[str, nn.Module],
         **sampling: Any,
     ) -> None:
         super().__init__()
-        self._has_giou = box_loss == "giou"
+        self._has_giou, self._has_masks = box_loss == "giou", bool(masks)
         self.stages = nn.ModuleList(
             RoIHeads(
                 box_pool,
@@ -105,25 +86,17 @@ class Cascade(nn.Module):
             )
             for iou, scales in zip(IOUS, _SCALES, strict=True)
         )
-        self.mask_pool = None if masking is None else masking.pool
-        self.mask_head = None if masking is None else masking.head
-        self.mask_predictor = None if masking is None else masking.predictor
+        for name, part in masks.items():
+            self.add_module(name, part)
 
     def forward(
         self,
         features: Mapping[str, Tensor],
         proposals: Boxes,
-        image_shapes: Sequence[tuple[int, int]],
-        targets: Sequence[Mapping[str, Tensor]] | None = None,
+        image_shapes: Sides,
+        targets: Targets | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections of each image, or losses by name in training.
-
-        Args:
-            features: Maps by name.
-            proposals: Boxes to begin with.
-            image_shapes: Height and width of the images, in pixels.
-            targets: Boxes, labels from 1 and masks of each image.
-        """
+        """Detections of each image, or losses by name in training, from maps by name and boxes to begin with."""
         if self.training:
             assert targets is not None
             return [], self._losses(features, proposals, image_shapes, targets)
@@ -133,8 +106,8 @@ class Cascade(nn.Module):
         self,
         features: Mapping[str, Tensor],
         proposals: Boxes,
-        image_shapes: Sequence[tuple[int, int]],
-        targets: Sequence[Mapping[str, Tensor]],
+        image_shapes: Sides,
+        targets: Targets,
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for number, (stage, weight) in enumerate(zip(self.stages, WEIGHTS, strict=True)):
@@ -146,7 +119,7 @@ class Cascade(nn.Module):
             losses[f"loss_box_reg_{number}"] = weight * self._box_loss(
                 heads.box_coder, changes, torch.cat(goals), all_boxes, all_labels
             )
-            if number == 0 and self.mask_pool is not None:
+            if number == 0 and self._has_masks:
                 losses["loss_mask"] = self._mask_loss(features, boxes, matched, labels, image_shapes, targets)
             refined = _refined(heads.box_coder, changes.detach(), boxes, image_shapes)
             proposals = [
@@ -178,8 +151,8 @@ class Cascade(nn.Module):
         boxes: Boxes,
         matched: list[Tensor],
         labels: list[Tensor],
-        image_shapes: Sequence[tuple[int, int]],
-        targets: Sequence[Mapping[str, Tensor]],
+        image_shapes: Sides,
+        targets: Targets,
     ) -> Tensor:
         of_objects = [each > 0 for each in labels]
         boxes, matched = (
@@ -190,16 +163,12 @@ class Cascade(nn.Module):
         loss: Tensor = maskrcnn_loss(logits, boxes, masks, true_labels, matched)
         return loss
 
-    def _masks(self, features: Mapping[str, Tensor], boxes: Boxes, image_shapes: Sequence[tuple[int, int]]) -> Tensor:
-        assert self.mask_pool is not None
-        assert self.mask_head is not None
-        assert self.mask_predictor is not None
-        logits: Tensor = self.mask_predictor(self.mask_head(self.mask_pool(features, boxes, image_shapes)))
+    def _masks(self, features: Mapping[str, Tensor], boxes: Boxes, image_shapes: Sides) -> Tensor:
+        heads: Any = self
+        logits: Tensor = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, image_shapes)))
         return logits
 
-    def _detections(
-        self, features: Mapping[str, Tensor], boxes: Boxes, image_shapes: Sequence[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
+    def _detections(self, features: Mapping[str, Tensor], boxes: Boxes, image_shapes: Sides) -> list[dict[str, Tensor]]:
         likely = []
         for stage in self.stages:
             heads: Any = stage
@@ -211,16 +180,14 @@ class Cascade(nn.Module):
         # torchvision takes the softmax of what it is given, and wants the changes of each class
         chosen = heads.postprocess_detections(mean.log(), changes.repeat(1, mean.shape[1]), before, image_shapes)
         found = [dict(zip(("boxes", "scores", "labels"), each, strict=True)) for each in zip(*chosen, strict=True)]
-        if self.mask_pool is not None:
+        if self._has_masks:
             logits = self._masks(features, [each["boxes"] for each in found], image_shapes)
             masks = maskrcnn_inference(logits, [each["labels"] for each in found])
             found = [{**each, "masks": mask} for each, mask in zip(found, masks, strict=True)]
         return found
 
 
-def _predicted(
-    heads: Any, features: Mapping[str, Tensor], boxes: Boxes, image_shapes: Sequence[tuple[int, int]]
-) -> tuple[Tensor, Tensor]:
+def _predicted(heads: Any, features: Mapping[str, Tensor], boxes: Boxes, image_shapes: Sides) -> tuple[Tensor, Tensor]:
     """Scores and changes of all boxes, those of the first image first."""
     found: tuple[Tensor, Tensor] = heads.box_predictor(
         heads.box_head(heads.box_roi_pool(features, boxes, image_shapes))
@@ -228,14 +195,14 @@ def _predicted(
     return found
 
 
-def _refined(coder: Any, changes: Tensor, boxes: Boxes, image_shapes: Sequence[tuple[int, int]]) -> Boxes:
+def _refined(coder: Any, changes: Tensor, boxes: Boxes, image_shapes: Sides) -> Boxes:
     """Boxes as a stage changes them, cut off at the edges of their image."""
     changed = coder.decode_single(changes, torch.cat(boxes)).split([len(each) for each in boxes])
     return [clip_boxes_to_image(each, shape) for each, shape in zip(changed, image_shapes, strict=True)]
 
 
 def _without(
-    refined: Float[Tensor, "boxes 4"], before: Float[Tensor, "boxes 4"], true: Float[Tensor, "things 4"]
+    refined: Float[Tensor, "boxes 4"], before: Float[Tensor, "boxes 4"], true: Float[Tensor, "objects 4"]
 ) -> Float[Tensor, "_left 4"]:
     """What came of boxes that were not true ones, which join every stage anew."""
     is_true = (before[:, None] == true[None]).all(dim=2).any(dim=1)

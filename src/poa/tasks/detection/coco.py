@@ -1,42 +1,118 @@
-"""Images with objects in COCO's format: a file of annotations, read and checked before anything is trained."""
+"""COCO's format: annotations, read and checked before anything is trained, and average precision by pycocotools."""
 
+import contextlib
+import io
 import json
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
+from torch import Tensor
 
 from poa.errors import UserError
 
-Mask = Any
-"""Polygons, or a run-length code, as the file has them; None without one."""
-_FORM = (
+BOXES, MASKS = "bbox", "segm"
+"""What is compared, as pycocotools calls it."""
+_FORMAT = (
     'In COCO\'s format it holds {"images": [{"id", "file_name", "height", "width"}], "categories": [{"id", "name"}], '
     '"annotations": [{"id", "image_id", "category_id", "bbox"}]}'
 )
-_IMAGE = {"id": int, "file_name": str, "height": int, "width": int}
-_CATEGORY = {"id": int, "name": str}
-_ANNOTATION: dict[str, Any] = {"id": int, "image_id": int, "category_id": int, "bbox": list}
 _THINNEST = 0.01
 """Least width and height of a box in pixels; of thinner ones nothing is left in single precision."""
-_CORNERS = 3
-"""The fewest of a polygon."""
+_STATISTICS = {0: "ap", 1: "ap50", 2: "ap75", 3: "ap_small", 4: "ap_medium", 5: "ap_large", 8: "ar100"}
+"""Places in the summary of pycocotools. AR: the recall with up to 100 detections an image, mean over IoUs."""
+_IN_MASK = 0.5
+_DECIMALS, _SCORE_DECIMALS = 2, 6
+
+Mask = Any
+"""Polygons, or a run-length code, as in the file; None without one."""
+Entry = dict[str, Any]
+"""A detection in COCO's format for results."""
 
 
-class Thing(NamedTuple):
+class _Image(BaseModel):
+    id: int
+    file_name: str
+    height: PositiveInt
+    width: PositiveInt
+
+
+class _Category(BaseModel):
+    id: int
+    name: str
+
+
+class _Annotation(BaseModel):
+    id: int
+    image_id: int
+    category_id: int
+    bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+    iscrowd: Any = None
+    segmentation: Any = None  # checked where it is used: files hold many bad masks of objects without an area
+
+
+class _File(BaseModel):
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Annotation]
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> "_File":
+        known = dict[str, Counter[int]]()
+        for name, listed in self:
+            known[name] = counts = Counter(each.id for each in listed)
+            if not counts and name != "annotations":
+                raise ValueError(f"it lists no {name}. {_FORMAT}.")
+            if len(counts) < len(listed):
+                raise ValueError(f"two {name} have the id {counts.most_common(1)[0][0]}. Give each its own id.")
+        if 0 in known["annotations"]:
+            raise ValueError(
+                "an annotation has the id 0, which means `none` to pycocotools, so that this object could never be "
+                "found. Count from 1."
+            )
+        for place, each in enumerate(self.annotations):
+            for what, number, listed in (
+                ("image", each.image_id, "images"),
+                ("category", each.category_id, "categories"),
+            ):
+                if number not in known[listed]:
+                    raise ValueError(
+                        f"entry {place} of 'annotations' names the {what} {number}, which is not among the {listed} of "
+                        "the file. Add it there, or remove the entry."
+                    )
+        return self
+
+
+class _RunLengths(BaseModel):
+    size: list[int]
+    counts: str | list[int]
+
+
+_Polygon = Annotated[list[FiniteFloat], Field(min_length=6)]
+_MASK = TypeAdapter[Any](_RunLengths | list[_Polygon])
+_WANTED = {
+    "bbox": "a list of four numbers: left, top, width and height in pixels",
+    "height": "a whole number of pixels above 0",
+    "width": "a whole number of pixels above 0",
+    "file_name": "a text",
+    "name": "a text",
+}
+
+
+class ObjectAnnotation(NamedTuple):
     """An object in an image.
 
     Attributes:
-        category: Its number in the file.
+        category: Id of its category in the file.
         box: Left, top, right and bottom edge in pixels, inside the image.
-        mask: Which pixels it has.
+        mask: Which pixels belong to it.
     """
 
     category: int
@@ -44,38 +120,31 @@ class Thing(NamedTuple):
     mask: Mask
 
 
-class Annotated(NamedTuple):
-    """What is said of an image.
+class ImageAnnotation(NamedTuple):
+    """What a file says about one image; ``sides`` are its height and width in pixels, ``objects`` may be empty."""
 
-    Attributes:
-        number: Its id.
-        name: Of its file.
-        sides: Height and width in pixels.
-        things: To learn from; may be empty.
-    """
-
-    number: int
-    name: str
+    id: int
+    file_name: str
     sides: tuple[int, int]
-    things: tuple[Thing, ...]
+    objects: tuple[ObjectAnnotation, ...]
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a file says.
+    """The content of a file.
 
     Attributes:
         file: Where it is.
-        images: In its order.
-        categories: Names by number, ascending.
-        num_skipped: Objects that are left out because their boxes have no area or lie outside of the image.
+        images: In the order of the file.
+        categories: Names by id, ascending.
+        num_skipped: Objects left out because their boxes have no area or lie outside of the image.
         num_crowds: Groups of objects with one mask, which are left out too.
         has_masks: Whether all objects that are left have masks.
-        fingerprint: Of the file: other content, other results.
+        fingerprint: Digest of the file.
     """
 
     file: Path
-    images: tuple[Annotated, ...]
+    images: tuple[ImageAnnotation, ...]
     categories: Mapping[int, str]
     num_skipped: int
     num_crowds: int
@@ -83,28 +152,20 @@ class Annotations:
     fingerprint: str
 
     @property
-    def num_things(self) -> int:
+    def num_objects(self) -> int:
         """How many objects there are to learn from."""
-        return sum(len(image.things) for image in self.images)
-
-    @property
-    def num_empty(self) -> int:
-        """How many images have no object."""
-        return sum(not image.things for image in self.images)
+        return sum(len(image.objects) for image in self.images)
 
     def take(self, chosen: Sequence[int]) -> "Annotations":
-        """Some of the images.
-
-        Args:
-            chosen: Which ones.
-        """
+        """The images of these numbers alone."""
         return replace(self, images=tuple(self.images[number] for number in chosen))
 
     def describe(self) -> str:
-        """What there is, in a few words."""
-        parts = [f"{len(self.images):,} images", f"{self.num_things:,} objects of {len(self.categories)} categories"]
-        if self.num_empty:
-            parts.append(f"{self.num_empty:,} images without objects, which are kept as negatives")
+        """A summary in a few words."""
+        num_empty = sum(not image.objects for image in self.images)
+        parts = [f"{len(self.images):,} images", f"{self.num_objects:,} objects of {len(self.categories)} categories"]
+        if num_empty:
+            parts.append(f"{num_empty:,} images without objects, which are kept as negatives")
         if self.num_skipped:
             parts.append(f"{self.num_skipped:,} objects skipped, whose boxes have no area or lie outside of the image")
         if self.num_crowds:
@@ -113,48 +174,88 @@ class Annotations:
 
 
 def read_annotations(file: Path) -> Annotations:
-    """Read a file in COCO's format (its "instances" files).
-
-    Args:
-        file: Of JSON.
-
-    Raises:
-        UserError: It cannot be read, lacks what is needed, or contradicts itself.
-    """
+    """Read a file in COCO's format (one of its "instances" files); a ``UserError`` says what is wrong with it."""
     try:
         encoded = file.read_bytes()
         content = json.loads(encoded)
+        found = _File.model_validate(content, strict=True)
     except OSError as error:
         raise UserError(f"The annotations {file} cannot be read: {error.strerror}. Check the path.") from None
+    except ValidationError as error:
+        raise UserError(_explain(error, content, file)) from None
     except ValueError as error:
-        raise UserError(f"The annotations {file} are no JSON, or damaged ({error}). {_FORM}.") from None
-    images = _listed(content, "images", _IMAGE, file)
-    categories = _listed(content, "categories", _CATEGORY, file)
-    annotations = _listed(content, "annotations", _ANNOTATION, file)
-    for name, listed in (("images", images), ("categories", categories), ("annotations", annotations)):
-        _check_ids(listed, name, file)
-    if not images or not categories:
-        raise UserError(f"The annotations {file} list no {'categories' if images else 'images'}. {_FORM}.")
-    names = {each["id"]: each["name"] for each in sorted(categories, key=lambda each: int(each["id"]))}
-    things, num_skipped, num_crowds = _things(annotations, images, names, file)
-    found = tuple(
-        Annotated(each["id"], each["file_name"], (each["height"], each["width"]), tuple(things[each["id"]]))
-        for each in images
+        raise UserError(f"The annotations {file} are not valid JSON ({error}). {_FORMAT}.") from None
+    sides = {each.id: (each.height, each.width) for each in found.images}
+    objects, num_skipped, num_crowds = defaultdict[int, list[ObjectAnnotation]](list), 0, 0
+    for place, each in enumerate(found.annotations):
+        box = _edges(each.bbox, sides[each.image_id])
+        if box is None:
+            num_skipped += 1
+        elif each.iscrowd:
+            num_crowds += 1
+        else:
+            mask = _checked_mask(each.segmentation, sides[each.image_id], place, file)
+            objects[each.image_id].append(ObjectAnnotation(each.category_id, box, mask))
+    return Annotations(
+        file,
+        tuple(
+            ImageAnnotation(each.id, each.file_name, sides[each.id], tuple(objects[each.id])) for each in found.images
+        ),
+        {each.id: each.name for each in sorted(found.categories, key=lambda each: each.id)},
+        num_skipped,
+        num_crowds,
+        all(each.mask is not None for of_image in objects.values() for each in of_image),
+        sha256(encoded).hexdigest()[:16],
     )
-    has_masks = all(thing.mask is not None for image in found for thing in image.things)
-    return Annotations(file, found, names, num_skipped, num_crowds, has_masks, sha256(encoded).hexdigest()[:16])
+
+
+def _explain(error: ValidationError, content: Any, file: Path) -> str:
+    """A sentence about the first problem."""
+    problem = error.errors(include_url=False)[0]
+    match problem["loc"]:
+        case (name, place):
+            return f"Entry {place} of {name!r} in {file} is {content[name][place]!r:.60}, not an object. {_FORMAT}."
+        case (name, place, key, *_):
+            entry = content[name][place]
+            got = f"is {entry[key]!r:.60}" if key in entry else "is missing"
+            wanted = _WANTED.get(str(key), "a whole number")
+            return f"The {key!r} of entry {place} of {name!r} in {file} {got}, but it has to be {wanted}. {_FORMAT}."
+        case (name,):
+            return f"The annotations {file} have no list {name!r}. {_FORMAT}."
+    if problem["type"] == "value_error":
+        return f"The annotations {file} cannot be used: {problem['ctx']['error']}"
+    return f"The annotations {file} hold no lists by name. {_FORMAT}."
+
+
+def _edges(box: Sequence[float], sides: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """Edges inside the image; None if nothing of the box is there."""
+    (left, top, wide, high), (height, width) = box, sides
+    edges = (max(0.0, left), max(0.0, top), min(float(width), left + wide), min(float(height), top + high))
+    return edges if min(edges[2] - edges[0], edges[3] - edges[1]) >= _THINNEST else None
+
+
+def _checked_mask(mask: Mask, sides: tuple[int, int], place: int, file: Path) -> Mask:
+    """The mask if it has the form of one; None for none."""
+    if not mask:
+        return None
+    try:
+        _MASK.validate_python(mask, strict=True)
+        if isinstance(mask, dict) and mask["size"] != list(sides):
+            problem = f"a run-length code of {mask['size']!r:.40} pixels for an image of {list(sides)} (height, width)"
+        elif isinstance(mask, list) and any(len(polygon) % 2 for polygon in mask):
+            problem = f"{mask!r:.60}"
+        else:
+            return mask
+    except ValidationError:
+        problem = f"{mask!r:.60}"
+    raise UserError(
+        f"The 'segmentation' of entry {place} of 'annotations' in {file} is {problem}. It has to be polygons "
+        "([[x, y, x, y, x, y, ...], ...]), or a run-length code with 'counts' and the 'size' of the image."
+    )
 
 
 def check_categories(train: Annotations, test: Annotations) -> None:
-    """Check that the test file has no other categories.
-
-    Args:
-        train: To learn from.
-        test: To test on.
-
-    Raises:
-        UserError: It has other ones, or other names for them.
-    """
+    """Raise a ``UserError`` if the test file has other categories, or other names for them."""
     for number, name in test.categories.items():
         if train.categories.get(number) != name:
             known = repr(train.categories[number]) if number in train.categories else "unknown"
@@ -165,29 +266,17 @@ def check_categories(train: Annotations, test: Annotations) -> None:
 
 
 def check_masks(annotations: Annotations) -> None:
-    """Check that all objects have masks.
-
-    Args:
-        annotations: To learn from, or to test on.
-
-    Raises:
-        UserError: Some have none.
-    """
-    if not annotations.has_masks:
-        bare = [(image, thing) for image in annotations.images for thing in image.things if thing.mask is None]
+    """Raise a ``UserError`` if some objects have no mask."""
+    bare = [image.file_name for image in annotations.images for each in image.objects if each.mask is None]
+    if bare:
         raise UserError(
-            f"{len(bare):,} of {annotations.num_things:,} objects in {annotations.file} have no mask (segmentation), "
-            f"such as one in {bare[0][0].name!r}. Give masks, or take a head without: --head faster-rcnn or "
-            "cascade-rcnn."
+            f"{len(bare):,} of {annotations.num_objects:,} objects in {annotations.file} have no mask (segmentation), "
+            f"such as one in {bare[0]!r}. Give masks, or choose a head without: --head faster-rcnn or cascade-rcnn."
         )
 
 
 def coco_tools() -> Any:
-    """The functions of pycocotools for masks.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """The functions of pycocotools for masks; a ``UserError`` if it is not installed."""
     try:
         from pycocotools import mask
     except ImportError:
@@ -198,12 +287,7 @@ def coco_tools() -> Any:
 
 
 def decoded_mask(mask: Mask, sides: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
-    """The pixels of a mask, 1 inside.
-
-    Args:
-        mask: Polygons or a run-length code.
-        sides: Height and width of the image in pixels.
-    """
+    """The pixels of a mask, 1 inside, for an image of that height and width."""
     tools, (height, width) = coco_tools(), sides
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of NumPy, about pycocotools
         if isinstance(mask, list):
@@ -214,110 +298,88 @@ def decoded_mask(mask: Mask, sides: tuple[int, int]) -> UInt8[np.ndarray, "heigh
     return pixels
 
 
-def _listed(content: Any, name: str, wanted: Mapping[str, type], file: Path) -> list[Any]:
-    """A list of the file, each entry with what it needs."""
-    if not isinstance(content, dict) or not isinstance(content.get(name), list):
-        raise UserError(f"The annotations {file} have no list {name!r}. {_FORM}.")
-    listed: list[Any] = content[name]
-    for place, each in enumerate(listed):
-        if not isinstance(each, dict):
-            raise UserError(f"Entry {place} of {name!r} in {file} is no object but {each!r:.60}. {_FORM}.")
-        for key, kind in wanted.items():
-            if not isinstance(each.get(key), kind) or isinstance(each.get(key), bool):
-                got = f"is {each[key]!r:.60}" if key in each else "is missing"
-                raise UserError(
-                    f"The {key!r} of entry {place} of {name!r} in {file} {got}, but it has to be a {_KINDS[kind]}. "
-                    f"{_FORM}."
-                )
-    return listed
+def box_entries(
+    image: int,
+    boxes: Float[Tensor, "found 4"],
+    labels: Int[Tensor, " found"],
+    scores: Float[Tensor, " found"],
+    *,
+    categories: Sequence[int],
+) -> list[Entry]:
+    """Boxes found in the image of an id.
+
+    Args:
+        image: The id.
+        boxes: Left, top, right, bottom, in pixels.
+        labels: From 1.
+        scores: Between 0 and 1.
+        categories: Ids in the order of the labels.
+    """
+    found = zip(boxes.double().tolist(), labels.tolist(), scores.double().tolist(), strict=True)
+    return [
+        {
+            "image_id": image,
+            "category_id": categories[label - 1],
+            "bbox": [round(value, _DECIMALS) for value in (left, top, right - left, bottom - top)],
+            "score": round(score, _SCORE_DECIMALS),
+        }
+        for (left, top, right, bottom), label, score in found
+    ]
 
 
-_KINDS = {int: "whole number", str: "text", list: "list of four numbers"}
+def mask_entries(boxes: Iterable[Entry], masks: Float[Tensor, "found 1 height width"]) -> list[Entry]:
+    """The same detections with masks in place of boxes: pycocotools takes areas from the masks then."""
+    tools, entries = coco_tools(), []
+    for entry, mask in zip(boxes, (masks[:, 0] >= _IN_MASK).byte().cpu().numpy(), strict=True):
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of NumPy, about pycocotools
+            code = tools.encode(np.asfortranarray(mask))
+        segmentation = {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
+        kept = {name: value for name, value in entry.items() if name != "bbox"}
+        entries.append({**kept, "segmentation": segmentation})
+    return entries
 
 
-def _check_ids(listed: Iterable[Mapping[str, Any]], name: str, file: Path) -> None:
-    seen = set()
-    for each in listed:
-        if each["id"] in seen:
-            raise UserError(f"Two of the {name} in {file} have the id {each['id']}. Give each an id of its own.")
-        seen.add(each["id"])
-        if name == "annotations" and each["id"] == 0:
-            raise UserError(
-                f"One of the annotations in {file} has the id 0, which pycocotools takes for none, so that this object "
-                "could never be found. Count from 1."
-            )
-        if name == "images" and min(each["height"], each["width"]) < 1:
-            raise UserError(
-                f"The image {each['file_name']!r} in {file} is said to have {each['width']}x{each['height']} pixels. "
-                "Write its true width and height."
-            )
+def average_precision(annotations: Path, results: Path, *, kind: str, images: Sequence[int]) -> Mapping[str, float]:
+    """COCO's scores in percent, of the images of these ids; those of object sizes that do not occur are left out.
+
+    Args:
+        annotations: The truth, in COCO's format.
+        results: What was found, in COCO's format for results.
+        kind: ``bbox`` or ``segm``.
+        images: Ids of the images to score.
+
+    Returns:
+        Such as ``box_ap``: averaged over IoUs from 0.5 to 0.95, and over the categories that occur.
+    """
+    with (
+        contextlib.redirect_stdout(io.StringIO()),  # pycocotools prints what it does
+        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
+    ):
+        statistics = _statistics(annotations, results, kind, images)
+    scores = {name: float(statistics[place]) for place, name in _STATISTICS.items()}
+    prefix = {BOXES: "box", MASKS: "mask"}[kind]
+    return {f"{prefix}_{name}": 100.0 * score for name, score in scores.items() if score >= 0}
 
 
-def _things(
-    annotations: Iterable[Mapping[str, Any]],
-    images: Iterable[Mapping[str, Any]],
-    categories: Mapping[int, str],
-    file: Path,
-) -> tuple[dict[int, list[Thing]], int, int]:
-    """Objects by image, and how many are left out: bad ones and crowds."""
-    sides = {each["id"]: (each["height"], each["width"]) for each in images}
-    found: dict[int, list[Thing]] = defaultdict(list)
-    num_skipped = num_crowds = 0
-    for place, each in enumerate(annotations):
-        for key, known, what in (("image_id", sides, "image"), ("category_id", categories, "category")):
-            if each[key] not in known:
-                raise UserError(
-                    f"Entry {place} of 'annotations' in {file} names the {what} {each[key]}, which is not among "
-                    f"those that the file lists. Add it there, or take the entry out."
-                )
-        box = _box(each["bbox"], sides[each["image_id"]], whose=f"entry {place} of 'annotations' in {file}")
-        if box is None:
-            num_skipped += 1
-        elif each.get("iscrowd"):
-            num_crowds += 1
-        else:
-            mask = _checked(each.get("segmentation"), sides[each["image_id"]], place, file)
-            found[each["image_id"]].append(Thing(each["category_id"], box, mask))
-    return found, num_skipped, num_crowds
+def _statistics(annotations: Path, results: Path, kind: str, images: Sequence[int]) -> Shaped[np.ndarray, "twelve"]:
+    coco_tools()
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
-
-def _box(box: Sequence[Any], sides: tuple[int, int], *, whose: str) -> tuple[float, float, float, float] | None:
-    """Edges inside the image; None if nothing of the box is there."""
-    is_fit = len(box) == 4 and all(isinstance(each, int | float) and isfinite(each) for each in box)
-    if not is_fit:
-        raise UserError(
-            f"The 'bbox' of {whose} is {box!r:.60}, but it has to be four numbers: left, top, width and height in "
-            "pixels."
-        )
-    (left, top, wide, high), (height, width) = box, sides
-    edges = (max(0.0, left), max(0.0, top), min(float(width), left + wide), min(float(height), top + high))
-    has_area = min(edges[2] - edges[0], edges[3] - edges[1]) >= _THINNEST
-    return (float(edges[0]), float(edges[1]), float(edges[2]), float(edges[3])) if has_area else None
-
-
-def _checked(mask: Mask, sides: tuple[int, int], place: int, file: Path) -> Mask:
-    """The mask if it has the form of one; None for none."""
-    if not mask:
-        return None
-    if isinstance(mask, dict):
-        size, counts = mask.get("size"), mask.get("counts")
-        if size == list(sides) and isinstance(counts, str | list):
-            return mask
-        problem = f"a run-length code of {size!r:.40} pixels for an image of {list(sides)} (height, width)"
-    elif isinstance(mask, list) and all(_is_polygon(each) for each in mask):
-        return mask
-    else:
-        problem = f"{mask!r:.60}"
-    raise UserError(
-        f"The 'segmentation' of entry {place} of 'annotations' in {file} is {problem}. Wanted are polygons "
-        "([[x, y, x, y, x, y, ...], ...]), or a run-length code with 'counts' and the 'size' of the image."
-    )
-
-
-def _is_polygon(each: Any) -> bool:
-    return (
-        isinstance(each, list)
-        and len(each) >= 2 * _CORNERS
-        and len(each) % 2 == 0
-        and all(isinstance(value, int | float) and isfinite(value) for value in each)
-    )
+    truth: Any = COCO(str(annotations))
+    truth.dataset.setdefault("info", {})  # which some versions want
+    for entry in truth.dataset["annotations"]:  # what other tools leave out
+        entry.setdefault("iscrowd", 0)
+        entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
+    found: Any = COCO()
+    found.dataset = {key: truth.dataset[key] for key in ("images", "categories")} | {"annotations": []}
+    found.createIndex()
+    if json.loads(results.read_text()):
+        found = truth.loadRes(str(results))  # cannot read an empty list
+    evaluation: Any = COCOeval(truth, found, kind)
+    evaluation.params.imgIds = sorted(images)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    statistics: Shaped[np.ndarray, "twelve"] = np.asarray(evaluation.stats)
+    return statistics

@@ -1,4 +1,4 @@
-"""Images together with their objects: found and looked at before a training, read in batches, turned and tested."""
+"""Images together with their objects: found and checked before a training, read in batches and for a test."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from poa.data.loader import BAD_IN_A_ROW, Plan, prepare
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
 from poa.data.views import image_tensor
 from poa.errors import UserError
-from poa.tasks.detection.coco import Annotated, Annotations, decoded_mask
+from poa.tasks.detection.coco import Annotations, ImageAnnotation, decoded_mask
 
 _FLIP = 4
 """What random numbers are for; smaller ones are taken by others."""
@@ -37,9 +37,9 @@ class Instances(NamedTuple):
     """
 
     image: Float[Tensor, "3 height width"]
-    boxes: Float[Tensor, "things 4"]
-    labels: Int[Tensor, " things"]
-    masks: UInt8[Tensor, "things height width"] | None
+    boxes: Float[Tensor, "objects 4"]
+    labels: Int[Tensor, " objects"]
+    masks: UInt8[Tensor, "objects height width"] | None
 
     def flipped(self) -> "Instances":
         """The mirror image."""
@@ -56,14 +56,7 @@ class Instances(NamedTuple):
 
 @dataclass(frozen=True)
 class InstanceImages:
-    """Images whose objects are known.
-
-    Attributes:
-        annotations: What is said of each image.
-        index: The images.
-        rows: Number of each image in the index.
-        has_masks: Whether masks are read.
-    """
+    """Images whose objects are known, and the number of each in the index."""
 
     annotations: Annotations
     index: ImageIndex
@@ -75,70 +68,52 @@ class InstanceImages:
 
     @property
     def fingerprint(self) -> str:
-        """Of the annotations and of names and sizes of the image files: other ones, other results."""
+        """Digest of the annotations and of names and sizes of the image files."""
         return f"{len(self)} images {self.index.fingerprint}, annotations {self.annotations.fingerprint}"
 
-    def about(self, i: int) -> Annotated:
-        """What is said of image ``i``."""
+    def annotation(self, i: int) -> ImageAnnotation:
+        """What the file says about image ``i``."""
         return self.annotations.images[i]
 
     def take(self, chosen: Sequence[int]) -> "InstanceImages":
-        """Some of the images.
-
-        Args:
-            chosen: Which ones.
-        """
+        """The images of these numbers alone."""
         rows = tuple(self.rows[number] for number in chosen)
         return InstanceImages(self.annotations.take(chosen), self.index, rows, self.has_masks)
 
     def read(self, i: int) -> Instances:
-        """Read image ``i`` and its objects.
-
-        Raises:
-            BadImage: It is damaged.
-            UserError: A mask cannot be read.
-        """
-        about = self.about(i)
+        """Image ``i`` and its objects; raises ``BadImage`` if it is damaged."""
+        about = self.annotation(i)
         pixels = image_tensor(decode(self.index.read(self.rows[i])))[0]
         label_of = {number: label for label, number in enumerate(self.annotations.categories, start=1)}
-        boxes = torch.tensor([thing.box for thing in about.things], dtype=torch.float32).view(-1, 4)
-        labels = torch.tensor([label_of[thing.category] for thing in about.things], dtype=torch.int64)
+        boxes = torch.tensor([each.box for each in about.objects], dtype=torch.float32).view(-1, 4)
+        labels = torch.tensor([label_of[each.category] for each in about.objects], dtype=torch.int64)
         masks = _masks(about, self.annotations.file) if self.has_masks else None
         return Instances(pixels.float().contiguous() / 255, boxes, labels, masks)
 
 
-def _masks(about: Annotated, file: Path) -> UInt8[Tensor, "things height width"]:
+def _masks(about: ImageAnnotation, file: Path) -> UInt8[Tensor, "objects height width"]:
     try:
-        decoded = [decoded_mask(thing.mask, about.sides) for thing in about.things]
+        decoded = [decoded_mask(each.mask, about.sides) for each in about.objects]
         return torch.from_numpy(np.stack(decoded)) if decoded else torch.zeros(0, *about.sides, dtype=torch.uint8)
     except Exception as error:  # pycocotools meets damaged codes with exceptions of many kinds
         raise UserError(
-            f"A mask in {about.name!r} in {file} cannot be read ({type(error).__name__}: {error}). Mend its "
+            f"A mask in {about.file_name!r} in {file} cannot be read ({type(error).__name__}: {error}). Fix its "
             "'segmentation', or take the object out."
         ) from None
 
 
 def find_images(annotations: Annotations, images: str, *, has_masks: bool) -> InstanceImages:
-    """Find the image files that annotations name.
-
-    Args:
-        annotations: What is said of them.
-        images: A folder, an archive or a folder in one, a list; it may hold further images.
-        has_masks: Whether masks are to be read.
-
-    Raises:
-        UserError: Some are not there.
-    """
+    """Find the files that annotations name in a folder, an archive or a list, which may hold further images."""
     index = open_index(images)
     row_of = {index.name(row): row for row in range(len(index))}
-    missing = [each.name for each in annotations.images if each.name not in row_of]
+    missing = [each.file_name for each in annotations.images if each.file_name not in row_of]
     if missing:
         raise UserError(
             f"{len(missing):,} of {len(annotations.images):,} images that {annotations.file} names are not in "
             f"{index.source}, such as {missing[0]!r}; an image there is called {index.name(0)!r}. Give the folder to "
             "which the file names are relative."
         )
-    return InstanceImages(annotations, index, tuple(row_of[each.name] for each in annotations.images), has_masks)
+    return InstanceImages(annotations, index, tuple(row_of[each.file_name] for each in annotations.images), has_masks)
 
 
 @dataclass(frozen=True)
@@ -160,39 +135,30 @@ class _SidesPlan(Plan[tuple[int, int]]):
             return 0, 0
 
 
-def look_through(
+def readable_images(
     images: InstanceImages, *, workers: int = 0, advance: Callable[[int], None] | None = None
 ) -> tuple[InstanceImages, int]:
-    """Compare the sizes of all images with what is said of them.
+    """The images that can be read, and how many cannot; a ``UserError`` if one has another size than its file says.
 
-    Args:
-        images: To look at; only the first bytes of each are decoded.
-        workers: Processes that read them.
-        advance: Told of images that were read.
-
-    Returns:
-        Those that can be read, and how many cannot.
-
-    Raises:
-        UserError: An image has another size than is said, or none can be read.
+    Only the first bytes of each are decoded.
     """
     good = []
     for number, sides in enumerate(prepare(_SidesPlan(images), workers=workers)):
         if advance is not None:
             advance(1)
-        about = images.about(number)
+        about = images.annotation(number)
         if sides == about.sides:
             good.append(number)
         elif sides != (0, 0):
             raise UserError(
-                f"The image {about.name!r} in {images.index.source} has {sides[1]}x{sides[0]} pixels (turned upright "
-                f"as its EXIF data say), but {images.annotations.file} says {about.sides[1]}x{about.sides[0]}. "
-                "Boxes would not fit; give the images that were annotated."
+                f"The image {about.file_name!r} in {images.index.source} has {sides[1]}x{sides[0]} pixels (upright as "
+                f"its EXIF data say), but {images.annotations.file} says {about.sides[1]}x{about.sides[0]}. Boxes would "
+                "not fit. Give the images that were annotated."
             )
     if not good:
         raise UserError(
             f"None of the {len(images)} images in {images.index.source} could be read. Check that the data are still "
-            "where they were and that they are images."
+            "there and that they are images."
         )
     return (images if len(good) == len(images) else images.take(good)), len(images) - len(good)
 
@@ -203,7 +169,7 @@ class InstanceBatch(NamedTuple):
     Attributes:
         images: Each of its own size.
         targets: Their objects, as torchvision's detectors want them.
-        bad: Numbers of images that could not be read; the next good ones stand in for them.
+        bad: Numbers of images that could not be read and were replaced by the next good ones.
     """
 
     images: tuple[Tensor, ...]
@@ -228,17 +194,7 @@ def instance_batches(
 ) -> Iterator[InstanceBatch]:
     """The batches of some steps; they depend on the seed and the step alone.
 
-    Args:
-        images: To draw from.
-        flip: Probability of a mirror image.
-        batch_size: Images a step.
-        seed: Of the training.
-        start_step: First step.
-        num_steps: How many steps.
-        workers: Processes that prepare batches ahead.
-
-    Raises:
-        UserError: A hundred images in a row are bad.
+    ``flip`` is the probability of a mirror image; ``workers`` processes prepare batches ahead.
     """
     return prepare(_BatchPlan(images, flip, batch_size, seed, start_step, num_steps), workers=workers)
 
@@ -278,7 +234,7 @@ def _read_or_next(images: InstanceImages, wanted: int) -> tuple[Instances, list[
             bad.append(candidate)
     raise UserError(
         f"None of the {len(bad)} images from number {wanted} on could be read. "
-        "Check that the data are still where they were and that they are images."
+        "Check that the data are still there and that they are images."
     )
 
 
@@ -298,12 +254,7 @@ class _TestPlan(Plan[Any]):
 
 def images_in_order(
     images: InstanceImages, *, workers: int = 0
-) -> Iterator[tuple[Annotated, UInt8[Tensor, "3 _height _width"] | None]]:
-    """All images in order, each with what is said of it; None for one that cannot be read.
-
-    Args:
-        images: To test on.
-        workers: Processes that read ahead.
-    """
+) -> Iterator[tuple[ImageAnnotation, UInt8[Tensor, "3 _height _width"] | None]]:
+    """All images in order, each with what the file says about it; None for one that cannot be read."""
     for number, pixels in enumerate(prepare(_TestPlan(images), workers=workers)):
-        yield images.about(number), pixels
+        yield images.annotation(number), pixels

@@ -13,7 +13,7 @@ from poa.errors import UserError
 from poa.evaluation.results import ResultFiles, Scores
 from poa.models.source import Subject
 from poa.tasks.detection.coco import Annotations, check_categories, check_masks, coco_tools, read_annotations
-from poa.tasks.detection.data import InstanceImages, find_images, look_through
+from poa.tasks.detection.data import InstanceImages, find_images, readable_images
 from poa.tasks.detection.together import WORK, assess_width, check_slimmable, train_together
 from poa.tasks.detection.train_one import Task, detect_one
 from poa.tasks.training import Diverged, train_share
@@ -101,7 +101,7 @@ def _prepared(
         seen[part], num_bad[part] = _looked_through(found[part], given, part, settings, workers, console)
     if seen["train"].fingerprint == seen["test"].fingerprint:
         console.print("The test images are the training images: scores tell how well these were learnt by heart.")
-    if not seen["train"].annotations.num_things:
+    if not seen["train"].annotations.num_objects:
         raise UserError(f"{train.annotations} has no object to learn from. Give images with objects.")
     steps_per_epoch(len(seen["train"]), settings.batch_size)
     return seen, num_bad
@@ -124,7 +124,7 @@ def _looked_through(
         check_masks(annotations)
     images = find_images(annotations, given.images, has_masks=has_masks)
     with bar(f"looking at {part} images", total=len(images), console=console) as advance:
-        images, num_bad = look_through(images, workers=workers, advance=advance)
+        images, num_bad = readable_images(images, workers=workers, advance=advance)
     bad = f", {num_bad:,} damaged images left out" if num_bad else ""
     console.print(f"{part}: {images.annotations.describe()}{bad}", highlight=False, soft_wrap=True)
     return images, num_bad

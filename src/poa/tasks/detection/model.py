@@ -1,7 +1,7 @@
 """A detector out of any timm model: torchvision's Faster and Mask R-CNN, and a cascade of them, on maps of four levels.
 
 Of a plain transformer the maps come from a simple feature pyramid (ViTDet), of others from their stages; a feature
-pyramid network (FPN) is laid over both. What comes out is torchvision's own ``GeneralizedRCNN``.
+pyramid network (FPN) is laid over both. What comes out is torchvision's own ``FasterRCNN`` or ``MaskRCNN``.
 """
 
 from collections import OrderedDict
@@ -12,21 +12,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from poa.tasks.detection.cascade import Cascade, Masking
+from poa.tasks.detection.cascade import Cascade
 from poa.tasks.maps import LEVELS, Maps, Pyramid
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -39,24 +37,14 @@ _CANONICAL, _USUAL_CELLS = 224, 8.0
 
 @dataclass(frozen=True)
 class DetectorPlan:
-    """What a detector is besides its weights; JSON can hold it.
+    """A detector except for its weights, as written beside them (JSON): settings of ``config.detection``, and classes.
 
     Attributes:
-        head: ``faster-rcnn``, ``mask-rcnn``, ``cascade-rcnn`` or ``cascade-mask-rcnn``.
-        num_classes: Number of classes, without the background.
+        num_classes: Without the background.
         mean: Of the channels, of values in 0..1.
         std: Of the channels.
         side: Shorter side of test images in pixels.
-        longest: Images are made smaller than that where their longer side were above it, in pixels.
         train_sides: Shorter sides of training images, one of which is drawn for each, in pixels.
-        channels: Of the FPN and of the mask head.
-        box_head: ``mlp`` (two linear layers), or ``convolutions`` (four and a linear layer).
-        box_loss: ``smooth-l1``, or ``giou`` of a cascade.
-        hidden: Width of the linear layers.
-        anchor_cells: Side of the square anchors in strides of their level.
-        regions: Boxes of an image that the heads are trained on.
-        min_score: Detections below it are dropped.
-        most: Detections of an image.
     """
 
     head: str
@@ -89,17 +77,13 @@ class DetectorPlan:
 class Levels(nn.Module):
     """Five maps of a batch of images, of one number of channels, by name as torchvision's detectors want them.
 
-    Args:
-        maps: Of a backbone.
-        channels: Of what comes out.
-
     Attributes:
         strides: Pixels of the image from one cell to the next, of the five.
     """
 
     def __init__(self, maps: Maps, channels: int) -> None:
         super().__init__()
-        self.maps, self.pyramid = maps, Pyramid(maps.levels)
+        self.maps, self.pyramid, self.out_channels = maps, Pyramid(maps.levels), channels
         levels = self.pyramid.levels
         self.strides = (*(level.stride for level in levels), 2 * levels[-1].stride)
         self.fpn = FeaturePyramidNetwork(
@@ -107,14 +91,14 @@ class Levels(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Tensor]:
-        """The maps, the finest first.
+        """The maps of normalised images whose sides are multiples of that of ``maps``, the finest first."""
+        return self.merge(self.maps(images))
 
-        Args:
-            images: Normalised; sides are multiples of that of ``maps``.
-        """
-        found = self.pyramid(self.maps(images))
-        named: dict[str, Tensor] = self.fpn(OrderedDict((str(number), each) for number, each in enumerate(found)))
-        return named
+    def merge(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The five maps out of those of a backbone."""
+        numbered = OrderedDict((str(number), each) for number, each in enumerate(self.pyramid(maps)))
+        merged: dict[str, Tensor] = self.fpn(numbered)
+        return merged
 
 
 class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
@@ -122,7 +106,7 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
 
     Args:
         strides: Of the levels in pixels.
-        cells: Side of the square ones in strides.
+        cells: Side of the square anchors in strides.
     """
 
     def __init__(self, strides: Sequence[float], cells: float) -> None:
@@ -130,12 +114,7 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
         self.strides = tuple(strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Boxes of all levels, for each image.
-
-        Args:
-            image_list: The batch.
-            feature_maps: Of each level.
-        """
+        """Boxes of all levels, for each image."""
         device, dtype = feature_maps[0].device, feature_maps[0].dtype
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
         self.set_cell_anchors(dtype, device)
@@ -144,11 +123,9 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
 
 
 class Resizing(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision is untyped
-    """torchvision's preparation of images, but for a resize that does not alias where it makes images much smaller.
+    """torchvision's preparation of images, except that it resizes with antialiasing.
 
-    Args:
-        plan: Mean, standard deviation and sides.
-        multiple: Of the sides of the batch, in pixels.
+    The sides of a batch are made multiples of ``multiple`` pixels.
     """
 
     def __init__(self, plan: DetectorPlan, *, multiple: int) -> None:
@@ -159,12 +136,7 @@ class Resizing(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision i
     def resize(
         self, image: Float[Tensor, "3 _height _width"], target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """The image at the sides of a test, or at drawn ones in training; boxes and masks likewise.
-
-        Args:
-            image: Normalised.
-            target: Its objects.
-        """
+        """A normalised image at the sides of a test, or at drawn ones in training; boxes and masks likewise."""
         height, width = image.shape[1:]
         side = self.torch_choice(self.min_size) if self.training else self.side
         sides = fitted(height, width, shorter=side, longest=self.max_size)
@@ -173,90 +145,58 @@ class Resizing(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision i
             return image, None
         target = {**target, "boxes": resize_boxes(target["boxes"], (height, width), sides)}
         if "masks" in target:
-            target["masks"] = _resized_masks(target["masks"], sides)
+            masks = target["masks"][:, None].float()
+            target["masks"] = F.interpolate(masks, size=sides, mode="nearest-exact")[:, 0].to(torch.uint8)
         return image, target
 
 
 def fitted(height: int, width: int, *, shorter: int, longest: int) -> tuple[int, int]:
-    """Height and width of an image with the shorter side wanted, or else with the longer one allowed.
-
-    Args:
-        height: Before, in pixels.
-        width: Before, in pixels.
-        shorter: Wanted, in pixels.
-        longest: Allowed, in pixels.
-    """
+    """Height and width of an image with the shorter side wanted, or else with the longer one allowed."""
     ratio = min(shorter / min(height, width), longest / max(height, width))
     return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 
-def _resized_masks(masks: UInt8[Tensor, "things height width"], sides: tuple[int, int]) -> Tensor:
-    return F.interpolate(masks[:, None].float(), size=sides, mode="nearest-exact")[:, 0].to(torch.uint8)
-
-
 def build_detector(backbone: nn.Module, plan: DetectorPlan) -> Any:
-    """Put a detector together; its new layers are drawn by torch's global generator.
+    """A detector on a timm model, which becomes a part of it; new layers are drawn by torch's global generator.
 
-    Args:
-        backbone: A timm model; becomes a part of it.
-        plan: What to build.
-
-    Returns:
-        torchvision's ``GeneralizedRCNN``: images, each RGB in 0..1 of its own size, in; in training with targets, which
-        give losses by name, else boxes, labels from 1, scores and masks for each image.
-
-    Raises:
-        UserError: The backbone has no maps for a detector.
+    It takes images, each RGB in 0..1 of its own size. In training it takes targets too and gives losses by name; else
+    it gives boxes, labels from 1, scores and masks of each image.
     """
     return detector_on(Maps(backbone, image_size=(plan.side, plan.longest)), plan)
 
 
 def detector_on(maps: Maps, plan: DetectorPlan) -> Any:
-    """Put a detector together, as ``build_detector``.
-
-    Args:
-        maps: Of its backbone.
-        plan: What to build.
-
-    Raises:
-        UserError: There are neither one nor four maps.
-    """
+    """A detector as of ``build_detector`` on the maps of its backbone, of which there must be one or four."""
     levels = Levels(maps, plan.channels)
-    heads = _cascade(plan, levels) if plan.is_cascade else _heads(plan, levels)
-    return GeneralizedRCNN(levels, _proposals(plan, levels), heads, Resizing(plan, multiple=maps.multiple))
-
-
-def _proposals(plan: DetectorPlan, levels: Levels) -> nn.Module:
-    """The network that proposes boxes, with torchvision's settings."""
-    anchors = Anchors(levels.strides, plan.anchor_cells)
-    network: nn.Module = RegionProposalNetwork(
-        anchors,
-        RPNHead(plan.channels, len(RATIOS)),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": 2000, "testing": 1000},
-        post_nms_top_n={"training": 2000, "testing": 1000},
-        nms_thresh=0.7,
+    cascade = _cascade(plan, levels) if plan.is_cascade else None
+    heads = _heads(plan, levels) if cascade is None else {"box_head": nn.Identity(), "box_predictor": nn.Identity()}
+    network: Any = (MaskRCNN if "mask_head" in heads else FasterRCNN)(
+        levels,
+        rpn_anchor_generator=Anchors(levels.strides, plan.anchor_cells),
+        box_roi_pool=_pool(plan, levels, _BOX_CELLS),
+        box_batch_size_per_image=plan.regions,
+        box_score_thresh=plan.min_score,
+        box_detections_per_img=plan.most,
+        **heads,
     )
+    if cascade is not None:
+        network.roi_heads = cascade
+    network.transform = Resizing(plan, multiple=maps.multiple)
     return network
 
 
-def _heads(plan: DetectorPlan, levels: Levels) -> nn.Module:
+def _heads(plan: DetectorPlan, levels: Levels) -> dict[str, nn.Module]:
     predictor = FastRCNNPredictor(plan.hidden, plan.num_classes + 1)
-    heads: Any = RoIHeads(
-        _pool(plan, levels, _BOX_CELLS),
-        _box_head(plan),
-        predictor,
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        bbox_reg_weights=None,
-        **_sampling(plan),
-    )
-    if plan.has_masks:
-        heads.mask_roi_pool, heads.mask_head, heads.mask_predictor = _masking(plan, levels)
-    return heads  # type: ignore[no-any-return]
+    heads = {"box_predictor": predictor, "box_head": _box_head(plan)}
+    return heads | _mask_heads(plan, levels) if plan.has_masks else heads
+
+
+def _mask_heads(plan: DetectorPlan, levels: Levels) -> dict[str, nn.Module]:
+    return {
+        "mask_roi_pool": _pool(plan, levels, _MASK_CELLS),
+        "mask_head": MaskRCNNHeads(plan.channels, (plan.channels,) * 4, 1),
+        "mask_predictor": MaskRCNNPredictor(plan.channels, plan.channels, plan.num_classes + 1),
+    }
 
 
 def _cascade(plan: DetectorPlan, levels: Levels) -> nn.Module:
@@ -266,19 +206,13 @@ def _cascade(plan: DetectorPlan, levels: Levels) -> nn.Module:
         hidden=plan.hidden,
         num_classes=plan.num_classes,
         box_loss=plan.box_loss,
-        masking=_masking(plan, levels) if plan.has_masks else None,
-        **_sampling(plan),
+        masks=_mask_heads(plan, levels) if plan.has_masks else {},
+        batch_size_per_image=plan.regions,
+        positive_fraction=0.25,
+        score_thresh=plan.min_score,
+        nms_thresh=0.5,
+        detections_per_img=plan.most,
     )
-
-
-def _sampling(plan: DetectorPlan) -> dict[str, Any]:
-    return {
-        "batch_size_per_image": plan.regions,
-        "positive_fraction": 0.25,
-        "score_thresh": plan.min_score,
-        "nms_thresh": 0.5,
-        "detections_per_img": plan.most,
-    }
 
 
 def _box_head(plan: DetectorPlan) -> nn.Module:
@@ -292,14 +226,6 @@ def _box_head(plan: DetectorPlan) -> nn.Module:
 
 def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(gcd(32, channels), channels)
-
-
-def _masking(plan: DetectorPlan, levels: Levels) -> Masking:
-    return Masking(
-        _pool(plan, levels, _MASK_CELLS),
-        MaskRCNNHeads(plan.channels, (plan.channels,) * 4, 1),
-        MaskRCNNPredictor(plan.channels, plan.channels, plan.num_classes + 1),
-    )
 
 
 def _pool(plan: DetectorPlan, levels: Levels, cells: int) -> nn.Module:

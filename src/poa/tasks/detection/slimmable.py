@@ -5,7 +5,6 @@ that one pyramid and one set of heads serve all. Zeros add nothing: a detector o
 pyramid has the weights of the channels that are there.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,10 +65,7 @@ class NarrowLevels(nn.Module):
             F.pad(each, (0, 0, 0, 0, 0, level.channels - each.shape[1]))
             for each, level in zip(narrow(images), self.whole.maps.levels, strict=True)
         ]
-        named: dict[str, Tensor] = self.whole.fpn(
-            OrderedDict((str(number), each) for number, each in enumerate(self.whole.pyramid(filled)))
-        )
-        return named
+        return self.whole.merge(filled)
 
 
 def slim_detectors(

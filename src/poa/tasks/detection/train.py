@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from poa.config.detection import Detection
 from poa.data.sampler import keyed_random, steps_per_epoch
-from poa.tasks.detection.average_precision import Entry, box_entries, mask_entries
+from poa.tasks.detection.coco import Entry, box_entries, mask_entries
 from poa.tasks.detection.data import InstanceBatch, InstanceImages, images_in_order, instance_batches
 from poa.tasks.training import Advance, Diverged, Reached, Save, Training, adamw, train_epochs
 
@@ -232,15 +232,15 @@ def detect(
     """
     network.eval().to(device)
     boxes, masks, read, examples = list[Entry](), list[Entry](), list[int](), list[Example]()
-    filled = [i for i in range(len(images)) if images.about(i).things]
+    filled = [i for i in range(len(images)) if images.annotation(i).objects]
     shown = {filled[number * len(filled) // EXAMPLES] for number in range(EXAMPLES) if filled}
     for i, (about, pixels) in enumerate(images_in_order(images, workers=workers)):
         if pixels is not None:
             detected = {name: value.cpu() for name, value in network([pixels.to(device).float() / 255])[0].items()}
-            found = _entries(detected, about.number, categories)
+            found = _entries(detected, about.id, categories)
             boxes += found[0]
             masks += found[1]
-            read.append(about.number)
+            read.append(about.id)
             if i in shown:
                 likely = detected["scores"] >= LIKELY
                 examples.append(Example(i, {name: value[likely] for name, value in detected.items()}))

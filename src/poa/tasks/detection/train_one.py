@@ -14,9 +14,10 @@ from poa.config.detection import Detection
 from poa.data.sampler import steps_per_epoch
 from poa.evaluation.protocol import Outcome
 from poa.export.finetuned import Blueprint, backbone_of
+from poa.files import whole_file
 from poa.models.source import Subject
 from poa.plots.boxes import Objects, Row, detection_sheet
-from poa.tasks.detection.average_precision import BOXES, MASKS, average_precision, write_entries
+from poa.tasks.detection.coco import BOXES, MASKS, average_precision
 from poa.tasks.detection.data import InstanceImages
 from poa.tasks.detection.folder import Description, write_detector
 from poa.tasks.detection.model import DetectorPlan, build_detector
@@ -134,7 +135,7 @@ def assess_one(
     details = {
         "training_loss": reached.loss,
         "training_images": float(len(task.train)),
-        "training_objects": float(task.train.annotations.num_things),
+        "training_objects": float(task.train.annotations.num_objects),
         "test_images": float(len(found.images)),
         "detections": float(len(found.boxes)),
         "detector_parameters": float(sum(each.numel() for each in network.parameters())),
@@ -151,14 +152,14 @@ def _draw(task: Task, name: str, found: Found, scores: Mapping[str, float]) -> N
     called = list(task.categories.values())
     rows = []
     for each in found.examples:
-        about, truth = task.test.about(each.i), task.test.read(each.i)
+        about, truth = task.test.annotation(each.i), task.test.read(each.i)
         names = [called[label - 1] for label in truth.labels.tolist()]
         detected = [called[label - 1] for label in each.found["labels"].tolist()]
         masks = None if truth.masks is None else truth.masks.bool().numpy()
         found_masks = each.found["masks"][:, 0].gt(0.5).numpy() if "masks" in each.found else None
         rows.append(
             Row(
-                about.name,
+                about.file_name,
                 truth.image.mul(255).round().byte().permute(1, 2, 0).numpy(),
                 Objects(truth.boxes.numpy(), names, masks),
                 Objects(each.found["boxes"].numpy(), detected, found_masks),
@@ -179,7 +180,8 @@ def _scores(task: Task, name: str, found: Found) -> Mapping[str, float]:
     kinds = {BOXES: ("boxes", found.boxes)} | ({MASKS: ("masks", found.masks)} if task.plan.has_masks else {})
     for kind, (what, entries) in kinds.items():
         file = task.folder / DETECTIONS / f"{name}-{what}.json"
-        write_entries(entries, file)
+        with whole_file(file) as unfinished:
+            unfinished.write_text(json.dumps(entries))
         scores |= average_precision(task.test.annotations.file, file, kind=kind, images=found.images)
     return scores
 
