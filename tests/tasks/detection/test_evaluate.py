@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from poa import distributed
-from poa.cli import detection as commands
-from poa.cli.detection import Training
+from poa.cli.detection import Training, detection
 from poa.cli.evaluate import Options
 from poa.config.detection import Detection
 from poa.elastic.space import SearchSpace, Size
@@ -366,7 +365,7 @@ def test_command(
         "test_annotations": data["test"].annotations,
     }
     training = Training(epochs=1, channels=8, hidden=16, sides=(32,), test_side=32, longest=48)
-    commands.detection(path, **named, training=training, options=Options(out=tmp_path))
+    detection(path, **named, training=training, options=Options(out=tmp_path))
     shown = capsys.readouterr()
     assert "1 images without objects, which are kept as negatives" in shown.err
     assert "16x1" in shown.out
@@ -376,12 +375,12 @@ def test_command(
     settings = json.loads((tmp_path / "detection/detection.json").read_text())["settings"]
     assert (settings["epochs"], settings["sides"], settings["lr"]) == (1, [32], Detection().lr)
     with pytest.raises(UserError, match="no preset 'mine'"):
-        commands.detection(path, **named, preset="mine")
+        detection(path, **named, preset="mine")
 
 
 def test_flags() -> None:
     app = App()
-    app.command(commands.detection)
+    app.command(detection)
     words = (
         "detection runs/mine --train-images a --train-annotations b.json --test-images c --test-annotations d.json "
         "--head cascade-mask-rcnn --sides 480 640 --test-side 640 --longest 1000 --milestones 8 11 --frozen "

@@ -152,8 +152,8 @@ def readable_images(
         elif sides != (0, 0):
             raise UserError(
                 f"The image {about.file_name!r} in {images.index.source} has {sides[1]}x{sides[0]} pixels (upright as "
-                f"its EXIF data say), but {images.annotations.file} says {about.sides[1]}x{about.sides[0]}. Boxes would "
-                "not fit. Give the images that were annotated."
+                f"its EXIF data say), but {images.annotations.file} says {about.sides[1]}x{about.sides[0]}. Boxes "
+                "would not fit. Give the images that were annotated."
             )
     if not good:
         raise UserError(
