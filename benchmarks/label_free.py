@@ -15,7 +15,7 @@ from poa.evaluation import evaluate, label_free
 from poa.evaluation.cost import parameters
 from poa.evaluation.knn import Knn
 from poa.evaluation.results import Scores
-from poa.models.source import subject_of
+from poa.models.source import model_source
 from poa.plots.quality import LOWER_IS_BETTER
 
 SIZE = "parameters"
@@ -24,15 +24,15 @@ SIZE = "parameters"
 def main() -> None:
     """Measure, score and print."""
     arguments = parse()
-    subject = subject_of(arguments.run)
-    quality = label_free.evaluate(subject, arguments.data, limit=arguments.limit, workers=arguments.workers)
+    source = model_source(arguments.run)
+    quality = label_free.evaluate(source, arguments.data, limit=arguments.limit, workers=arguments.workers)
     protocol = Knn()
-    path = evaluate.results_file(subject, protocol)
+    path = evaluate.results_file(source, protocol)
     if path.exists():
         scores, _, _ = evaluate.read_scores(path)
     else:
         scores = evaluate.evaluate(
-            subject,
+            source,
             protocol,
             train=arguments.train,
             test=arguments.test,
@@ -40,10 +40,10 @@ def main() -> None:
             workers=arguments.workers,
         )
     judged: Scores = {
-        size: measures | {SIZE: float(parameters(subject.network(size)))} for size, measures in quality.items()
+        size: measures | {SIZE: float(parameters(source.network(size)))} for size, measures in quality.items()
     }
     print(machine(distributed.this_device()))
-    print(f"{arguments.run}, {subject.weights}; {arguments.limit or 'all'} images; k-NN from {path}")
+    print(f"{arguments.run}, {source.weights}; {arguments.limit or 'all'} images; k-NN from {path}")
     print_table(judged, {size: found[arguments.score] for size, found in scores.items()}, arguments.score)
 
 

@@ -33,7 +33,7 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.sweep import Scoring
 from poa.experiments.demo import TEST, TRAIN
 from poa.models.run import Paths
-from poa.models.source import Subject, subject_of
+from poa.models.source import ModelSource, model_source
 from poa.pretraining.loop import train
 
 TARGET = 1.3
@@ -49,7 +49,7 @@ def main() -> None:
         run = Path(arguments.run or Path(folder, "run"))
         if not Paths(run).config.exists():
             train(resolve.resolve({"out": str(run), "epochs": 1}, recipe="demo"), console=QUIET)
-        compare(subject_of(str(run), out=Path(folder, "eval")), arguments)
+        compare(model_source(str(run), out=Path(folder, "eval")), arguments)
 
 
 def parse() -> argparse.Namespace:
@@ -62,15 +62,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(subject: Subject, arguments: argparse.Namespace) -> None:
+def compare(source: ModelSource, arguments: argparse.Namespace) -> None:
     """Time both in turns."""
     device = distributed.this_device()
-    networks = [subject.network(name).to(device).eval() for name in subject.names]
-    batches = prepared(subject, device)
+    networks = [source.network(name).to(device).eval() for name in source.names]
+    batches = prepared(source, device)
     processor: dict[str, list[float]] = {"sweep": [], "bare": []}
 
     def sweep() -> None:
-        evaluate.evaluate(subject, Knn(), train=TRAIN, test=TEST, overwrite=True, console=QUIET)
+        evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, overwrite=True, console=QUIET)
 
     def timed(name: str, work: Callable[[], None]) -> Callable[[int], None]:
         def run(_: int) -> None:
@@ -88,7 +88,8 @@ def compare(subject: Subject, arguments: argparse.Namespace) -> None:
     processor = {name: values[1:] for name, values in processor.items()}  # the first round warms up
     images = sum(len(batch) for batch in batches)
     print(machine(device))
-    print(f"{len(networks)} sizes, {images} images of {subject.image_size} px, batches of {len(batches[0])}, {device}")
+    side = source.preprocessing.image_size
+    print(f"{len(networks)} sizes, {images} images of {side} px, batches of {len(batches[0])}, {device}")
     for what, seconds in (("clock", clock), ("processor", processor)):
         for name, values in seconds.items():
             print(f"{what:9} {name:6} {statistics.median(values):8.2f} s   (least {min(values):.2f})")
@@ -97,14 +98,15 @@ def compare(subject: Subject, arguments: argparse.Namespace) -> None:
         print(profile(sweep))
 
 
-def prepared(subject: Subject, device: torch.device) -> list[Tensor]:
+def prepared(source: ModelSource, device: torch.device) -> list[Tensor]:
     """All images as the sweep batches them, ready for the networks."""
-    batch_size = Scoring(subject.image_size, subject.resize, subject.mean, subject.std).batch_size
+    seen = source.preprocessing
+    batch_size = Scoring(seen.image_size, seen.resize, seen.mean, seen.std).batch_size
     return [
-        normalise(batch.images.to(device), mean=subject.mean, std=subject.std)
+        normalise(batch.images.to(device), mean=seen.mean, std=seen.std)
         for data in (TRAIN, TEST)
         for batch in images_for_scoring(
-            open_index(data), size=subject.image_size, resize=subject.resize, batch_size=batch_size
+            open_index(data), size=seen.image_size, resize=seen.resize, batch_size=batch_size
         )
     ]
 

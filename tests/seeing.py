@@ -10,11 +10,12 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from poa.data.images import Preprocessing
 from poa.elastic.space import SearchSpace, Size
 from poa.evaluation.results import Scores
 from poa.families.base import Features
 from poa.families.vit import ViT
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.robustness import evaluate as robustness
 from poa.robustness.conditions import Robustness
 
@@ -45,13 +46,13 @@ def make_network(name: str, **options: Any) -> nn.Module:
     return Seeing(FAMILY.build(size), **options).requires_grad_(False).eval()
 
 
-def subject(out: Path, **over: Any) -> Subject:
-    defaults = {"name": "runs/mine", "names": SIZES, "network": make_network, "model": make_network, "weights": "w"}
-    prepared = {"image_size": 8, "resize": 8, "mean": MEAN, "std": STD, "out": out, "family": FAMILY}
-    return Subject(**{**defaults, **prepared, **over})
+def source(out: Path, **over: Any) -> ModelSource:
+    networks = {"name": "runs/mine", "names": SIZES, "network": make_network, "timm_model": make_network}
+    prepared = {"weights": "w", "preprocessing": Preprocessing(8, 8, MEAN, STD), "out": out, "family": FAMILY}
+    return ModelSource(**{**networks, **prepared, **over})
 
 
-def evaluate(given: Subject, settings: Robustness = SETTINGS, **options: Any) -> Scores:
+def evaluate(given: ModelSource, settings: Robustness = SETTINGS, **options: Any) -> Scores:
     usual = {"train": "digits/train", "test": "digits/test", "limit": 60, "test_limit": 30}
     return robustness.evaluate(given, settings, **{**usual, "console": Console(quiet=True), **options})
 

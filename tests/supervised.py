@@ -1,4 +1,4 @@
-"""Subjects of four small sizes for tests of trainings with labels, boxes or masks, and what stops such trainings."""
+"""Sources of four small sizes for tests of trainings with labels, boxes or masks, and what stops such trainings."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +9,10 @@ import timm
 import torch
 from torch import nn
 
+from poa.data.images import Preprocessing
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.training import checkpoint
 
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
@@ -23,7 +24,7 @@ def family(*, image_size: int, patch_size: int) -> ViT:
 
 
 class Models:
-    """Makes the models of a subject, notes which, and spoils some."""
+    """Makes the models of a source, notes which, and spoils some."""
 
     def __init__(self, family: ViT, spoiled: Sequence[str] = ()) -> None:
         self.made: list[str] = []
@@ -41,22 +42,19 @@ class Models:
         return model
 
 
-def subject_of_models(out: Path, models: Models, **options: Any) -> Subject:
+def source_of_models(out: Path, models: Models, **options: Any) -> ModelSource:
     vit = models._family
     settings: dict[str, Any] = {
         "name": "runs/mine",
         "names": tuple(map(str, vit.space.sizes)),
         "network": vit.build,
-        "model": models,
+        "timm_model": models,
         "weights": "teacher at step 5",
-        "image_size": vit.image_size,
-        "resize": vit.image_size,
-        "mean": MEAN,
-        "std": STD,
+        "preprocessing": Preprocessing(vit.image_size, vit.image_size, MEAN, STD),
         "out": out,
         "family": vit,
     }
-    return Subject(**settings | options)
+    return ModelSource(**settings | options)
 
 
 def stop(patch: pytest.MonkeyPatch, run: Callable[..., Any], *arguments: Any, after: int, **options: Any) -> None:

@@ -109,12 +109,12 @@ def evaluate(
         UserError: Something given is not as it must be.
     """
     from poa.evaluation import evaluate as scoring
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
 
     given = subject if isinstance(subject, str | PathLike) else subject.folder
     chosen = scoring.protocol_of(protocol, settings)
     return scoring.evaluate(
-        subject_of(str(given), branch=branch, image_size=image_size, out=None if out is None else Path(out)),
+        model_source(str(given), branch=branch, image_size=image_size, out=None if out is None else Path(out)),
         chosen,
         train=train,
         test=test,

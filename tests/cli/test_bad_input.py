@@ -19,7 +19,7 @@ REFUSED = {
     "flag": ("pretrain --epoch 3", "Unknown option: --epoch", "Did you mean --epochs?"),
     "nested flag": ("pretrain --model.dept-max 3", "--model.dept-max", "Did you mean --model.depth-max?"),
     "word without a flag": ("pretrain images", "'images' belongs to no option", "--name VALUE"),
-    "no folder named": ("evaluate knn", "SUBJECT requires an argument", "--help"),
+    "no folder named": ("evaluate knn", "MODEL requires an argument", "--help"),
     "nothing to list": ("sizes", "Say whose sizes", "the folder of a run", "--model NAME"),
     "no size named": ("extract run", "--size requires an argument", "--help"),
     "too few numbers": ("pretrain --views.mean 1 2", "--views.mean requires 3", "got 2"),
@@ -137,7 +137,7 @@ REFUSED = {
     "recall": (f"{RETRIEVAL} --k 0", "Recall at 0 is not possible", "from 1"),
     "recall of few": (f"{RETRIEVAL} --k 51 --limit 50", "Recall at 51 is not possible", "here 50"),
     # what is scored
-    "no subject": (KNN.replace(" run", " runs/nothing"), "runs/nothing: there is no such file or folder", "of a run"),
+    "no source": (KNN.replace(" run", " runs/nothing"), "runs/nothing: there is no such file or folder", "of a run"),
     "mistyped timm name": (KNN.replace(" run", " resnt18"), "no such file, folder or timm model", "'resnet18'"),
     "folder of images": (KNN.replace(" run", " images"), "images is neither the folder of a run nor", "timm name"),
     "model without weights": (KNN.replace(" run", " bare"), "bare is neither", "config.json and model.safetensors"),

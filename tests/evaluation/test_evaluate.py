@@ -17,7 +17,7 @@ from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
 from poa.models.run import Run
-from poa.models.source import subject_of
+from poa.models.source import model_source
 
 TEST = ("--test", "digits/test")
 IMAGES = ("--train", "digits/train", *TEST, "--limit", "60")
@@ -173,7 +173,7 @@ def test_a_timm_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_flops_are_those_of_the_images(run: Path) -> None:
     small, large = (
-        evaluate.scored_rows(subject_of(str(run), image_size=side), {"32x2": {"top1": 1.0}}) for side in (16, 32)
+        evaluate.scored_rows(model_source(str(run), image_size=side), {"32x2": {"top1": 1.0}}) for side in (16, 32)
     )
     assert [str(row.size) for row in small] == ["32x2"]
     assert small[0].flops == evaluate.rows(library.load(run))[0].flops
@@ -244,21 +244,21 @@ def test_the_library_scores_too(made: Path, run: Path) -> None:
 
 
 def test_names_of_results(run: Path) -> None:
-    teacher, untrained = (subject_of(str(run), branch=branch) for branch in ("teacher", "untrained"))
+    teacher, untrained = (model_source(str(run), branch=branch) for branch in ("teacher", "untrained"))
     assert [evaluate.default_name(each, Knn()) for each in (teacher, untrained)] == ["knn", "untrained"]
     assert [evaluate.default_name(each, Linear()) for each in (teacher, untrained)] == ["linear", "linear-untrained"]
     assert evaluate.results_file(untrained, Linear(), "a") == run / "eval/a/linear.json"
 
 
 def test_flops_that_cannot_be_counted_are_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = subject_of("resnet10t", branch="untrained", image_size=32)
-    (row,) = evaluate.scored_rows(subject, {"resnet10t": {"top1": 1.0}})
-    assert (row.size, row.parameters) == ("resnet10t", sum(value.numel() for value in subject.network("").parameters()))
+    source = model_source("resnet10t", branch="untrained", image_size=32)
+    (row,) = evaluate.scored_rows(source, {"resnet10t": {"top1": 1.0}})
+    assert (row.size, row.parameters) == ("resnet10t", sum(value.numel() for value in source.network("").parameters()))
     assert row.flops is not None
 
     def refuse(*_: object, **__: object) -> int:
         raise NotImplementedError
 
     monkeypatch.setattr(evaluate, "flops", refuse)
-    (row,) = evaluate.scored_rows(subject, {"resnet10t": {"top1": 1.0}})
+    (row,) = evaluate.scored_rows(source, {"resnet10t": {"top1": 1.0}})
     assert row.flops is None

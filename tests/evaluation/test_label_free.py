@@ -17,7 +17,7 @@ import tiny
 from poa.cli.quality import quality
 from poa.config import resolve
 from poa.data.augment import augment, normalise
-from poa.data.images import decode
+from poa.data.images import Preprocessing, decode
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import centre_crop, images_for_scoring
 from poa.data.views import collate, make_crops, sample_generator
@@ -28,7 +28,7 @@ from poa.evaluation.quality import alignment, linear_cka, neighbour_stability, u
 from poa.evaluation.results import NotScored, Scores
 from poa.families.base import Features
 from poa.families.vit import ViT
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.plots.quality import quality_table
 from poa.training.health import rankme
 
@@ -57,19 +57,19 @@ def make_network(name: str) -> nn.Module:
     return Stretched(FAMILY.build(size)).requires_grad_(False).eval()
 
 
-def subject(out: Path, **over: Any) -> Subject:
+def source(out: Path, **over: Any) -> ModelSource:
     defaults = {
         "name": "runs/mine",
         "names": SIZES,
         "network": make_network,
-        "model": make_network,
+        "timm_model": make_network,
         "weights": "seed 0",
     }
-    prepared = {"image_size": 8, "resize": 8, "mean": MEAN, "std": STD, "out": out, "family": FAMILY}
-    return Subject(**{**defaults, **prepared, **over})
+    prepared = {"preprocessing": Preprocessing(8, 8, MEAN, STD), "out": out, "family": FAMILY}
+    return ModelSource(**{**defaults, **prepared, **over})
 
 
-def evaluate(given: Subject, data: str = "digits/test", **options: Any) -> Scores:
+def evaluate(given: ModelSource, data: str = "digits/test", **options: Any) -> Scores:
     return label_free.evaluate(given, data, **{"limit": NUM, "console": Console(quiet=True), **options})
 
 
@@ -84,7 +84,7 @@ def colours(root: Path, *, images: int = 12, side: int = 8) -> str:
 
 
 def test_plain_measures_are_those_of_the_features(tmp_path: Path) -> None:
-    found = evaluate(subject(tmp_path), k=5)
+    found = evaluate(source(tmp_path), k=5)
     (batch,) = images_for_scoring(open_index("digits/test", limit=NUM), size=8, resize=8, batch_size=NUM)
     rows = {size: make_network(size)(normalise(batch.images, mean=MEAN, std=STD)).cls for size in SIZES}
     assert list(found) == list(SIZES)
@@ -100,11 +100,12 @@ def test_plain_measures_are_those_of_the_features(tmp_path: Path) -> None:
         assert found[size]["cka"] == pytest.approx(linear_cka(features, rows[INTACT]), abs=1e-5)
 
 
-def views_by_hand(index: ImageIndex, given: Subject, *, seed: int) -> tuple[Tensor, Tensor]:
+def views_by_hand(index: ImageIndex, given: ModelSource, *, seed: int) -> tuple[Tensor, Tensor]:
     """Every image alone: its central square, cut and coloured twice."""
     views: list[Tensor] = []
     for i in range(len(index)):
-        square = centre_crop(decode(index.read(i)), size=given.resize, resize_to=given.resize)[0]
+        side = given.preprocessing.resize
+        square = centre_crop(decode(index.read(i)), size=side, resize_to=side)[0]
         crops = make_crops(
             Image.fromarray(square.permute(1, 2, 0).numpy()),
             augmentation=label_free.views_of(given),
@@ -120,7 +121,7 @@ def views_by_hand(index: ImageIndex, given: Subject, *, seed: int) -> tuple[Tens
 def test_two_views_are_drawn_of_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(label_free, "BATCH", 5)
     data = colours(tmp_path / "images", side=14)
-    given = subject(tmp_path, resize=12)
+    given = source(tmp_path, preprocessing=Preprocessing(8, 12, MEAN, STD))
     found = evaluate(given, data, limit=None, sizes="32x2", seed=seed, k=3)["32x2"]
     views = views_by_hand(open_index(data), given, seed=seed)
     first, second = (make_network("32x2")(each).cls for each in views)
@@ -134,17 +135,17 @@ def test_two_views_are_drawn_of_each_image(tmp_path: Path, monkeypatch: pytest.M
 
 def test_views_depend_on_the_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = colours(tmp_path / "images")
-    first = evaluate(subject(tmp_path / "a"), data, limit=None, sizes="32x1", k=3)
+    first = evaluate(source(tmp_path / "a"), data, limit=None, sizes="32x1", k=3)
     monkeypatch.setattr(label_free, "BATCH", 5)
-    again = evaluate(subject(tmp_path / "b"), data, limit=None, sizes="32x1", k=3)
+    again = evaluate(source(tmp_path / "b"), data, limit=None, sizes="32x1", k=3)
     assert again["32x1"] == pytest.approx(first["32x1"], rel=1e-4)
-    other = evaluate(subject(tmp_path / "c"), data, limit=None, sizes="32x1", k=3, seed=1)
+    other = evaluate(source(tmp_path / "c"), data, limit=None, sizes="32x1", k=3, seed=1)
     assert other["32x1"]["alignment"] != pytest.approx(first["32x1"]["alignment"], rel=1e-3)
     assert other["32x1"]["rankme"] == pytest.approx(first["32x1"]["rankme"], rel=1e-4)
 
 
 def test_files(tmp_path: Path) -> None:
-    found = evaluate(subject(tmp_path), sizes="32x2,48x2")
+    found = evaluate(source(tmp_path), sizes="32x2,48x2")
     path = tmp_path / "quality" / "quality.json"
     written = json.loads(path.read_text())
     assert written["scores"] == found
@@ -155,11 +156,11 @@ def test_files(tmp_path: Path) -> None:
     assert float(lines[0]["cka"]) == found["32x2"]["cka"]
     assert lines[1]["cka"] == ""
     assert sorted(each.name for each in path.parent.iterdir()) == ["quality.csv", "quality.json"]
-    evaluate(subject(tmp_path), sizes="32x2", name="one")
+    evaluate(source(tmp_path), sizes="32x2", name="one")
     assert list(json.loads((tmp_path / "one" / "quality.json").read_text())["scores"]) == ["32x2"], (
         "nobody asked for it"
     )
-    untrained = label_free.results_file(subject(tmp_path, branch="untrained"))
+    untrained = label_free.results_file(source(tmp_path, branch="untrained"))
     assert untrained == tmp_path / "quality-untrained" / "quality.json"
 
 
@@ -179,20 +180,20 @@ class Counting:
 
 def test_what_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_free, "AT_ONCE", 1)
-    whole = evaluate(subject(tmp_path / "whole"))
+    whole = evaluate(source(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        evaluate(subject(tmp_path / "out", network=Counting(2)))
+        evaluate(source(tmp_path / "out", network=Counting(2)))
     known = json.loads((tmp_path / "out/quality/quality.json").read_text())["scores"]
     assert known == {size: whole[size] for size in (SIZES[0], INTACT)}
     networks = Counting()
-    assert evaluate(subject(tmp_path / "out", network=networks)) == whole
+    assert evaluate(source(tmp_path / "out", network=networks)) == whole
     assert networks.built == [INTACT, *SIZES[1:3]]
-    assert evaluate(subject(tmp_path / "out", network=Counting(0))) == whole
+    assert evaluate(source(tmp_path / "out", network=Counting(0))) == whole
 
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_free, "BATCH", 8)
-    whole = evaluate(subject(tmp_path / "whole"))
+    whole = evaluate(source(tmp_path / "whole"))
     plain, starts = label_free.extract_features, []
 
     def saving(networks: Any, batches: Callable[[int], Any], **options: Any) -> Any:
@@ -207,15 +208,13 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(label_free, "extract_features", saving)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(subject(tmp_path / "out"))
-    assert evaluate(subject(tmp_path / "out")) == whole
+        evaluate(source(tmp_path / "out"))
+    assert evaluate(source(tmp_path / "out")) == whole
     assert starts == [0, 0, 72], "the intact network, the others, and these from image 24 on"
 
 
 def test_a_network_that_is_no_size(tmp_path: Path) -> None:
-    single = subject(
-        tmp_path, name="resnet18", names=("resnet18",), network=lambda _: make_network("32x2"), family=None
-    )
+    single = source(tmp_path, name="resnet18", names=("resnet18",), network=lambda _: make_network("32x2"), family=None)
     found = evaluate(single)
     assert list(found["resnet18"]) == ["rankme", "alignment", "uniformity", "views@10"]
 
@@ -224,7 +223,7 @@ def test_bad_images_are_left_out_of_all_views(tmp_path: Path) -> None:
     data = colours(tmp_path / "images")
     (tmp_path / "images" / "03.png").write_bytes(b"damaged")
     (tmp_path / "images" / "11.png").write_bytes(b"")
-    given = subject(tmp_path)
+    given = source(tmp_path)
     found = evaluate(given, data, limit=None, sizes="32x2", k=3)["32x2"]
     assert json.loads((tmp_path / "quality/quality.json").read_text())["bad_images"] == {"images": 2}
     kept = [i for i in range(12) if i not in (3, 11)]
@@ -239,11 +238,11 @@ def test_a_network_that_cannot_be_measured_does_not_keep_others_from_it(tmp_path
     def network(name: str) -> nn.Module:
         return Stretched(make_network(name), scale=math.nan if name == "32x2" else 1.0)
 
-    whole = evaluate(subject(tmp_path / "whole", network=lambda name: Stretched(make_network(name))))
+    whole = evaluate(source(tmp_path / "whole", network=lambda name: Stretched(make_network(name))))
     with pytest.raises(
         NotScored, match=r"1 of 4 networks could not be measured; the others are in .* 32x2: .* hold NaN or infinity"
     ) as caught:
-        evaluate(subject(tmp_path / "out", network=network))
+        evaluate(source(tmp_path / "out", network=network))
     assert caught.value.results.scores == {size: whole[size] for size in SIZES if size != "32x2"}
     assert len((tmp_path / "out/quality/quality.csv").read_text().splitlines()) == 4
 
@@ -261,27 +260,27 @@ def test_a_network_that_cannot_be_measured_does_not_keep_others_from_it(tmp_path
 )
 def test_wrong_requests(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        evaluate(subject(tmp_path, network=Counting(0)), **options)
+        evaluate(source(tmp_path, network=Counting(0)), **options)
     assert not list(tmp_path.iterdir())
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    evaluate(subject(tmp_path), sizes="32x1")
+    evaluate(source(tmp_path), sizes="32x1")
     for given, options, words in (
-        (subject(tmp_path, weights="seed 1"), {}, r"weights \(seed 0 there, seed 1 now\)"),
-        (subject(tmp_path), {"k": 5}, r"k \(10 there, 5 now\)"),
-        (subject(tmp_path), {"seed": 1}, r"seed \(0 there, 1 now\)"),
-        (subject(tmp_path), {"limit": 41}, r"images \(40 images \w+ there, 41 images \w+ now\)"),
+        (source(tmp_path, weights="seed 1"), {}, r"weights \(seed 0 there, seed 1 now\)"),
+        (source(tmp_path), {"k": 5}, r"k \(10 there, 5 now\)"),
+        (source(tmp_path), {"seed": 1}, r"seed \(0 there, 1 now\)"),
+        (source(tmp_path), {"limit": 41}, r"images \(40 images \w+ there, 41 images \w+ now\)"),
     ):
         with pytest.raises(UserError, match=words + ".*--overwrite"):
             evaluate(given, sizes="32x1", **options)
-    assert evaluate(subject(tmp_path), sizes="32x1", k=5, overwrite=True)
+    assert evaluate(source(tmp_path), sizes="32x1", k=5, overwrite=True)
 
 
 def test_views_of_a_run_are_its_own(tmp_path: Path) -> None:
     config = tiny.config(views={"flip": 0.25, "global_scale": (0.5, 1.0), "blur_kernel": 5, "mean": (0.3, 0.3, 0.3)})
     (tmp_path / "config.yaml").write_text(resolve.to_yaml(config))
-    views = label_free.views_of(subject(tmp_path, name=str(tmp_path), image_size=4))
+    views = label_free.views_of(source(tmp_path, name=str(tmp_path), preprocessing=Preprocessing(4, 8, MEAN, STD)))
     assert (views.flip, views.global_scale, views.crop_sizes) == (0.25, (0.5, 1.0), (4, 4))
     assert (views.blur_kernel, views.mean, views.std) == (3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -290,7 +289,7 @@ def test_views_of_a_run_are_its_own(tmp_path: Path) -> None:
 def test_views_of_other_networks_are_as_published(
     tmp_path: Path, size: int, blur: tuple[float, ...], kernel: int
 ) -> None:
-    views = label_free.views_of(subject(tmp_path, image_size=size))
+    views = label_free.views_of(source(tmp_path, preprocessing=Preprocessing(size, 8, MEAN, STD)))
     assert (views.crop_sizes, views.blur_probabilities, views.blur_kernel) == ((size, size), blur, kernel)
     assert (views.flip, views.global_scale) == (0.5, (0.32, 1.0))
 
@@ -339,7 +338,7 @@ def test_table_marks_the_best() -> None:
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     networks: dict[str, Any] = {"network": make_network}
-    monkeypatch.setattr("poa.models.source.subject_of", lambda *_, **__: subject(tmp_path, **networks))
+    monkeypatch.setattr("poa.models.source.model_source", lambda *_, **__: source(tmp_path, **networks))
     app = App(name="poa", result_action="return_value")
     app.command(quality)
     words = ["quality", "runs/mine", "--data", "digits/test", "--limit", "40"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from poa.cli import embed as command
 from poa.data.augment import normalise
+from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import ScoringImages, images_for_scoring
 from poa.elastic.space import SearchSpace, Size
@@ -21,7 +22,7 @@ from poa.families.base import Features
 from poa.families.vit import ViT
 from poa.features import embed, formats
 from poa.features.formats import Table
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 
 FAMILY = ViT(SearchSpace.grid((32, 48), (1, 2)), image_size=8, patch_size=4, head_dim=16, layer_scale=0.5)
 SIZES = tuple(map(str, FAMILY.space.sizes))
@@ -35,20 +36,20 @@ def make_network(name: str) -> nn.Module:
     return FAMILY.build(size).requires_grad_(False).eval()
 
 
-def subject(**over: Any) -> Subject:
+def source(**over: Any) -> ModelSource:
     defaults = {
         "name": "runs/mine",
         "names": SIZES,
         "network": make_network,
-        "model": make_network,
+        "timm_model": make_network,
         "weights": "seed 0",
     }
-    prepared = {"image_size": 8, "resize": 8, "mean": MEAN, "std": STD, "out": Path("eval"), "family": FAMILY}
-    return Subject(**{**defaults, **prepared, **over})
+    prepared = {"preprocessing": Preprocessing(8, 8, MEAN, STD), "out": Path("eval"), "family": FAMILY}
+    return ModelSource(**{**defaults, **prepared, **over})
 
 
 def write(out: Path, data: str = "digits/test", *, sizes: Any = ("32x1",), **options: Any) -> embed.Embedded:
-    return embed.embed(options.pop("subject", subject()), data, out=out, sizes=sizes, **options)
+    return embed.embed(options.pop("source", source()), data, out=out, sizes=sizes, **options)
 
 
 def folder(root: Path, classes: tuple[str, ...] = ("ant", "bee"), *, per_class: int = 4) -> str:
@@ -160,8 +161,8 @@ def test_several_sizes_share_each_decoded_image(tmp_path: Path, monkeypatch: pyt
 
 
 def test_one_network_needs_no_size(tmp_path: Path) -> None:
-    single = subject(names=("resnet18.tv",), network=lambda _: make_network("32x2"), family=None)
-    written = write(tmp_path / "out", sizes=(), subject=single, limit=10)
+    single = source(names=("resnet18.tv",), network=lambda _: make_network("32x2"), family=None)
+    written = write(tmp_path / "out", sizes=(), source=single, limit=10)
     assert written.paths == {"resnet18.tv": tmp_path / "out" / "resnet18.tv.npy"}
     assert np.load(tmp_path / "out" / "resnet18.tv.npy").shape == (10, 32)
     assert len(json.loads((tmp_path / "out" / "resnet18.tv.json").read_text())["names"]) == 10
@@ -202,9 +203,9 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(embed, "BATCH", 16)
     monkeypatch.setattr(embed, "SAVE_EVERY", 1)
     whole = write(tmp_path / "whole.npy", limit=50, patches=patches)
-    stopping = subject(network=lambda name: Stopping(make_network(name), at=3))
+    stopping = source(network=lambda name: Stopping(make_network(name), at=3))
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "out.npy", limit=50, patches=patches, subject=stopping)
+        write(tmp_path / "out.npy", limit=50, patches=patches, source=stopping)
     assert [path.name for path in tmp_path.glob("*out*")] == [".out.npy.unfinished"]
     starts = []
 
@@ -224,9 +225,9 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_other_weights_do_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed, "BATCH", 16)
     monkeypatch.setattr(embed, "SAVE_EVERY", 1)
-    stopping = subject(network=lambda _: Stopping(make_network("48x1"), at=3), weights="seed 1")
+    stopping = source(network=lambda _: Stopping(make_network("48x1"), at=3), weights="seed 1")
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "out.npy", limit=50, subject=stopping)
+        write(tmp_path / "out.npy", limit=50, source=stopping)
     write(tmp_path / "out.npy", limit=50)
     torch.testing.assert_close(
         torch.from_numpy(np.load(tmp_path / "out.npy")), expected("digits/test", "32x1", limit=50).cls
@@ -256,7 +257,7 @@ def test_nothing_is_written_before_all_is_whole(tmp_path: Path, monkeypatch: pyt
 def test_files_are_not_replaced_unasked(tmp_path: Path) -> None:
     write(tmp_path / "f.npy", limit=10, patches=True)
     with pytest.raises(UserError, match=r"f-patches\.npy already exists.*--overwrite"):
-        write(tmp_path / "f.npy", limit=12, subject=subject(network=lambda _: pytest.fail("images were read")))
+        write(tmp_path / "f.npy", limit=12, source=source(network=lambda _: pytest.fail("images were read")))
     write(tmp_path / "f.npy", limit=12, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.json", "f.npy"], "patches of other images are left"
     assert np.load(tmp_path / "f.npy").shape == (12, 32)
@@ -292,7 +293,7 @@ def test_a_full_disk_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.
 def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"not installed: pip install 'poa\[embed\]'"):
-        write(tmp_path / "f.parquet", subject=subject(network=lambda _: pytest.fail("told too late")))
+        write(tmp_path / "f.parquet", source=source(network=lambda _: pytest.fail("told too late")))
 
 
 def table(**over: Any) -> Table:
@@ -345,11 +346,11 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 def run(monkeypatch: pytest.MonkeyPatch) -> App:
     asked = []
 
-    def subject_of(name: str, **options: Any) -> Subject:
+    def model_source(name: str, **options: Any) -> ModelSource:
         asked.append((name, options))
-        return subject()
+        return source()
 
-    monkeypatch.setattr("poa.models.source.subject_of", subject_of)
+    monkeypatch.setattr("poa.models.source.model_source", model_source)
     app = App(name="poa", result_action="return_value")
     app.command(command.embed)
     return app

@@ -14,7 +14,7 @@ from poa.families.base import Features
 from poa.families.dinov3 import DINOv3
 from poa.families.resnet import ResNet
 from poa.families.vit import ViT
-from poa.models.source import subject_of
+from poa.models.source import model_source
 from poa.pictures.attention import activation, grid_of, has_attention, heat, look
 
 SPACE = SearchSpace.grid((32,), (2,))
@@ -98,8 +98,8 @@ def test_networks_without_class_token() -> None:
 
 
 def test_a_network_that_timm_names(tmp_path: Path) -> None:
-    subject = subject_of("test_vit", branch="untrained", out=tmp_path)
-    found = look(subject.network("test_vit"), torch.randn(1, 3, 160, 160))
+    source = model_source("test_vit", branch="untrained", out=tmp_path)
+    found = look(source.network("test_vit"), torch.randn(1, 3, 160, 160))
     assert found.attention is not None
     assert found.attention.shape == (1, timm.create_model("test_vit").blocks[-1].attn.num_heads, 100)
 

@@ -19,7 +19,7 @@ from poa.data.views import make_crops, resize, sample_generator
 from poa.errors import UserError
 from poa.evaluation.label_free import views_of
 from poa.models.run import Run
-from poa.models.source import Subject, subject_of
+from poa.models.source import ModelSource, model_source
 from poa.pictures import draw as picturing
 from poa.pictures import kinds
 from poa.pictures.kinds import KINDS, Album, Section, Sight
@@ -49,17 +49,17 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return caught
 
 
-def subject(run: Run) -> Subject:
-    return subject_of(str(run.folder))
+def source(run: Run) -> ModelSource:
+    return model_source(str(run.folder))
 
 
-def draw(subjects: list[Subject], out: Path, **options: Any) -> Path:
+def draw(sources: list[ModelSource], out: Path, **options: Any) -> Path:
     images = options.pop("images", "digits/test")
-    return picturing.draw(subjects, images, out=out, console=Console(quiet=True), **{"limit": 30, **options})
+    return picturing.draw(sources, images, out=out, console=Console(quiet=True), **{"limit": 30, **options})
 
 
 def test_pictures_and_page(run: Run, tmp_path: Path) -> None:
-    page = draw([subject(run)], tmp_path / "out", show=1, limit=12)
+    page = draw([source(run)], tmp_path / "out", show=1, limit=12)
     text = page.read_text()
     named = set(re.findall(r'src="([^"]+)"', text))
     assert named == {
@@ -73,20 +73,20 @@ def test_pictures_and_page(run: Run, tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten_unasked_and_pictures_are_the_same_at_every_call(run: Run, tmp_path: Path) -> None:
     options: dict[str, Any] = {"show": 1, "limit": 12, "kinds": ["colours", "matches"], "sizes": "32x2"}
-    page = draw([subject(run)], tmp_path / "out", **options)
+    page = draw([source(run)], tmp_path / "out", **options)
     before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
     with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
-        draw([subject(run)], tmp_path / "out", **options)
+        draw([source(run)], tmp_path / "out", **options)
     (page.parent / "attention-00.png").write_bytes(b"old")
     (page.parent / "mine.png").write_bytes(b"mine")
-    draw([subject(run)], tmp_path / "out", overwrite=True, **options)
+    draw([source(run)], tmp_path / "out", overwrite=True, **options)
     assert (page.parent / "mine.png").read_bytes() == b"mine"
     (page.parent / "mine.png").unlink()
     assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
 
 
 def test_what_networks_see(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
-    draw([subject(run)], tmp_path / "out", show=3, sizes="48x2,64x3")
+    draw([source(run)], tmp_path / "out", show=3, sizes="48x2,64x3")
     album, (small, large) = seen["album"], seen["sights"]
     assert seen["kinds"] == list(KINDS)
     assert (small.label, large.label) == ("48x2", "64x3")
@@ -105,7 +105,7 @@ def test_what_networks_see(run: Run, tmp_path: Path, seen: dict[str, Any]) -> No
 
 
 def test_views_lie_where_they_are_said_to(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
-    draw([subject(run)], tmp_path / "out", show=8, sizes="32x2", kinds=["matches"], seed=5)
+    draw([source(run)], tmp_path / "out", show=8, sizes="32x2", kinds=["matches"], seed=5)
     (sight,), album = seen["sights"], seen["album"]
     assert any(region.flipped for both in sight.views.regions for region in both)
     assert not all(region.flipped for both in sight.views.regions for region in both)
@@ -113,7 +113,7 @@ def test_views_lie_where_they_are_said_to(run: Run, tmp_path: Path, seen: dict[s
         pixels = sight.crops[image : image + 1]
         crops = make_crops(
             Image.fromarray(pixels[0].permute(1, 2, 0).numpy()),
-            augmentation=views_of(subject(run)),
+            augmentation=views_of(source(run)),
             generator=sample_generator(5, 0, image),
         ).globals
         for crop, region in zip(crops, sight.views.regions[place], strict=True):
@@ -141,23 +141,23 @@ def test_heads_are_the_teachers(run: Run, tmp_path: Path, seen: dict[str, Any]) 
     ratio = small.layers[0].weight / whole.layers[0].weight[:, :32]  # type: ignore[operator, index]
     assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-3), "the first columns, perhaps scaled"
     assert small(rows).shape == whole(padded).shape
-    draw([subject(run)], tmp_path / "out", sizes="64x3", kinds=["prototypes"])
+    draw([source(run)], tmp_path / "out", sizes="64x3", kinds=["prototypes"])
     (sight,) = seen["sights"]
     assert torch.allclose(sight.head.projected, whole(sight.cls))
     assert sum(each.num_images for each in members(*sight.head, most=16)) == 30
 
 
 def test_only_what_is_needed_is_read(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
-    draw([subject(run)], tmp_path / "out", show=3, kinds=["colours"], limit=None)
+    draw([source(run)], tmp_path / "out", show=3, kinds=["colours"], limit=None)
     assert len(seen["album"].names) == 3
-    draw([subject(run)], tmp_path / "more", show=3, kinds=["neighbours"], limit=None)
+    draw([source(run)], tmp_path / "more", show=3, kinds=["neighbours"], limit=None)
     assert len(seen["album"].names) == 445
 
 
-def test_several_subjects(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
-    model = subject_of(str(run.extract("32x3", out=tmp_path / "models" / "32x3")))
-    other = subject_of("test_resnet", branch="untrained")
-    draw([subject(run), model, other], tmp_path / "out", sizes="32x2", show=2)
+def test_several_sources(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
+    model = model_source(str(run.extract("32x3", out=tmp_path / "models" / "32x3")))
+    other = model_source("test_resnet", branch="untrained")
+    draw([source(run), model, other], tmp_path / "out", sizes="32x2", show=2)
     assert [sight.label for sight in seen["sights"]] == ["run 32x2", "32x3", "test_resnet"]
     assert [sight.crops.shape[-1] for sight in seen["sights"]] == [16, 16, 160]
     assert [sight.head is None for sight in seen["sights"]] == [False, True, True]
@@ -166,7 +166,7 @@ def test_several_subjects(run: Run, tmp_path: Path, seen: dict[str, Any]) -> Non
 
 def test_what_cannot_be_shown_is_said(run: Run, tmp_path: Path) -> None:
     page = draw(
-        [subject_of("test_resnet", branch="untrained"), subject(run)],
+        [model_source("test_resnet", branch="untrained"), source(run)],
         tmp_path / "out",
         kinds=["attention", "prototypes"],
         sizes="32x2",
@@ -178,7 +178,7 @@ def test_what_cannot_be_shown_is_said(run: Run, tmp_path: Path) -> None:
     assert "test_resnet: no prototypes. Only runs of the methods poa and single" in text
     assert (page.parent / "prototypes-run-32x2.png").exists()
     with pytest.raises(UserError, match=r"Nothing could be drawn\. 32x2: 5 neighbours need more than 5 images, got 4"):
-        draw([subject(run)], tmp_path / "none", kinds=["neighbours"], sizes="32x2", limit=4)
+        draw([source(run)], tmp_path / "none", kinds=["neighbours"], sizes="32x2", limit=4)
 
 
 def test_images_without_classes_and_bad_ones(run: Run, tmp_path: Path) -> None:
@@ -190,14 +190,14 @@ def test_images_without_classes_and_bad_ones(run: Run, tmp_path: Path) -> None:
         )
     (tmp_path / "images/3.png").write_bytes(b"damaged")
     options = {"images": str(tmp_path / "images"), "limit": None, "sizes": "32x2", "kinds": ["neighbours", "matches"]}
-    page = draw([subject(run)], tmp_path / "out", **options)
+    page = draw([source(run)], tmp_path / "out", **options)
     text = page.read_text()
     assert "7 images of" in text
     assert "frames" not in text
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"None of the 8 images .* could be read"):
-        draw([subject(run)], tmp_path / "none", **options)
+        draw([source(run)], tmp_path / "none", **options)
     assert not (tmp_path / "none").exists()
 
 
@@ -214,20 +214,20 @@ def test_images_without_classes_and_bad_ones(run: Run, tmp_path: Path) -> None:
 )
 def test_wrong_requests(run: Run, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        draw([subject(run)], tmp_path / "out", **options)
+        draw([source(run)], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_subjects_and_folders(run: Run, tmp_path: Path) -> None:
+def test_wrong_sources_and_folders(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Say whose networks"):
         draw([], tmp_path / "out")
     with pytest.raises(UserError, match="named once"):
-        draw([subject(run), subject(run)], tmp_path / "out")
+        draw([source(run), source(run)], tmp_path / "out")
     with pytest.raises(UserError, match="one network without a size"):
-        draw([subject_of("test_vit", branch="untrained")], tmp_path / "out", sizes="32x2")
+        draw([model_source("test_vit", branch="untrained")], tmp_path / "out", sizes="32x2")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is a file"):
-        draw([subject(run)], tmp_path / "file")
+        draw([source(run)], tmp_path / "file")
 
 
 def test_runs_without_prototypes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from poa.data.index import open_index
 from poa.errors import UserError
 from poa.robustness.backgrounds import MaskedImages
 from poa.robustness.conditions import Robustness
-from seeing import SIZES, evaluate, pictures, subject
+from seeing import SIZES, evaluate, pictures, source
 
 
 def test_swapped_backgrounds(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_swapped_backgrounds(tmp_path: Path) -> None:
     Image.new("L", (12, 12)).save(tmp_path / "test" / "masks" / "red" / "3.png")  # shows no object
     settings = Robustness(occlusion=(), shuffle=(), corruptions=(), k=3)
     found = evaluate(
-        subject(tmp_path), settings, train=train, test=test, masks=tmp_path / "test/masks", limit=None, test_limit=None
+        source(tmp_path), settings, train=train, test=test, masks=tmp_path / "test/masks", limit=None, test_limit=None
     )[SIZES[0]]
     assert list(found) == ["clean", "background own", "background swapped"]
     written = json.loads((tmp_path / "robustness" / "robustness.json").read_text())
@@ -29,7 +29,7 @@ def test_swapped_backgrounds(tmp_path: Path) -> None:
     Image.new("L", (12, 12), 1).save(tmp_path / "test" / "masks" / "red" / "3.png")
     with pytest.raises(UserError, match=r"masks \(\w+ there, \w+ now\)"):
         evaluate(
-            subject(tmp_path),
+            source(tmp_path),
             settings,
             train=train,
             test=test,

@@ -22,7 +22,7 @@ from poa.robustness import images as disturbed_images
 from poa.robustness.conditions import Robustness
 from poa.robustness.corruptions import CORRUPTIONS, corrupt
 from poa.robustness.occlusion import hide, shuffle
-from seeing import MEAN, SIZES, STD, evaluate, make_network, pictures, subject
+from seeing import MEAN, SIZES, STD, evaluate, make_network, pictures, source
 
 CONDITIONS = ("clean", "occlusion 0.25", "occlusion 0.5", "shuffle 2x2", "fog 2", "fog 5", "jpeg 2", "jpeg 5")
 
@@ -39,7 +39,7 @@ def normal(images: Tensor) -> Tensor:
 def test_scores_are_those_of_each_condition_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disturbed_images, "_MOST", 7)
     monkeypatch.setattr(robustness, "ROWS", 16)
-    found = evaluate(subject(tmp_path))
+    found = evaluate(source(tmp_path))
     train, test = open_index("digits/train", limit=60), open_index("digits/test", limit=30)
     images, numbers = crops(test), range(30)
     seen = {
@@ -61,7 +61,7 @@ def test_scores_are_those_of_each_condition_alone(tmp_path: Path, monkeypatch: p
 
 def test_the_linear_judge_is_the_linear_protocol(tmp_path: Path) -> None:
     settings = Robustness(occlusion=(0.5,), shuffle=(), corruptions=(), judge="linear")
-    found = evaluate(subject(tmp_path), settings, sizes=SIZES[0])[SIZES[0]]
+    found = evaluate(source(tmp_path), settings, sizes=SIZES[0])[SIZES[0]]
     train, test = open_index("digits/train", limit=60), open_index("digits/test", limit=30)
     network = make_network(SIZES[0])
     hidden = hide(normal(crops(test)), share=0.5, grid=8, numbers=range(30))
@@ -89,10 +89,10 @@ def test_summary_by_hand() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    found = evaluate(subject(tmp_path))
-    path = robustness.results_file(subject(tmp_path))
+    found = evaluate(source(tmp_path))
+    path = robustness.results_file(source(tmp_path))
     assert path == tmp_path / "robustness" / "robustness.json"
-    assert robustness.results_file(subject(tmp_path, branch="untrained")).parent.name == "robustness-untrained"
+    assert robustness.results_file(source(tmp_path, branch="untrained")).parent.name == "robustness-untrained"
     written = json.loads(path.read_text())
     assert written["scores"] == found
     assert set(CONDITIONS) < set(found[SIZES[0]])
@@ -115,12 +115,12 @@ def test_what_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
         built.append(name)
         return make_network(name)
 
-    whole = evaluate(subject(tmp_path / "whole"))
-    evaluate(subject(tmp_path / "out", network=network), sizes=SIZES[0])
-    assert evaluate(subject(tmp_path / "out", network=network)) == whole
+    whole = evaluate(source(tmp_path / "whole"))
+    evaluate(source(tmp_path / "out", network=network), sizes=SIZES[0])
+    assert evaluate(source(tmp_path / "out", network=network)) == whole
     assert built == list(SIZES)
     with pytest.raises(UserError, match=r"seed \(3 there, 0 now\).*--overwrite"):
-        evaluate(subject(tmp_path / "out"), Robustness(occlusion=(), shuffle=(), corruptions=("fog",), k=5))
+        evaluate(source(tmp_path / "out"), Robustness(occlusion=(), shuffle=(), corruptions=("fog",), k=5))
 
 
 @pytest.mark.parametrize("options", [{"scale": math.nan}, {"only_dark": True}])
@@ -129,10 +129,10 @@ def test_a_network_that_cannot_be_judged_does_not_keep_others_from_it(tmp_path: 
         return make_network(name, **(options if name == SIZES[0] else {}))
 
     settings = Robustness(occlusion=(), shuffle=(), corruptions=("brightness",), severities=(5,), k=5)
-    whole = evaluate(subject(tmp_path / "whole"), settings)
+    whole = evaluate(source(tmp_path / "whole"), settings)
     told = f"1 of 2 networks could not be judged; the others are in .* {SIZES[0]}: .* NaN"
     with pytest.raises(NotScored, match=told) as caught:
-        evaluate(subject(tmp_path / "out", network=network), settings)
+        evaluate(source(tmp_path / "out", network=network), settings)
     assert caught.value.results.scores == {SIZES[1]: whole[SIZES[1]]}
 
 
@@ -141,12 +141,12 @@ def test_bad_images_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "test/images/red/1.png").write_bytes(b"damaged")
     settings = Robustness(occlusion=(0.5,), shuffle=(), corruptions=(), k=3)
     options: dict[str, Any] = {"train": train, "test": test, "limit": None, "test_limit": None, "sizes": SIZES[0]}
-    evaluate(subject(tmp_path), settings, **options)
+    evaluate(source(tmp_path), settings, **options)
     assert json.loads((tmp_path / "robustness/robustness.json").read_text())["bad_images"] == {"train": 0, "test": 1}
     for path in (tmp_path / "test/images").glob("*/*.png"):
         path.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"None of the test images .* could be read"):
-        evaluate(subject(tmp_path / "none"), settings, **options)
+        evaluate(source(tmp_path / "none"), settings, **options)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_bad_images_are_left_out(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_sense(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        evaluate(subject(tmp_path), Robustness(**settings))
+        evaluate(source(tmp_path), Robustness(**settings))
     assert not list(tmp_path.iterdir())
 
 
@@ -179,7 +179,7 @@ def test_settings_that_make_no_sense(tmp_path: Path, settings: dict[str, Any], w
 )
 def test_wrong_requests(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        evaluate(subject(tmp_path), **options)
+        evaluate(source(tmp_path), **options)
     assert not list(tmp_path.iterdir())
 
 

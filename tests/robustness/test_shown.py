@@ -13,7 +13,7 @@ from poa.errors import UserError
 from poa.plots.robustness import Panel, curves, robustness_table
 from poa.robustness import evaluate, sheet
 from poa.robustness.corruptions import CORRUPTIONS
-from seeing import SIZES, subject
+from seeing import SIZES, source
 
 
 def sides(path: Path) -> tuple[int, int]:
@@ -57,7 +57,7 @@ def test_table_gives_the_place_of_groups_to_backgrounds() -> None:
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("poa.models.source.subject_of", lambda *_, **__: subject(tmp_path))
+    monkeypatch.setattr("poa.models.source.model_source", lambda *_, **__: source(tmp_path))
     app = App(name="poa", result_action="return_value")
     app.command(commands.robustness)
     words = ["robustness", "runs/mine", "--train", "digits/train", "--test", "digits/test", "--limit", "40", "--k", "5"]

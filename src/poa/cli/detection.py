@@ -12,7 +12,7 @@ from poa.cli.showing import show_scores, then
 
 if TYPE_CHECKING:
     from poa.config.detection import Detection
-    from poa.models.source import Subject
+    from poa.models.source import ModelSource
 
 # torch is imported when the command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -93,7 +93,7 @@ UNCHANGED = Training()
 
 
 def detection(
-    subject: str,
+    model: str,
     /,
     *,
     train_images: str,
@@ -109,7 +109,7 @@ def detection(
     """Detect objects: train a detector with boxes and masks on each network, and give COCO's AP on test images.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train_images: Images to train on: a folder, an archive or a folder in one (a.zip/train), a list.
         train_annotations: What is in them: a file in COCO's format (instances_train2017.json).
         test_images: Images to test on.
@@ -123,11 +123,11 @@ def detection(
     """
     from poa.config.detection import PRESETS
     from poa.config.values import preset_of
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
     from poa.tasks.detection.evaluate import InCoco, detect_by_networks
 
     settings = training.over(preset_of(PRESETS, preset))
-    networks = subject_of(subject, branch=options.branch, image_size=options.image_size, out=options.out)
+    networks = model_source(model, branch=options.branch, image_size=options.image_size, out=options.out)
     with then(lambda: _show(networks, options)):
         detect_by_networks(
             networks,
@@ -145,14 +145,14 @@ def detection(
         )
 
 
-def _show(subject: "Subject", options: Options) -> None:
+def _show(source: "ModelSource", options: Options) -> None:
     from poa.tasks.detection.evaluate import PROTOCOL
     from poa.tasks.detection.train_one import DETECTIONS, HEADLINE
 
-    folder = subject.results(PROTOCOL, options.name)
+    folder = source.results(PROTOCOL, options.name)
     further = [
         f"Detections: {folder / DETECTIONS}, which pycocotools reads",
         f"Models: {folder / 'models'}, one folder a network, whose README.md says how to load it",
         f"Pictures: {folder / 'pictures'}, test images with true and detected objects",
     ]
-    show_scores(subject, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)
+    show_scores(source, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)

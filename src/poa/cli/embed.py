@@ -13,7 +13,7 @@ _MOST_NAMED = 3
 
 
 def embed(
-    subject: str,
+    model: str,
     /,
     *,
     data: str,
@@ -31,7 +31,7 @@ def embed(
     Such as: poa embed runs/mine --data IMAGES --sizes 96x4 --out features.parquet
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         data: The images: a folder, a list of paths, an archive. Labels are written too if there are some.
         out: FILE.parquet, FILE.npy (with FILE.json) or FILE.safetensors, the name of the size before the ending if
             there are several; or a folder, for a .npy file of each size.
@@ -44,10 +44,10 @@ def embed(
         overwrite: Replace files that are there.
     """
     from poa.features import embed as embedding
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
 
     written = embedding.embed(
-        subject_of(subject, branch=branch, image_size=image_size),
+        model_source(model, branch=branch, image_size=image_size),
         data,
         out=out,
         sizes=sizes,

@@ -12,7 +12,7 @@ from poa.errors import UserError
 
 if TYPE_CHECKING:
     from poa.evaluation.protocol import Protocol
-    from poa.models.source import Subject
+    from poa.models.source import ModelSource
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -79,11 +79,11 @@ TOGETHER = Together()
 
 
 @evaluate.command
-def knn(subject: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
+def knn(model: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
     """Score by weighted k-nearest neighbours.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images that vote: a folder of class folders, a CSV list, an archive.
         test: Labelled images that are classified.
         k: Numbers of neighbours; 10, 20, 100 and 200 by default.
@@ -91,12 +91,12 @@ def knn(subject: str, /, *, train: str, test: str, k: Numbers = None, options: O
     """
     from poa.evaluation.knn import Knn
 
-    _score(subject, Knn(ks=None if k is None else tuple(k)), train, test, options)
+    _score(model, Knn(ks=None if k is None else tuple(k)), train, test, options)
 
 
 @evaluate.command
 def linear(
-    subject: str,
+    model: str,
     /,
     *,
     train: str,
@@ -111,7 +111,7 @@ def linear(
     Or, as SlimCLR does, by classifiers of all sizes that are trained together by SGD.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
         test: Labelled images that are classified.
         classifier: Each size by itself; or all together, a classifier for each (switchable), or one of which narrow
@@ -130,12 +130,12 @@ def linear(
     else:
         _refuse(strengths is not None, "--strengths are those of --classifier own; others take --learning-rates.")
         protocol = (Switchable if classifier == "switchable" else Slimmable)(**together.settings())
-    _score(subject, protocol, train, test, options)
+    _score(model, protocol, train, test, options)
 
 
 @evaluate.command
 def probe(
-    subject: str,
+    model: str,
     /,
     *,
     train: str,
@@ -149,7 +149,7 @@ def probe(
     """Score by many linear classifiers on several layers, trained by SGD at once, of which one is kept.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
         test: Labelled images that are classified.
         epochs: Passes over the training images, at most 12,500 steps.
@@ -161,12 +161,12 @@ def probe(
     from poa.evaluation.probe import LEARNING_RATES, Probe
 
     rates = LEARNING_RATES if learning_rates is None else tuple(learning_rates)
-    _score(subject, Probe(rates, epochs=epochs, choose_on=choose_on, standardise=not raw), train, test, options)
+    _score(model, Probe(rates, epochs=epochs, choose_on=choose_on, standardise=not raw), train, test, options)
 
 
 @evaluate.command
 def few_shot(
-    subject: str,
+    model: str,
     /,
     *,
     train: str,
@@ -180,7 +180,7 @@ def few_shot(
     """Score by logistic regression on a few training images of each class, drawn several times.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images to draw from: a folder of class folders, a CSV list, an archive.
         test: Labelled images that are classified.
         per_class: Images of each class, such as 1, 5 or 10.
@@ -192,12 +192,12 @@ def few_shot(
     from poa.evaluation.few_shot import FewShot
 
     protocol = FewShot(per_class, share, draws, None if strengths is None else tuple(strengths))
-    _score(subject, protocol, train, test, options)
+    _score(model, protocol, train, test, options)
 
 
 @evaluate.command
 def cluster(
-    subject: str,
+    model: str,
     /,
     *,
     test: str,
@@ -210,7 +210,7 @@ def cluster(
     """Score by k-means on the test images: how well clusters match classes.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         test: Labelled images that are clustered.
         clusters: How many; as many as there are classes by default.
         seeds: Number of clusterings to average over.
@@ -220,15 +220,15 @@ def cluster(
     """
     from poa.evaluation.clustering import Cluster
 
-    _score(subject, Cluster(clusters, tuple(range(seeds)), restarts, normalise), None, test, options)
+    _score(model, Cluster(clusters, tuple(range(seeds)), restarts, normalise), None, test, options)
 
 
 @evaluate.command
-def retrieval(subject: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
+def retrieval(model: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
     """Score by how early the training images of a test image's class come, by cosine.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images to find: a folder of class folders, a CSV list, an archive.
         test: Labelled images to find them by.
         k: For recall; 1, 5 and 10 by default.
@@ -236,7 +236,7 @@ def retrieval(subject: str, /, *, train: str, test: str, k: Numbers = None, opti
     """
     from poa.evaluation.retrieval import Retrieval
 
-    _score(subject, Retrieval(None if k is None else tuple(k)), train, test, options)
+    _score(model, Retrieval(None if k is None else tuple(k)), train, test, options)
 
 
 def _refuse(wrong: bool, sentence: str) -> None:
@@ -247,12 +247,12 @@ def _refuse(wrong: bool, sentence: str) -> None:
 def _score(name: str, protocol: "Protocol", train: str | None, test: str, options: Options) -> None:
     """Score, show the table and say where the rest is; networks that could not be scored are told after that."""
     from poa.evaluation import evaluate as scoring
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
 
-    subject = subject_of(name, branch=options.branch, image_size=options.image_size, out=options.out)
-    with then(lambda: _show(subject, protocol, options)):
+    source = model_source(name, branch=options.branch, image_size=options.image_size, out=options.out)
+    with then(lambda: _show(source, protocol, options)):
         scoring.evaluate(
-            subject,
+            source,
             protocol,
             train=train,
             test=test,
@@ -265,12 +265,12 @@ def _score(name: str, protocol: "Protocol", train: str | None, test: str, option
         )
 
 
-def _show(subject: "Subject", protocol: "Protocol", options: Options) -> None:
+def _show(source: "ModelSource", protocol: "Protocol", options: Options) -> None:
     from poa.evaluation import evaluate as scoring
     from poa.plots.sizes import map_of_rows
 
-    path = scoring.results_file(subject, protocol, options.name)
-    rows, headline = show_scores(subject, path, headline=protocol.headline, sizes=options.sizes)
-    title = f"{Path(subject.name).resolve().name}, {path.parent.name}"
+    path = scoring.results_file(source, protocol, options.name)
+    rows, headline = show_scores(source, path, headline=protocol.headline, sizes=options.sizes)
+    title = f"{Path(source.name).resolve().name}, {path.parent.name}"
     if map_of_rows(rows, headline, out=path.with_suffix(".png"), title=title):
         Console(soft_wrap=True, highlight=False).print(f"Map: {path.with_suffix('.png')}")

@@ -11,7 +11,7 @@ from poa.cli.showing import show_scores, then
 
 if TYPE_CHECKING:
     from poa.config.finetune import Finetune
-    from poa.models.source import Subject
+    from poa.models.source import ModelSource
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -86,7 +86,7 @@ UNCHANGED = Training()
 
 
 def finetune(
-    subject: str,
+    model: str,
     /,
     *,
     train: str,
@@ -99,7 +99,7 @@ def finetune(
     """Fine-tune networks on labelled images, all weights and a classifier, and test them after the last epoch.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images to train on: a folder of class folders, a CSV list, an archive.
         test: Labelled images to test on.
         preset: Settings to begin with: small-data, or published ones such as imagenet-vit-s, semi-10 or cifar10-s.
@@ -110,11 +110,11 @@ def finetune(
     from poa.config.finetune import PRESETS
     from poa.config.values import preset_of
 
-    _run(subject, training.over(preset_of(PRESETS, preset)), train, test, save_every=save_every, options=options)
+    _run(model, training.over(preset_of(PRESETS, preset)), train, test, save_every=save_every, options=options)
 
 
 def transfer(
-    subject: str,
+    model: str,
     /,
     *,
     train: str,
@@ -127,7 +127,7 @@ def transfer(
     """Fine-tune networks on another data set, as published: `finetune` with the settings of that data set.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images to train on: a folder of class folders, a CSV list, an archive.
         test: Labelled images to test on.
         preset: Data set and size: cifar10, cifar100, inat18, inat19, flowers or cars, then -s or -b.
@@ -139,18 +139,18 @@ def transfer(
     from poa.config.values import preset_of
 
     named = options if options.name is not None else replace(options, name="transfer")
-    _run(subject, training.over(preset_of(TRANSFER, preset)), train, test, save_every=save_every, options=named)
+    _run(model, training.over(preset_of(TRANSFER, preset)), train, test, save_every=save_every, options=named)
 
 
 def _run(name: str, settings: "Finetune", train: str, test: str, *, save_every: int, options: Options) -> None:
     """Train, show the table and say where the rest is; networks that could not be trained are told after that."""
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
     from poa.tasks.classification.evaluate import finetune_networks
 
-    subject = subject_of(name, branch=options.branch, image_size=options.image_size, out=options.out)
-    with then(lambda: _show(subject, options)):
+    source = model_source(name, branch=options.branch, image_size=options.image_size, out=options.out)
+    with then(lambda: _show(source, options)):
         finetune_networks(
-            subject,
+            source,
             settings,
             train=train,
             test=test,
@@ -164,9 +164,9 @@ def _run(name: str, settings: "Finetune", train: str, test: str, *, save_every: 
         )
 
 
-def _show(subject: "Subject", options: Options) -> None:
+def _show(source: "ModelSource", options: Options) -> None:
     from poa.tasks.classification.evaluate import HEADLINE, PROTOCOL
 
-    folder = subject.results(PROTOCOL, options.name)
+    folder = source.results(PROTOCOL, options.name)
     further = [f"Models: {folder / 'models'}, one folder a network, which timm loads"]
-    show_scores(subject, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)
+    show_scores(source, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)

@@ -15,7 +15,7 @@ Kinds = Annotated[tuple[Kind, ...], Parameter(consume_multiple=True, negative=()
 
 
 def pictures(
-    *subject: str,
+    *model: str,
     images: str,
     out: Path,
     sizes: Names = (),
@@ -33,7 +33,7 @@ def pictures(
     Such as: poa pictures runs/mine --images PHOTOS --sizes 192x12 384x12 --out pictures
 
     Args:
-        subject: Folders of runs; extracted sizes or other folders that timm loads; timm names. One or several.
+        model: Folders of runs; extracted sizes or other folders that timm loads; timm names. One or several.
         images: A folder of images, a list, an archive or digits; class folders give frames and names.
         out: Folder to write, new or empty.
         sizes: Of runs: `all`, or names such as 384x12; the smallest and the largest by default.
@@ -47,11 +47,11 @@ def pictures(
         workers: Processes that decode images.
         overwrite: Replace earlier pictures in --out.
     """
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
     from poa.pictures import draw
 
     page = draw.draw(
-        [subject_of(name, branch=branch, image_size=image_size) for name in subject],
+        [model_source(name, branch=branch, image_size=image_size) for name in model],
         images,
         out=out,
         sizes=sizes,

@@ -8,25 +8,25 @@ from poa.cli.evaluate import DEFAULTS, Options
 from poa.cli.showing import then
 
 if TYPE_CHECKING:
-    from poa.models.source import Subject
+    from poa.models.source import ModelSource
 
 # torch is imported when the command runs: `poa --help` and a mistyped flag shall not wait for it.
 
 
-def quality(subject: str, /, *, data: str, k: int = 10, seed: int = 0, options: Options = DEFAULTS) -> None:
+def quality(model: str, /, *, data: str, k: int = 10, seed: int = 0, options: Options = DEFAULTS) -> None:
     """Judge features without labels: RankMe, alignment, uniformity, neighbours, and CKA with the intact network.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         data: Images, labelled or not; some thousand say enough, see --limit.
         k: Number of neighbours to compare.
         seed: Of the augmented views.
         options: As for all.
     """
     from poa.evaluation import label_free
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
 
-    networks = subject_of(subject, branch=options.branch, image_size=options.image_size, out=options.out)
+    networks = model_source(model, branch=options.branch, image_size=options.image_size, out=options.out)
     with then(lambda: _show(networks, options)):
         label_free.evaluate(
             networks,
@@ -42,14 +42,14 @@ def quality(subject: str, /, *, data: str, k: int = 10, seed: int = 0, options: 
         )
 
 
-def _show(subject: "Subject", options: Options) -> None:
+def _show(source: "ModelSource", options: Options) -> None:
     from poa.evaluation import label_free
     from poa.evaluation.evaluate import read_scores
     from poa.plots.quality import quality_table
 
-    path = label_free.results_file(subject, options.name)
+    path = label_free.results_file(source, options.name)
     measures, _, _ = read_scores(path)
-    shown = {network: measures[network] for network in subject.choose(options.sizes) if network in measures}
+    shown = {network: measures[network] for network in source.choose(options.sizes) if network in measures}
     if shown:
         Console().print(quality_table(shown))
         Console(soft_wrap=True, highlight=False, markup=False).print(f"Measures: {path.with_suffix('.csv')}")

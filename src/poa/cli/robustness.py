@@ -11,7 +11,7 @@ from poa.cli.evaluate import DEFAULTS, Options
 from poa.cli.showing import then
 
 if TYPE_CHECKING:
-    from poa.models.source import Subject
+    from poa.models.source import ModelSource
     from poa.robustness.conditions import Robustness
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
@@ -78,7 +78,7 @@ USUAL = Disturbing()
 
 
 def robustness(
-    subject: str,
+    model: str,
     /,
     *,
     train: str,
@@ -94,7 +94,7 @@ def robustness(
     disturbances` shows what it is then asked about.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Labelled images to fit the classifier to: a folder of class folders, a CSV list, an archive.
         test: Labelled images that are disturbed and classified.
         masks: Folder with a mask of each test image, its name with the ending .png, not 0 where the object is: also
@@ -103,11 +103,11 @@ def robustness(
         disturbing: How images are disturbed, and who judges.
         options: As for all.
     """
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
     from poa.robustness import evaluate as sweep
 
     settings = disturbing.settings()
-    networks = subject_of(subject, branch=options.branch, image_size=options.image_size, out=options.out)
+    networks = model_source(model, branch=options.branch, image_size=options.image_size, out=options.out)
     with then(lambda: _show(networks, options)):
         sweep.evaluate(
             networks,
@@ -142,14 +142,14 @@ def disturbances(*, images: str, out: Path, image_size: int = 224, number: int =
     Console(soft_wrap=True, highlight=False, markup=False).print(f"Picture: {out}")
 
 
-def _show(subject: "Subject", options: Options) -> None:
+def _show(source: "ModelSource", options: Options) -> None:
     from poa.evaluation.evaluate import read_scores
     from poa.plots.robustness import curves, robustness_table
     from poa.robustness import evaluate as sweep
 
-    path = sweep.results_file(subject, options.name)
+    path = sweep.results_file(source, options.name)
     scores, intervals, _ = read_scores(path)
-    shown = {network: scores[network] for network in subject.choose(options.sizes) if network in scores}
+    shown = {network: scores[network] for network in source.choose(options.sizes) if network in scores}
     if not shown:
         return
     Console().print(robustness_table(shown, intervals))
@@ -158,5 +158,5 @@ def _show(subject: "Subject", options: Options) -> None:
     print_plain(f"Scores: {path.with_suffix('.csv')}")
     panels = sweep.panels(shown)
     if panels:
-        curves(panels, out=path.with_suffix(".png"), title=f"{Path(subject.name).resolve().name}, {path.parent.name}")
+        curves(panels, out=path.with_suffix(".png"), title=f"{Path(source.name).resolve().name}, {path.parent.name}")
         print_plain(f"Curves: {path.with_suffix('.png')}")

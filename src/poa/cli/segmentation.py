@@ -12,7 +12,7 @@ from poa.cli.showing import show_scores, then
 
 if TYPE_CHECKING:
     from poa.config.segmentation import Segmentation
-    from poa.models.source import Subject
+    from poa.models.source import ModelSource
 
 # torch is imported when the command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -92,7 +92,7 @@ UNCHANGED = Training()
 
 
 def segmentation(
-    subject: str,
+    model: str,
     /,
     *,
     train: str,
@@ -109,7 +109,7 @@ def segmentation(
     """Segment images: train a head on each network (or all of it, --no-frozen), and give mIoU on test images.
 
     Args:
-        subject: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         train: Images to train on: a folder, an archive or a folder in one (a.zip/train), a list.
         train_masks: Their masks, named like them: PNG files of class ids.
         test: Images to test on.
@@ -124,12 +124,12 @@ def segmentation(
     """
     from poa.config.segmentation import PRESETS
     from poa.config.values import preset_of
-    from poa.models.source import subject_of
+    from poa.models.source import model_source
     from poa.tasks.segmentation.evaluate import Masked, segment_networks
 
     settings = training.over(preset_of(PRESETS, preset))
     image_size = options.image_size or settings.crop or None
-    networks = subject_of(subject, branch=options.branch, image_size=image_size, out=options.out)
+    networks = model_source(model, branch=options.branch, image_size=image_size, out=options.out)
     with then(lambda: _show(networks, options)):
         segment_networks(
             networks,
@@ -148,14 +148,14 @@ def segmentation(
         )
 
 
-def _show(subject: "Subject", options: Options) -> None:
+def _show(source: "ModelSource", options: Options) -> None:
     from poa.tasks.segmentation.evaluate import PROTOCOL
     from poa.tasks.segmentation.train_one import HEADLINE
 
-    folder = subject.results(PROTOCOL, options.name)
+    folder = source.results(PROTOCOL, options.name)
     further = [
         f"Classes: {folder / 'classes.csv'}, IoU of each",
         f"Models: {folder / 'models'}, one folder a network, whose README.md says how to load it",
         f"Pictures: {folder / 'pictures'}, test images with true and predicted masks",
     ]
-    show_scores(subject, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)
+    show_scores(source, folder / f"{PROTOCOL}.json", headline=HEADLINE, sizes=options.sizes, further=further)

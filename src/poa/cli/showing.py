@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from poa.models.source import Subject
+    from poa.models.source import ModelSource
     from poa.plots.tables import SizeRow
 
 
@@ -30,12 +30,12 @@ def then(show: Callable[[], None]) -> Iterator[None]:
 
 
 def show_scores(
-    subject: "Subject", path: Path, *, headline: str, sizes: Sequence[str], further: Sequence[str] = ()
+    source: "ModelSource", path: Path, *, headline: str, sizes: Sequence[str], further: Sequence[str] = ()
 ) -> "tuple[list[SizeRow], str]":
     """Print the table of the networks asked for, and where the files are.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         path: JSON file of scores, beside which there is one of CSV.
         headline: Score with its interval, of which the table has room for one; the first score where it is missing.
         sizes: Networks asked for.
@@ -49,8 +49,8 @@ def show_scores(
     from poa.plots.tables import fitting, score_names, size_table
 
     scores, intervals, _ = evaluate.read_scores(path)
-    rows = evaluate.scored_rows(subject, scores, intervals=intervals)
-    chosen = set(subject.choose(sizes))
+    rows = evaluate.scored_rows(source, scores, intervals=intervals)
+    chosen = set(source.choose(sizes))
     shown = [row for row in rows if str(row.size) in chosen]
     if not shown:
         return [], headline

@@ -7,29 +7,13 @@ from types import MappingProxyType
 import torch
 
 from poa.config.values import check_counts, check_layer_decay, check_not_negative, check_positive, check_shares
+from poa.data.images import Preprocessing
 from poa.errors import UserError
 from poa.tasks.classification.data import Transforms
 
 HEADS = ("linear", "mlp")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NO_AUGMENTATION = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Preparation:
-    """How images are prepared for the network.
-
-    Attributes:
-        image_size: Side of the crops in pixels.
-        resize: Shorter side of a test image before its central crop, in pixels.
-        mean: Of the channels, of values in 0..1.
-        std: Of the channels.
-    """
-
-    image_size: int
-    resize: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -147,19 +131,19 @@ class Finetune:
         """The learning rate after the warm-up."""
         return self.lr * self.batch_size / self.lr_reference if self.lr_reference else self.lr
 
-    def transforms(self, preparation: Preparation) -> Transforms:
+    def transforms(self, preprocessing: Preprocessing) -> Transforms:
         """How training images are changed.
 
         Args:
-            preparation: For the network.
+            preprocessing: For the network.
 
         Raises:
             UserError: timm does not understand the configuration of RandAugment.
         """
         transforms = Transforms(
-            preparation.image_size,
-            preparation.mean,
-            preparation.std,
+            preprocessing.image_size,
+            preprocessing.mean,
+            preprocessing.std,
             self.crop_scale,
             self.flip,
             None if self.rand_augment == NO_AUGMENTATION else self.rand_augment,

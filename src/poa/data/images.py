@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +19,23 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How images are prepared for a network.
+
+    Attributes:
+        image_size: Side of the images, in pixels.
+        resize: Shorter side of a test image before its central crop, in pixels.
+        mean: Of the channels, of values in 0..1.
+        std: Of the channels.
+    """
+
+    image_size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 class BadImage(ValueError):  # noqa: N818 (named for what it says of the image)

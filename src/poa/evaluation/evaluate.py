@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from poa.evaluation.retrieval import Retrieval
 from poa.evaluation.sweep import Scoring, score_networks
 from poa.families.base import Family
 from poa.models.run import Run
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.plots.tables import SizeRow, score_names, size_rows
 from poa.training.progress import Bars
 
@@ -39,7 +39,7 @@ FIRST = ("knn", "initial", "untrained")
 
 
 def evaluate(
-    subject: Subject,
+    source: ModelSource,
     protocol: Protocol,
     *,
     train: str | None = None,
@@ -54,12 +54,12 @@ def evaluate(
     """Scores of networks on frozen features, in percent, also written to ``NAME/PROTOCOL.json`` and ``.csv``.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         protocol: How to score.
         train: Labelled images to learn from, for protocols that need them.
         test: Labelled images to test on.
         sizes: ``all``, or names of sizes.
-        name: Folder of the results in the subject's ``out``; see ``default_name``.
+        name: Folder of the results in the source's ``out``; see ``default_name``.
         limit: Take only a class-balanced part of the training images; of the test images where none are needed.
         workers: Processes that decode images.
         overwrite: Forget results of that name.
@@ -69,22 +69,20 @@ def evaluate(
         NotScored: Some networks could not be scored; the scores of the others are written.
         UserError: Sizes, images or labels are not as they must be, or the name holds results of other settings.
     """
-    chosen = subject.choose(sizes)
-    path = results_file(subject, protocol, name)
+    chosen = source.choose(sizes)
+    path = results_file(source, protocol, name)
     train_index = None if train is None else open_index(train, limit=limit)
     test_index = open_index(test, limit=limit if train is None else None)
-    scoring = Scoring(
-        image_size=subject.image_size, resize=subject.resize, mean=subject.mean, std=subject.std, workers=workers
-    )
+    scoring = Scoring(**asdict(source.preprocessing), workers=workers)
     with Bars(console or Console(stderr=True)) as bars:
         results = score_networks(
-            subject.network,
+            source.network,
             chosen,
             protocol=protocol,
             train_index=train_index,
             test_index=test_index,
             out=path.parent,
-            weights=subject.weights,
+            weights=source.weights,
             scoring=scoring,
             device=distributed.this_device(),  # that of a run is perhaps on another machine
             overwrite=overwrite,
@@ -112,30 +110,30 @@ def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
     return PROTOCOLS[name](**settings)
 
 
-def default_name(subject: Subject, protocol: Protocol) -> str:
+def default_name(source: ModelSource, protocol: Protocol) -> str:
     """The protocol's name, with that of the branch unless it is ``teacher``; k-NN leaves out its own.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         protocol: How they are scored.
     """
-    if subject.branch == "teacher":
+    if source.branch == "teacher":
         return protocol.name
-    return subject.branch if protocol.name == Knn.name else f"{protocol.name}-{subject.branch}"
+    return source.branch if protocol.name == Knn.name else f"{protocol.name}-{source.branch}"
 
 
-def results_file(subject: Subject, protocol: Protocol, name: str | None = None) -> Path:
+def results_file(source: ModelSource, protocol: Protocol, name: str | None = None) -> Path:
     """Where results are written.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         protocol: How they are scored.
         name: Of the folder; see ``default_name``.
 
     Raises:
         UserError: The name has slashes.
     """
-    return subject.results(protocol.name, name or default_name(subject, protocol)) / f"{protocol.name}.json"
+    return source.results(protocol.name, name or default_name(source, protocol)) / f"{protocol.name}.json"
 
 
 def rows(run: Run) -> list[SizeRow]:
@@ -193,27 +191,27 @@ def headline(rows: Sequence[SizeRow]) -> list[str]:
 
 
 def scored_rows(
-    subject: Subject, scores: Mapping[str, Mapping[str, float]], *, intervals: Intervals | None = None
+    source: ModelSource, scores: Mapping[str, Mapping[str, float]], *, intervals: Intervals | None = None
 ) -> list[SizeRow]:
     """The networks that have scores, with their costs.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         scores: Scores by name of the network.
         intervals: Of the scores.
     """
-    if subject.family is not None:
-        found = rows_of(subject.family, scores, intervals=intervals, image_size=subject.image_size)
+    if source.family is not None:
+        found = rows_of(source.family, scores, intervals=intervals, image_size=source.preprocessing.image_size)
         return [row for row in found if row.scores]
-    return [_row_of_network(subject, name, scores[name], (intervals or {}).get(name, {})) for name in scores]
+    return [_row_of_network(source, name, scores[name], (intervals or {}).get(name, {})) for name in scores]
 
 
 def _row_of_network(
-    subject: Subject, name: str, scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+    source: ModelSource, name: str, scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
 ) -> SizeRow:
-    network = subject.network(name)
+    network = source.network(name)
     try:
-        operations = flops(network, subject.image_size)
+        operations = flops(network, source.preprocessing.image_size)
     except (AssertionError, RuntimeError, TypeError, ValueError):  # some networks cannot be followed by shapes alone
         operations = None
     return SizeRow(size_of(name) or name, parameters(network), operations, scores=scores, intervals=intervals)

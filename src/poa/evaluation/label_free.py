@@ -27,7 +27,7 @@ from poa.evaluation.results import ResultFiles, Scores
 from poa.features.extract import Progress, extract_features
 from poa.models import registry
 from poa.models.run import load
-from poa.models.source import Subject, is_run
+from poa.models.source import ModelSource, is_run
 from poa.pretraining import build
 from poa.training.health import rankme
 from poa.training.progress import Bars
@@ -44,7 +44,7 @@ VIEWS = 3
 
 
 def evaluate(
-    subject: Subject,
+    source: ModelSource,
     data: str,
     *,
     sizes: str | Sequence[str] = "all",
@@ -69,10 +69,10 @@ def evaluate(
     on their number: compare sizes on the same ones. Called again, it leaves out what is written.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         data: Images; labels are not looked at.
         sizes: ``all``, or names of sizes.
-        name: Folder of the results in the subject's ``out``; ``quality``, with the branch unless it is ``teacher``.
+        name: Folder of the results in the source's ``out``; ``quality``, with the branch unless it is ``teacher``.
         k: Number of neighbours.
         seed: Of the views.
         limit: Take only a class-balanced part of the images. Time grows with the square of their number.
@@ -84,12 +84,12 @@ def evaluate(
         NotScored: Some networks could not be measured; the others are written.
         UserError: Sizes or images are not as they must be, or the name holds results of other settings.
     """
-    chosen = subject.choose(sizes)
-    path = results_file(subject, name)
+    chosen = source.choose(sizes)
+    path = results_file(source, name)
     index = open_index(data, limit=limit)
     if not 0 < k < len(index):
         raise UserError(f"There are {len(index) - 1} other images to be neighbours, got k={k}. Give another --k.")
-    task = _Task(subject, index, views_of(subject), k, seed, workers)
+    task = _Task(source, index, views_of(source), k, seed, workers)
     files = ResultFiles(path.parent, NAME, task.settings)
     files.start(overwrite=overwrite)
     with Bars(console or Console(stderr=True)) as bars:
@@ -97,26 +97,26 @@ def evaluate(
     return files.finished(chosen, what="measured")
 
 
-def results_file(subject: Subject, name: str | None = None) -> Path:
+def results_file(source: ModelSource, name: str | None = None) -> Path:
     """Where results are written.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         name: Of the folder, as in ``evaluate``.
 
     Raises:
         UserError: The name has slashes.
     """
-    return subject.results(NAME, name) / f"{NAME}.json"
+    return source.results(NAME, name) / f"{NAME}.json"
 
 
-def views_of(subject: Subject) -> Augmentation:
+def views_of(source: ModelSource) -> Augmentation:
     """How two views of an image are made: as in the training of a run, else as published, but small images not blurred.
 
     Args:
-        subject: Whose networks will see them.
+        source: Whose networks will see them.
     """
-    folder, size = registry.folder_of(subject.name), subject.image_size
+    folder, size = registry.folder_of(source.name), source.preprocessing.image_size
     if is_run(folder):
         published = build.augmentation_of(load(folder).config)
     elif size < SMALL:
@@ -139,7 +139,7 @@ def views_of(subject: Subject) -> Augmentation:
 class _Task:
     """What all groups of networks share."""
 
-    subject: Subject
+    source: ModelSource
     index: ImageIndex
     views: Augmentation
     k: int
@@ -149,19 +149,19 @@ class _Task:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the measures depend on, as JSON gives it back."""
-        subject = self.subject
+        source = self.source
         drawn = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self.views).items()
             if key not in ("global_size", "num_locals", "mean", "std") and not key.startswith("local")
         }
         return {
-            "weights": subject.weights,
+            "weights": source.weights,
             "images": f"{len(self.index)} images {self.index.fingerprint}",
-            "image_size": subject.image_size,
-            "resize": subject.resize,
-            "mean": list(subject.mean),
-            "std": list(subject.std),
+            "image_size": source.preprocessing.image_size,
+            "resize": source.preprocessing.resize,
+            "mean": list(source.preprocessing.mean),
+            "std": list(source.preprocessing.std),
             "k": self.k,
             "seed": self.seed,
             "views": drawn,
@@ -170,7 +170,7 @@ class _Task:
     @property
     def intact(self) -> str | None:
         """The network that others are compared with."""
-        return self.subject.names[-1] if len(self.subject.names) > 1 else None
+        return self.source.names[-1] if len(self.source.names) > 1 else None
 
     @cached_property
     def device(self) -> torch.device:
@@ -242,16 +242,16 @@ def _place(measure: str) -> int:
 
 def _extract(task: _Task, names: Sequence[str], folder: Path, progress: Progress) -> tuple[dict[str, _Rows], int]:
     """Features of a group of networks and the number of images that could not be read, from one pass."""
-    subject = task.subject
+    source = task.source
     found = extract_features(
-        {name: subject.network(name).to(task.device) for name in names},
+        {name: source.network(name).to(task.device) for name in names},
         partial(_batches, task),
         num_images=VIEWS * len(task.index),
         folder=folder,
         settings=task.settings,
         device=task.device,
-        mean=subject.mean,
-        std=subject.std,
+        mean=source.preprocessing.mean,
+        std=source.preprocessing.std,
         progress=progress,
         what="views",
     )
@@ -264,9 +264,9 @@ def _batches(task: _Task, start: int) -> Iterator[ScoringImages]:
 
     Image i has the numbers 3 i, 3 i + 1 and 3 i + 2; a pass is only ever stopped behind all three.
     """
-    side = task.subject.resize
-    border = (side - task.subject.image_size) // 2
-    inner = slice(border, border + task.subject.image_size)
+    side = task.source.preprocessing.resize
+    border = (side - task.source.preprocessing.image_size) // 2
+    inner = slice(border, border + task.source.preprocessing.image_size)
     for batch in images_for_scoring(
         task.index, size=side, resize=side, batch_size=BATCH, workers=task.workers, start=start // VIEWS
     ):

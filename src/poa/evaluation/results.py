@@ -1,4 +1,4 @@
-"""Files of scores: what one protocol found out about the networks of a subject, as JSON and as CSV."""
+"""Files of scores: what one protocol found out about the networks of a source, as JSON and as CSV."""
 
 import csv
 import json

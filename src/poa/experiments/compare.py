@@ -20,7 +20,7 @@ from poa.evaluation.protocol import Protocol
 from poa.experiments.plan import Contender, Plan, Training, plan
 from poa.models.registry import family_of
 from poa.models.run import Paths
-from poa.models.source import subject_of
+from poa.models.source import model_source
 from poa.plots.contest import Score, contest_plot
 from poa.pretraining.loop import train
 from poa.training.checkpoint import latest_checkpoint, step_of
@@ -131,7 +131,7 @@ def _results(
         wanted = {str(size) for each in made.contenders for size, run in each.runs.items() if run == folder}
         for _, protocol in PROTOCOLS:
             known[folder, protocol.name] = evaluate.evaluate(
-                subject_of(str(folder)),
+                model_source(str(folder)),
                 protocol,
                 train=train_on,
                 test=test_on,

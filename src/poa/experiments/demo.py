@@ -11,7 +11,7 @@ from poa.errors import UserError, nearest
 from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.models.run import Paths, Run
-from poa.models.source import subject_of_run
+from poa.models.source import run_source
 from poa.plots.sizes import accuracy_plot
 from poa.plots.tables import SizeRow, size_table
 from poa.pretraining.loop import train
@@ -81,9 +81,9 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
     """
     rows = []
     for branch in ("teacher", "untrained"):
-        subject = subject_of_run(run, branch=branch)
-        found = evaluate.evaluate(subject, Knn(), train=TRAIN, test=TEST, console=console)
-        rows.append(evaluate.scored_rows(subject, {size: {SCORE: scores[SCORE]} for size, scores in found.items()}))
+        source = run_source(run, branch=branch)
+        found = evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, console=console)
+        rows.append(evaluate.scored_rows(source, {size: {SCORE: scores[SCORE]} for size, scores in found.items()}))
     return rows[0], rows[1]
 
 

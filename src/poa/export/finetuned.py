@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from poa.config.finetune import Preparation
+from poa.data.images import Preprocessing
 from poa.errors import UserError
 from poa.files import whole_folder
 from poa.models import registry
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.tasks.maps import any_size
 
 CLASSIFIER = "classifier.safetensors"
@@ -68,11 +68,13 @@ class Blueprint:
     is_linear: bool
 
 
-def blueprint(subject: Subject, name: str, model: nn.Module, *, classes: Sequence[str], is_linear: bool) -> Blueprint:
+def blueprint(
+    source: ModelSource, name: str, model: nn.Module, *, classes: Sequence[str], is_linear: bool
+) -> Blueprint:
     """Find out how timm builds a model, before it is trained.
 
     Args:
-        subject: Whose model.
+        source: Whose model.
         name: Of the network.
         model: With timm's own classifier.
         classes: Names of the classes.
@@ -82,21 +84,22 @@ def blueprint(subject: Subject, name: str, model: nn.Module, *, classes: Sequenc
         UserError: timm builds another model from what is known.
     """
     known: Any = model.pretrained_cfg
-    folder = registry.folder_of(subject.name) / "config.json"
+    folder = registry.folder_of(source.name) / "config.json"
     architecture, arguments = str(known["architecture"]), dict[str, Any]()
-    if subject.family is not None:
-        architecture, own = subject.family.timm_config(subject.family.space.find(name))
+    if source.family is not None:
+        architecture, own = source.family.timm_config(source.family.space.find(name))
         arguments |= own
     elif folder.is_file():
         arguments |= json.loads(folder.read_text()).get("model_args", {})
-    if subject.family is None and known.get("fixed_input_size") and known["input_size"][-1] != subject.image_size:
-        arguments["img_size"] = subject.image_size
+    side = source.preprocessing.image_size
+    if source.family is None and known.get("fixed_input_size") and known["input_size"][-1] != side:
+        arguments["img_size"] = side
     arguments["num_classes"] = len(classes)
     with torch.device("meta"):
         built = timm.create_model(architecture, **arguments)
     if _shapes(built) != _shapes(model):
         raise UserError(
-            f"{subject.name} cannot be fine-tuned: timm does not build the same model from its name and settings, so "
+            f"{source.name} cannot be fine-tuned: timm does not build the same model from its name and settings, so "
             "that the result could not be loaded. Save it as a folder with config.json (timm's save_for_hf), give that."
         )
     return Blueprint(architecture, arguments, tuple(classes), str(known["classifier"]), is_linear)
@@ -106,19 +109,19 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def backbone_of(subject: Subject, name: str, *, drop_path: float = 0.0) -> tuple[nn.Module, Blueprint]:
+def backbone_of(source: ModelSource, name: str, *, drop_path: float = 0.0) -> tuple[nn.Module, Blueprint]:
     """A network without a classifier, and how timm builds it, for images of any size where it can.
 
     Args:
-        subject: Whose network.
+        source: Whose network.
         name: Of the network.
         drop_path: Rate of its last block.
 
     Raises:
         UserError: timm builds another model from what is known.
     """
-    model = subject.model(name, num_classes=0, drop_path=0.0)
-    plan = blueprint(subject, name, model, classes=(), is_linear=True)
+    model = source.timm_model(name, num_classes=0, drop_path=0.0)
+    plan = blueprint(source, name, model, classes=(), is_linear=True)
     plan = replace(plan, arguments={**plan.arguments, **any_size(model)})
     further = {"drop_path_rate": drop_path} if drop_path else {}
     with torch.random.fork_rng(devices=[]):
@@ -128,7 +131,7 @@ def backbone_of(subject: Subject, name: str, *, drop_path: float = 0.0) -> tuple
 
 
 def write_model(
-    model: nn.Module, plan: Blueprint, *, name: str, folder: Path, preparation: Preparation, source: str
+    model: nn.Module, plan: Blueprint, *, name: str, folder: Path, preprocessing: Preprocessing, source: str
 ) -> None:
     """Write a fine-tuned model, and check that timm loads the same; a model that is there is replaced.
 
@@ -137,7 +140,7 @@ def write_model(
         plan: How timm builds it.
         name: What to call it.
         folder: Where to.
-        preparation: How images are prepared for it.
+        preprocessing: How images are prepared for it.
         source: Where it comes from, for the model card.
 
     Raises:
@@ -153,31 +156,31 @@ def write_model(
         if not plan.is_linear:
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             _save(own, temporary / CLASSIFIER)
-        (temporary / "config.json").write_text(json.dumps(_describe(model, plan, preparation), indent=1) + "\n")
-        (temporary / "README.md").write_text(_card(model, plan, name, folder, preparation, source))
-        _check(temporary, model, plan, preparation)
+        (temporary / "config.json").write_text(json.dumps(_describe(model, plan, preprocessing), indent=1) + "\n")
+        (temporary / "README.md").write_text(_card(model, plan, name, folder, preprocessing, source))
+        _check(temporary, model, plan, preprocessing)
 
 
 def _save(weights: dict[str, Tensor], file: Path) -> None:
     file.write_bytes(save(weights, metadata={"format": "pt"}))  # not `save_file`, whose files only their owner reads
 
 
-def _card(model: nn.Module, plan: Blueprint, name: str, folder: Path, preparation: Preparation, source: str) -> str:
+def _card(model: nn.Module, plan: Blueprint, name: str, folder: Path, preprocessing: Preprocessing, source: str) -> str:
     return _CARD.format(
         name=name,
         architecture=plan.architecture,
         num_classes=len(plan.classes),
         source=source,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        image_size=preparation.image_size,
+        image_size=preprocessing.image_size,
         folder=folder,
         classifier="" if plan.is_linear else _CARD_OF_MLP.format(folder=folder),
-        mean=preparation.mean,
-        std=preparation.std,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
     )
 
 
-def _describe(model: Any, plan: Blueprint, preparation: Preparation) -> dict[str, Any]:
+def _describe(model: Any, plan: Blueprint, preprocessing: Preprocessing) -> dict[str, Any]:
     """What timm needs to know to build the model and to prepare images for it."""
     known = model.pretrained_cfg
     num_classes = len(plan.classes) if plan.is_linear else 0
@@ -190,13 +193,13 @@ def _describe(model: Any, plan: Blueprint, preparation: Preparation) -> dict[str
         "pretrained_cfg": {
             "tag": "poa_finetuned",
             "num_classes": num_classes,
-            "input_size": [3, preparation.image_size, preparation.image_size],
+            "input_size": [3, preprocessing.image_size, preprocessing.image_size],
             "fixed_input_size": bool(known.get("fixed_input_size")),
             "interpolation": "bicubic",
-            "crop_pct": preparation.image_size / preparation.resize,
+            "crop_pct": preprocessing.image_size / preprocessing.resize,
             "crop_mode": "center",
-            "mean": list(preparation.mean),
-            "std": list(preparation.std),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
             "pool_size": None,
             "classifier": known["classifier"],
             "first_conv": known["first_conv"],
@@ -205,9 +208,9 @@ def _describe(model: Any, plan: Blueprint, preparation: Preparation) -> dict[str
 
 
 @torch.inference_mode()
-def _check(folder: Path, model: nn.Module, plan: Blueprint, preparation: Preparation) -> None:
+def _check(folder: Path, model: nn.Module, plan: Blueprint, preprocessing: Preprocessing) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, preparation.image_size, preparation.image_size, generator=generator)
+    images = torch.randn(2, 3, preprocessing.image_size, preprocessing.image_size, generator=generator)
     loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     found = loaded(images)
     if not plan.is_linear:

@@ -20,7 +20,7 @@ from poa.errors import UserError, nearest
 from poa.families.base import Features
 from poa.features.extract import Extracted, extract_features
 from poa.features.formats import FORMATS, Table, check_parquet, files
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.training.progress import bar
 
 BATCH = 64
@@ -43,7 +43,7 @@ class Embedded(NamedTuple):
 
 
 def embed(
-    subject: Subject,
+    source: ModelSource,
     data: str,
     *,
     out: Path,
@@ -60,7 +60,7 @@ def embed(
     a folder beside them, so that they take twice their room for a while. Images that cannot be read are left out.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         data: The images: a folder, a list of paths, an archive or ``digits``; labels are not needed.
         out: A file that ends in .parquet, .npy or .safetensors; with several networks each name is put before the
             ending. Or a folder, for a file ``NAME.npy`` of each network.
@@ -74,18 +74,18 @@ def embed(
     Raises:
         UserError: Sizes or images are not as they must be, or the files cannot be written.
     """
-    chosen = _chosen(subject, sizes)
+    chosen = _chosen(source, sizes)
     targets = _targets(out, chosen, overwrite=overwrite)
     index = open_index(data, limit=limit)
     folder = next(iter(targets.values())).parent
     work = folder / f".{out.name}.unfinished"
     _make(folder)
     device = distributed.this_device()  # that of a run is perhaps on another machine
-    networks = {name: subject.network(name).to(device).eval() for name in chosen}
-    widths = {name: _widths(network, subject.image_size, device) for name, network in networks.items()}
+    networks = {name: source.network(name).to(device).eval() for name in chosen}
+    widths = {name: _widths(network, source.preprocessing.image_size, device) for name, network in networks.items()}
     if patches:
         networks = {name: _WithPatches(network) for name, network in networks.items()}
-    task = _Pass(subject, index, patches=patches, workers=workers)
+    task = _Pass(source, index, patches=patches, workers=workers)
     extracted = task.run(networks, work / "rows", device=device, console=console or Console(stderr=True))
     tables = {path: task.table(name, extracted, shape=widths[name]) for name, path in targets.items()}
     _write(tables, work / "files", num_bytes=sum(rows.nbytes for rows in extracted.features.values()))
@@ -95,12 +95,12 @@ def embed(
     return Embedded(targets, shapes, tuple(index.name(i) for i in range(len(index)) if i not in read))
 
 
-def _chosen(subject: Subject, sizes: str | Sequence[str]) -> tuple[str, ...]:
-    if sizes or len(subject.names) == 1:
-        return tuple(dict.fromkeys(subject.choose(sizes or subject.names)))
+def _chosen(source: ModelSource, sizes: str | Sequence[str]) -> tuple[str, ...]:
+    if sizes or len(source.names) == 1:
+        return tuple(dict.fromkeys(source.choose(sizes or source.names)))
     raise UserError(
-        f"{subject.name} has {len(subject.names)} sizes. Say of which to write features: --sizes all, or names such as "
-        f"--sizes {subject.names[0]} {subject.names[-1]}."
+        f"{source.name} has {len(source.names)} sizes. Say of which to write features: --sizes all, or names such as "
+        f"--sizes {source.names[0]} {source.names[-1]}."
     )
 
 
@@ -186,7 +186,7 @@ class _WithPatches(nn.Module):
 class _Pass:
     """One pass over the images."""
 
-    subject: Subject
+    source: ModelSource
     index: ImageIndex
     patches: bool
     workers: int
@@ -195,12 +195,12 @@ class _Pass:
     def settings(self) -> dict[str, Any]:
         """What the features depend on besides the network."""
         return {
-            "weights": self.subject.weights,
+            "weights": self.source.weights,
             "images": f"{len(self.index)} images {self.index.fingerprint}",
-            "image_size": self.subject.image_size,
-            "resize": self.subject.resize,
-            "mean": self.subject.mean,
-            "std": self.subject.std,
+            "image_size": self.source.preprocessing.image_size,
+            "resize": self.source.preprocessing.resize,
+            "mean": self.source.preprocessing.mean,
+            "std": self.source.preprocessing.std,
             "patches": self.patches,
         }
 
@@ -216,8 +216,8 @@ class _Pass:
                 folder=folder,
                 settings=self.settings,
                 device=device,
-                mean=self.subject.mean,
-                std=self.subject.std,
+                mean=self.source.preprocessing.mean,
+                std=self.source.preprocessing.std,
                 save_every=SAVE_EVERY,
             )
 
@@ -227,8 +227,8 @@ class _Pass:
             advance = shown.enter_context(bar(what, total=len(self.index) - start, console=console))
             for batch in images_for_scoring(
                 self.index,
-                size=self.subject.image_size,
-                resize=self.subject.resize,
+                size=self.source.preprocessing.image_size,
+                resize=self.source.preprocessing.resize,
                 batch_size=BATCH,
                 workers=self.workers,
                 start=start,

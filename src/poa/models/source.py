@@ -14,6 +14,7 @@ from jaxtyping import Float
 from timm.data.constants import DEFAULT_CROP_PCT
 from torch import Tensor, nn
 
+from poa.data.images import Preprocessing
 from poa.errors import UserError, nearest
 from poa.families.base import Family, Features
 from poa.models import registry, weights
@@ -28,20 +29,17 @@ _REFUSALS = (AssertionError, AttributeError, IndexError, NotImplementedError, Ru
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSource:
     """Networks to score, and how images are prepared for them.
 
     Attributes:
         name: As the user gave it.
         names: Its networks: sizes such as ``64x3``, ascending; one name for a plain timm model.
         network: The network of a name; gives ``Features``, in evaluation mode and without gradients.
-        model: ``model(name, num_classes=10, drop_path=0.1)`` is the plain timm model with its weights, to be trained
-            further, with a fresh classifier.
+        timm_model: ``timm_model(name, num_classes=10, drop_path=0.1)`` is the plain timm model with its weights,
+            to be trained further, with a fresh classifier.
         weights: What the parameters are: other weights, other results.
-        image_size: Side of the images, in pixels.
-        resize: Shorter side of an image before the central crop, in pixels.
-        mean: Of the channels, of values in 0..1.
-        std: Of the channels.
+        preprocessing: How images are prepared for all of them.
         out: Folder under which evaluations are written.
         branch: Which parameters.
         family: Of a run.
@@ -50,12 +48,9 @@ class Subject:
     name: str
     names: tuple[str, ...]
     network: Callable[[str], nn.Module]
-    model: Callable[..., nn.Module]
+    timm_model: Callable[..., nn.Module]
     weights: str
-    image_size: int
-    resize: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preprocessing: Preprocessing
     out: Path
     branch: str = "teacher"
     family: Family | None = None
@@ -102,9 +97,9 @@ class Subject:
         return tuple(chosen)
 
 
-def subject_of(
+def model_source(
     name: str, *, branch: str = "teacher", image_size: int | None = None, out: Path | None = None
-) -> Subject:
+) -> ModelSource:
     """The networks that are meant by a name.
 
     Args:
@@ -122,7 +117,7 @@ def subject_of(
         raise UserError(f"There is no branch {branch!r} to score. Choose from {', '.join(BRANCHES)}.")
     folder = registry.folder_of(name)
     if is_run(folder):
-        return subject_of_run(load(folder), branch=branch, image_size=image_size, out=out)
+        return run_source(load(folder), branch=branch, image_size=image_size, out=out)
     if branch == "initial":
         raise UserError(f"{name} is not the folder of a run, so it has no initial sizes. Leave out --branch initial.")
     if image_size is not None and image_size < 1:
@@ -140,16 +135,18 @@ def subject_of(
     def trainable(_: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
         return _with_classifier(name, create(None, num_classes=num_classes, drop_path=drop_path), model.state_dict())
 
-    return Subject(
+    return ModelSource(
         name=name,
         names=(label,),
         network=lambda _: network,
-        model=trainable,
+        timm_model=trainable,
         weights=of_what,
-        image_size=wanted,
-        resize=floor(wanted / (settings["crop_pct"] or DEFAULT_CROP_PCT) + 1e-6),
-        mean=_of_channels(settings["mean"]),
-        std=_of_channels(settings["std"]),
+        preprocessing=Preprocessing(
+            wanted,
+            floor(wanted / (settings["crop_pct"] or DEFAULT_CROP_PCT) + 1e-6),
+            mean=_of_channels(settings["mean"]),
+            std=_of_channels(settings["std"]),
+        ),
         out=out or Path("eval", label),
         branch=branch,
     )
@@ -174,16 +171,16 @@ def is_run(folder: Path) -> bool:
     return Paths(folder).config.exists() and not (folder / "config.json").exists()
 
 
-def subject_of_run(
+def run_source(
     run: Run, *, branch: str = "teacher", image_size: int | None = None, out: Path | None = None
-) -> Subject:
+) -> ModelSource:
     """The sizes of a run.
 
     Args:
         run: Whose sizes.
-        branch: As in ``subject_of``.
-        image_size: As in ``subject_of``.
-        out: As in ``subject_of``.
+        branch: As in ``model_source``.
+        image_size: As in ``model_source``.
+        out: As in ``model_source``.
 
     Raises:
         UserError: The run has no such branch, or its networks cannot see images of that size.
@@ -195,16 +192,18 @@ def subject_of_run(
     source, of_what = _of_branch(run, branch)
     views, resize = run.config.views, run.config.scoring_resize
     wanted = image_size or views.global_size
-    return Subject(
+    return ModelSource(
         name=str(run.folder),
         names=run.sizes(),
         network=source,
-        model=partial(_model_of_run, run, source),
+        timm_model=partial(_model_of_run, run, source),
         weights=of_what,
-        image_size=wanted,
-        resize=resize if image_size is None else round(wanted * resize / views.global_size),
-        mean=views.mean,
-        std=views.std,
+        preprocessing=Preprocessing(
+            wanted,
+            resize if image_size is None else round(wanted * resize / views.global_size),
+            mean=views.mean,
+            std=views.std,
+        ),
         out=out or run.paths.scores,
         branch=branch,
         family=run.family,

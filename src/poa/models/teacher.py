@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from poa.config.pretraining import Config, ViewsSettings
 from poa.errors import UserError
 from poa.families.base import Features
-from poa.models.source import Subject, subject_of
+from poa.models.source import ModelSource, model_source
 
 
 class Renormalised(nn.Module):
@@ -16,17 +16,18 @@ class Renormalised(nn.Module):
     Args:
         network: Images to ``Features``.
         views: How the run normalises.
-        subject: How the network wants it.
+        source: How the network wants it.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, views: ViewsSettings, subject: Subject) -> None:
+    def __init__(self, network: nn.Module, views: ViewsSettings, source: ModelSource) -> None:
         super().__init__()
         self.network = network
+        own = source.preprocessing
         mean, std, own_mean, own_std = (
-            torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std, subject.mean, subject.std)
+            torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std, own.mean, own.std)
         )
         self.register_buffer("scale", std / own_std, persistent=False)
         self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
@@ -52,10 +53,10 @@ def teacher_of(config: Config) -> tuple[nn.Module, int]:
             "Say who teaches: --distill.teacher RUN, a folder that timm loads, or a timm name such as "
             "vit_small_patch14_dinov2.lvd142m."
         )
-    subject = subject_of(name, image_size=views.global_size)
-    network = subject.network(subject.names[-1])
-    if (subject.mean, subject.std) != (views.mean, views.std):
-        network = Renormalised(network, views, subject)
+    source = model_source(name, image_size=views.global_size)
+    network = source.network(source.names[-1])
+    if (source.preprocessing.mean, source.preprocessing.std) != (views.mean, views.std):
+        network = Renormalised(network, views, source)
     network = network.requires_grad_(False).eval()
     width = _width(network, views.global_size, name, "Train with its image size, or choose another teacher.")
     if views.num_locals:

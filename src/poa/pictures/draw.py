@@ -19,7 +19,7 @@ from poa.errors import UserError, nearest
 from poa.evaluation.label_free import views_of
 from poa.models import registry
 from poa.models.run import load
-from poa.models.source import Subject, is_run
+from poa.models.source import ModelSource, is_run
 from poa.pictures.attention import Look, look
 from poa.pictures.kinds import KINDS, Album, Head, Sight, Views, partners_of
 from poa.pictures.page import write
@@ -38,7 +38,7 @@ _NEED_ALL = {"neighbours", "matches", "prototypes"}
 
 
 def draw(
-    subjects: Sequence[Subject],
+    sources: Sequence[ModelSource],
     images: str,
     *,
     out: Path,
@@ -54,7 +54,7 @@ def draw(
     """Draw what networks see, side by side, and write a page with all pictures.
 
     Args:
-        subjects: Whose networks.
+        sources: Whose networks.
         images: Where the images are found; labels are used where there are some.
         out: Folder to write, new or empty.
         sizes: ``all``, or names of sizes of the runs; their smallest and largest by default.
@@ -73,20 +73,20 @@ def draw(
         UserError: The request makes no sense, no image can be read, or nothing could be drawn.
     """
     kinds = _checked_kinds(kinds)
-    sitters = _sitters(subjects, sizes)
+    sitters = _sitters(sources, sizes)
     if show < 1:
         raise UserError(f"At least one image is shown, got --show {show}.")
     index = _open(images, limit, show=show, needs_all=bool(_NEED_ALL & set(kinds)))
     _check_folder(out, overwrite=overwrite)
     with Bars(console or Console(stderr=True)) as bars:
-        numbers, crops = _gather(subjects, index, workers)
+        numbers, crops = _gather(sources, index, workers)
         labels = index.labels()[list(numbers)]
         shown = tuple(spread(labels, min(show, len(numbers))).tolist())
         partners = partners_of(shown, labels.tolist())
         sights = []
         for done, sitter in enumerate(sitters):
             bars("networks", done, len(sitters))
-            sights.append(_see(sitter, crops[sitter.subject.name], (shown, partners), kinds, seed))
+            sights.append(_see(sitter, crops[sitter.source.name], (shown, partners), kinds, seed))
         bars("networks", len(sitters), len(sitters))
     names = tuple(index.name(number) for number in numbers)
     album = Album(out, names, _classes(index, numbers), shown, partners)
@@ -95,14 +95,14 @@ def draw(
     if not any(section.pictures for section in sections):
         raise UserError("Nothing could be drawn. " + " ".join(note for each in sections for note in each.notes))
     about = f"{', '.join(sitter.label for sitter in sitters)}. {len(names):,} images of {index.source}."
-    return write(out, f"What {', '.join(_short(each) for each in subjects)} sees", about, sections)
+    return write(out, f"What {', '.join(_short(each) for each in sources)} sees", about, sections)
 
 
 @dataclass(frozen=True)
 class _Sitter:
     """One network to draw."""
 
-    subject: Subject
+    source: ModelSource
     name: str
     label: str
 
@@ -116,27 +116,27 @@ def _checked_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind in kinds)
 
 
-def _short(subject: Subject) -> str:
-    return Path(subject.name).resolve().name if Path(subject.name).exists() else subject.name.rpartition("/")[2]
+def _short(source: ModelSource) -> str:
+    return Path(source.name).resolve().name if Path(source.name).exists() else source.name.rpartition("/")[2]
 
 
-def _sitters(subjects: Sequence[Subject], sizes: str | Sequence[str]) -> list[_Sitter]:
+def _sitters(sources: Sequence[ModelSource], sizes: str | Sequence[str]) -> list[_Sitter]:
     """The networks, each with a label that no other has."""
-    if not subjects:
+    if not sources:
         raise UserError("Say whose networks to draw: the folder of a run, an extracted size, or a timm name.")
-    if len({subject.name for subject in subjects}) < len(subjects):
+    if len({source.name for source in sources}) < len(sources):
         raise UserError("Each run or network is named once; of a run, --sizes says which sizes.")
     found = []
-    for subject in subjects:
-        ends = subject.names[0], subject.names[-1]
-        has_sizes = len(subject.names) > 1 or len(subjects) == 1
-        names = subject.choose(sizes) if sizes and has_sizes else ends
+    for source in sources:
+        ends = source.names[0], source.names[-1]
+        has_sizes = len(source.names) > 1 or len(sources) == 1
+        names = source.choose(sizes) if sizes and has_sizes else ends
         for name in dict.fromkeys(names):
-            alone = len(subjects) == 1 or len(subject.names) == 1
-            found.append(_Sitter(subject, name, name if alone else f"{_short(subject)} {name}"))
+            alone = len(sources) == 1 or len(source.names) == 1
+            found.append(_Sitter(source, name, name if alone else f"{_short(source)} {name}"))
     labels = [sitter.label for sitter in found]
     return [
-        replace(each, label=f"{each.subject.name} {each.name}") if labels.count(each.label) > 1 else each
+        replace(each, label=f"{each.source.name} {each.name}") if labels.count(each.label) > 1 else each
         for each in found
     ]
 
@@ -176,12 +176,12 @@ def _make(out: Path, *, overwrite: bool) -> None:
 
 
 def _gather(
-    subjects: Sequence[Subject], index: ImageIndex, workers: int
+    sources: Sequence[ModelSource], index: ImageIndex, workers: int
 ) -> tuple[tuple[int, ...], dict[str, UInt8[Tensor, "images 3 side side"]]]:
-    """The numbers of the images that can be read, and all of them as the networks of each subject see them."""
+    """The numbers of the images that can be read, and all of them as the networks of each source see them."""
     ways: dict[tuple[int, int], list[ScoringImages]] = {}
-    for subject in subjects:
-        size, resize = subject.image_size, subject.resize
+    for source in sources:
+        size, resize = source.preprocessing.image_size, source.preprocessing.resize
         if (size, resize) not in ways:
             batches = images_for_scoring(index, size=size, resize=resize, batch_size=_BATCH, workers=workers)
             ways[size, resize] = list(batches)
@@ -189,7 +189,9 @@ def _gather(
     if not numbers:
         raise UserError(f"None of the {len(index)} images of {index.source} could be read. Check that they are images.")
     crops = {way: torch.cat([batch.images for batch in batches]) for way, batches in ways.items()}
-    return numbers, {subject.name: crops[subject.image_size, subject.resize] for subject in subjects}
+    return numbers, {
+        source.name: crops[source.preprocessing.image_size, source.preprocessing.resize] for source in sources
+    }
 
 
 @torch.inference_mode()
@@ -202,11 +204,13 @@ def _see(
 ) -> Sight:
     """Run a network over the images."""
     device = distributed.this_device()  # that of a run is perhaps on another machine
-    network = sitter.subject.network(sitter.name).to(device).eval()
+    network = sitter.source.network(sitter.name).to(device).eval()
+
+    own = sitter.source.preprocessing
 
     def seen(images: UInt8[Tensor, "images 3 side side"]) -> Look:
         parts = [
-            look(network, normalise(part.to(device), mean=sitter.subject.mean, std=sitter.subject.std))
+            look(network, normalise(part.to(device), mean=own.mean, std=own.std))
             for part in torch.split(images, _AT_ONCE)
         ]
         return _joined(parts)
@@ -215,7 +219,7 @@ def _see(
     both = seen(crops[[*shown, *partners]])
     shown_look, partner_look = _parted(both, len(shown))
     cls = seen(crops).cls if {"neighbours", "prototypes"} & set(kinds) else None
-    views = _views(sitter.subject, crops, shown, seed, seen) if "matches" in kinds else None
+    views = _views(sitter.source, crops, shown, seed, seen) if "matches" in kinds else None
     head = _head(sitter, cls) if "prototypes" in kinds and cls is not None else None
     return Sight(sitter.label, crops, shown_look, partner_look, cls, views, head)
 
@@ -239,14 +243,14 @@ def _parted(joined: Look, first: int) -> tuple[Look, Look]:
 
 
 def _views(
-    subject: Subject,
+    source: ModelSource,
     crops: UInt8[Tensor, "images 3 side side"],
     shown: Sequence[int],
     seed: int,
     seen: Callable[[UInt8[Tensor, "images 3 side side"]], Look],
 ) -> Views:
     """Two views of each shown image, as in training, and where they lie."""
-    augmentation = views_of(subject)
+    augmentation = views_of(source)
     side = crops.shape[-1]
     samples, regions = [], []
     for number in shown:
@@ -270,8 +274,8 @@ def _views(
 
 def _head(sitter: _Sitter, cls: Float[Tensor, "images width"]) -> Head | None:
     """The first projection head of a trained run, and what it makes of all images."""
-    folder = registry.folder_of(sitter.subject.name)
-    if not is_run(folder) or sitter.subject.branch != "teacher":
+    folder = registry.folder_of(sitter.source.name)
+    if not is_run(folder) or sitter.source.branch != "teacher":
         return None
     run = load(folder)
     if run.config.method not in WITH_PROTOTYPES:

@@ -25,7 +25,7 @@ from poa.evaluation.knn import allowed_ks
 from poa.evaluation.protocol import Outcome, Rows, percent
 from poa.evaluation.results import ResultFiles, Scores
 from poa.features.extract import Progress, extract_features
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.plots.robustness import Panel
 from poa.robustness.backgrounds import MaskedImages
 from poa.robustness.classifiers import Judge, judge_of
@@ -43,7 +43,7 @@ ROWS = 128
 
 
 def evaluate(
-    subject: Subject,
+    source: ModelSource,
     settings: Robustness,
     *,
     train: str,
@@ -65,13 +65,13 @@ def evaluate(
     written. Under several processes each judges its share of them.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         settings: How images are disturbed, and who judges.
         train: Labelled images to fit the judges to.
         test: Labelled images to disturb; their classes are among those of ``train``, by name.
         masks: Folder with a mask of each test image, to swap backgrounds as well.
         sizes: ``all``, or names of sizes.
-        name: Folder of the results in the subject's ``out``; ``robustness``, with the branch unless it is ``teacher``.
+        name: Folder of the results in the source's ``out``; ``robustness``, with the branch unless it is ``teacher``.
         limit: Take only a class-balanced part of the training images.
         test_limit: Take only a class-balanced part of the test images.
         workers: Processes that decode and disturb images.
@@ -82,11 +82,11 @@ def evaluate(
         NotScored: Some networks could not be judged; the others are written.
         UserError: Sizes, images, masks or settings are not as they must be, or the name holds results of others.
     """
-    chosen = subject.choose(sizes)
-    path = results_file(subject, name)
-    settled = settings.settled(subject.image_size)
+    chosen = source.choose(sizes)
+    path = results_file(source, name)
+    settled = settings.settled(source.preprocessing.image_size)
     indexes = open_index(train, limit=limit), open_index(test, limit=test_limit)
-    task = _Task(subject, settled, *indexes, matched_labels(*indexes), masks, workers)
+    task = _Task(source, settled, *indexes, matched_labels(*indexes), masks, workers)
     task.check()
     files = ResultFiles(path.parent, NAME, task.known)
     files.start(overwrite=overwrite)
@@ -95,17 +95,17 @@ def evaluate(
     return files.finished(chosen, what="judged")
 
 
-def results_file(subject: Subject, name: str | None = None) -> Path:
+def results_file(source: ModelSource, name: str | None = None) -> Path:
     """Where results are written.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         name: Of the folder, as in ``evaluate``.
 
     Raises:
         UserError: The name has slashes.
     """
-    return subject.results(NAME, name) / f"{NAME}.json"
+    return source.results(NAME, name) / f"{NAME}.json"
 
 
 def summary(hits: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, " _"]]:
@@ -199,7 +199,7 @@ def _panel(
 class _Task:
     """What all groups of networks share."""
 
-    subject: Subject
+    source: ModelSource
     settings: Robustness
     train: ImageIndex
     test: ImageIndex
@@ -219,8 +219,8 @@ class _Task:
         """The test images with their masks."""
         if self.masks is None:
             return None
-        subject, seed = self.subject, self.settings.seed
-        return MaskedImages(self.test, self.labels[1], self.masks, subject.image_size, subject.resize, seed)
+        seen, seed = self.source.preprocessing, self.settings.seed
+        return MaskedImages(self.test, self.labels[1], self.masks, seen.image_size, seen.resize, seed)
 
     @cached_property
     def conditions(self) -> tuple[Disturbance, ...]:
@@ -230,15 +230,15 @@ class _Task:
     @cached_property
     def known(self) -> dict[str, Any]:
         """All that the scores depend on, as JSON gives it back."""
-        subject = self.subject
+        source = self.source
         images = {"train": self.train, "test": self.test}
         content = {
-            "weights": subject.weights,
+            "weights": source.weights,
             **{name: f"{len(index)} images {index.fingerprint}" for name, index in images.items()},
-            "image_size": subject.image_size,
-            "resize": subject.resize,
-            "mean": subject.mean,
-            "std": subject.std,
+            "image_size": source.preprocessing.image_size,
+            "resize": source.preprocessing.resize,
+            "mean": source.preprocessing.mean,
+            "std": source.preprocessing.std,
             "masks": None if self.masked is None else self.masked.fingerprint,
             **asdict(self.settings),
         }
@@ -263,14 +263,18 @@ def _judge(task: _Task, pending: Sequence[str], files: ResultFiles, console: Con
 
 def _judge_group(task: _Task, names: Sequence[str], files: ResultFiles, progress: Progress) -> None:
     """Judge some networks in one pass over the test images, and write down what came out."""
-    networks = {name: task.subject.network(name).to(task.device).eval() for name in names}
+    networks = {name: task.source.network(name).to(task.device).eval() for name in names}
     folder = files.work / names[0]
     judges, num_bad = _fit(task, networks, folder, files, progress)
     hits: dict[str, list[Tensor]] = {name: [] for name in judges}
     is_judged: list[Tensor] = []
     done = 0
     for item in disturbed_images(
-        task.test, task.conditions, size=task.subject.image_size, resize=task.subject.resize, workers=task.workers
+        task.test,
+        task.conditions,
+        size=task.source.preprocessing.image_size,
+        resize=task.source.preprocessing.resize,
+        workers=task.workers,
     ):
         done += item.num_tried
         if item.numbers:
@@ -299,12 +303,12 @@ def _fit(
     task: _Task, networks: Mapping[str, nn.Module], folder: Path, files: ResultFiles, progress: Progress
 ) -> tuple[dict[str, Judge], int]:
     """A judge for each network that can be judged, and the number of training images that could not be read."""
-    subject = task.subject
+    source = task.source
     batches = partial(
         images_for_scoring,
         task.train,
-        size=subject.image_size,
-        resize=subject.resize,
+        size=source.preprocessing.image_size,
+        resize=source.preprocessing.resize,
         batch_size=ROWS,
         workers=task.workers,
     )
@@ -315,8 +319,8 @@ def _fit(
         folder=folder,
         settings=task.known,
         device=task.device,
-        mean=subject.mean,
-        std=subject.std,
+        mean=source.preprocessing.mean,
+        std=source.preprocessing.std,
         progress=progress,
         what="training images",
     )
@@ -342,12 +346,13 @@ def _features(
     task: _Task, networks: Mapping[str, nn.Module], item: DisturbedImages
 ) -> dict[str, Float[Tensor, "rows width"]]:
     """Features of all images of an item, condition by condition, from each network."""
+    own = task.source.preprocessing
     found: dict[str, list[Tensor]] = {name: [] for name in networks}
     together = max(1, ROWS // len(item.numbers))
     for start in range(0, len(task.conditions), together):
         rows = []
         for place in range(start, min(start + together, len(task.conditions))):
-            images = normalise(item.images[place].to(task.device), mean=task.subject.mean, std=task.subject.std)
+            images = normalise(item.images[place].to(task.device), mean=own.mean, std=own.std)
             rows.append(task.conditions[place].finish(images, item.numbers))
         batch = torch.cat(rows)
         for name, network in networks.items():

@@ -25,23 +25,23 @@ from poa.data.index import ImageIndex, open_index
 from poa.data.loader import images_for_scoring
 from poa.errors import UserError
 from poa.evaluation.results import NotScored, Scores
-from poa.models.source import Subject, subject_of
+from poa.models.source import ModelSource, model_source
 from poa.tasks.classification import evaluate
 from poa.tasks.classification.evaluate import finetune_networks
 from poa.training import checkpoint
-from supervised import MEAN, STD, Models, family, stop, subject_of_models
+from supervised import MEAN, STD, Models, family, source_of_models, stop
 
 FAMILY = family(image_size=8, patch_size=4)
 SETTINGS = Finetune(epochs=3, batch_size=16, crop_scale=(0.8, 1.0), flip=0.0, lr=3e-3)
 
 
-def subject(out: Path, models: Models | None = None, **options: Any) -> Subject:
-    return subject_of_models(out, models or Models(FAMILY), **options)
+def source(out: Path, models: Models | None = None, **options: Any) -> ModelSource:
+    return source_of_models(out, models or Models(FAMILY), **options)
 
 
 def run(out: Path, settings: Finetune = SETTINGS, models: Models | None = None, **options: Any) -> Scores:
     defaults = {"train": "digits/train", "test": "digits/test", "limit": 64, "sizes": ("16x1", "32x1")}
-    return finetune_networks(subject(out, models), settings, **{**defaults, **options})
+    return finetune_networks(source(out, models), settings, **{**defaults, **options})
 
 
 def folder(root: Path, *, classes: Sequence[str], seed: int = 0, per_class: int = 4) -> str:
@@ -199,7 +199,7 @@ def test_processes_share_the_networks(
 
 
 def test_folders_can_be_fine_tuned(tmp_path: Path, whole: tuple[Path, Scores]) -> None:
-    again = subject_of(str(whole[0] / "finetune/models/16x1"), out=tmp_path / "again")
+    again = model_source(str(whole[0] / "finetune/models/16x1"), out=tmp_path / "again")
     options = {"train": "digits/train", "test": "digits/test", "limit": 64}
     (name,) = finetune_networks(again, replace(SETTINGS, epochs=1), **options)
     assert name == "16x1"
@@ -208,7 +208,7 @@ def test_folders_can_be_fine_tuned(tmp_path: Path, whole: tuple[Path, Scores]) -
 
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit"])
 def test_timm_networks(tmp_path: Path, name: str) -> None:
-    plain = subject_of(name, branch="untrained", image_size=32, out=tmp_path)
+    plain = model_source(name, branch="untrained", image_size=32, out=tmp_path)
     options = {"train": "digits/train", "test": "digits/test", "limit": 32}
     found = finetune_networks(plain, replace(SETTINGS, epochs=1, drop_path=0.0), **options)
     assert list(found) == [name]

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poa.config.finetune import PRESETS, TRANSFER, Finetune, Preparation
+from poa.config.finetune import PRESETS, TRANSFER, Finetune
 from poa.config.values import preset_of
+from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.errors import UserError
 from poa.tasks.classification.data import Labelled, TrainingBatch, labelled
@@ -21,7 +22,7 @@ from poa.tasks.classification.train import CorrectedEma, FinetuneResult, ModelTr
 from poa.tasks.training import Diverged
 
 CPU = torch.device("cpu")
-PREPARATION = Preparation(8, 8, (0.3, 0.3, 0.3), (0.35, 0.35, 0.35))
+PREPROCESSING = Preprocessing(8, 8, (0.3, 0.3, 0.3), (0.35, 0.35, 0.35))
 PLAIN = Finetune(
     epochs=3,
     batch_size=16,
@@ -66,7 +67,7 @@ def digits(*, train: int = 64, test: int = 40) -> tuple[Labelled, Labelled]:
 def run(settings: Finetune, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, FinetuneResult]:
     train, test = options.pop("data", None) or digits()
     model = vit(drop_path=settings.drop_path) if model is None else model
-    fixed = {"settings": settings, "preparation": PREPARATION, "num_classes": 10, "device": CPU}
+    fixed = {"settings": settings, "preprocessing": PREPROCESSING, "num_classes": 10, "device": CPU}
     return finetune(model, train, test, **fixed, **options)
 
 
@@ -223,7 +224,7 @@ def test_it_learns() -> None:
     assert result.top1 == pytest.approx(100 * float(result.correct.double().mean()))
     assert (result.num_images, sum(told)) == (256, 8 * 256)
     assert result.loss < 1.5
-    assert torch.equal(ranks_of(model, digits(test=200)[1], preparation=PREPARATION, device=CPU), result.ranks)
+    assert torch.equal(ranks_of(model, digits(test=200)[1], preprocessing=PREPROCESSING, device=CPU), result.ranks)
 
 
 def test_part_of_the_images() -> None:
@@ -241,7 +242,7 @@ def test_ranks() -> None:
             return logits
 
     _, test = digits(test=40)
-    found = ranks_of(Fixed(), test, preparation=PREPARATION, device=CPU)
+    found = ranks_of(Fixed(), test, preprocessing=PREPROCESSING, device=CPU)
     expected = [0 if label == 3 else label + (label < 3) for label in test.labels.tolist()]
     assert found.tolist() == expected[:20] + [15] * 20
 
@@ -286,7 +287,7 @@ def test_unreadable_test_images(tmp_path: Path) -> None:
         (tmp_path / name / "0.png").write_bytes(b"damaged")
     index = open_index(str(tmp_path), cache=tmp_path / "cache")
     with pytest.raises(UserError, match="None of the 2 test images"):
-        ranks_of(vit(), Labelled(index, index.labels()), preparation=PREPARATION, device=CPU)
+        ranks_of(vit(), Labelled(index, index.labels()), preprocessing=PREPROCESSING, device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_wrong_settings(settings: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("text", ["nonsense", "rand-q3"])
 def test_wrong_rand_augment(text: str) -> None:
     with pytest.raises(UserError, match=f"--rand-augment {text}: timm does not understand it"):
-        Finetune(rand_augment=text).transforms(PREPARATION)
+        Finetune(rand_augment=text).transforms(PREPROCESSING)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +363,7 @@ def test_published_settings(
     assert found.warmup_share * epochs == pytest.approx(epochs / 10 if is_imagenet else 5)
     assert found.repeats == (3 if name in TRANSFER else 1)
     assert found.erasing == (0.1 if name in TRANSFER else 0.25)
-    found.transforms(Preparation(224, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    found.transforms(Preprocessing(224, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
 
 def test_presets_by_name() -> None:
@@ -381,5 +382,5 @@ def test_evaluation_does_not_train() -> None:
     _, test = digits()
     model, _ = run(replace(PLAIN, epochs=1), timm.create_model("resnet10t", num_classes=10))
     before = copy.deepcopy(model.state_dict())
-    ranks_of(model.train(), test, preparation=PREPARATION, device=CPU)
+    ranks_of(model.train(), test, preprocessing=PREPROCESSING, device=CPU)
     assert equal(before, model.state_dict())

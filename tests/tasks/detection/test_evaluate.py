@@ -27,11 +27,11 @@ from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.evaluation.results import NotScored, Scores
 from poa.families.slim_resnet import SlimResNet
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.tasks.detection import folder as detected
 from poa.tasks.detection import together, train_one
 from poa.tasks.detection.evaluate import InCoco, detect_by_networks
-from supervised import Models, family, stop, subject_of_models
+from supervised import Models, family, source_of_models, stop
 from tasks.detection.coco_images import changed, write_coco
 
 FAMILY = family(image_size=32, patch_size=8)
@@ -55,14 +55,14 @@ def plain_pictures(whole: tuple[Path, Scores], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(train_one, "detection_sheet", lambda rows, **options: options["out"].write_bytes(b""))
 
 
-def subject(out: Path, models: Models | None = None, **options: Any) -> Subject:
-    return subject_of_models(out, models or Models(FAMILY), **options)
+def source(out: Path, models: Models | None = None, **options: Any) -> ModelSource:
+    return source_of_models(out, models or Models(FAMILY), **options)
 
 
 def run(
     out: Path, data: dict[str, InCoco], settings: Detection = SETTINGS, models: Models | None = None, **options: Any
 ) -> Scores:
-    return detect_by_networks(subject(out, models), settings, **{"sizes": ("16x1", "32x1"), **data, **options})
+    return detect_by_networks(source(out, models), settings, **{"sizes": ("16x1", "32x1"), **data, **options})
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def slim_model(name: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Mod
 
 def test_one_detector_for_all_widths(tmp_path: Path, data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(map(str, SLIM.space.sizes))
-    slim = subject(tmp_path, family=SLIM, names=names, model=slim_model, network=SLIM.build)
+    slim = source(tmp_path, family=SLIM, names=names, timm_model=slim_model, network=SLIM.build)
 
     def detect(**options: Any) -> Scores:
         return detect_by_networks(slim, replace(SETTINGS, epochs=1), **{"together": True, **data, **options})
@@ -268,7 +268,7 @@ def test_one_detector_for_what_is_not_slimmable(
 ) -> None:
     with pytest.raises(UserError, match=r"needs the widths of a slimmable network \(SlimCLR\), got runs/mine"):
         run(tmp_path, data, together=True)
-    slim = subject(tmp_path, family=SLIM, names=tuple(map(str, SLIM.space.sizes)), model=slim_model)
+    slim = source(tmp_path, family=SLIM, names=tuple(map(str, SLIM.space.sizes)), timm_model=slim_model)
     with pytest.raises(UserError, match="needs at least two of them, got 8x1-1-1-1"):
         detect_by_networks(slim, SETTINGS, sizes="8x1-1-1-1", together=True, **data)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -282,7 +282,7 @@ def test_widths_that_diverge_together(tmp_path: Path, data: dict[str, InCoco]) -
         nn.init.constant_(model.stages[3].blocks[0].norm1.weight, torch.nan)
         return model  # type: ignore[no-any-return]
 
-    slim = subject(tmp_path, family=SLIM, names=tuple(map(str, SLIM.space.sizes)), model=spoiled)
+    slim = source(tmp_path, family=SLIM, names=tuple(map(str, SLIM.space.sizes)), timm_model=spoiled)
     with pytest.raises(NotScored, match="2 of 2 networks could not be trained"):
         detect_by_networks(slim, replace(SETTINGS, epochs=1), together=True, **data)
 
@@ -396,4 +396,4 @@ def test_flags() -> None:
     assert bound.arguments["together"] is True
     fields = {field.name for field in dataclasses.fields(Detection)}
     assert {field.name for field in dataclasses.fields(Training)} == fields - {"warmup_lr"}
-    assert subject(Path("x"), branch="untrained").results("detection") == Path("x/detection-untrained")
+    assert source(Path("x"), branch="untrained").results("detection") == Path("x/detection-untrained")

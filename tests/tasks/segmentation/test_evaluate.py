@@ -22,12 +22,12 @@ from poa.config.segmentation import Segmentation
 from poa.data.augment import normalise
 from poa.errors import UserError
 from poa.evaluation.results import NotScored, Scores
-from poa.models.source import Subject, subject_of
+from poa.models.source import ModelSource, model_source
 from poa.plots.masks import class_colours, coloured
 from poa.tasks.segmentation import folder as segmented
 from poa.tasks.segmentation import train_one
 from poa.tasks.segmentation.evaluate import Masked, segment_networks
-from supervised import MEAN, STD, Models, family, stop, subject_of_models
+from supervised import MEAN, STD, Models, family, source_of_models, stop
 from tasks.segmentation.mask_images import write_pairs
 
 FAMILY = family(image_size=24, patch_size=8)
@@ -49,8 +49,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Masked]:
     }
 
 
-def subject(out: Path, models: Models | None = None, **options: Any) -> Subject:
-    return subject_of_models(out, models or Models(FAMILY), **options)
+def source(out: Path, models: Models | None = None, **options: Any) -> ModelSource:
+    return source_of_models(out, models or Models(FAMILY), **options)
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
     models: Models | None = None,
     **options: Any,
 ) -> Scores:
-    return segment_networks(subject(out, models), settings, **{"sizes": ("16x1", "32x1"), **data, **options})
+    return segment_networks(source(out, models), settings, **{"sizes": ("16x1", "32x1"), **data, **options})
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_wrong_requests(tmp_path: Path, data: dict[str, Masked]) -> None:
         ({"ignore": 2}, "only 3 of the ids from 0 to 255"),
     ):
         with pytest.raises(UserError, match=text):
-            segment_networks(subject(tmp_path), SETTINGS, **{**data, "sizes": "16x1", **options})
+            segment_networks(source(tmp_path), SETTINGS, **{**data, "sizes": "16x1", **options})
     assert not (tmp_path / "segmentation").exists()
 
 
@@ -295,7 +295,7 @@ def test_damaged_models_are_not_handed_out(
 
 
 def test_networks_of_one_image_size(tmp_path: Path, data: dict[str, Masked]) -> None:
-    mixer = subject_of("mixer_s32_224", branch="untrained", out=tmp_path, image_size=None)
+    mixer = model_source("mixer_s32_224", branch="untrained", out=tmp_path, image_size=None)
     with pytest.raises(UserError, match=r"gives no maps of images of 32x32 pixels"):
         segment_networks(mixer, replace(SETTINGS, crop=24), **data)
 
@@ -351,4 +351,4 @@ def test_colours() -> None:
     assert np.array_equal(picture[0, 0], colours[0])
     assert np.array_equal(picture[1, 0], colours[149])
     assert (picture[:, 1] == 0).all()
-    assert subject(Path("x"), branch="untrained").results("segmentation") == Path("x/segmentation-untrained")
+    assert source(Path("x"), branch="untrained").results("segmentation") == Path("x/segmentation-untrained")

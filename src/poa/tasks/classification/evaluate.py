@@ -1,4 +1,4 @@
-"""Fine-tuning of the networks of a subject, one after the other: results, models, and going on after a stop."""
+"""Fine-tuning of the networks of a source, one after the other: results, models, and going on after a stop."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,15 @@ from typing import Any
 from rich.console import Console
 
 from poa import distributed
-from poa.config.finetune import Finetune, Preparation
+from poa.config.finetune import Finetune
+from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome, percent
 from poa.evaluation.results import ResultFiles, Scores
 from poa.export.finetuned import blueprint, write_model
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.tasks.classification.data import Labelled, draw_rows, labelled
 from poa.tasks.classification.train import FinetuneResult, finetune
 from poa.tasks.training import train_share
@@ -30,7 +31,7 @@ HEADLINE = "top1"
 
 
 def finetune_networks(
-    subject: Subject,
+    source: ModelSource,
     settings: Finetune,
     *,
     train: str,
@@ -45,17 +46,17 @@ def finetune_networks(
 ) -> Scores:
     """Train networks on labelled images, all weights and a new classifier, and test them after the last epoch.
 
-    Scores are written to ``NAME/finetune.json`` and ``.csv`` in the subject's ``out``, models to ``NAME/models``. A
+    Scores are written to ``NAME/finetune.json`` and ``.csv`` in the source's ``out``, models to ``NAME/models``. A
     network that is there is not trained again, and one that was stopped goes on from its last checkpoint, with the same
     result. Under several processes each trains its share.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         settings: How to train.
         train: Labelled images to train on.
         test: Labelled images to test on.
         sizes: ``all``, or names of sizes.
-        name: Folder of the results in the subject's ``out``; ``finetune``, with the branch unless it is ``teacher``.
+        name: Folder of the results in the source's ``out``; ``finetune``, with the branch unless it is ``teacher``.
         limit: Train on a class-balanced part of this many images.
         workers: Processes that prepare images.
         save_every: Epochs from one checkpoint to the next.
@@ -71,9 +72,9 @@ def finetune_networks(
     """
     if save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {save_every}.")
-    chosen, folder = subject.choose(sizes), subject.results(PROTOCOL, name)
+    chosen, folder = source.choose(sizes), source.results(PROTOCOL, name)
     images = labelled(open_index(train, limit=limit), open_index(test))
-    task = _Task(subject, settings, *images, workers, save_every, folder, console or Console(stderr=True))
+    task = _Task(source, settings, *images, workers, save_every, folder, console or Console(stderr=True))
     task.check()
     files = ResultFiles(folder, PROTOCOL, task.known)
     files.start(overwrite=overwrite)
@@ -85,7 +86,7 @@ def finetune_networks(
 class _Task:
     """What the trainings of all networks share."""
 
-    subject: Subject
+    source: ModelSource
     settings: Finetune
     train: Labelled
     test: Labelled
@@ -95,10 +96,9 @@ class _Task:
     console: Console
 
     @property
-    def preparation(self) -> Preparation:
+    def preprocessing(self) -> Preprocessing:
         """How images are prepared."""
-        subject = self.subject
-        return Preparation(subject.image_size, subject.resize, subject.mean, subject.std)
+        return self.source.preprocessing
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ class _Task:
         """All that the results depend on, as JSON gives it back."""
         parts = (("train", self.train.index), ("test", self.test.index))
         images = {name: f"{len(index)} images {index.fingerprint}" for name, index in parts}
-        content = {"weights": self.subject.weights, **images, **asdict(self.preparation), **asdict(self.settings)}
+        content = {"weights": self.source.weights, **images, **asdict(self.preprocessing), **asdict(self.settings)}
         known: dict[str, Any] = json.loads(json.dumps(content))
         return known
 
@@ -129,7 +129,7 @@ class _Task:
         Raises:
             UserError: They do not.
         """
-        self.settings.transforms(self.preparation)
+        self.settings.transforms(self.preprocessing)
         self.images_of_epoch()
 
 
@@ -144,9 +144,9 @@ def _train_one(task: _Task, name: str, work: Path) -> tuple[Outcome, Mapping[str
 def _trained(task: _Task, name: str, work: Path) -> FinetuneResult:
     settings = task.settings
     start = unfinished(work, settings=task.known, what="fine-tuning")
-    model = task.subject.model(name, num_classes=len(task.classes), drop_path=settings.drop_path)
+    model = task.source.timm_model(name, num_classes=len(task.classes), drop_path=settings.drop_path)
     is_linear = settings.head == "linear"
-    plan = blueprint(task.subject, name, model, classes=task.classes, is_linear=is_linear)
+    plan = blueprint(task.source, name, model, classes=task.classes, is_linear=is_linear)
 
     left = settings.epochs - (0 if start is None else start["epoch"])
     with bar(f"{name} images", total=left * task.images_of_epoch(), console=task.console) as advance:
@@ -155,7 +155,7 @@ def _trained(task: _Task, name: str, work: Path) -> FinetuneResult:
             task.train,
             task.test,
             settings=settings,
-            preparation=task.preparation,
+            preprocessing=task.preprocessing,
             num_classes=len(task.classes),
             device=distributed.this_device(),
             workers=task.workers,
@@ -164,6 +164,6 @@ def _trained(task: _Task, name: str, work: Path) -> FinetuneResult:
             advance=advance,
         )
     folder = task.folder / "models" / name
-    source = f"{task.subject.name}, {task.subject.weights}"
-    write_model(trained, plan, name=name, folder=folder, preparation=task.preparation, source=source)
+    source = f"{task.source.name}, {task.source.weights}"
+    write_model(trained, plan, name=name, folder=folder, preprocessing=task.preprocessing, source=source)
     return result

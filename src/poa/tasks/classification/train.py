@@ -19,8 +19,9 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from poa.config.finetune import PRECISIONS, Finetune, Preparation
+from poa.config.finetune import PRECISIONS, Finetune
 from poa.data.augment import normalise
+from poa.data.images import Preprocessing
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
@@ -216,7 +217,7 @@ def finetune(
     test: Labelled,
     *,
     settings: Finetune,
-    preparation: Preparation,
+    preprocessing: Preprocessing,
     num_classes: int,
     device: torch.device,
     workers: int = 0,
@@ -233,7 +234,7 @@ def finetune(
         train: Images to train on; the settings may ask for a part of them.
         test: Images to test on.
         settings: How to train.
-        preparation: How images are prepared.
+        preprocessing: How images are prepared.
         num_classes: Number of classes.
         device: Where to compute.
         workers: Processes that prepare images.
@@ -254,7 +255,7 @@ def finetune(
     batches = partial(
         training_batches,
         chosen,
-        settings.transforms(preparation),
+        settings.transforms(preprocessing),
         batch_size=settings.batch_size,
         seed=settings.seed,
         repeats=settings.repeats,
@@ -263,7 +264,7 @@ def finetune(
     reached = train_epochs(
         training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance
     )
-    ranks = ranks_of(training.scored, test, preparation=preparation, device=device, workers=workers)
+    ranks = ranks_of(training.scored, test, preprocessing=preprocessing, device=device, workers=workers)
     top1, top5 = (100.0 * float((ranks < places).double().mean()) for places in (1, 5))
     bad_images = {"train": len(reached.bad), "test": len(test.labels) - len(ranks)}
     return training.scored, FinetuneResult(top1, top5, ranks, reached.loss, len(chosen.labels), bad_images)
@@ -271,14 +272,14 @@ def finetune(
 
 @torch.inference_mode()
 def ranks_of(
-    model: nn.Module, test: Labelled, *, preparation: Preparation, device: torch.device, workers: int = 0
+    model: nn.Module, test: Labelled, *, preprocessing: Preprocessing, device: torch.device, workers: int = 0
 ) -> Int[Tensor, " read"]:
     """Place of the class of each test image that can be read from 0, equal logits decided by class number.
 
     Args:
         model: A classifier; put into evaluation mode.
         test: The images.
-        preparation: How they are prepared.
+        preprocessing: How they are prepared.
         device: Where to compute.
         workers: Processes that prepare images.
 
@@ -289,10 +290,14 @@ def ranks_of(
     labels = torch.from_numpy(test.labels)
     found = [torch.empty(0, dtype=torch.int64)]
     for batch in images_for_scoring(
-        test.index, size=preparation.image_size, resize=preparation.resize, batch_size=TESTED_AT_ONCE, workers=workers
+        test.index,
+        size=preprocessing.image_size,
+        resize=preprocessing.resize,
+        batch_size=TESTED_AT_ONCE,
+        workers=workers,
     ):
         if batch.indices:
-            images = normalise(batch.images.to(device), mean=preparation.mean, std=preparation.std)
+            images = normalise(batch.images.to(device), mean=preprocessing.mean, std=preprocessing.std)
             found.append(class_ranks(model(images).float().cpu(), labels[list(batch.indices)]))
     ranks = torch.cat(found)
     if not len(ranks):

@@ -1,4 +1,4 @@
-"""Detection by the networks of a subject, one after the other: results, models, going on after a stop."""
+"""Detection by the networks of a source, one after the other: results, models, going on after a stop."""
 
 import shutil
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from poa.config.detection import Detection
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.evaluation.results import ResultFiles, Scores
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.tasks.detection.coco import Annotations, check_categories, check_masks, coco_tools, read_annotations
 from poa.tasks.detection.data import InstanceImages, find_images, readable_images
 from poa.tasks.detection.together import WORK, assess_width, check_slimmable, train_together
@@ -37,7 +37,7 @@ class InCoco:
 
 
 def detect_by_networks(
-    subject: Subject,
+    source: ModelSource,
     settings: Detection,
     *,
     train: InCoco,
@@ -53,12 +53,12 @@ def detect_by_networks(
 ) -> Scores:
     """Train a detector on each network, or one on all widths of a slimmable one, and test it after the last epoch.
 
-    Scores are written to ``NAME/detection.json`` and ``.csv`` in the subject's ``out``, what was found to
+    Scores are written to ``NAME/detection.json`` and ``.csv`` in the source's ``out``, what was found to
     ``NAME/detections`` and models to ``NAME/models``. A network that is there is not trained again, and one that was
     stopped goes on from its last checkpoint, with the same result. Under several processes each trains its share.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         settings: How to train and to test.
         train: Images to train on.
         test: Images to test on; those that were trained on tell how well they were learnt by heart, which is said.
@@ -81,12 +81,12 @@ def detect_by_networks(
     coco_tools()
     if save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {save_every}.")
-    chosen, folder = subject.choose(sizes), subject.results(PROTOCOL, name)
+    chosen, folder = source.choose(sizes), source.results(PROTOCOL, name)
     if together:
-        check_slimmable(subject, chosen)
+        check_slimmable(source, chosen)
     console = console or Console(stderr=True)
     seen, num_bad = _prepared(train, test, settings, limit=limit, workers=workers, console=console)
-    task = Task(subject, settings, seen["train"], seen["test"], num_bad, workers, save_every, folder, console)
+    task = Task(source, settings, seen["train"], seen["test"], num_bad, workers, save_every, folder, console)
     return (_sweep_together if together else _sweep)(task, chosen, overwrite=overwrite)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from poa.config.finetune import Preparation
+from poa.data.images import Preprocessing
 from poa.export.finetuned import Blueprint, write_model
 from poa.files import whole_folder
 from poa.tasks.detection.model import DetectorPlan
@@ -90,7 +90,7 @@ def write_detector(network: Any, blueprint: Blueprint, about: Description, *, na
             blueprint,
             name=name,
             folder=temporary,
-            preparation=Preparation(size, size, mean, std),
+            preprocessing=Preprocessing(size, size, mean, std),
             source=about.source,
         )
         state = {key: value.contiguous() for key, value in network.state_dict().items() if not _is_backbone(key)}

@@ -14,7 +14,7 @@ from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
 from poa.export.finetuned import blueprint
 from poa.families.slim_resnet import SlimResNet
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.tasks.detection.slimmable import SlimDetectors, extract_detector, slim_detectors
 from poa.tasks.detection.train_one import Task, assess_one, train_detector
 from poa.tasks.maps import any_size
@@ -24,19 +24,19 @@ WORK = "together"
 """Folder of the checkpoints."""
 
 
-def check_slimmable(subject: Subject, chosen: Sequence[str]) -> None:
+def check_slimmable(source: ModelSource, chosen: Sequence[str]) -> None:
     """Check that one detector can be trained for the networks.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         chosen: Their names.
 
     Raises:
         UserError: They are no widths of a slimmable network, fewer than two, or there are several processes.
     """
-    if not isinstance(subject.family, SlimResNet):
+    if not isinstance(source.family, SlimResNet):
         raise UserError(
-            f"One detector for all sizes needs the widths of a slimmable network (SlimCLR), got {subject.name}. "
+            f"One detector for all sizes needs the widths of a slimmable network (SlimCLR), got {source.name}. "
             "Leave out --together: each size then gets a detector of its own."
         )
     if len(chosen) < 2:
@@ -59,7 +59,7 @@ def train_together(task: Task, chosen: Sequence[str], *, work: Path) -> tuple[Sl
         Diverged: The training loss is not finite.
         UserError: The networks give no maps, or it was begun with other settings.
     """
-    weights = {Size.parse(name): task.subject.model(name, num_classes=0).state_dict() for name in chosen}
+    weights = {Size.parse(name): task.source.timm_model(name, num_classes=0).state_dict() for name in chosen}
 
     def build(size: Size) -> nn.Module:
         return _plain(task, str(size))
@@ -85,15 +85,15 @@ def assess_width(
         reached: Of their training.
     """
     backbone = _plain(task, name)
-    plan = blueprint(task.subject, name, backbone, classes=(), is_linear=True)
+    plan = blueprint(task.source, name, backbone, classes=(), is_linear=True)
     network = extract_detector(detectors, Size.parse(name), backbone, task.plan)
     return assess_one(task, name, network, plan, reached)
 
 
 def _plain(task: Task, name: str) -> nn.Module:
     """The timm model of a width on the current default device, with whatever weights."""
-    assert task.subject.family is not None
-    architecture, arguments = task.subject.family.timm_config(Size.parse(name))
+    assert task.source.family is not None
+    architecture, arguments = task.source.family.timm_config(Size.parse(name))
     model: nn.Module = timm.create_model(architecture, **{**arguments, "num_classes": 0})
     assert not any_size(model), "ResNets take images of any size as they are"
     return model

@@ -1,4 +1,4 @@
-"""Detection by one network of a subject: built, trained from its last checkpoint on, tested and written."""
+"""Detection by one network of a source: built, trained from its last checkpoint on, tested and written."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from poa.data.sampler import steps_per_epoch
 from poa.evaluation.protocol import Outcome
 from poa.export.finetuned import Blueprint, backbone_of
 from poa.files import whole_file
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.plots.boxes import Objects, Row, detection_sheet
 from poa.tasks.detection.coco import BOXES, MASKS, average_precision
 from poa.tasks.detection.data import InstanceImages
@@ -36,7 +36,7 @@ class Task:
     """What the trainings of all networks share.
 
     Attributes:
-        subject: Whose networks.
+        source: Whose networks.
         settings: How to train and to test.
         train: Images to train on.
         test: Images to test on.
@@ -47,7 +47,7 @@ class Task:
         console: Where to show progress.
     """
 
-    subject: Subject
+    source: ModelSource
     settings: Detection
     train: InstanceImages
     test: InstanceImages
@@ -61,12 +61,12 @@ class Task:
     def known(self) -> dict[str, Any]:
         """All that the results depend on, as JSON gives it back."""
         content = {
-            "weights": self.subject.weights,
+            "weights": self.source.weights,
             "train": self.train.fingerprint,
             "test": self.test.fingerprint,
-            "image_size": self.subject.image_size,
-            "mean": self.subject.mean,
-            "std": self.subject.std,
+            "image_size": self.source.preprocessing.image_size,
+            "mean": self.source.preprocessing.mean,
+            "std": self.source.preprocessing.std,
             **asdict(self.settings),
         }
         known: dict[str, Any] = json.loads(json.dumps(content))
@@ -80,7 +80,8 @@ class Task:
     @property
     def plan(self) -> DetectorPlan:
         """What detector to build."""
-        return self.settings.plan(num_classes=len(self.categories), mean=self.subject.mean, std=self.subject.std)
+        seen = self.source.preprocessing
+        return self.settings.plan(num_classes=len(self.categories), mean=seen.mean, std=seen.std)
 
 
 def detect_one(task: Task, name: str, *, work: Path) -> tuple[Outcome, Mapping[str, int]]:
@@ -129,8 +130,8 @@ def assess_one(
         )
     scores = _scores(task, name, found)
     _draw(task, name, found, scores)
-    subject = task.subject
-    about = Description(task.plan, task.categories, subject.image_size, f"{subject.name}, {subject.weights}")
+    source = task.source
+    about = Description(task.plan, task.categories, source.preprocessing.image_size, f"{source.name}, {source.weights}")
     write_detector(network, plan, about, name=name, folder=task.folder / "models" / name)
     details = {
         "training_loss": reached.loss,
@@ -169,7 +170,7 @@ def _draw(task: Task, name: str, found: Found, scores: Mapping[str, float]) -> N
         return
     pictures = task.folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    whose = dict.fromkeys((Path(task.subject.name).name, name))
+    whose = dict.fromkeys((Path(task.source.name).name, name))
     title = f"{' '.join(whose)}: AP {scores[HEADLINE]:.1f} %"
     detection_sheet(rows, found=f"detected, scores from {LIKELY}", title=title, out=pictures / f"{name}.png")
 
@@ -222,7 +223,7 @@ def train_detector(
 
 def _network(task: Task, name: str) -> tuple[Any, Blueprint]:
     """A detector with fresh heads, and how timm builds its backbone, for images of any size where it can."""
-    backbone, plan = backbone_of(task.subject, name, drop_path=task.settings.drop_path)
+    backbone, plan = backbone_of(task.source, name, drop_path=task.settings.drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(task.settings.seed)
         return build_detector(backbone, task.plan), plan

@@ -1,4 +1,4 @@
-"""Segmentation by the networks of a subject, one after the other: results, models, pictures, going on after a stop."""
+"""Segmentation by the networks of a source, one after the other: results, models, pictures, going on after a stop."""
 
 import csv
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from poa.data.index import open_index
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.evaluation.results import ResultFiles, Results, Scores
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.tasks.segmentation.crops import scaled_sides
 from poa.tasks.segmentation.masks import IGNORED, Pairs, Survey, class_names, pair_up, read_names, survey
 from poa.tasks.segmentation.train_one import Task, name_of_class_score, segment_one
@@ -38,7 +38,7 @@ class Masked:
 
 
 def segment_networks(
-    subject: Subject,
+    source: ModelSource,
     settings: Segmentation,
     *,
     train: Masked,
@@ -55,13 +55,13 @@ def segment_networks(
 ) -> Scores:
     """Train a head on each network, with or without the network itself, and test it after the last epoch.
 
-    Scores are written to ``NAME/segmentation.json`` and ``.csv`` in the subject's ``out``, those of single classes to
+    Scores are written to ``NAME/segmentation.json`` and ``.csv`` in the source's ``out``, those of single classes to
     ``NAME/classes.csv``, models to ``NAME/models`` and pictures to ``NAME/pictures``. A network that is there is not
     trained again, and one that was stopped goes on from its last checkpoint, with the same result. Under several
     processes each trains its share.
 
     Args:
-        subject: Whose networks.
+        source: Whose networks.
         settings: How to train and to test.
         train: Images to train on.
         test: Images to test on.
@@ -84,7 +84,7 @@ def segment_networks(
     """
     if save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {save_every}.")
-    chosen, folder = subject.choose(sizes), subject.results(PROTOCOL, name)
+    chosen, folder = source.choose(sizes), source.results(PROTOCOL, name)
     console = console or Console(stderr=True)
     names = None if classes is None else read_names(classes)
     seen = [
@@ -92,8 +92,8 @@ def segment_networks(
         for pairs, part in zip(_paired(train, test, limit=limit), ("training", "test"), strict=True)
     ]
     known_classes = class_names(seen[0], seen[1], names=names, ignore=ignore)
-    settings = _settled(settings, subject, seen[0], seen[1])
-    task = Task(subject, settings, seen[0], seen[1], known_classes, ignore, workers, save_every, folder, console)
+    settings = _settled(settings, source, seen[0], seen[1])
+    task = Task(source, settings, seen[0], seen[1], known_classes, ignore, workers, save_every, folder, console)
     return _sweep(task, chosen, overwrite=overwrite)
 
 
@@ -127,13 +127,13 @@ def _surveyed(pairs: Pairs, part: str, workers: int, console: Console) -> Survey
         return survey(pairs, workers=workers, advance=advance)
 
 
-def _settled(settings: Segmentation, subject: Subject, train: Survey, test: Survey) -> Segmentation:
+def _settled(settings: Segmentation, source: ModelSource, train: Survey, test: Survey) -> Segmentation:
     """The settings with the window and its stride as they will be used, after checking them against the images.
 
     Raises:
         UserError: The window does not fit into the images, or there are too few of them.
     """
-    crop = settings.crop or subject.image_size
+    crop = settings.crop or source.preprocessing.image_size
     stride = settings.stride or max(1, round(crop * 2 / 3))
     if stride > crop:
         raise UserError(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from poa.config.finetune import Preparation
+from poa.data.images import Preprocessing
 from poa.export.finetuned import Blueprint, write_model
 from poa.files import whole_folder
 from poa.tasks.segmentation.model import LinearHead, Segmenter
@@ -61,14 +61,14 @@ class Description:
         classes: Names, in the order of the scores.
         ignore: Id of pixels without a class.
         window: Side of the windows in pixels.
-        preparation: How images are prepared.
+        preprocessing: How images are prepared.
         source: Where the network comes from.
     """
 
     classes: tuple[str, ...]
     ignore: int
     window: int
-    preparation: Preparation
+    preprocessing: Preprocessing
     source: str
 
 
@@ -93,7 +93,7 @@ def write_segmenter(network: Segmenter, plan: Blueprint, about: Description, *, 
             plan,
             name=name,
             folder=temporary,
-            preparation=about.preparation,
+            preprocessing=about.preprocessing,
             source=about.source,
         )
         state = {key: value.contiguous() for key, value in _head(network).state_dict().items()}
@@ -132,8 +132,8 @@ def _describe(network: Segmenter, about: Description) -> Mapping[str, Any]:
         "levels": [[level.channels, level.stride] for level in network.maps.levels],
         "window": about.window,
         "multiple": network.maps.multiple,
-        "mean": list(about.preparation.mean),
-        "std": list(about.preparation.std),
+        "mean": list(about.preprocessing.mean),
+        "std": list(about.preprocessing.std),
     }
 
 
@@ -155,8 +155,8 @@ def _card(network: Segmenter, plan: Blueprint, about: Description, *, name: str,
         parameters=sum(each.numel() for part in (network.maps, network.head) for each in part.parameters()),
         window=about.window,
         code=code,
-        mean=about.preparation.mean,
-        std=about.preparation.std,
+        mean=about.preprocessing.mean,
+        std=about.preprocessing.std,
         multiple=network.maps.multiple,
         description=DESCRIPTION,
     )

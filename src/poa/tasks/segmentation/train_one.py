@@ -1,4 +1,4 @@
-"""Segmentation by one network of a subject: built, trained from its last checkpoint on, tested, drawn and written."""
+"""Segmentation by one network of a source: built, trained from its last checkpoint on, tested, drawn and written."""
 
 import json
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from poa import distributed
-from poa.config.finetune import Preparation
 from poa.config.segmentation import Segmentation
+from poa.data.images import Preprocessing
 from poa.data.sampler import steps_per_epoch
 from poa.evaluation.protocol import Outcome
 from poa.export.finetuned import Blueprint, backbone_of
-from poa.models.source import Subject
+from poa.models.source import ModelSource
 from poa.plots.masks import Row, mask_sheet
 from poa.tasks.maps import Maps
 from poa.tasks.segmentation import predict
@@ -37,7 +37,7 @@ class Task:
     """What the trainings of all networks share.
 
     Attributes:
-        subject: Whose networks.
+        source: Whose networks.
         settings: How to train and to test, with the crop that is used.
         train: Images to train on.
         test: Images to test on.
@@ -49,7 +49,7 @@ class Task:
         console: Where to show progress.
     """
 
-    subject: Subject
+    source: ModelSource
     settings: Segmentation
     train: Survey
     test: Survey
@@ -64,13 +64,13 @@ class Task:
     def known(self) -> dict[str, Any]:
         """All that the results depend on, as JSON gives it back."""
         content = {
-            "weights": self.subject.weights,
+            "weights": self.source.weights,
             "train": self.train.fingerprint,
             "test": self.test.fingerprint,
             "classes": list(self.classes),
             "ignore": self.ignore,
-            "mean": self.subject.mean,
-            "std": self.subject.std,
+            "mean": self.source.preprocessing.mean,
+            "std": self.source.preprocessing.std,
             **asdict(self.settings),
         }
         known: dict[str, Any] = json.loads(json.dumps(content))
@@ -82,8 +82,8 @@ class Task:
         settings = self.settings
         return Cropping(
             settings.crop,
-            self.subject.mean,
-            self.subject.std,
+            self.source.preprocessing.mean,
+            self.source.preprocessing.std,
             self.ignore,
             settings.resize,
             settings.scale,
@@ -95,9 +95,9 @@ class Task:
     @property
     def sliding(self) -> Sliding:
         """How images are tested."""
-        settings, subject = self.settings, self.subject
+        settings, own = self.settings, self.source.preprocessing
         window = 0 if settings.whole else settings.crop
-        return Sliding(subject.mean, subject.std, window, settings.stride, settings.test_scales, settings.test_flip)
+        return Sliding(own.mean, own.std, window, settings.stride, settings.test_scales, settings.test_flip)
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def segment_one(task: Task, name: str, *, work: Path) -> SegmentationOutcome:
             advance=advance,
         )
     _draw(task, name, found)
-    subject, crop = task.subject, task.settings.crop
-    preparation = Preparation(crop, crop, subject.mean, subject.std)
-    about = Description(task.classes, task.ignore, crop, preparation, f"{subject.name}, {subject.weights}")
+    source, crop = task.source, task.settings.crop
+    preprocessing = Preprocessing(crop, crop, source.preprocessing.mean, source.preprocessing.std)
+    about = Description(task.classes, task.ignore, crop, preprocessing, f"{source.name}, {source.weights}")
     write_segmenter(network, plan, about, name=name, folder=task.folder / "models" / name)
     return _outcome(found.counts, task, network, loss)
 
@@ -195,7 +195,7 @@ def _trained(task: Task, name: str, work: Path) -> tuple[Segmenter, Blueprint, f
 def _network(task: Task, name: str) -> tuple[Segmenter, Blueprint]:
     """A network with a fresh head, and how timm builds its backbone, for images of any size where it can."""
     settings = task.settings
-    backbone, plan = backbone_of(task.subject, name, drop_path=settings.drop_path)
+    backbone, plan = backbone_of(task.source, name, drop_path=settings.drop_path)
     is_square = not settings.whole and min(settings.test_scales) >= 1
     maps = Maps(backbone.eval(), image_size=(settings.crop, settings.crop + (0 if is_square else 1)))
     return Segmenter(maps, settings, num_classes=len(task.classes)), plan
@@ -210,6 +210,6 @@ def _draw(task: Task, name: str, found: Assessed) -> None:
         rows.append(Row(each.name, image[0].permute(1, 2, 0).numpy(), truth.numpy(), each.predicted.numpy()))
     pictures = task.folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    whose = dict.fromkeys((Path(task.subject.name).name, name))
+    whose = dict.fromkeys((Path(task.source.name).name, name))
     title = f"{' '.join(whose)}: mIoU {predict.agreement(found.counts).miou:.1f} %"
     mask_sheet(rows, classes=task.classes, title=title, out=pictures / f"{name}.png")
