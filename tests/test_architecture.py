@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "training": {"errors", "files", "distributed"},
     "plots": {"errors", "files", "elastic"},
     "families": {"errors", "elastic"},
-    "export": {"errors", "files", "elastic", "families"},
+    "export": {"errors", "files", "elastic", "data", "families"},
 }
 """What each folder and file of the root may import. Those of FLOORS may also import all that stands before them."""
 FLOORS = (

@@ -28,7 +28,11 @@ REFUSED = {
     "range": ("pretrain --epochs 0", "epochs cannot be '0'", "greater than 0"),
     "share": ("pretrain --views.flip 1.5", "views.flip cannot be '1.5'", "less than or equal to 1"),
     "choice": ("pretrain --precision fp23", "precision cannot be 'fp23'", "Did you mean 'fp32'?"),
-    "temperature 0": ("pretrain --losses.teacher-temperature 0 0.1", "--losses.teacher-temperature cannot be '0'", "than 0"),
+    "temperature 0": (
+        "pretrain --losses.teacher-temperature 0 0.1",
+        "--losses.teacher-temperature cannot be '0'",
+        "than 0",
+    ),
     "recipe": ("pretrain --recipe dem", "no recipe 'dem'", "Did you mean 'demo'?"),
     "no settings file": ("pretrain --config none.yaml", "none.yaml cannot be read: No such file", "Check --config"),
     "folder of settings": ("pretrain --config empty", "empty cannot be read: Is a directory", "Check --config"),

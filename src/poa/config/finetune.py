@@ -7,9 +7,7 @@ from types import MappingProxyType
 import torch
 
 from poa.config.values import check_counts, check_layer_decay, check_not_negative, check_positive, check_shares
-from poa.data.images import Preprocessing
 from poa.errors import UserError
-from poa.tasks.classification.data import Transforms
 
 HEADS = ("linear", "mlp")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -130,33 +128,6 @@ class Finetune:
     def peak_lr(self) -> float:
         """The learning rate after the warm-up."""
         return self.lr * self.batch_size / self.lr_reference if self.lr_reference else self.lr
-
-    def transforms(self, preprocessing: Preprocessing) -> Transforms:
-        """How training images are changed.
-
-        Args:
-            preprocessing: For the network.
-
-        Raises:
-            UserError: timm does not understand the configuration of RandAugment.
-        """
-        transforms = Transforms(
-            preprocessing.image_size,
-            preprocessing.mean,
-            preprocessing.std,
-            self.crop_scale,
-            self.flip,
-            None if self.rand_augment == NO_AUGMENTATION else self.rand_augment,
-            self.erasing,
-        )
-        try:
-            transforms.build()
-        except (AssertionError, IndexError, KeyError, ValueError) as error:
-            raise UserError(
-                f"--rand-augment {self.rand_augment}: timm does not understand it ({type(error).__name__}: {error}). "
-                "Give something like rand-m9-mstd0.5-inc1, or none."
-            ) from None
-        return transforms
 
 
 _IMAGENET = Finetune(

@@ -17,7 +17,7 @@ from poa.config.values import preset_of
 from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.errors import UserError
-from poa.tasks.classification.data import Labelled, TrainingBatch, labelled
+from poa.tasks.classification.data import Labelled, TrainingBatch, labelled, transforms_of
 from poa.tasks.classification.train import CorrectedEma, FinetuneResult, ModelTraining, finetune, ranks_of, with_head
 from poa.tasks.training import Diverged
 
@@ -320,7 +320,7 @@ def test_wrong_settings(settings: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("text", ["nonsense", "rand-q3"])
 def test_wrong_rand_augment(text: str) -> None:
     with pytest.raises(UserError, match=f"--rand-augment {text}: timm does not understand it"):
-        Finetune(rand_augment=text).transforms(PREPROCESSING)
+        transforms_of(Finetune(rand_augment=text), PREPROCESSING)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_published_settings(
     assert found.warmup_share * epochs == pytest.approx(epochs / 10 if is_imagenet else 5)
     assert found.repeats == (3 if name in TRANSFER else 1)
     assert found.erasing == (0.1 if name in TRANSFER else 0.25)
-    found.transforms(Preprocessing(224, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    transforms_of(found, Preprocessing(224, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
 
 def test_presets_by_name() -> None:

@@ -14,6 +14,8 @@ from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize
 from torch import Tensor
 
+from poa.config.finetune import NO_AUGMENTATION, Finetune
+from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, matched_labels
 from poa.data.loader import Plan, prepare, read_or_next
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
@@ -101,6 +103,27 @@ class Transforms:
             if isinstance(step, RandAugment):
                 _keep_one_bit(step)
         return transform
+
+
+def transforms_of(settings: Finetune, preprocessing: Preprocessing) -> Transforms:
+    """How training images are changed, seen to be understood by timm."""
+    transforms = Transforms(
+        preprocessing.image_size,
+        preprocessing.mean,
+        preprocessing.std,
+        settings.crop_scale,
+        settings.flip,
+        None if settings.rand_augment == NO_AUGMENTATION else settings.rand_augment,
+        settings.erasing,
+    )
+    try:
+        transforms.build()
+    except (AssertionError, IndexError, KeyError, ValueError) as error:
+        raise UserError(
+            f"--rand-augment {settings.rand_augment}: timm does not understand it ({type(error).__name__}: {error}). "
+            "Give something like rand-m9-mstd0.5-inc1, or none."
+        ) from None
+    return transforms
 
 
 def _keep_one_bit(augment: RandAugment) -> None:

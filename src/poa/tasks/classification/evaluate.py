@@ -19,7 +19,7 @@ from poa.evaluation.protocol import Outcome, percent
 from poa.evaluation.results import ResultFiles, Scores
 from poa.export.finetuned import blueprint, write_model
 from poa.models.source import ModelSource
-from poa.tasks.classification.data import Labelled, draw_rows, labelled
+from poa.tasks.classification.data import Labelled, draw_rows, labelled, transforms_of
 from poa.tasks.classification.train import FinetuneResult, finetune
 from poa.tasks.training import train_share
 from poa.training.checkpoint import saver, unfinished
@@ -129,7 +129,7 @@ class _Task:
         Raises:
             UserError: They do not.
         """
-        self.settings.transforms(self.preprocessing)
+        transforms_of(self.settings, self.preprocessing)
         self.images_of_epoch()
 
 

@@ -26,7 +26,14 @@ from poa.data.loader import images_for_scoring
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.evaluation.protocol import class_ranks
-from poa.tasks.classification.data import Labelled, TrainingBatch, draw_rows, step_random, training_batches
+from poa.tasks.classification.data import (
+    Labelled,
+    TrainingBatch,
+    draw_rows,
+    step_random,
+    training_batches,
+    transforms_of,
+)
 from poa.tasks.training import Advance, Diverged, Save, Training, train_epochs
 
 TESTED_AT_ONCE = 256
@@ -255,7 +262,7 @@ def finetune(
     batches = partial(
         training_batches,
         chosen,
-        settings.transforms(preprocessing),
+        transforms_of(settings, preprocessing),
         batch_size=settings.batch_size,
         seed=settings.seed,
         repeats=settings.repeats,
