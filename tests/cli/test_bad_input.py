@@ -110,7 +110,7 @@ REFUSED = {
     "no size at all": ("extract run --size small", "'small' is not a size", "such as 384x12"),
     "several sizes": ("extract run --size 32x2 32x3 --out new", "--out takes one size, got 2", "Leave it out"),
     "model in use": ("extract run --size 32x2 --out used", "used already exists", "Choose another --out"),
-    "model in a file": ("extract run --size 32x2 --out tiny.yaml/x", "Not a directory", "Choose another --out"),
+    "model in a file": ("extract run --size 32x2 --out tiny.yaml/x", "Not a directory", "Choose another place"),
     "table": ("sizes run --out sizes.xlsx", "got sizes.xlsx", "Choose from .csv, .json"),
     "table read-only": ("sizes run --out /proc/sizes.csv", "/proc", "No such file", "Mend this"),
     # scores
