@@ -13,11 +13,10 @@ from poa.cli.compare import compare
 from poa.cli.detection import detection
 from poa.cli.embed import embed
 from poa.cli.evaluate import evaluate
-from poa.cli.finetune import finetune, transfer
 from poa.cli.pictures import pictures
 from poa.cli.quality import quality
 from poa.cli.robustness import disturbances, robustness
-from poa.cli.segmentation import segmentation
+from poa.cli.tasks import finetune, segmentation, transfer
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
 from poa.config.values import explain, flag

@@ -1,122 +1,92 @@
-"""How a model is fine-tuned: settings that suit small data, and the published ones by name."""
+"""How a network is fine-tuned: settings that suit small data, and the published ones by name. Imports no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Annotated, Literal
 
-import torch
+from pydantic import AfterValidator
 
-from poa.config.values import check_counts, check_layer_decay, check_not_negative, check_positive, check_shares
+from poa.config.values import (
+    NO_FLAG,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    ascending,
+)
 from poa.errors import UserError
 
-HEADS = ("linear", "mlp")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NO_AUGMENTATION = "none"
 
 
-@dataclass(frozen=True)
-class Finetune:
-    """How a model is trained; the defaults suit some thousand images of 32 to 96 pixels.
+class Finetune(Settings):
+    """How a network is fine-tuned; the defaults suit some thousand images of 32 to 96 pixels.
 
     Images so small have nothing to spare: on the digits, crops of less than two thirds of an image, RandAugment and
     erasing each cost accuracy, whereas mixing images pays from some tens of epochs on.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images a step; those left over in an epoch sit out.
-        lr: Learning rate of the classifier and what follows the last block.
-        lr_reference: Batch size that ``lr`` is meant for, the rate used being proportional to the batch size; 0 to
-            take ``lr`` as it is.
-        layer_decay: Factor from the learning rate of a layer to that of the one before it.
-        warmup_share: Share of the steps over which the learning rate rises.
-        warmup_lr: Where it rises from.
-        min_lr: Where half a cosine takes it to.
-        weight_decay: Of AdamW; none of biases, norms, tokens and positions.
-        mixup: Parameter of the beta distribution by which images are blended; 0 for no blending.
-        cutmix: The same for boxes put from one image into another. With both, one or the other by turns of chance.
-        smoothing: Share of a label that is spread over all classes.
-        rand_augment: timm's configuration of RandAugment, such as ``rand-m9-mstd0.5-inc1``; ``none`` for none.
-        erasing: Probability that a box of the image is replaced by noise.
-        crop_scale: Share of the image that a crop covers, least and most.
-        flip: Probability of a mirror image.
-        drop_path: Rate of the last block; that of the model, which is built with it.
-        ema: Share of the moving average of the weights that a step keeps; the average is what is scored. 0 scores the
-            weights themselves.
-        head: ``linear`` classifier, or ``mlp``: linear to 2048, GELU, linear.
-        precision: Of the forward pass: ``fp32``, ``bf16`` or ``fp16``.
-        share: Share of each class's training images that is used, such as 0.01; None for all.
-        per_class: Or how many of each class.
-        repeats: How often an image comes in a row, each time augmented anew (repeated augmentation).
-        seed: Of everything drawn.
     """
 
-    epochs: int = 50
-    batch_size: int = 64
-    lr: float = 2e-3
-    lr_reference: int = 0
-    layer_decay: float = 0.75
-    warmup_share: float = 0.1
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-6
-    weight_decay: float = 0.05
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    smoothing: float = 0.1
+    epochs: Count = 50
+    """Passes over the training images."""
+    batch_size: Count = 64
+    """Images a step; those left over at the end of an epoch are not used in it."""
+    lr: Positive = 2e-3
+    """Learning rate of the classifier; earlier layers learn more slowly."""
+    lr_reference: Natural = 0
+    """Batch size that --lr is meant for, the rate used being proportional to the batch size; 0 to use --lr as it is."""
+    layer_decay: ShareAboveZero = 0.75
+    """Factor from the learning rate of a layer to that of the one before it; usual are 0.4 to 1."""
+    warmup_share: ShareBelowOne = 0.1
+    """Share of the training over which the learning rate rises."""
+    warmup_lr: Annotated[NotNegative, NO_FLAG] = 1e-6
+    """Learning rate from which it rises."""
+    min_lr: NotNegative = 1e-6
+    """Learning rate at the end of half a cosine."""
+    weight_decay: NotNegative = 0.05
+    """Weight decay of AdamW; none for biases, norms, tokens and positions."""
+    mixup: NotNegative = 0.8
+    """Strength of blending images (parameter of the beta distribution); 0 for none."""
+    cutmix: NotNegative = 1.0
+    """Strength of pasting boxes of one image into another; 0 for none. With both, each batch gets one of them."""
+    smoothing: ShareBelowOne = 0.1
+    """Share of a label that is spread over all classes."""
     rand_augment: str = NO_AUGMENTATION
-    erasing: float = 0.0
-    crop_scale: tuple[float, float] = (0.7, 1.0)
-    flip: float = 0.5
-    drop_path: float = 0.1
-    ema: float = 0.99
-    head: str = "linear"
-    precision: str = "fp32"
-    share: float | None = None
-    per_class: int | None = None
-    repeats: int = 1
-    seed: int = 0
+    """timm's configuration of RandAugment, such as rand-m9-mstd0.5-inc1, or none."""
+    erasing: Share = 0.0
+    """Probability that a box of an image is replaced by noise."""
+    crop_scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], AfterValidator(ascending)] = (0.7, 1.0)
+    """Share of an image that a crop covers, least and most; usual are 0.08 1 for large images, 0.7 1 for small ones."""
+    flip: Share = 0.5
+    """Probability of a mirror image; 0 for digits and letters."""
+    drop_path: ShareBelowOne = 0.1
+    """Rate of stochastic depth in the last block."""
+    ema: ShareBelowOne = 0.99
+    """Share of the moving average of the weights that a step keeps; the average is tested. 0 tests the last weights."""
+    head: Literal["linear", "mlp"] = "linear"
+    """The classifier: one linear layer, or two with GELU between them."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the forward pass."""
+    share: ShareAboveZero | None = None
+    """Train on this share of each class's images, such as 0.1."""
+    per_class: Count | None = None
+    """Or on this many of each class."""
+    repeats: Count = 1
+    """How often an image comes in a row, each time augmented anew (repeated augmentation)."""
+    seed: Natural = 0
+    """Seed of everything random."""
 
-    def __post_init__(self) -> None:
-        self._check_counts()
-        self._check_shares()
-        if self.head not in HEADS:
-            raise UserError(f"--head is one of {', '.join(HEADS)}, got {self.head!r}.")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"--precision is one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+    def check(self) -> None:
+        """Values that do not fit together."""
+        if self.share is not None and self.per_class is not None:
+            raise UserError(f"Give either --share or --per-class, got both: {self.share} and {self.per_class}.")
         if self.mixes and self.batch_size % 2:
             raise UserError(
                 f"Images are mixed in pairs, so that --batch-size must be even, got {self.batch_size}. "
                 f"Use {self.batch_size + 1}, or turn mixing off with --mixup 0 --cutmix 0."
-            )
-
-    def _check_counts(self) -> None:
-        check_counts({"epochs": self.epochs, "batch-size": self.batch_size, "repeats": self.repeats})
-        check_positive({"lr": self.lr})
-        least = {
-            "lr-reference": self.lr_reference,
-            "warmup-lr": self.warmup_lr,
-            "min-lr": self.min_lr,
-            "weight-decay": self.weight_decay,
-            "mixup": self.mixup,
-            "cutmix": self.cutmix,
-            "seed": self.seed,
-        }
-        check_not_negative(least)
-
-    def _check_shares(self) -> None:
-        shares = {
-            "warmup-share": self.warmup_share,
-            "smoothing": self.smoothing,
-            "erasing": self.erasing,
-            "flip": self.flip,
-            "drop-path": self.drop_path,
-            "ema": self.ema,
-        }
-        check_shares(shares, whole=("erasing", "flip"))
-        check_layer_decay(self.layer_decay)
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise UserError(
-                f"--crop-scale takes the least and the greatest share of an image, got {self.crop_scale}. "
-                "Usual are 0.08 1 for large images and 0.7 1 for small ones."
             )
 
     @property
@@ -137,8 +107,7 @@ _IMAGENET = Finetune(
     ema=0.7,
     precision="fp16",
 )
-_TRANSFER = replace(
-    _IMAGENET,
+_TRANSFER = _IMAGENET.changed(
     epochs=1000,
     batch_size=96 * 8,
     lr_reference=512,
@@ -147,8 +116,7 @@ _TRANSFER = replace(
     erasing=0.1,
     repeats=3,
 )
-_SEMI = replace(
-    _IMAGENET,
+_SEMI = _IMAGENET.changed(
     epochs=1000,
     batch_size=128 * 8,
     lr=5e-6,
@@ -162,8 +130,8 @@ _SEMI = replace(
 
 
 def _imagenet(epochs: int, lr: float, layer_decay: float, batch_of_gpu: int, drop_path: float) -> Finetune:
-    return replace(
-        _IMAGENET, epochs=epochs, lr=lr, layer_decay=layer_decay, batch_size=8 * batch_of_gpu, drop_path=drop_path
+    return _IMAGENET.changed(
+        epochs=epochs, lr=lr, layer_decay=layer_decay, batch_size=8 * batch_of_gpu, drop_path=drop_path
     )
 
 
@@ -173,8 +141,8 @@ def _transfer(
     """Settings of one data set for ViT-S and ViT-B."""
     warmup = 5 / epochs
     return {
-        f"{name}-{size}": replace(
-            _TRANSFER, epochs=epochs, warmup_share=warmup, lr=lr, layer_decay=decay, drop_path=drop_path
+        f"{name}-{size}": _TRANSFER.changed(
+            epochs=epochs, warmup_share=warmup, lr=lr, layer_decay=decay, drop_path=drop_path
         )
         for size, lr, decay, drop_path in zip("sb", rates, layer_decays, (0.1, 0.2), strict=True)
     }
@@ -203,8 +171,8 @@ PRESETS: Mapping[str, Finetune] = MappingProxyType(
         "imagenet-resnet-50": _imagenet(100, 1.4e-3, 0.6, 128, 0.0),
         "imagenet-resnet-101": _imagenet(100, 1e-3, 0.4, 128, 0.0),
         "imagenet-resnet-152": _imagenet(100, 7e-4, 0.45, 64, 0.0),
-        "semi-1": replace(_SEMI, share=0.01),
-        "semi-10": replace(_SEMI, share=0.1),
+        "semi-1": _SEMI.changed(share=0.01),
+        "semi-10": _SEMI.changed(share=0.1),
         **TRANSFER,
     }
 )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
+from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from poa.errors import UserError, nearest
@@ -16,7 +17,9 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
-Factor = Annotated[float, Field(gt=0.0, le=1.0)]
+ShareAboveZero = Annotated[float, Field(gt=0.0, le=1.0)]
+NO_FLAG = Parameter(parse=False)
+"""Marks a setting that the command line does not offer."""
 
 
 class Settings(BaseModel):

@@ -1,6 +1,5 @@
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,24 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import RandAugment
 
+from poa.config.finetune import Finetune
+from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, open_index
 from poa.data.sampler import keyed_random
 from poa.errors import UserError
 from poa.tasks.classification.data import (
     Labelled,
     TrainingBatch,
-    Transforms,
     draw_rows,
     labelled,
     step_random,
     training_batches,
+    training_transform,
 )
 
-AS_THEY_ARE = Transforms(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 1.0), 0.0, None, 0.0)
-STRONG = Transforms(8, (0.3, 0.3, 0.3), (0.35, 0.35, 0.35), (0.3, 1.0), 0.5, "rand-m9-mstd0.5-inc1", 0.5)
+PREPROCESSING = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+AS_THEY_ARE = Finetune(batch_size=4, crop_scale=(1.0, 1.0), flip=0.0)
+STRONG = AS_THEY_ARE.changed(crop_scale=(0.3, 1.0), flip=0.5, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5)
 
 
 def folder(root: Path, *, classes: Sequence[str] = ("a", "b"), per_class: int = 6, first: int = 0) -> ImageIndex:
@@ -43,9 +45,20 @@ def images(root: Path, **options: Any) -> Labelled:
     return Labelled(index, index.labels())
 
 
-def batches(data: Labelled, transforms: Transforms = AS_THEY_ARE, **options: Any) -> list[TrainingBatch]:
-    defaults = {"batch_size": 4, "seed": 0, "start_step": 0, "num_steps": 3}
-    return list(training_batches(data, transforms, **{**defaults, **options}))
+def batches(
+    data: Labelled,
+    settings: Finetune = AS_THEY_ARE,
+    preprocessing: Preprocessing = PREPROCESSING,
+    *,
+    start_step: int = 0,
+    num_steps: int = 3,
+    workers: int = 0,
+    **changes: Any,
+) -> list[TrainingBatch]:
+    steps: dict[str, int] = {"start_step": start_step, "num_steps": num_steps, "workers": workers}
+    return list(
+        training_batches(data, settings.changed(**{"mixup": 0.0, "cutmix": 0.0, **changes}), preprocessing, **steps)
+    )
 
 
 def numbers(batch: TrainingBatch) -> list[int]:
@@ -81,15 +94,15 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path: Path) -> None:
 
 def test_every_step_changes_an_image_differently(tmp_path: Path) -> None:
     data = images(tmp_path / "data", classes=("a",), per_class=1)
-    noisy = batches(data, replace(AS_THEY_ARE, erasing=1.0), batch_size=1)
+    noisy = batches(data, AS_THEY_ARE, erasing=1.0, batch_size=1)
     assert len({tuple(batch.images.flatten().tolist()) for batch in noisy}) == 3
 
 
 def test_normalised(tmp_path: Path) -> None:
     data = images(tmp_path / "data", first=5, per_class=1)
     (plain,) = batches(data, batch_size=2, num_steps=1)
-    shifted = replace(AS_THEY_ARE, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
-    (found,) = batches(data, shifted, batch_size=2, num_steps=1)
+    shifted = Preprocessing(8, 8, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0))
+    (found,) = batches(data, AS_THEY_ARE, shifted, batch_size=2, num_steps=1)
     mean, std = torch.tensor([0.1, 0.2, 0.3])[:, None, None], torch.tensor([0.5, 0.25, 1.0])[:, None, None]
     torch.testing.assert_close(found.images, (plain.images - mean) / std)
 
@@ -100,7 +113,7 @@ def test_repeated_augmentation(tmp_path: Path) -> None:
     seen = [number for batch in found for number in numbers(batch)]
     assert [seen[start : start + 3] for start in range(0, 12, 3)] == [[first] * 3 for first in seen[::3]]
     assert len(set(seen)) == 4
-    noisy = batches(data, replace(AS_THEY_ARE, erasing=1.0), repeats=3, batch_size=6, num_steps=1)
+    noisy = batches(data, AS_THEY_ARE, erasing=1.0, repeats=3, batch_size=6, num_steps=1)
     assert not torch.equal(noisy[0].images[0], noisy[0].images[1])
 
 
@@ -128,7 +141,7 @@ def test_part_of_a_part(tmp_path: Path) -> None:
 
 
 def test_strongest_posterisation_is_possible() -> None:
-    transform = Transforms(8, (0.0,) * 3, (1.0,) * 3, (1.0, 1.0), 0.0, "rand-m10-n1-inc1", 0.0).build()
+    transform = training_transform(AS_THEY_ARE.changed(rand_augment="rand-m10-n1-inc1"), PREPROCESSING)
     (augment,) = (step for step in transform.transforms if isinstance(step, RandAugment))
     (posterise,) = (operation for operation in augment.ops if operation.name == "PosterizeIncreasing")
     posterise.prob = 1.0
@@ -147,30 +160,20 @@ def test_strongest_posterisation_is_possible() -> None:
 )
 def test_rows_drawn(options: dict[str, Any], expected: list[int]) -> None:
     labels = np.array([0] * 10 + [2] * 21 + [3])
-    rows = draw_rows(labels, **options)
+    rows = draw_rows(labels, Finetune(**options))
     assert [int((labels[rows] == label).sum()) for label in (0, 2, 3)] == expected
     assert (np.diff(rows) > 0).all()
-    assert np.array_equal(rows, draw_rows(labels, **options))
+    assert np.array_equal(rows, draw_rows(labels, Finetune(**options)))
 
 
 def test_seed_of_the_rows() -> None:
     labels = np.arange(100) % 2
-    assert not np.array_equal(draw_rows(labels, share=0.2), draw_rows(labels, share=0.2, seed=1))
+    assert not np.array_equal(draw_rows(labels, Finetune(share=0.2)), draw_rows(labels, Finetune(share=0.2, seed=1)))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"share": 0.0}, "from 0 to 1, got 0.0"),
-        ({"share": 1.5}, "from 0 to 1, got 1.5"),
-        ({"per_class": 0}, "0 images per class are not possible"),
-        ({"per_class": 4}, "smallest class has 3. Ask for 1 to 3"),
-        ({"per_class": 1, "share": 0.5}, "got both: 0.5 and 1"),
-    ],
-)
-def test_rows_that_cannot_be_drawn(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        draw_rows(np.array([0, 0, 0, 1, 1, 1, 1]), **options)
+def test_more_images_than_the_smallest_class_has() -> None:
+    with pytest.raises(UserError, match=r"--per-class 4 is not possible: the smallest class has 3.*at most 3"):
+        draw_rows(np.array([0, 0, 0, 1, 1, 1, 1]), Finetune(per_class=4))
 
 
 def test_keyed_random_numbers() -> None:

@@ -1,8 +1,6 @@
 import csv
-import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from poa import distributed
-from poa.cli import finetune as commands
+from poa.cli import tasks as commands
 from poa.cli.evaluate import Options
-from poa.cli.finetune import Training
 from poa.config.finetune import Finetune
 from poa.data.augment import normalise
 from poa.data.index import ImageIndex, open_index
@@ -105,7 +102,7 @@ def test_models_load_with_classifier_and_class_names(whole: tuple[Path, Scores])
 
 
 def test_two_layered_classifier_lies_beside_the_model(tmp_path: Path) -> None:
-    found = run(tmp_path, replace(SETTINGS, head="mlp", epochs=1), sizes="32x1")
+    found = run(tmp_path, SETTINGS.changed(head="mlp", epochs=1), sizes="32x1")
     path = tmp_path / "finetune/models/32x1"
     model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     head = nn.Sequential(nn.Linear(32, 2048), nn.GELU(), nn.Linear(2048, 10))
@@ -121,7 +118,7 @@ def test_stopped_training_goes_on(
     stop(monkeypatch, run, tmp_path, after=after)
     assert (tmp_path / "finetune/work-finetune/16x1").exists() == (after < 4)
     models, begun, plain = Models(FAMILY), [], evaluate.finetune
-    monkeypatch.setattr(finetuning, "finetune", lambda *a, **k: (begun.append(k["start"]), plain(*a, **k))[1])
+    monkeypatch.setattr(evaluate, "finetune", lambda *a, **k: (begun.append(k["start"]), plain(*a, **k))[1])
     assert run(tmp_path, models=models) == whole[1]
     assert models.made == (["32x1"] if after == 4 else ["16x1", "32x1"])
     assert models.drop_paths == {SETTINGS.drop_path}
@@ -156,8 +153,8 @@ def test_finished_networks_are_not_trained_again(tmp_path: Path) -> None:
 def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, sizes="16x1")
     with pytest.raises(UserError, match=r"lr \(0.003 there, 0.01 now\).*another --name.*--overwrite"):
-        run(tmp_path, replace(SETTINGS, lr=1e-2))
-    found = run(tmp_path, replace(SETTINGS, lr=1e-2), sizes="16x1", overwrite=True)
+        run(tmp_path, SETTINGS.changed(lr=1e-2))
+    found = run(tmp_path, SETTINGS.changed(lr=1e-2), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "finetune/finetune.json").read_text())["scores"] == found
     stop(monkeypatch, run, tmp_path, after=1, name="other")
     with pytest.raises(UserError, match=r"begun with other settings: train \(64 images"):
@@ -179,7 +176,7 @@ def test_bad_images_are_counted(tmp_path: Path) -> None:
     test = folder(tmp_path / "test", classes=("ant", "bee"), seed=1)
     (tmp_path / "train/ant/0-2.png").write_bytes(b"damaged")
     (tmp_path / "test/bee/1-1.png").write_bytes(b"damaged")
-    run(tmp_path / "out", replace(SETTINGS, batch_size=4), train=train, test=test, limit=None, sizes="16x1")
+    run(tmp_path / "out", SETTINGS.changed(batch_size=4), train=train, test=test, limit=None, sizes="16x1")
     written = json.loads((tmp_path / "out/finetune/finetune.json").read_text())
     assert written["bad_images"] == {"train": 1, "test": 1}
 
@@ -201,7 +198,7 @@ def test_processes_share_the_networks(
 def test_folders_can_be_fine_tuned(tmp_path: Path, whole: tuple[Path, Scores]) -> None:
     again = model_source(str(whole[0] / "finetune/models/16x1"), out=tmp_path / "again")
     options = {"train": "digits/train", "test": "digits/test", "limit": 64}
-    (name,) = finetune_networks(again, replace(SETTINGS, epochs=1), **options)
+    (name,) = finetune_networks(again, SETTINGS.changed(epochs=1), **options)
     assert name == "16x1"
     assert timm.create_model(f"local-dir:{tmp_path}/again/finetune/models/16x1", pretrained=True).num_classes == 10
 
@@ -210,7 +207,7 @@ def test_folders_can_be_fine_tuned(tmp_path: Path, whole: tuple[Path, Scores]) -
 def test_timm_networks(tmp_path: Path, name: str) -> None:
     plain = model_source(name, branch="untrained", image_size=32, out=tmp_path)
     options = {"train": "digits/train", "test": "digits/test", "limit": 32}
-    found = finetune_networks(plain, replace(SETTINGS, epochs=1, drop_path=0.0), **options)
+    found = finetune_networks(plain, SETTINGS.changed(epochs=1, drop_path=0.0), **options)
     assert list(found) == [name]
     model = timm.create_model(f"local-dir:{tmp_path}/finetune-untrained/models/{name}", pretrained=True)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
@@ -218,15 +215,15 @@ def test_timm_networks(tmp_path: Path, name: str) -> None:
 
 def test_command(tmp_path: Path, whole: tuple[Path, Scores], capsys: pytest.CaptureFixture[str]) -> None:
     path, data = str(whole[0] / "finetune/models/16x1"), {"train": "digits/train", "test": "digits/test"}
-    training, options = Training(epochs=1, batch_size=16), Options(limit=64, out=tmp_path)
-    commands.finetune(path, **data, training=training, options=options)
+    flags, options = Finetune(epochs=1, batch_size=16), Options(limit=64, out=tmp_path)
+    commands.finetune(path, **data, flags=flags, options=options)
     shown = capsys.readouterr().out
     assert "16x1" in shown
     assert f"Scores: {tmp_path}/finetune/finetune.csv" in shown
     assert f"Models: {tmp_path}/finetune/models" in shown
     settings = json.loads((tmp_path / "finetune/finetune.json").read_text())["settings"]
     assert (settings["epochs"], settings["batch_size"], settings["lr"]) == (1, 16, Finetune().lr)
-    commands.transfer(path, **data, preset="cifar10-s", training=training, options=options)
+    commands.transfer(path, **data, preset="cifar10-s", flags=flags, options=options)
     settings = json.loads((tmp_path / "transfer/finetune.json").read_text())["settings"]
     assert (settings["epochs"], settings["lr"], settings["repeats"]) == (1, 8e-6, 3)
     with pytest.raises(UserError, match="no preset 'imagenet-vit-s'"):
@@ -240,12 +237,14 @@ def test_flags() -> None:
     app.command(commands.finetune)
     words = "finetune runs/mine --train a --test b --crop-scale 0.2 0.9 --rand-augment none --sizes 16x1 --share 0.1"
     _, bound, _ = app.parse_args(words.split())
-    training = bound.arguments["training"]
-    assert training == Training(crop_scale=(0.2, 0.9), rand_augment="none", share=0.1)
-    assert training.over(SETTINGS) == replace(SETTINGS, crop_scale=(0.2, 0.9), rand_augment="none", share=0.1)
+    flags = bound.arguments["flags"]
+    given = {"crop_scale": (0.2, 0.9), "rand_augment": "none", "share": 0.1}
+    assert flags.model_dump(exclude_unset=True) == given
+    assert flags.over(SETTINGS) == SETTINGS.changed(**given)
     assert bound.arguments["options"].sizes == ("16x1",)
-    fields = {field.name for field in dataclasses.fields(Finetune)}
-    assert {field.name for field in dataclasses.fields(Training)} == fields - {"warmup_lr"}
+    arguments = app["finetune"].assemble_argument_collection()
+    names = {name for argument in arguments if argument.parse for name in argument.names}
+    assert {f"--{name.replace('_', '-')}" for name in Finetune.model_fields} - names == {"--warmup-lr"}
 
 
 def test_wrong_requests(tmp_path: Path) -> None:
@@ -255,9 +254,9 @@ def test_wrong_requests(tmp_path: Path) -> None:
         ({"name": "a/b"}, "without slashes, got 'a/b'"),
         ({"sizes": "64x1"}, "64x1"),
         ({"limit": 15}, "batch of 16 images is larger than the whole set of 15"),
-        ({"settings": replace(SETTINGS, per_class=9)}, "9 images per class are not possible"),
-        ({"settings": replace(SETTINGS, share=0.01)}, "batch of 16 images is larger than the whole set of 10"),
-        ({"settings": replace(SETTINGS, rand_augment="nonsense")}, "--rand-augment nonsense"),
+        ({"settings": SETTINGS.changed(per_class=9)}, "--per-class 9 is not possible"),
+        ({"settings": SETTINGS.changed(share=0.01)}, "batch of 16 images is larger than the whole set of 10"),
+        ({"settings": SETTINGS.changed(rand_augment="nonsense")}, "--rand-augment nonsense"),
         ({"train": folder(tmp_path / "flat", classes=(".",)), "limit": None}, "flat have no labels"),
         ({"train": folder(tmp_path / "one", classes=("1",)), "limit": None}, "the one label '1'"),
         ({"train": train, "limit": None}, "classes that the training images lack: '0', '1'"),

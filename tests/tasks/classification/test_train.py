@@ -1,7 +1,6 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from poa.config.values import preset_of
 from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.errors import UserError
-from poa.tasks.classification.data import Labelled, TrainingBatch, labelled, transforms_of
+from poa.tasks.classification.data import Labelled, TrainingBatch, labelled, training_transform
 from poa.tasks.classification.train import CorrectedEma, FinetuneResult, ModelTraining, finetune, ranks_of, with_head
 from poa.tasks.training import Diverged
 
@@ -37,8 +36,7 @@ PLAIN = Finetune(
     crop_scale=(1.0, 1.0),
     flip=0.0,
 )
-EVERYTHING = replace(
-    PLAIN,
+EVERYTHING = PLAIN.changed(
     mixup=0.8,
     cutmix=1.0,
     smoothing=0.1,
@@ -85,7 +83,7 @@ def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 
 
 def test_plain_steps_are_those_of_torch() -> None:
-    settings = replace(PLAIN, lr=1e-2, min_lr=1e-3)
+    settings = PLAIN.changed(lr=1e-2, min_lr=1e-3)
     ours, reference = training(settings, num_steps=4), vit()
     decaying = [p for n, p in reference.named_parameters() if p.ndim > 1 and n not in ("pos_embed", "cls_token")]
     others = [p for n, p in reference.named_parameters() if p.ndim <= 1 or n in ("pos_embed", "cls_token")]
@@ -104,7 +102,7 @@ def test_plain_steps_are_those_of_torch() -> None:
 
 
 def test_learning_rates() -> None:
-    settings = replace(PLAIN, lr=1e-2, warmup_share=0.5, warmup_lr=1e-3, min_lr=1e-4, layer_decay=0.5)
+    settings = PLAIN.changed(lr=1e-2, warmup_share=0.5, warmup_lr=1e-3, min_lr=1e-4, layer_decay=0.5)
     ours = training(settings, num_steps=8)
     found = []
     for step in range(8):
@@ -119,13 +117,13 @@ def test_learning_rates() -> None:
 
 
 def test_learning_rate_for_a_batch_size() -> None:
-    assert replace(PLAIN, lr=1e-3, lr_reference=512, batch_size=768).peak_lr == pytest.approx(1.5e-3)
-    assert replace(PLAIN, lr=1e-3, batch_size=768).peak_lr == 1e-3
+    assert PLAIN.changed(lr=1e-3, lr_reference=512, batch_size=768).peak_lr == pytest.approx(1.5e-3)
+    assert PLAIN.changed(lr=1e-3, batch_size=768).peak_lr == 1e-3
 
 
 @pytest.mark.parametrize("decay", [0.7, 0.99])
 def test_average_of_weights(decay: float) -> None:
-    ours, seen = training(replace(PLAIN, ema=decay)), []
+    ours, seen = training(PLAIN.changed(ema=decay)), []
     for step in range(5):
         ours.step(step, batch(step))
         seen.append(copy.deepcopy(ours.model.state_dict()))
@@ -150,7 +148,7 @@ def test_without_average_the_weights_are_scored() -> None:
 
 
 def test_smoothed_labels() -> None:
-    ours = training(replace(PLAIN, smoothing=0.2))
+    ours = training(PLAIN.changed(smoothing=0.2))
     expected = F.cross_entropy(vit()(batch().images), batch().labels, label_smoothing=0.2)
     assert ours.step(0, batch()) == pytest.approx(expected.item(), rel=1e-5)
 
@@ -158,7 +156,7 @@ def test_smoothed_labels() -> None:
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
 def test_images_and_labels_are_mixed_alike(monkeypatch: pytest.MonkeyPatch, mixup: float, cutmix: float) -> None:
     seen: dict[str, Tensor] = {}
-    ours = training(replace(PLAIN, mixup=mixup, cutmix=cutmix, smoothing=0.1))
+    ours = training(PLAIN.changed(mixup=mixup, cutmix=cutmix, smoothing=0.1))
     ours.model.register_forward_pre_hook(lambda _, inputs: seen.update(images=inputs[0].clone()))
     loss = type(ours._loss).forward
     monkeypatch.setattr(
@@ -175,18 +173,18 @@ def test_images_and_labels_are_mixed_alike(monkeypatch: pytest.MonkeyPatch, mixu
 
 
 def test_drop_path_drops() -> None:
-    settings = replace(PLAIN, lr=1e-12, min_lr=0.0, drop_path=0.5)
+    settings = PLAIN.changed(lr=1e-12, min_lr=0.0, drop_path=0.5)
     model = vit(drop_path=0.5)
     nn.init.normal_(model.head.weight)
     ours = training(settings, model.eval())
     losses = [ours.step(step, batch()) for step in (0, 1, 2, 2)]
     assert losses[2] == pytest.approx(losses[3], rel=1e-6)
     assert abs(losses[0] - losses[1]) > 1e-4
-    without = training(replace(settings, drop_path=0.0))
+    without = training(settings.changed(drop_path=0.0))
     assert without.step(0, batch()) == pytest.approx(without.step(1, batch()), rel=1e-6)
 
 
-@pytest.mark.parametrize("settings", [PLAIN, EVERYTHING, replace(EVERYTHING, head="mlp", precision="bf16")])
+@pytest.mark.parametrize("settings", [PLAIN, EVERYTHING, EVERYTHING.changed(head="mlp", precision="bf16")])
 def test_stopped_training_goes_on_bit_for_bit(settings: Finetune) -> None:
     states: dict[int, Any] = {}
     whole, expected = run(settings, save=lambda epoch, state: states.setdefault(epoch, copy.deepcopy(state)))
@@ -206,17 +204,17 @@ def test_seed_decides_and_global_generators_are_left_alone() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # beartype itself uses Python's
-    first, _ = run(replace(EVERYTHING, epochs=1), model, data=data)
+    first, _ = run(EVERYTHING.changed(epochs=1), model, data=data)
     assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     np.random.seed(1)
-    second, _ = run(replace(EVERYTHING, epochs=1))
-    third, _ = run(replace(EVERYTHING, epochs=1, seed=1))
+    second, _ = run(EVERYTHING.changed(epochs=1))
+    third, _ = run(EVERYTHING.changed(epochs=1, seed=1))
     assert equal(first.state_dict(), second.state_dict())
     assert not equal(first.state_dict(), third.state_dict())
 
 
 def test_it_learns() -> None:
-    settings = replace(PLAIN, epochs=8, lr=1e-2, batch_size=32, ema=0.7)
+    settings = PLAIN.changed(epochs=8, lr=1e-2, batch_size=32, ema=0.7)
     told: list[int] = []
     model, result = run(settings, data=digits(train=256, test=200), advance=lambda num, _: told.append(num))
     assert result.top1 > 50
@@ -228,9 +226,9 @@ def test_it_learns() -> None:
 
 
 def test_part_of_the_images() -> None:
-    settings = replace(PLAIN, epochs=1, per_class=3)
+    settings = PLAIN.changed(epochs=1, per_class=3)
     assert run(settings)[1].num_images == 30
-    assert run(replace(settings, per_class=None, share=0.5))[1].num_images == 34  # 3 or 4 of 6 or 7 a class
+    assert run(settings.changed(per_class=None, share=0.5))[1].num_images == 34  # 3 or 4 of 6 or 7 a class
 
 
 def test_ranks() -> None:
@@ -249,7 +247,7 @@ def test_ranks() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_other_precisions(precision: str) -> None:
-    loss = training(replace(PLAIN, precision=precision)).step(0, batch())
+    loss = training(PLAIN.changed(precision=precision)).step(0, batch())
     assert loss == pytest.approx(training(PLAIN).step(0, batch()), rel=0.02)
     assert loss != training(PLAIN).step(0, batch())
 
@@ -278,7 +276,7 @@ def test_heads() -> None:
 
 def test_batches_larger_than_the_images() -> None:
     with pytest.raises(UserError, match="batch of 66 images is larger than the whole set of 64"):
-        run(replace(PLAIN, batch_size=66))
+        run(PLAIN.changed(batch_size=66))
 
 
 def test_unreadable_test_images(tmp_path: Path) -> None:
@@ -293,21 +291,27 @@ def test_unreadable_test_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
-        ({"batch_size": 0}, "--batch-size must be at least 1"),
-        ({"repeats": 0}, "--repeats must be at least 1"),
-        ({"lr": 0.0}, "--lr must be above 0, got 0.0"),
-        ({"lr": -1e-3}, "--lr must be above 0"),
-        ({"lr": math.nan}, "--lr must be above 0"),
-        ({"mixup": -0.1}, "--mixup must not be below 0"),
-        ({"weight_decay": math.nan}, "--weight-decay must not be below 0"),
-        ({"warmup_share": 1.0}, "--warmup-share lies between 0 and 1"),
-        ({"drop_path": 1.5}, "--drop-path lies between 0 and 1"),
-        ({"ema": 1.0}, "--ema lies between 0 and 1"),
-        ({"layer_decay": 0.0}, "--layer-decay lies between 0 and 1"),
-        ({"crop_scale": (0.9, 0.5)}, "--crop-scale takes the least"),
-        ({"head": "cosine"}, "--head is one of linear, mlp, got 'cosine'"),
-        ({"precision": "fp8"}, "--precision is one of fp32, bf16, fp16"),
+        ({"epochs": 0}, "--epochs cannot be 0: it should be greater than or equal to 1"),
+        ({"batch_size": 0}, "--batch-size cannot be 0"),
+        ({"repeats": 0}, "--repeats cannot be 0"),
+        ({"lr": 0.0}, "--lr cannot be 0.0: it should be greater than 0"),
+        ({"lr": -1e-3}, "--lr cannot be"),
+        ({"lr": math.nan}, "--lr cannot be nan"),
+        ({"mixup": -0.1}, "--mixup cannot be -0.1: it should be greater than or equal to 0"),
+        ({"weight_decay": math.nan}, "--weight-decay cannot be nan"),
+        ({"warmup_share": 1.0}, "--warmup-share cannot be 1.0: it should be less than 1"),
+        ({"drop_path": 1.5}, "--drop-path cannot be 1.5"),
+        ({"ema": 1.0}, "--ema cannot be 1.0"),
+        ({"layer_decay": 0.0}, "--layer-decay cannot be 0.0: it should be greater than 0"),
+        ({"crop_scale": (0.9, 0.5)}, r"--crop-scale cannot be \(0.9, 0.5\): it should be the least"),
+        ({"crop_scale": (0.0, 0.5)}, "--crop-scale cannot be 0.0: it should be greater than 0"),
+        ({"head": "cosine"}, "--head cannot be 'cosine'. Choose from linear, mlp"),
+        ({"precision": "fp8"}, "--precision cannot be 'fp8'. Choose from fp32"),
+        ({"share": 0.0}, "--share cannot be 0.0"),
+        ({"share": 1.5}, "--share cannot be 1.5"),
+        ({"per_class": 0}, "--per-class cannot be 0"),
+        ({"per_class": 1, "share": 0.5}, "got both: 0.5 and 1"),
+        ({"epoch": 1}, "Unknown setting '--epoch'. Did you mean 'epochs'?"),
         ({"batch_size": 15}, r"must be even, got 15. Use 16, or turn mixing off"),
     ],
 )
@@ -320,7 +324,7 @@ def test_wrong_settings(settings: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("text", ["nonsense", "rand-q3"])
 def test_wrong_rand_augment(text: str) -> None:
     with pytest.raises(UserError, match=f"--rand-augment {text}: timm does not understand it"):
-        transforms_of(Finetune(rand_augment=text), PREPROCESSING)
+        training_transform(Finetune(rand_augment=text), PREPROCESSING)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +367,7 @@ def test_published_settings(
     assert found.warmup_share * epochs == pytest.approx(epochs / 10 if is_imagenet else 5)
     assert found.repeats == (3 if name in TRANSFER else 1)
     assert found.erasing == (0.1 if name in TRANSFER else 0.25)
-    transforms_of(found, Preprocessing(224, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    training_transform(found, Preprocessing(224, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
 
 def test_presets_by_name() -> None:
@@ -375,12 +379,12 @@ def test_presets_by_name() -> None:
         preset_of(PRESETS, "imagenet-vit-x")
     with pytest.raises(UserError, match=r"no preset 'semi-1'. Choose from cifar10-s, .*cars-b"):
         preset_of(TRANSFER, "semi-1")
-    assert asdict(preset_of(PRESETS, "semi-1"))["share"] == 0.01
+    assert preset_of(PRESETS, "semi-1").share == 0.01
 
 
 def test_evaluation_does_not_train() -> None:
     _, test = digits()
-    model, _ = run(replace(PLAIN, epochs=1), timm.create_model("resnet10t", num_classes=10))
+    model, _ = run(PLAIN.changed(epochs=1), timm.create_model("resnet10t", num_classes=10))
     before = copy.deepcopy(model.state_dict())
     ranks_of(model.train(), test, preprocessing=PREPROCESSING, device=CPU)
     assert equal(before, model.state_dict())

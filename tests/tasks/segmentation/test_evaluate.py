@@ -1,8 +1,6 @@
 import csv
-import dataclasses
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from poa import distributed
-from poa.cli import segmentation as commands
+from poa.cli import tasks as commands
 from poa.cli.evaluate import Options
-from poa.cli.segmentation import Training
 from poa.config.segmentation import Segmentation
 from poa.data.augment import normalise
 from poa.errors import UserError
@@ -144,7 +141,7 @@ def test_loaded_model_scores_the_same(whole: tuple[Path, Scores], data: dict[str
 
 
 def test_upernet_models_load_as_a_program(tmp_path: Path, data: dict[str, Masked]) -> None:
-    settings = replace(SETTINGS, head="upernet", channels=4, frozen=False, epochs=1)
+    settings = SETTINGS.changed(head="upernet", channels=4, frozen=False, epochs=1)
     run(tmp_path, data, settings, sizes="16x1")
     folder = tmp_path / "segmentation/models/16x1"
     names: dict[str, Any] = {"images": torch.randn(3, 3, 24, 24)}
@@ -181,18 +178,18 @@ def test_stopped_training_goes_on(
 def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
     tmp_path: Path, data: dict[str, Masked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(SETTINGS, epochs=1)
+    settings = SETTINGS.changed(epochs=1)
     first = run(tmp_path, data, settings, sizes="16x1")
     models = Models(FAMILY)
     assert run(tmp_path, data, settings, models=models, sizes="16x1") == first
     assert models.made == []
     with pytest.raises(UserError, match=r"lr \(0.01 there, 0.02 now\).*another --name.*--overwrite"):
-        run(tmp_path, data, replace(settings, lr=0.02), sizes="16x1")
+        run(tmp_path, data, settings.changed(lr=0.02), sizes="16x1")
     names = tmp_path / "names.txt"
     names.write_text("\n".join(map(str, range(256))))
     with pytest.raises(UserError, match=r"ignore \(255 there, 2 now\)"):
         run(tmp_path, data, settings, sizes="16x1", ignore=2, classes=names)
-    other = run(tmp_path, data, replace(settings, lr=0.02), sizes="16x1", overwrite=True)
+    other = run(tmp_path, data, settings.changed(lr=0.02), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "segmentation/segmentation.json").read_text())["scores"] == other
     stop(monkeypatch, run, tmp_path, data, after=1, name="other")
     with pytest.raises(UserError, match=r"begun with other settings: train \(9 images .* there, 8 images"):
@@ -202,7 +199,7 @@ def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
 def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path, data: dict[str, Masked]) -> None:
     models = Models(FAMILY, spoiled=("16x1",))
     with pytest.raises(NotScored, match=r"1 of 2 networks could not be trained; the others are in .* 16x1: .* nan"):
-        run(tmp_path, data, replace(SETTINGS, epochs=1), models=models)
+        run(tmp_path, data, SETTINGS.changed(epochs=1), models=models)
     written = json.loads((tmp_path / "segmentation/segmentation.json").read_text())
     assert list(written["scores"]) == ["32x1"]
     assert "loss is nan" in written["failed"]["16x1"]
@@ -227,7 +224,7 @@ def test_bad_images_are_counted_and_classes_named(tmp_path: Path) -> None:
     (tmp_path / "a/images/2.jpg").write_bytes(b"damaged")
     names = tmp_path / "names.txt"
     names.write_text("ground\nred\ngreen\nblue\n")
-    data, settings = {"train": train, "test": test}, replace(SETTINGS, epochs=1)
+    data, settings = {"train": train, "test": test}, SETTINGS.changed(epochs=1)
     run(tmp_path / "out", data, settings, classes=names, sizes="16x1")
     written = json.loads((tmp_path / "out/segmentation/segmentation.json").read_text())
     assert written["bad_images"] == {"train": 1, "test": 0}
@@ -257,7 +254,7 @@ def test_settings_that_do_not_suit_the_images(
 ) -> None:
     models = Models(FAMILY)
     with pytest.raises(UserError, match=text):
-        run(tmp_path, data, replace(SETTINGS, **over), models=models)
+        run(tmp_path, data, SETTINGS.changed(**over), models=models)
     assert models.made == []
     assert not (tmp_path / "segmentation").exists()
 
@@ -279,7 +276,7 @@ def test_wrong_requests(tmp_path: Path, data: dict[str, Masked]) -> None:
 
 
 def test_last_map_of_a_short_transformer(tmp_path: Path, data: dict[str, Masked]) -> None:
-    run(tmp_path, data, replace(SETTINGS, epochs=1, taps="last"), sizes="16x2")
+    run(tmp_path, data, SETTINGS.changed(epochs=1, taps="last"), sizes="16x2")
     about = json.loads((tmp_path / "segmentation/models/16x2/segmentation.json").read_text())
     assert about["indices"] == [1]
     assert about["levels"] == [[16, 8.0]] * 4
@@ -290,20 +287,20 @@ def test_damaged_models_are_not_handed_out(
 ) -> None:
     monkeypatch.setattr(segmented, "_indices", lambda network: [0])  # of blocks 0 and 1
     with pytest.raises(RuntimeError, match="not the one that was trained"):
-        run(tmp_path, data, replace(SETTINGS, epochs=1, taps="last"), sizes="16x2")
+        run(tmp_path, data, SETTINGS.changed(epochs=1, taps="last"), sizes="16x2")
     assert not list((tmp_path / "segmentation/models").iterdir())
 
 
 def test_networks_of_one_image_size(tmp_path: Path, data: dict[str, Masked]) -> None:
     mixer = model_source("mixer_s32_224", branch="untrained", out=tmp_path, image_size=None)
     with pytest.raises(UserError, match=r"gives no maps of images of 32x32 pixels"):
-        segment_networks(mixer, replace(SETTINGS, crop=24), **data)
+        segment_networks(mixer, SETTINGS.changed(crop=24), **data)
 
 
 def test_whole_images_and_scales(tmp_path: Path, data: dict[str, Masked]) -> None:
-    settings = replace(SETTINGS, epochs=1, whole=True, test_scales=(0.75, 1.0), test_flip=True, crop=16)
+    settings = SETTINGS.changed(epochs=1, whole=True, test_scales=(0.75, 1.0), test_flip=True, crop=16)
     found = run(tmp_path, data, settings, sizes="16x1")
-    windows = run(tmp_path / "windows", data, replace(settings, whole=False), sizes="16x1")
+    windows = run(tmp_path / "windows", data, settings.changed(whole=False), sizes="16x1")
     assert found != windows
 
 
@@ -313,7 +310,7 @@ def test_command(
     path = str(whole[0] / "segmentation/models/16x1")
     named = {f"{part}{what}": value for part, each in data.items() for what, value in (
         ("", each.images), ("_masks", each.masks))}  # fmt: skip
-    commands.segmentation(path, **named, training=Training(epochs=1, crop=16), options=Options(out=tmp_path))
+    commands.segmentation(path, **named, flags=Segmentation(epochs=1, crop=16), options=Options(out=tmp_path))
     shown = capsys.readouterr().out
     assert "16x1" in shown
     assert "miou" in shown
@@ -334,13 +331,15 @@ def test_flags() -> None:
         "--scale 0.5 1.5 --test-scales 0.75 1 --whole --sizes 16x1"
     )
     _, bound, _ = app.parse_args(words.split())
-    training = bound.arguments["training"]
-    assert training == Training(frozen=False, scale=(0.5, 1.5), test_scales=(0.75, 1.0), whole=True)
-    assert training.over(SETTINGS).frozen is False
+    flags = bound.arguments["flags"]
+    given = {"frozen": False, "scale": (0.5, 1.5), "test_scales": (0.75, 1.0), "whole": True}
+    assert flags.model_dump(exclude_unset=True) == given
+    assert flags.over(SETTINGS) == SETTINGS.changed(**given)
     assert bound.arguments["options"].sizes == ("16x1",)
     assert bound.arguments["ignore"] == 11
-    fields = {field.name for field in dataclasses.fields(Segmentation)}
-    assert {field.name for field in dataclasses.fields(Training)} == fields - {"warmup_lr"}
+    arguments = app["segmentation"].assemble_argument_collection()
+    names = {name for argument in arguments if argument.parse for name in argument.names}
+    assert {f"--{name.replace('_', '-')}" for name in Segmentation.model_fields} - names == {"--warmup-lr"}
 
 
 def test_colours() -> None:

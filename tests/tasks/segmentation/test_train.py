@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,8 +23,8 @@ from tasks.segmentation.mask_images import IGNORE, write_pairs
 MEAN, STD = (0.3, 0.3, 0.3), (0.3, 0.3, 0.3)
 CPU = torch.device("cpu")
 LINEAR = Segmentation(epochs=3, batch_size=4, lr=2e-2, crop=24)
-TUNED = replace(LINEAR, frozen=False, lr=3e-3, layer_decay=0.5, drop_path=0.1)
-UPERNET = replace(TUNED, head="upernet", channels=8)
+TUNED = LINEAR.changed(frozen=False, lr=3e-3, layer_decay=0.5, drop_path=0.1)
+UPERNET = TUNED.changed(head="upernet", channels=8)
 
 
 def vit(**over: Any) -> nn.Module:
@@ -55,7 +54,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     return pair_up(open_index(images), open_index(masks))
 
 
-@pytest.mark.parametrize("settings", [LINEAR, replace(LINEAR, taps="last"), UPERNET])
+@pytest.mark.parametrize("settings", [LINEAR, LINEAR.changed(taps="last"), UPERNET])
 @pytest.mark.parametrize("model", [vit, resnet])
 def test_scores_for_each_pixel_of_images_of_any_size(settings: Segmentation, model: Any) -> None:
     network = segmenter(settings, model()).eval()
@@ -84,7 +83,7 @@ def test_linear_head_by_hand() -> None:
         expected = nn.functional.interpolate(scores[None], (64, 96), mode="bilinear")
         torch.testing.assert_close(network(images), expected)
     assert every.shape == (96, 16, 24)
-    last = segmenter(replace(LINEAR, taps="last"), resnet()).head.layers[0]
+    last = segmenter(LINEAR.changed(taps="last"), resnet()).head.layers[0]
     assert last.num_features == 32
 
 
@@ -95,7 +94,7 @@ def test_maps_of_short_transformers_are_taken_once() -> None:
 
 
 def test_weights_of_the_head_are_drawn_by_the_seed() -> None:
-    one, same, other = (segmenter(replace(UPERNET, seed=seed)).head.state_dict() for seed in (0, 0, 1))
+    one, same, other = (segmenter(UPERNET.changed(seed=seed)).head.state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
@@ -120,7 +119,7 @@ def score(network: Segmenter, pairs: Pairs) -> float:
 
 @pytest.mark.parametrize(
     ("settings", "model"),
-    [(replace(LINEAR, epochs=8), vit), (replace(TUNED, epochs=12, lr=1e-2, drop_path=0.0), resnet)],
+    [(LINEAR.changed(epochs=8), vit), (TUNED.changed(epochs=12, lr=1e-2, drop_path=0.0), resnet)],
 )
 def test_training_learns(pairs: Pairs, settings: Segmentation, model: Any) -> None:
     network = segmenter(settings, model())
@@ -173,7 +172,7 @@ def batch() -> CropBatch:
 
 
 def test_learning_rates() -> None:
-    settings = replace(UPERNET, lr=1.0e-3, warmup_share=0.2, warmup_lr=1e-4, min_lr=1e-5, power=2.0)
+    settings = UPERNET.changed(lr=1.0e-3, warmup_share=0.2, warmup_lr=1e-4, min_lr=1e-5, power=2.0)
     training = SegmenterTraining(segmenter(settings), settings, num_steps=10, ignore=IGNORE, device=CPU)
     network, found = training.network, []
     blocks = [block.mlp.fc1.weight for block in network.maps.model.blocks]
@@ -194,7 +193,7 @@ def test_learning_rates() -> None:
 
 def test_second_head_adds_to_the_loss() -> None:
     def first_loss(weight: float) -> float:
-        settings = replace(UPERNET, auxiliary=weight, drop_path=0.0)
+        settings = UPERNET.changed(auxiliary=weight, drop_path=0.0)
         return SegmenterTraining(segmenter(settings), settings, num_steps=9, ignore=IGNORE, device=CPU).step(0, batch())
 
     none, some, more = first_loss(0.0), first_loss(0.4), first_loss(0.8)
@@ -236,17 +235,18 @@ def words(settings: Sequence[tuple[dict[str, Any], str]]) -> Any:
 
 @words(
     [
-        ({"head": "mine"}, "--head is one of linear, upernet, got 'mine'"),
-        ({"taps": "some"}, "--taps is one of all, last"),
-        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
-        ({"lr": 0.0}, "--lr must be above 0"),
-        ({"stride": -1}, "--stride must not be below 0"),
-        ({"drop_path": 1.0, "frozen": False}, "--drop-path lies between 0 and 1"),
-        ({"most": 1.5}, "--most lies between"),
-        ({"jitter": 2.0}, "--jitter lies between"),
-        ({"layer_decay": 0.0}, "--layer-decay lies between"),
-        ({"scale": (2.0, 1.0)}, "--scale takes the least and the greatest"),
-        ({"test_scales": ()}, "--test-scales takes factors"),
+        ({"head": "mine"}, "--head cannot be 'mine'. Did you mean 'linear'"),
+        ({"taps": "some"}, "--taps cannot be 'some'. Choose from all, last"),
+        ({"epochs": 0}, "--epochs cannot be 0: it should be greater than or equal to 1"),
+        ({"lr": 0.0}, "--lr cannot be 0.0: it should be greater than 0"),
+        ({"stride": -1}, "--stride cannot be -1"),
+        ({"drop_path": 1.0, "frozen": False}, "--drop-path cannot be 1.0: it should be less than 1"),
+        ({"most": 1.5}, "--most cannot be 1.5"),
+        ({"jitter": 2.0}, "--jitter cannot be 2.0: it should be less than or equal to 1"),
+        ({"layer_decay": 0.0}, "--layer-decay cannot be 0.0"),
+        ({"scale": (2.0, 1.0)}, r"--scale cannot be \(2.0, 1.0\): it should be the least value, then"),
+        ({"scale": (0.5, 11.0)}, "--scale cannot be 11.0: it should be less than or equal to 10"),
+        ({"test_scales": ()}, r"--test-scales cannot be \(\)"),
         ({"head": "upernet", "batch_size": 1}, "--batch-size must be at least 2"),
         ({"drop_path": 0.1}, "A frozen backbone drops no paths"),
         ({"whole": True, "stride": 4}, "Whole images have no windows"),

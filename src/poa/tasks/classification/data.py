@@ -27,103 +27,49 @@ _IMAGE, _STEP = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Images with their classes.
-
-    Attributes:
-        index: The images.
-        labels: Class of each, from 0.
-    """
+    """Images with the class of each, from 0."""
 
     index: ImageIndex
     labels: npt.NDArray[np.int64]
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Labelled":
-        """Some of the images.
-
-        Args:
-            rows: Which ones, ascending.
-        """
+        """Some of the images, by ascending positions."""
         chosen = rows if self.index.chosen is None else self.index.chosen[rows]
         return Labelled(ImageIndex(self.index.folder, chosen), self.labels[rows])
 
 
 def labelled(train: ImageIndex, test: ImageIndex) -> tuple[Labelled, Labelled]:
-    """Training and test images; classes are those of the training images, matched by name.
-
-    Args:
-        train: To learn from.
-        test: To test on.
-
-    Raises:
-        UserError: Images without labels, fewer than two classes, the same images twice, or unknown test classes.
-    """
+    """Training and test images; classes are those of the training images, matched by name."""
     train_labels, test_labels = matched_labels(train, test)
     return Labelled(train, train_labels), Labelled(test, test_labels)
 
 
-@dataclass(frozen=True, slots=True)
-class Transforms:
-    """How a training image is changed (timm's transforms).
-
-    Attributes:
-        image_size: Side of the crop, in pixels.
-        mean: Of the channels, of values in 0..1.
-        std: Of the channels.
-        crop_scale: Share of the image that a crop covers, least and most; (1, 1) takes whole images.
-        flip: Probability of a mirror image.
-        rand_augment: timm's configuration of RandAugment, such as ``rand-m9-mstd0.5-inc1``; None for none.
-        erasing: Probability that a box of the image is replaced by noise.
-    """
-
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_scale: tuple[float, float]
-    flip: float
-    rand_augment: str | None
-    erasing: float
-
-    def build(self) -> Any:
-        """The function from an RGB image to a normalised tensor."""
+def training_transform(settings: Finetune, preprocessing: Preprocessing) -> Any:
+    """Timm's function from an RGB image to a normalised tensor; UserError if timm does not know the RandAugment."""
+    try:
         transform = create_transform(
-            self.image_size,
+            preprocessing.image_size,
             is_training=True,
-            scale=self.crop_scale,
-            ratio=(3 / 4, 4 / 3) if self.crop_scale[0] < 1 else (1.0, 1.0),
-            hflip=self.flip,
+            scale=settings.crop_scale,
+            ratio=(3 / 4, 4 / 3) if settings.crop_scale[0] < 1 else (1.0, 1.0),
+            hflip=settings.flip,
             color_jitter=None,
-            auto_augment=self.rand_augment,
+            auto_augment=None if settings.rand_augment == NO_AUGMENTATION else settings.rand_augment,
             interpolation="bicubic",
-            mean=self.mean,
-            std=self.std,
-            re_prob=self.erasing,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            re_prob=settings.erasing,
             re_mode="pixel",
         )
-        for step in transform.transforms:
-            if isinstance(step, RandAugment):
-                _keep_one_bit(step)
-        return transform
-
-
-def transforms_of(settings: Finetune, preprocessing: Preprocessing) -> Transforms:
-    """How training images are changed, seen to be understood by timm."""
-    transforms = Transforms(
-        preprocessing.image_size,
-        preprocessing.mean,
-        preprocessing.std,
-        settings.crop_scale,
-        settings.flip,
-        None if settings.rand_augment == NO_AUGMENTATION else settings.rand_augment,
-        settings.erasing,
-    )
-    try:
-        transforms.build()
     except (AssertionError, IndexError, KeyError, ValueError) as error:
         raise UserError(
             f"--rand-augment {settings.rand_augment}: timm does not understand it ({type(error).__name__}: {error}). "
             "Give something like rand-m9-mstd0.5-inc1, or none."
         ) from None
-    return transforms
+    for step in transform.transforms:
+        if isinstance(step, RandAugment):
+            _keep_one_bit(step)
+    return transform
 
 
 def _keep_one_bit(augment: RandAugment) -> None:
@@ -139,11 +85,9 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 
 
 class TrainingBatch(NamedTuple):
-    """The images of a step.
+    """The images of a step, augmented and normalised, and their classes.
 
     Attributes:
-        images: Augmented and normalised.
-        labels: Their classes.
         bad: Numbers of images that could not be read; the next good ones stand in for them.
     """
 
@@ -159,79 +103,38 @@ class TrainingBatch(NamedTuple):
 
 def training_batches(
     images: Labelled,
-    transforms: Transforms,
+    settings: Finetune,
+    preprocessing: Preprocessing,
     *,
-    batch_size: int,
-    seed: int,
     start_step: int,
     num_steps: int,
-    repeats: int = 1,
     workers: int = 0,
 ) -> Iterator[TrainingBatch]:
-    """The batches of some steps; they depend on the seed and the step alone.
+    """The batches of some steps; they depend on the settings and the step alone.
 
-    Args:
-        images: To draw from.
-        transforms: How each is changed.
-        batch_size: Images a step.
-        seed: Of the training.
-        start_step: First step.
-        num_steps: How many steps.
-        repeats: How often an image comes in a row, each time changed differently; an epoch is as long as without, and
-            sees one in so many images (repeated augmentation).
-        workers: Processes that prepare batches ahead.
-
-    Raises:
-        UserError: A hundred images in a row are bad.
+    An epoch of repeated images is as long as one without, and sees one in ``settings.repeats`` images.
     """
-    plan = _LabelledPlan(images, transforms, batch_size, seed, start_step, num_steps, repeats)
-    return prepare(plan, workers=workers)
+    return prepare(_LabelledPlan(images, settings, preprocessing, start_step, num_steps), workers=workers)
 
 
 def step_random(seed: int, step: int, *, device: torch.device) -> Any:
-    """Random numbers of one step for what happens to the batch: mixing of images, drop path.
-
-    Args:
-        seed: Of the training.
-        step: Which step.
-        device: Where the step is computed.
-    """
+    """Random numbers of one step for what happens to the batch: mixing of images, drop path."""
     return keyed_random(seed, _STEP, step, device=device)
 
 
-def draw_rows(
-    labels: npt.NDArray[np.int64], *, share: float | None = None, per_class: int | None = None, seed: int = 0
-) -> npt.NDArray[np.int64]:
-    """Choose a part of the training images, the same part of every class, as few labels are given by.
-
-    Args:
-        labels: Class of each image.
-        share: Of each class's images, at least one of each.
-        per_class: Images of each class. Either this or ``share`` may be given; without both, all are taken.
-        seed: Of the choice.
-
-    Returns:
-        Positions, ascending.
-
-    Raises:
-        UserError: Both are given, or the part is not possible.
-    """
+def draw_rows(labels: npt.NDArray[np.int64], settings: Finetune) -> npt.NDArray[np.int64]:
+    """Positions, ascending, of the part of the training images that the settings ask for, the same of every class."""
+    share, per_class = settings.share, settings.per_class
     if share is None and per_class is None:
         return np.arange(len(labels))
-    if share is not None and per_class is not None:
-        raise UserError(
-            f"Give either a share of the training images or a number per class, got both: {share} and {per_class}."
-        )
-    if share is not None and not 0 < share <= 1:
-        raise UserError(f"The share of training images goes from 0 to 1, got {share}. Usual are 0.01 and 0.1.")
     counts = np.bincount(labels)
     fewest = int(counts[counts > 0].min())
-    if per_class is not None and not 0 < per_class <= fewest:
+    if per_class is not None and per_class > fewest:
         raise UserError(
-            f"{per_class} images per class are not possible: the smallest class has {fewest}. "
-            f"Ask for 1 to {fewest}, or for a share."
+            f"--per-class {per_class} is not possible: the smallest class has {fewest} images. "
+            f"Ask for at most {fewest}, or for a --share."
         )
-    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))
+    order = np.random.Generator(np.random.Philox(key=settings.seed)).permutation(len(labels))
     chosen = []
     for label in np.flatnonzero(counts):
         wanted = per_class if share is None else max(1, round(share * int(counts[label])))
@@ -241,22 +144,18 @@ def draw_rows(
 
 @dataclass(frozen=True)
 class _LabelledPlan(Plan[TrainingBatch]):
-    """The batches of a training."""
-
     images: Labelled
-    transforms: Transforms
-    batch_size: int
-    seed: int
+    settings: Finetune
+    preprocessing: Preprocessing
     start_step: int
     num_steps: int
-    repeats: int
 
     def __len__(self) -> int:
         return self.num_steps
 
     @cached_property
     def _transform(self) -> Any:
-        return self.transforms.build()
+        return training_transform(self.settings, self.preprocessing)
 
     def make(self, number: int) -> TrainingBatch:
         step = self.start_step + number
@@ -265,17 +164,13 @@ class _LabelledPlan(Plan[TrainingBatch]):
             image, passed_over = read_or_next(self.images.index, wanted)
             bad += passed_over
             labels.append(int(self.images.labels[(wanted + len(passed_over)) % len(self.images.labels)]))
-            tensors.append(self._changed(image, step, place))
+            with keyed_random(self.settings.seed, _IMAGE, step, place):
+                tensors.append(self._transform(image))
         return TrainingBatch(torch.stack(tensors), torch.tensor(labels), tuple(bad))
 
     def _drawn(self, step: int) -> list[int]:
-        num_images = len(self.images.labels)
-        epoch, batch = divmod(step, steps_per_epoch(num_images, self.batch_size))
-        order = np.repeat(epoch_order(num_images, self.seed, epoch), self.repeats)
-        drawn: list[int] = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+        num_images, size, seed = len(self.images.labels), self.settings.batch_size, self.settings.seed
+        epoch, batch = divmod(step, steps_per_epoch(num_images, size))
+        order = np.repeat(epoch_order(num_images, seed, epoch), self.settings.repeats)
+        drawn: list[int] = order[batch * size : (batch + 1) * size].tolist()
         return drawn
-
-    def _changed(self, image: Image.Image, step: int, place: int) -> Tensor:
-        with keyed_random(self.seed, _IMAGE, step, place):
-            tensor: Tensor = self._transform(image)
-            return tensor

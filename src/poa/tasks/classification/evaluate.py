@@ -19,7 +19,7 @@ from poa.evaluation.protocol import Outcome, percent
 from poa.evaluation.results import ResultFiles, Scores
 from poa.export.finetuned import blueprint, write_model
 from poa.models.source import ModelSource
-from poa.tasks.classification.data import Labelled, draw_rows, labelled, transforms_of
+from poa.tasks.classification.data import Labelled, draw_rows, labelled, training_transform
 from poa.tasks.classification.train import FinetuneResult, finetune
 from poa.tasks.training import train_share
 from poa.training.checkpoint import saver, unfinished
@@ -111,7 +111,7 @@ class _Task:
             UserError: There are too few images for the settings.
         """
         settings, labels = self.settings, self.train.labels
-        rows = draw_rows(labels, share=settings.share, per_class=settings.per_class, seed=settings.seed)
+        rows = draw_rows(labels, settings)
         return steps_per_epoch(len(rows), settings.batch_size) * settings.batch_size
 
     @property
@@ -119,7 +119,7 @@ class _Task:
         """All that the results depend on, as JSON gives it back."""
         parts = (("train", self.train.index), ("test", self.test.index))
         images = {name: f"{len(index)} images {index.fingerprint}" for name, index in parts}
-        content = {"weights": self.source.weights, **images, **asdict(self.preprocessing), **asdict(self.settings)}
+        content = {"weights": self.source.weights, **images, **asdict(self.preprocessing), **dict(self.settings)}
         known: dict[str, Any] = json.loads(json.dumps(content))
         return known
 
@@ -129,7 +129,7 @@ class _Task:
         Raises:
             UserError: They do not.
         """
-        transforms_of(self.settings, self.preprocessing)
+        training_transform(self.settings, self.preprocessing)
         self.images_of_epoch()
 
 

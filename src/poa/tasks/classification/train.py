@@ -19,24 +19,18 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from poa.config.finetune import PRECISIONS, Finetune
+from poa.config.finetune import Finetune
 from poa.data.augment import normalise
 from poa.data.images import Preprocessing
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.evaluation.protocol import class_ranks
-from poa.tasks.classification.data import (
-    Labelled,
-    TrainingBatch,
-    draw_rows,
-    step_random,
-    training_batches,
-    transforms_of,
-)
+from poa.tasks.classification.data import Labelled, TrainingBatch, draw_rows, step_random, training_batches
 from poa.tasks.training import Advance, Diverged, Save, Training, train_epochs
 
 TESTED_AT_ONCE = 256
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HIDDEN = 2048
 """Width between the two layers of an ``mlp`` head."""
 
@@ -256,18 +250,10 @@ def finetune(
         Diverged: The loss is not finite.
         UserError: The settings do not suit the images.
     """
-    chosen = train.take(draw_rows(train.labels, share=settings.share, per_class=settings.per_class, seed=settings.seed))
+    chosen = train.take(draw_rows(train.labels, settings))
     steps = steps_per_epoch(len(chosen.labels), settings.batch_size)
     training = ModelTraining(model, settings, num_classes=num_classes, num_steps=settings.epochs * steps, device=device)
-    batches = partial(
-        training_batches,
-        chosen,
-        transforms_of(settings, preprocessing),
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        repeats=settings.repeats,
-        workers=workers,
-    )
+    batches = partial(training_batches, chosen, settings, preprocessing, workers=workers)
     reached = train_epochs(
         training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance
     )

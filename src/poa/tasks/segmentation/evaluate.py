@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -148,7 +148,7 @@ def _settled(settings: Segmentation, source: ModelSource, train: Survey, test: S
             f"The test image {name!r} is {side} pixels on its shorter side{after}, smaller than the window of {crop}. "
             f"Set --crop to at most {side}, enlarge images with --resize {crop}, or test on whole images with --whole."
         )
-    return replace(settings, crop=crop, stride=0 if settings.whole else stride)
+    return settings.changed(crop=crop, stride=0 if settings.whole else stride)
 
 
 def _write_classes(results: Results, classes: Sequence[str], path: Path) -> None:

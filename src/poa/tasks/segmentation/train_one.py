@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Task:
             "ignore": self.ignore,
             "mean": self.source.preprocessing.mean,
             "std": self.source.preprocessing.std,
-            **asdict(self.settings),
+            **dict(self.settings),
         }
         known: dict[str, Any] = json.loads(json.dumps(content))
         return known

@@ -1,0 +1,168 @@
+"""The commands ``poa evaluate finetune``, ``transfer`` and ``segmentation``: train networks further, and test them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from poa.cli.evaluate import DEFAULTS, Options
+from poa.cli.showing import show_scores, then
+from poa.config import finetune as finetuning
+from poa.config import segmentation as segmenting
+from poa.config.finetune import Finetune
+from poa.config.segmentation import Segmentation
+from poa.config.values import preset_of
+
+if TYPE_CHECKING:
+    from poa.models.source import ModelSource
+
+# torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
+
+OVER_PRESET = Parameter(name="*", show_default=False, consume_multiple=True, negative_iterable=())
+"""Of settings that are flags. Values not given are those of the preset, so that no default is shown."""
+
+
+def finetune(
+    model: str,
+    /,
+    *,
+    train: str,
+    test: str,
+    preset: str = "small-data",
+    save_every: int = 1,
+    flags: Annotated[Finetune, OVER_PRESET] = Finetune(),  # noqa: B008  # frozen
+    options: Options = DEFAULTS,
+) -> None:
+    """Fine-tune networks on labelled images, all weights and a classifier, and test them after the last epoch.
+
+    Args:
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train: Labelled images to train on: a folder of class folders, a CSV list, an archive.
+        test: Labelled images to test on.
+        preset: Settings to begin with: small-data, or published ones such as imagenet-vit-s, semi-10 or cifar10-s.
+        save_every: Epochs from one checkpoint to the next; a stopped training resumes from the last one.
+        flags: Settings that win over those of the preset.
+        options: As for all.
+    """
+    _finetune(model, flags.over(preset_of(finetuning.PRESETS, preset)), train, test, save_every, options)
+
+
+def transfer(
+    model: str,
+    /,
+    *,
+    train: str,
+    test: str,
+    preset: str,
+    save_every: int = 1,
+    flags: Annotated[Finetune, OVER_PRESET] = Finetune(),  # noqa: B008
+    options: Options = DEFAULTS,
+) -> None:
+    """Fine-tune networks on another data set, as published: `finetune` with the settings of that data set.
+
+    Args:
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train: Labelled images to train on: a folder of class folders, a CSV list, an archive.
+        test: Labelled images to test on.
+        preset: Data set and size: cifar10, cifar100, inat18, inat19, flowers or cars, then -s or -b.
+        save_every: Epochs from one checkpoint to the next; a stopped training resumes from the last one.
+        flags: Settings that win over those of the preset.
+        options: As for all.
+    """
+    named = options if options.name is not None else replace(options, name="transfer")
+    _finetune(model, flags.over(preset_of(finetuning.TRANSFER, preset)), train, test, save_every, named)
+
+
+def _finetune(model: str, settings: Finetune, train: str, test: str, save_every: int, options: Options) -> None:
+    from poa.models.source import model_source
+    from poa.tasks.classification.evaluate import HEADLINE, PROTOCOL, finetune_networks
+
+    source = model_source(model, branch=options.branch, image_size=options.image_size, out=options.out)
+    files = (("Models", "models", "one folder a network, which timm loads"),)
+    with then(lambda: _show(source, options, PROTOCOL, HEADLINE, files)):
+        finetune_networks(
+            source,
+            settings,
+            train=train,
+            test=test,
+            sizes=options.sizes,
+            name=options.name,
+            limit=options.limit,
+            workers=options.workers,
+            save_every=save_every,
+            overwrite=options.overwrite,
+            console=Console(stderr=True),
+        )
+
+
+def segmentation(
+    model: str,
+    /,
+    *,
+    train: str,
+    train_masks: str,
+    test: str,
+    test_masks: str,
+    classes: Path | None = None,
+    ignore: int = 255,
+    preset: str = "small-data",
+    save_every: int = 1,
+    flags: Annotated[Segmentation, OVER_PRESET] = Segmentation(),  # noqa: B008
+    options: Options = DEFAULTS,
+) -> None:
+    """Segment images: train a head on each network (or all of it, --no-frozen), and give mIoU on test images.
+
+    Args:
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train: Images to train on: a folder, an archive or a folder in one (a.zip/train), a list.
+        train_masks: Their masks, named like them: PNG files of class ids.
+        test: Images to test on.
+        test_masks: Their masks.
+        classes: Text file with the names of the classes, one a line; ids by default.
+        ignore: Id of pixels without a class.
+        preset: Settings to begin with: small-data, small-data-finetune, small-data-upernet, or published ones such as
+            ade20k-linear-vit-s and ade20k-upernet-vit-b.
+        save_every: Epochs from one checkpoint to the next; a stopped training resumes from the last one.
+        flags: Settings that win over those of the preset.
+        options: As for all.
+    """
+    from poa.models.source import model_source
+    from poa.tasks.segmentation.evaluate import PROTOCOL, Masked, segment_networks
+    from poa.tasks.segmentation.train_one import HEADLINE
+
+    settings = flags.over(preset_of(segmenting.PRESETS, preset))
+    image_size = options.image_size or settings.crop or None
+    source = model_source(model, branch=options.branch, image_size=image_size, out=options.out)
+    files = (
+        ("Classes", "classes.csv", "IoU of each"),
+        ("Models", "models", "one folder a network, whose README.md says how to load it"),
+        ("Pictures", "pictures", "test images with true and predicted masks"),
+    )
+    with then(lambda: _show(source, options, PROTOCOL, HEADLINE, files)):
+        segment_networks(
+            source,
+            settings,
+            train=Masked(train, train_masks),
+            test=Masked(test, test_masks),
+            classes=classes,
+            ignore=ignore,
+            sizes=options.sizes,
+            name=options.name,
+            limit=options.limit,
+            workers=options.workers,
+            save_every=save_every,
+            overwrite=options.overwrite,
+            console=Console(stderr=True),
+        )
+
+
+def _show(
+    source: "ModelSource", options: Options, task: str, headline: str, files: Sequence[tuple[str, str, str]]
+) -> None:
+    """Print the scores, and what files hold: what it is, where in the folder of the results, and more about it."""
+    folder = source.results(task, options.name)
+    further = [f"{what}: {folder / name}, {text}" for what, name, text in files]
+    show_scores(source, folder / f"{task}.json", headline=headline, sizes=options.sizes, further=further)
