@@ -25,6 +25,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from measure import machine
+from poa.config.pretraining import ViewSettings
 from poa.data.augment import augment
 from poa.data.images import decode
 from poa.data.index import open_index
@@ -32,7 +33,7 @@ from poa.data.views import (
     BOX,
     FLIP,
     NUM_UNIFORMS,
-    Augmentation,
+    RATIO,
     Box,
     SampleCrops,
     collate,
@@ -41,7 +42,7 @@ from poa.data.views import (
     sample_generator,
 )
 
-AUGMENTATION = Augmentation(global_size=224, local_size=96, num_locals=8)
+AUGMENTATION = ViewSettings(global_size=224, local_size=96, num_locals=8)
 Result = TypeVar("Result")
 
 
@@ -150,7 +151,7 @@ def same_cuts(file: bytes, *, step: int, position: int) -> list[Cut]:
     uniforms = sample_generator(0, step, position).random((2 + AUGMENTATION.num_locals, NUM_UNIFORMS))
     crops = zip(AUGMENTATION.crop_sizes, AUGMENTATION.crop_scales, uniforms.tolist(), strict=True)
     return [
-        Cut(crop_box(height, width, scale=scale, ratio=AUGMENTATION.ratio, uniforms=row[BOX:]), size, row[FLIP] < 0.5)
+        Cut(crop_box(height, width, scale=scale, ratio=RATIO, uniforms=row[BOX:]), size, row[FLIP] < 0.5)
         for size, scale, row in crops
     ]
 

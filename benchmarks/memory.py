@@ -102,7 +102,7 @@ def use_of(task: Task) -> Use:
     step = largest_step(parts)
     loader = batches(
         index,
-        augmentation=parts.augmentation,
+        augmentation=parts.views,
         masking=parts.masking,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -57,7 +57,7 @@ class Pieces:
 
     def augment(self, _: int) -> None:
         """What the device does to the crops."""
-        augment(self.raw, augmentation=self.parts.augmentation, device=self.parts.device)
+        augment(self.raw, augmentation=self.parts.views, device=self.parts.device)
 
     def teacher(self, _: int) -> None:
         """The teacher's forward pass."""
@@ -88,7 +88,7 @@ class Pieces:
         parts.optimizer.zero_grad(set_to_none=True)
         with autocast(parts):
             losses = parts.wrapped(self.views, parts.subnets(self.first + number), temperature=self._temperature)
-        weights = parts.method.weights((), num_locals=parts.num_locals)
+        weights = parts.method.weights((), num_locals=parts.views.num_locals)
         torch.autograd.backward([weights[name] * loss for name, loss in losses.items()])
 
     def targets(self, _: int) -> None:
@@ -169,7 +169,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     parts = assemble(config, index, device=device)
     loader = batches(
         index,
-        augmentation=parts.augmentation,
+        augmentation=parts.views,
         masking=parts.masking,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -177,7 +177,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         num_steps=1,
     )
     (raw,) = next(loader)
-    views = augment(raw, augmentation=parts.augmentation, device=device)
+    views = augment(raw, augmentation=parts.views, device=device)
     with torch.no_grad(), autocast(parts):
         output = poa_of(parts).teacher(views, teacher=True)
     return Pieces(parts, parts.ibot_start, raw, views, output)

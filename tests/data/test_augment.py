@@ -6,6 +6,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
+from poa.config.pretraining import ViewSettings
 from poa.data import augment as module
 from poa.data.augment import (
     adjust_brightness,
@@ -18,9 +19,9 @@ from poa.data.augment import (
     solarize,
     to_grey,
 )
-from poa.data.views import FACTORS, GREY, NUM_PARAMETERS, ORDER, SIGMA, SOLARIZE, Augmentation, RawViews
+from poa.data.views import FACTORS, GREY, NUM_PARAMETERS, ORDER, SIGMA, SOLARIZE, RawViews
 
-AUGMENTATION = Augmentation(global_size=32, local_size=16, num_locals=3)
+AUGMENTATION = ViewSettings(global_size=32, local_size=16, num_locals=3)
 
 
 def pictures(num: int, size: int = 20) -> Tensor:

@@ -10,15 +10,16 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from PIL import Image
 
+from poa.config.pretraining import ViewSettings
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import batches, centre_crop, images_for_scoring
 from poa.data.masks import Masking
 from poa.data.sampler import draws
-from poa.data.views import Augmentation, RawViews
+from poa.data.views import RawViews
 from poa.errors import UserError
 
 SETTINGS: dict[str, Any] = {
-    "augmentation": Augmentation(global_size=16, local_size=10, num_locals=2),
+    "augmentation": ViewSettings(global_size=16, local_size=10, num_locals=2),
     "masking": Masking(4),
     "batch_size": 4,
     "seed": 3,
@@ -107,7 +108,7 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_a_bad_image_is_replaced_by_the_next_good_one_and_named() -> None:
-    settings = {**SETTINGS, "augmentation": Augmentation(global_size=16, local_size=10, num_locals=0), "num_steps": 2}
+    settings = {**SETTINGS, "augmentation": ViewSettings(global_size=16, local_size=10, num_locals=0), "num_steps": 2}
     damaged = (draws(0, num_images=11, batch_size=4, seed=3)[1].index,)
     damaged += ((damaged[0] + 1) % 11,)
     found = [step[0] for step in batches(Fake(*damaged), **settings)]

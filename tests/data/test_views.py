@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import numpy as np
@@ -6,6 +7,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from poa.config.pretraining import ViewSettings
+from poa.config.resolve import resolve
 from poa.data.views import (
     FACTORS,
     GREY,
@@ -13,7 +16,6 @@ from poa.data.views import (
     ORDER,
     SIGMA,
     SOLARIZE,
-    Augmentation,
     Box,
     collate,
     colour_parameters,
@@ -25,7 +27,7 @@ from poa.data.views import (
 )
 from poa.errors import UserError
 
-SMALL = Augmentation(global_size=32, local_size=16, num_locals=3)
+SMALL = ViewSettings(global_size=32, local_size=16, num_locals=3)
 
 
 def photo(height: int, width: int, *, seed: int = 0) -> Image.Image:
@@ -71,7 +73,7 @@ def test_crops_are_near_those_of_pillow_and_mirrored_by_probability() -> None:
     image = photo(300, 400)
     generators = [sample_generator(0, 0, 0) for _ in range(2)]
     straight, mirrored = (
-        make_crops(image, augmentation=Augmentation(global_size=64, local_size=32, flip=flip), generator=generator)
+        make_crops(image, augmentation=ViewSettings(global_size=64, local_size=32, flip=flip), generator=generator)
         for flip, generator in zip((0.0, 1.0), generators, strict=True)
     )
     assert torch.equal(straight.globals, mirrored.globals.flip(-1))
@@ -107,14 +109,14 @@ def test_crops_depend_on_seed_step_and_position_alone() -> None:
 def test_a_setting_changes_nothing_but_itself() -> None:
     uniforms = sample_generator(0, 0, 0).random((5, NUM_UNIFORMS))
     default = colour_parameters(uniforms, SMALL)
-    grey = colour_parameters(uniforms, Augmentation(global_size=32, local_size=16, grey_probability=1.0))
+    grey = colour_parameters(uniforms, ViewSettings(global_size=32, local_size=16, grey_probability=1.0))
     assert (grey[:, GREY] == 1).all()
     grey[:, GREY] = default[:, GREY]
     np.testing.assert_array_equal(grey, default)
 
 
 def test_colour_parameters_have_the_set_frequencies_and_ranges() -> None:
-    augmentation = Augmentation(global_size=32, local_size=16, num_locals=1)
+    augmentation = ViewSettings(global_size=32, local_size=16, num_locals=1)
     draws = [
         colour_parameters(sample_generator(0, 0, place).random((3, NUM_UNIFORMS)), augmentation)
         for place in range(2000)
@@ -152,7 +154,7 @@ def test_collate_puts_the_first_crops_of_all_images_first() -> None:
 
 
 def test_no_local_crops_give_an_empty_batch_of_them() -> None:
-    augmentation = Augmentation(global_size=32, local_size=16, num_locals=0)
+    augmentation = ViewSettings(global_size=32, local_size=16, num_locals=0)
     crops = make_crops(photo(64, 64), augmentation=augmentation, generator=sample_generator(0, 0, 0))
     raw = collate([crops, crops], masks=torch.zeros(4, 16, dtype=torch.bool), bad=())
     assert raw.locals.shape == (0, 3, 16, 16)
@@ -160,23 +162,24 @@ def test_no_local_crops_give_an_empty_batch_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "words"),
     [
-        ({"global_scale": (0.5, 0.2)}, "global_scale"),
-        ({"local_scale": (0.5, 1.2)}, "scales"),
-        ({"ratio": (0.0, 1.0)}, "ratio"),
-        ({"flip": 1.5}, "Probabilities"),
-        ({"blur_probabilities": (0.0, -0.1, 0.5)}, "Probabilities"),
-        ({"jitter": (0.4, 0.4, 0.2, 0.6)}, "jitter"),
-        ({"blur_kernel": 8}, "odd"),
-        ({"local_size": 8}, "larger than a crop"),
-        ({"num_locals": -1}, "num_locals"),
+        (
+            {"global_scale": (0.5, 0.2)},
+            "views.global_scale cannot be (0.5, 0.2): it should be the least",
+        ),
+        ({"local_scale": (0.5, 1.2)}, "views.local_scale.1 cannot be 1.2: it should be less than or equal to 1."),
+        ({"flip": 1.5}, "views.flip cannot be 1.5: it should be less than or equal to 1."),
+        ({"blur_probabilities": (0.0, -0.1, 0.5)}, "views.blur_probabilities.1 cannot be -0.1"),
+        ({"jitter": (0.4, 0.4, 0.2, 0.6)}, "views.jitter.3 cannot be 0.6: it should be less than or equal to 0.5."),
+        ({"blur_kernel": 8}, "views.blur_kernel cannot be 8: it should be odd."),
+        ({"num_locals": -1}, "views.num_locals cannot be -1"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any], word: str) -> None:
-    with pytest.raises(UserError, match=word):
-        Augmentation(**{"global_size": 32, "local_size": 16, **settings})
+def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        resolve({"views": settings})
 
 
 def test_a_local_size_without_local_crops_does_not_matter() -> None:
-    assert Augmentation(global_size=32, local_size=8, num_locals=0).crop_sizes == (32, 32)
+    assert ViewSettings(global_size=32, local_size=8, num_locals=0).crop_sizes == (32, 32)

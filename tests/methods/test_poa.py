@@ -5,17 +5,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from poa.config.pretraining import HeadSettings, LossSettings
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
 from poa.losses.prototypes import MovingAverageCenter
-from poa.methods.poa import POA, HeadSettings, LossSettings
+from poa.methods.poa import POA
 from reference import losses as reference_losses
 from reference import poa as reference
 
 FAMILY = ViT(SearchSpace.grid([16, 32], [2, 3]), image_size=16, patch_size=8, head_dim=16)
 SMALL, WIDE, INTACT = Size(16, (2,)), Size(32, (2,)), Size(32, (3,))
-HEADS = HeadSettings((6, 9), hidden=8, bottleneck=4)
+HEADS = HeadSettings(prototypes=(6, 9), hidden=8, bottleneck=4)
 BATCH, TEMPERATURE = 3, 0.05
 
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from poa import distributed
+from poa.config.pretraining import SlimSettings
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.slim_resnet import SlimResNet
 from poa.losses.contrastive import info_nce, moco_v3, nt_xent
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
-from poa.methods.slimclr import SlimCLR, Slimming
+from poa.methods.slimclr import SlimCLR
 from processes import run_processes
 
 FULL, HALF = Size(16, (1, 1, 1, 1)), Size(8, (1, 1, 1, 1))
@@ -34,7 +35,7 @@ def method(name: str, *, widths: Sequence[Size] = (HALF, FULL), **slimming: Any)
     """With all parameters away from 0, since blocks start as nothing."""
     torch.manual_seed(0)
     kind: Any = KINDS[name]
-    made: SlimCLR = kind(family(widths), slimming=Slimming(**slimming), **MADE[name])
+    made: SlimCLR = kind(family(widths), SlimSettings(**MADE[name], **slimming))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -231,7 +231,7 @@ def test_wrong_sources_and_folders(run: Run, tmp_path: Path) -> None:
 
 
 def test_runs_without_prototypes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poa.pictures.prototypes.WITH_PROTOTYPES", ("single",))
+    monkeypatch.setattr("poa.pictures.prototypes.SELF_DISTILLED", ("single",))
     with pytest.raises(UserError, match="Runs of the method poa have no prototypes, only single"):
         heads_of(run, "32x2")
 

@@ -111,8 +111,7 @@ def test_h_learning_rates_of_the_published_recipes(recipe: str, epoch: int, lr: 
 
 def test_published_recipes_name_the_published_constants() -> None:
     config = resolve.resolve(recipe="slimclr-mocov3")
-    method = build_method.METHODS[config.method]
-    assert method.__name__ == "MoCoV3"
+    assert build_method.SLIMCLR[config.method].__name__ == "MoCoV3"
     assert [str(size) for size in family_of(config).space.sizes] == [f"{width}x3-4-6-3" for width in (16, 32, 48, 64)]
     subnets = build_method.subnets_of(config, family_of(config), steps_per_epoch=10)
     assert subnets(1499) == ()
@@ -126,7 +125,7 @@ def test_published_recipes_name_the_published_constants() -> None:
     [
         ({"slim": {"queue": 40}}, r"--slim\.queue 40 is no multiple of the 16 images.*Set it to 32"),
         ({"slim": {"slow_start_epochs": 4.4}}, r"slow-start-epochs 4.4.* is beyond the end: the run has 4 epochs"),
-        ({"slim": {"hidden": 8}}, r"--slim\.hidden says nothing to MoCo v2"),
+        ({"slim": {"hidden": 8}}, r"--slim\.hidden has no effect on MoCo v2"),
         ({"batch_size": 1, "slim": {"queue": 48}}, r"BatchNorm needs two images or more"),
         ({"views": {"num_locals": 2}, "accumulate": 2}, r"--views\.num-locals, --accumulate cannot be set"),
         ({"init": "resnet50"}, r"--init cannot be set"),
@@ -149,7 +148,8 @@ def test_what_cannot_be_slimmed_is_told(tmp_path: Path, over: dict[str, Any], sa
 def test_only_moco_v2_minds_the_queue() -> None:
     for recipe in ("slimclr-simclr", "slimclr-mocov3"):
         config = resolve.resolve({**TINY, "slim": {"queue": 40}}, recipe=recipe)
-        build_method.method_of(config, family_of(config))
+        method = build_method.method_of(config, family_of(config))
+        assert method.served is method.get_submodule(config.served)
 
 
 def test_a_queue_longer_than_the_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

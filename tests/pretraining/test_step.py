@@ -14,7 +14,10 @@ from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import FACTORS, RawViews, Views
-from poa.methods.poa import SelfDistillation, Targets
+from poa.errors import UserError
+from poa.methods.poa import POA, Targets
+from poa.models.registry import family_of
+from poa.pretraining.method import method_of
 from poa.pretraining.step import Parts, assemble, train_step
 from poa.training.health import NonFiniteLoss
 from processes import run_processes
@@ -39,7 +42,7 @@ def batches_of(
 ) -> list[list[RawViews]]:
     made = batches(
         open_index(config.data, limit=config.limit),
-        augmentation=parts.augmentation,
+        augmentation=parts.views,
         masking=parts.masking,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -53,7 +56,7 @@ def batches_of(
 
 
 def views_of(parts: Parts, raw: RawViews) -> Views:
-    return augment(raw, augmentation=parts.augmentation, device=CPU)
+    return augment(raw, augmentation=parts.views, device=CPU)
 
 
 def keep_gradients(parts: Parts) -> list[dict[str, Tensor]]:
@@ -73,7 +76,7 @@ def state_of(parts: Parts) -> dict[str, Any]:
 
 
 def total_of(parts: Parts, losses: dict[str, Tensor]) -> Tensor:
-    weights = parts.method.weights((), num_locals=parts.num_locals)
+    weights = parts.method.weights((), num_locals=parts.views.num_locals)
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
@@ -110,7 +113,7 @@ def test_a_step_trains_the_student_and_moves_the_teacher_after_it(family: str) -
     for name in (name for name in after if name.startswith("teacher.")):
         student = after[name.replace("teacher", "student")]
         torch.testing.assert_close(after[name], momentum * before[name] + (1 - momentum) * student)
-    weights = parts.method.weights((), num_locals=parts.num_locals)
+    weights = parts.method.weights((), num_locals=parts.views.num_locals)
     expected = {*weights, "loss", "grad_norm/backbone", "grad_norm/heads", "stop"}
     assert measured.keys() == expected
     total = sum(weight * measured[name] for name, weight in weights.items())
@@ -263,6 +266,18 @@ def test_moving_average_centring_trains() -> None:
     assert parts.method.state_dict()["cls_centers.0.center"].abs().max() > 0
 
 
+def test_crops_smaller_than_the_blur_are_refused() -> None:
+    with pytest.raises(UserError, match="A blur kernel of 9 pixels is larger than a crop of 8"):
+        parts_of(tiny.config(views={"blur_kernel": 9}))
+
+
+@pytest.mark.parametrize("name", ["poa", "single"])
+def test_settings_name_the_branch_that_is_handed_out(name: str) -> None:
+    config = tiny.config(method=name)
+    method = method_of(config, family_of(config))
+    assert method.served is method.get_submodule(config.served)
+
+
 # ---- two processes ---------------------------------------------------------------------------------------------------
 
 SAME_SIZES: dict[str, Any] = {
@@ -359,7 +374,7 @@ def test_two_processes_with_other_sizes_equal_both_halves_by_hand(
     totals: dict[str, float] = {}
     for rank, half in enumerate(halves):
         own = [part_of(target, rank=rank, masks=whole.masks) for target in targets]
-        monkeypatch.setattr(SelfDistillation, "targets", lambda *_, own=own: own)
+        monkeypatch.setattr(POA, "targets", lambda *_, own=own: own)
         losses = alone.method(half, sizes[rank], temperature=temperature)
         alone.method.zero_grad()
         total = total_of(alone, losses)

@@ -3,13 +3,32 @@
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
-from poa.config.values import Settings, Share
+from poa.config.values import Factor, Settings, Share, ascending
+from poa.errors import UserError
 
+
+def _odd(number: int) -> int:
+    if number % 2 == 0:
+        raise ValueError("it should be odd")
+    return number
+
+
+AreaRange = Annotated[tuple[Factor, Factor], AfterValidator(ascending)]
 Numbers = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
 SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
+SELF_DISTILLED = ("poa", "single")
+"""Methods whose heads have prototypes and whose teacher follows the student; the teacher is handed out."""
 ELASTIC = ("poa", *SLIMMABLE)
 """Methods that train all sizes of the search space; the others train its largest alone."""
 FURTHER = Parameter(group=Group("Machine and data", sort_key=1))
@@ -66,7 +85,7 @@ class ModelSettings(Settings):
     """How position tables are resized for other image sizes: as timm will (extracted = trained) or as POA's code."""
 
 
-class HeadsSettings(Settings):
+class HeadSettings(Settings):
     """The projection heads, one for each number of prototypes."""
 
     prototypes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8192, 16384, 32768, 65536)
@@ -77,22 +96,22 @@ class HeadsSettings(Settings):
     """Width of the space in which prototypes lie."""
 
 
-class ViewsSettings(Settings):
+class ViewSettings(Settings):
     """Crops, colour augmentation and masks of a training image."""
 
     global_size: PositiveInt = 224
     """Side of a global crop, in pixels; also the image size of the networks."""
-    global_scale: tuple[PositiveFloat, PositiveFloat] = (0.32, 1.0)
+    global_scale: AreaRange = (0.32, 1.0)
     """Range of a global crop's share of the image area."""
     local_size: PositiveInt = 96
     """Side of a local crop, in pixels."""
-    local_scale: tuple[PositiveFloat, PositiveFloat] = (0.05, 0.32)
+    local_scale: AreaRange = (0.05, 0.32)
     """Range of a local crop's share of the image area."""
     num_locals: NonNegativeInt = 8
     """Local crops an image."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
-    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.4, 0.4, 0.2, 0.1)
+    jitter: tuple[Share, Share, Share, Annotated[float, Field(ge=0.0, le=0.5)]] = (0.4, 0.4, 0.2, 0.1)
     """Strength of brightness, contrast, saturation and hue jitter."""
     jitter_probability: Share = 0.8
     """Probability of colour jitter."""
@@ -101,7 +120,7 @@ class ViewsSettings(Settings):
     blur_probabilities: tuple[Share, Share, Share] = (0.0, 0.9, 0.5)
     """Probability of blur for the first global, the second global and local crops. The default is what the official
     code does, whose nominal probabilities are inverted by a slip inherited from DINOv2; the paper: 1.0, 0.1, 0.5."""
-    blur_kernel: PositiveInt = 9
+    blur_kernel: Annotated[PositiveInt, AfterValidator(_odd)] = 9
     """Side of the blur kernel, in pixels; odd."""
     solarize_probability: Share = 0.2
     """Probability of solarisation of the second global crop."""
@@ -114,8 +133,27 @@ class ViewsSettings(Settings):
     mask_ratio: tuple[Share, Share] = (0.1, 0.5)
     """Range of the share of patches hidden in a masked crop."""
 
+    @property
+    def crop_sizes(self) -> tuple[int, ...]:
+        """Side of each crop of an image: two global, then the local ones."""
+        return (self.global_size,) * 2 + (self.local_size,) * self.num_locals
 
-class LossesSettings(Settings):
+    @property
+    def crop_scales(self) -> tuple[tuple[float, float], ...]:
+        """Range of areas of each crop, in the same order."""
+        return (self.global_scale,) * 2 + (self.local_scale,) * self.num_locals
+
+    def check(self) -> None:
+        """See that the blur's kernel fits into each crop."""
+        smallest = min(self.crop_sizes)
+        if self.blur_kernel > smallest:
+            raise UserError(
+                f"A blur kernel of {self.blur_kernel} pixels is larger than a crop of {smallest}. "
+                "Lower --views.blur-kernel or raise the crop size."
+            )
+
+
+class LossSettings(Settings):
     """The terms of the loss and their weights."""
 
     variant: Literal["code", "paper"] = "code"
@@ -291,15 +329,20 @@ class Config(Settings):
     max_bad_share: Annotated[Share, FURTHER] = 0.01
     """Stop when more than this share of the images cannot be read."""
     model: Annotated[ModelSettings, _section("Model", place=1)] = ModelSettings()
-    heads: Annotated[HeadsSettings, _section("Heads", place=2)] = HeadsSettings()
-    views: Annotated[ViewsSettings, _section("Views", place=3)] = ViewsSettings()
-    losses: Annotated[LossesSettings, _section("Losses", place=4)] = LossesSettings()
+    heads: Annotated[HeadSettings, _section("Heads", place=2)] = HeadSettings()
+    views: Annotated[ViewSettings, _section("Views", place=3)] = ViewSettings()
+    losses: Annotated[LossSettings, _section("Losses", place=4)] = LossSettings()
     distill: Annotated[DistillSettings, _section("SEED", place=5)] = DistillSettings()
     slim: Annotated[SlimSettings, _section("SlimCLR", place=6)] = SlimSettings()
     optimizer: Annotated[OptimizerSettings, _section("Optimizer", place=7)] = OptimizerSettings()
     saving: Annotated[SavingSettings, _section("Saving", place=8)] = SavingSettings()
     monitor: Annotated[MonitorSettings, _section("Monitor", place=9)] = MonitorSettings()
     evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=10)] = EvaluationSettings()
+
+    @property
+    def served(self) -> str:
+        """Branch of the method whose backbone is scored and handed out."""
+        return "teacher" if self.method in SELF_DISTILLED else "student"
 
     @property
     def scoring_resize(self) -> int:

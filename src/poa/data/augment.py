@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from poa.data.views import FACTORS, GREY, ORDER, SIGMA, SOLARIZE, Augmentation, RawViews, Views
+from poa.config.pretraining import ViewSettings
+from poa.data.views import FACTORS, GREY, ORDER, SIGMA, SOLARIZE, RawViews, Views
 
 # On a CPU, a few crops at a time stay in its cache, which takes two thirds of the time of the whole batch at once.
 CPU_CHUNK_VALUES = 2**20
+SOLARIZE_THRESHOLD = 128 / 255
+"""Values from here on are inverted; 1 is white."""
 
 
 def augment(
-    raw: RawViews, *, augmentation: Augmentation, device: torch.device | str, dtype: torch.dtype = torch.float32
+    raw: RawViews, *, augmentation: ViewSettings, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> Views:
     """Finish the crops of a batch.
 
@@ -136,7 +139,7 @@ def _finish(
     crops: UInt8[Tensor, "batch 3 height width"],
     parameters: Float[Tensor, "batch parameters"],
     *,
-    augmentation: Augmentation,
+    augmentation: ViewSettings,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Float[Tensor, "batch 3 height width"]:
@@ -162,7 +165,7 @@ def _recolour_(
     images: Float[Tensor, "batch 3 height width"],
     parameters: Float[Tensor, "batch parameters"],
     *,
-    augmentation: Augmentation,
+    augmentation: ViewSettings,
 ) -> None:
     """Jitter, grey, blur and solarise in place. Parameters stay on the CPU, so picking rows never waits for a GPU."""
     factors = parameters[:, FACTORS]
@@ -172,13 +175,12 @@ def _recolour_(
             chosen = (turn == column) & (factors[:, column] != neutral)
             _apply_(images, chosen, adjust, factors[:, column])
     _apply_(images, parameters[:, GREY] > 0, lambda some, _: to_grey(some).expand_as(some), parameters[:, GREY])
-    kernel, threshold = augmentation.blur_kernel, augmentation.solarize_threshold
-    sigmas = parameters[:, SIGMA]
+    kernel, sigmas = augmentation.blur_kernel, parameters[:, SIGMA]
     _apply_(images, sigmas > 0, lambda some, values: gaussian_blur(some, values, kernel=kernel), sigmas)
     _apply_(
         images,
         parameters[:, SOLARIZE] > 0,
-        lambda some, _: solarize(some, threshold=threshold),
+        lambda some, _: solarize(some, threshold=SOLARIZE_THRESHOLD),
         parameters[:, SOLARIZE],
     )
 

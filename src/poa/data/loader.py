@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from poa.config.pretraining import ViewSettings
 from poa.data.images import BadImage, decode
 from poa.data.masks import Masking, masks_for
 from poa.data.sampler import draws
-from poa.data.views import Augmentation, RawViews, collate, image_tensor, make_crops, resize, sample_generator
+from poa.data.views import RawViews, collate, image_tensor, make_crops, resize, sample_generator
 from poa.errors import UserError
 
 BAD_IN_A_ROW = 100
@@ -60,7 +61,7 @@ class ScoringImages(NamedTuple):
 def batches(
     index: Images,
     *,
-    augmentation: Augmentation,
+    augmentation: ViewSettings,
     masking: Masking,
     batch_size: int,
     seed: int,
@@ -158,7 +159,7 @@ class _TrainingPlan(Plan[RawViews]):
     """The micro-batches of one process."""
 
     index: Images
-    augmentation: Augmentation
+    augmentation: ViewSettings
     masking: Masking
     batch_size: int
     seed: int

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +12,12 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from poa.errors import UserError
+from poa.config.pretraining import ViewSettings
 
+RATIO = (3 / 4, 4 / 3)
+"""Least and greatest width-to-height ratio of the region that a crop shows."""
+BLUR_SIGMA = (0.1, 2.0)
+"""Least and greatest standard deviation of the blur, in pixels."""
 BOX_TRIES = 10
 CROP_STREAM = 1  # keeps crop parameters apart from other numbers drawn with the same seed
 
@@ -28,84 +31,6 @@ NUM_PARAMETERS = 11
 FLIP, _JITTER, _GREY, _BLUR, _SIGMA, _SOLARIZE = range(6)
 _FACTORS, _ORDER, BOX = slice(6, 10), slice(10, 14), 14
 NUM_UNIFORMS = BOX + 4 * BOX_TRIES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Augmentation:
-    """How crops are made of an image (POA, Table 6; DINOv2). Every crop is drawn independently from the image.
-
-    Attributes:
-        global_size: Side of the two global crops in pixels.
-        global_scale: Least and greatest share of the image's area that a global crop shows.
-        local_size: Side of the local crops in pixels.
-        local_scale: The same as ``global_scale`` for local crops.
-        num_locals: Number of local crops.
-        ratio: Least and greatest width-to-height ratio of the cut region.
-        flip: Probability of mirroring left and right.
-        jitter: Greatest relative change of brightness, contrast and saturation, and greatest shift of hue in turns.
-        jitter_probability: Probability of all four changes, which come in random order.
-        grey_probability: Probability of dropping colour.
-        blur_probabilities: Of Gaussian blur for the first global, the second global and the local crops. The paper
-            prints 1.0, 0.1, 0.5. The official code inherits from DINOv2 a blur that takes 1 - p for p, so the
-            default holds what the published models were trained with.
-        blur_sigma: Least and greatest standard deviation of the blur in pixels.
-        blur_kernel: Side of the blur kernel in pixels, odd.
-        solarize_probability: Probability of inverting bright values; second global crop only.
-        solarize_threshold: Values from here on are inverted; 1 is white.
-        mean: Mean of red, green and blue over the training data, subtracted at the end.
-        std: Standard deviation of the same, divided by at the end.
-    """
-
-    global_size: int
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    local_size: int
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    num_locals: int = 8
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    jitter_probability: float = 0.8
-    grey_probability: float = 0.2
-    blur_probabilities: tuple[float, float, float] = (0.0, 0.9, 0.5)
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    blur_kernel: int = 9
-    solarize_probability: float = 0.2
-    solarize_threshold: float = 128 / 255
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        for name in ("global_scale", "local_scale", "ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise UserError(f"{name} must be two ascending numbers above 0, got {low} and {high}.")
-        if max(self.global_scale[1], self.local_scale[1]) > 1:
-            raise UserError("A crop cannot show more than the image: the scales must not be above 1.")
-        probabilities = (self.flip, self.jitter_probability, self.grey_probability, self.solarize_probability)
-        if not all(0 <= probability <= 1 for probability in (*probabilities, *self.blur_probabilities)):
-            raise UserError("Probabilities of the augmentation must lie in 0 ... 1.")
-        if min(self.jitter) < 0 or max(self.jitter[:3]) > 1 or self.jitter[3] > 0.5:
-            raise UserError(f"jitter must be three numbers in 0 ... 1 and one in 0 ... 0.5, got {self.jitter}.")
-        if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
-            raise UserError(f"blur_kernel must be an odd number of pixels, got {self.blur_kernel}.")
-        if self.num_locals < 0:
-            raise UserError(f"num_locals must be 0 or more, got {self.num_locals}.")
-        smallest = min(self.global_size, self.local_size) if self.num_locals else self.global_size
-        if self.blur_kernel > smallest:
-            raise UserError(
-                f"A blur kernel of {self.blur_kernel} pixels is larger than a crop of {smallest}. "
-                "Lower blur_kernel or raise the crop size."
-            )
-
-    @property
-    def crop_sizes(self) -> tuple[int, ...]:
-        """Side of each crop: two global, then the local ones."""
-        return (self.global_size,) * 2 + (self.local_size,) * self.num_locals
-
-    @property
-    def crop_scales(self) -> tuple[tuple[float, float], ...]:
-        """Range of areas of each crop, in the same order."""
-        return (self.global_scale,) * 2 + (self.local_scale,) * self.num_locals
 
 
 class Views(NamedTuple):
@@ -171,7 +96,7 @@ def sample_generator(seed: int, step: int, position: int) -> np.random.Generator
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, CROP_STREAM]))
 
 
-def make_crops(image: Image.Image, *, augmentation: Augmentation, generator: np.random.Generator) -> SampleCrops:
+def make_crops(image: Image.Image, *, augmentation: ViewSettings, generator: np.random.Generator) -> SampleCrops:
     """Cut, resize and mirror the crops of one image, and draw their colour parameters.
 
     Args:
@@ -186,7 +111,7 @@ def make_crops(image: Image.Image, *, augmentation: Augmentation, generator: np.
     pixels = image_tensor(image)
     crops = []
     for size, scale, row in zip(augmentation.crop_sizes, augmentation.crop_scales, uniforms.tolist(), strict=True):
-        box = crop_box(image.height, image.width, scale=scale, ratio=augmentation.ratio, uniforms=row[BOX:])
+        box = crop_box(image.height, image.width, scale=scale, ratio=RATIO, uniforms=row[BOX:])
         crop = resize(pixels[:, :, box.top : box.top + box.height, box.left : box.left + box.width], size, size)
         crops.append(crop.flip(-1) if row[FLIP] < augmentation.flip else crop)
     local_crops = crops[2:] or [pixels.new_empty(0, 3, augmentation.local_size, augmentation.local_size)]
@@ -228,13 +153,13 @@ def crop_box(
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def colour_parameters(uniforms: npt.NDArray[np.float64], augmentation: Augmentation) -> npt.NDArray[np.float32]:
+def colour_parameters(uniforms: npt.NDArray[np.float64], augmentation: ViewSettings) -> npt.NDArray[np.float32]:
     """Turn uniform numbers into the colour parameters of an image's crops, a row a crop (two global ones first)."""
     strength = np.array(augmentation.jitter)
     neutral = np.array([1.0, 1.0, 1.0, 0.0])
     blur = np.array([*augmentation.blur_probabilities[:2]] + [augmentation.blur_probabilities[2]] * (len(uniforms) - 2))
     jittered = uniforms[:, _JITTER, None] < augmentation.jitter_probability
-    low, high = augmentation.blur_sigma
+    low, high = BLUR_SIGMA
     parameters = np.zeros((len(uniforms), NUM_PARAMETERS), dtype=np.float32)
     parameters[:, ORDER] = np.argsort(uniforms[:, _ORDER], axis=1)
     parameters[:, FACTORS] = neutral + jittered * strength * (2 * uniforms[:, _FACTORS] - 1)

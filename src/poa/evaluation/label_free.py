@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,11 @@ from scipy import stats
 from torch import Tensor
 
 from poa import distributed
-from poa.data.augment import augment
+from poa.config.pretraining import ViewSettings
+from poa.data.augment import SOLARIZE_THRESHOLD, augment
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import ScoringImages, images_for_scoring
-from poa.data.views import Augmentation, collate, make_crops, sample_generator
+from poa.data.views import BLUR_SIGMA, RATIO, collate, make_crops, sample_generator
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
 from poa.evaluation.quality import alignment, linear_cka, neighbour_stability, uniformity
@@ -28,7 +29,6 @@ from poa.features.extract import Progress, extract_features
 from poa.models import registry
 from poa.models.run import load
 from poa.models.source import ModelSource, is_run
-from poa.pretraining import build
 from poa.training.health import rankme
 from poa.training.progress import Bars
 
@@ -38,6 +38,20 @@ BATCH = 128
 AT_ONCE = 8
 """Networks that share each decoded image."""
 SMALL = 96
+DRAWN = (
+    "global_scale",
+    "ratio",
+    "flip",
+    "jitter",
+    "jitter_probability",
+    "grey_probability",
+    "blur_probabilities",
+    "blur_sigma",
+    "blur_kernel",
+    "solarize_probability",
+    "solarize_threshold",
+)
+"""What decides how two views of an image are drawn."""
 """Side of the smallest images that are blurred, in pixels: the published blur takes all from smaller ones."""
 VIEWS = 3
 """Of each image: as it is scored, and two augmented ones."""
@@ -110,7 +124,7 @@ def results_file(source: ModelSource, name: str | None = None) -> Path:
     return source.results(NAME, name) / f"{NAME}.json"
 
 
-def views_of(source: ModelSource) -> Augmentation:
+def views_of(source: ModelSource) -> ViewSettings:
     """How two views of an image are made: as in the training of a run, else as published, but small images not blurred.
 
     Args:
@@ -118,14 +132,13 @@ def views_of(source: ModelSource) -> Augmentation:
     """
     folder, size = registry.folder_of(source.name), source.preprocessing.image_size
     if is_run(folder):
-        published = build.augmentation_of(load(folder).config)
+        published = load(folder).config.views
     elif size < SMALL:
-        published = Augmentation(global_size=size, local_size=size, blur_probabilities=(0.0, 0.0, 0.0), blur_kernel=1)
+        published = ViewSettings(global_size=size, local_size=size, blur_probabilities=(0.0, 0.0, 0.0), blur_kernel=1)
     else:
-        published = Augmentation(global_size=size, local_size=size)
+        published = ViewSettings(global_size=size, local_size=size)
     odd = size - 1 + size % 2
-    return replace(
-        published,
+    return published.changed(
         global_size=size,
         local_size=size,
         num_locals=0,
@@ -141,7 +154,7 @@ class _Task:
 
     source: ModelSource
     index: ImageIndex
-    views: Augmentation
+    views: ViewSettings
     k: int
     seed: int
     workers: int
@@ -150,11 +163,12 @@ class _Task:
     def settings(self) -> dict[str, Any]:
         """All that the measures depend on, as JSON gives it back."""
         source = self.source
-        drawn = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self.views).items()
-            if key not in ("global_size", "num_locals", "mean", "std") and not key.startswith("local")
+        views = self.views.model_dump(mode="json") | {
+            "ratio": list(RATIO),
+            "blur_sigma": list(BLUR_SIGMA),
+            "solarize_threshold": SOLARIZE_THRESHOLD,
         }
+        drawn = {key: views[key] for key in DRAWN}
         return {
             "weights": source.weights,
             "images": f"{len(self.index)} images {self.index.fingerprint}",

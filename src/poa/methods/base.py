@@ -31,8 +31,6 @@ class Method(nn.Module, ABC):
         student: The branch that learns by gradients; each of its parameters gets one in every step.
     """
 
-    served: ClassVar[str]
-    """The branch whose backbone is scored and handed out."""
     shown: ClassVar[str] = "global"
     """Name, after the slash, of the terms to show while training."""
     student: Branch
@@ -57,6 +55,11 @@ class Method(nn.Module, ABC):
         """
 
     @property
+    def served(self) -> Branch:
+        """The branch whose backbone is scored and handed out, as ``Config.served`` names it."""
+        return self.student
+
+    @property
     def log_prototypes(self) -> float:
         """Where the terms that are shown stay once a student has collapsed; infinite if none can."""
         return math.inf
@@ -77,9 +80,3 @@ class Method(nn.Module, ABC):
         """
         shown = f"/{self.shown}"
         return {name.removesuffix(shown): value for name, value in measured.items() if name.endswith(shown)}
-
-    def branch(self) -> Branch:
-        """The branch whose backbone is handed out."""
-        found = self.get_submodule(self.served)
-        assert isinstance(found, Branch)
-        return found

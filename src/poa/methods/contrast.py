@@ -1,18 +1,20 @@
 """SimCLR, MoCo v2 and MoCo v3 with slimmable networks; with one width they are the plain methods."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from poa import distributed
+from poa.config.pretraining import SlimSettings
 from poa.elastic.space import Size
 from poa.families.base import Family
 from poa.losses.contrastive import Similarities, batch_similarities, pair_similarities, queue_similarities
 from poa.methods.batch_norm import synced
 from poa.methods.queue import EmbeddingQueue
-from poa.methods.slimclr import Embed, Embedder, SlimCLR, Slimming
+from poa.methods.slimclr import Embed, Embedder, SlimCLR
 
 
 def started(head: nn.Sequential) -> nn.Sequential:
@@ -30,16 +32,11 @@ class SimCLR(SlimCLR):
 
     Args:
         family: Slimmable backbones.
-        slimming: How widths are trained together.
-        temperature: Divides similarities.
-        hidden: Width of the projection's hidden layer at full width.
-        dim: Width of embeddings.
+        settings: How widths are trained together; also temperature, hidden width and width of embeddings.
     """
 
-    def __init__(
-        self, family: Family, *, slimming: Slimming, temperature: float = 0.1, hidden: int = 2048, dim: int = 128
-    ) -> None:
-        full = family.space.intact.width
+    def __init__(self, family: Family, settings: SlimSettings) -> None:
+        full, hidden, dim = family.space.intact.width, settings.hidden or 2048, settings.dim or 128
 
         def build(size: Size) -> Embedder:
             backbone, inner = family.build(size), hidden * size.width // full
@@ -52,7 +49,7 @@ class SimCLR(SlimCLR):
             )
             return synced(Embedder(backbone, started(head)))
 
-        super().__init__(family, build, slimming=slimming, temperature=temperature)
+        super().__init__(family, build, settings=settings, temperature=0.1)
 
     def similarities(self, networks: Sequence[Embed], first: Tensor, second: Tensor) -> list[list[Similarities]]:
         """One pairing: all views against all others."""
@@ -67,26 +64,23 @@ class MoCoV2(SlimCLR):
 
     Args:
         family: Slimmable backbones.
-        slimming: How widths are trained together.
-        temperature: Divides similarities.
-        dim: Width of embeddings.
-        queue: Number of keys.
+        settings: How widths are trained together; also temperature, hidden width and width of embeddings.
     """
 
     shuffles: Tensor
 
-    def __init__(
-        self, family: Family, *, slimming: Slimming, temperature: float = 0.2, dim: int = 128, queue: int = 65536
-    ) -> None:
+    def __init__(self, family: Family, settings: SlimSettings) -> None:
+        dim = settings.dim or 128
+
         def build(size: Size) -> Embedder:
             backbone = family.build(size)
             width = backbone.num_features
             return Embedder(backbone, started(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))))
 
-        super().__init__(family, build, slimming=slimming, temperature=temperature)
+        super().__init__(family, build, settings=settings, temperature=0.2)
         self.momentum = build(self.intact).requires_grad_(False)
         self.momentum.load_state_dict(self.plain())
-        self.queue = EmbeddingQueue(queue, dim)
+        self.queue = EmbeddingQueue(settings.queue, dim)
         self.register_buffer("shuffles", torch.zeros((), dtype=torch.int64))
 
     def similarities(self, networks: Sequence[Embed], first: Tensor, second: Tensor) -> list[list[Similarities]]:
@@ -121,16 +115,13 @@ class MoCoV3(SlimCLR):
 
     Args:
         family: Slimmable backbones.
-        slimming: How widths are trained together.
-        temperature: Divides similarities.
-        hidden: Width of the hidden layers at full width.
-        dim: Width of embeddings.
+        settings: How widths are trained together; also temperature, hidden width and width of embeddings.
     """
 
-    def __init__(
-        self, family: Family, *, slimming: Slimming, temperature: float = 1.0, hidden: int = 4096, dim: int = 256
-    ) -> None:
-        full = family.space.intact.width
+    usual_temperatures: ClassVar[Mapping[str, float]] = {"soft": 1.0}
+
+    def __init__(self, family: Family, settings: SlimSettings) -> None:
+        full, hidden, dim = family.space.intact.width, settings.hidden or 4096, settings.dim or 256
 
         def projector(width: int, inner: int) -> nn.Sequential:
             return started(
@@ -153,8 +144,8 @@ class MoCoV3(SlimCLR):
             )
             return synced(Embedder(backbone, nn.Sequential(projector(backbone.num_features, inner), predictor)))
 
-        super().__init__(family, build, slimming=slimming, temperature=temperature)
-        self.loss_scale = 2 * temperature
+        super().__init__(family, build, settings=settings, temperature=1.0)
+        self.loss_scale = 2 * self.temperature
         backbone = family.build(self.intact)
         self.momentum = synced(Embedder(backbone, nn.Sequential(projector(backbone.num_features, hidden))))
         self.momentum.requires_grad_(False)

@@ -1,8 +1,6 @@
 """SEED: a student learns how similar a frozen teacher finds images (arXiv 2101.04731)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,29 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from poa.config.pretraining import DistillSettings
 from poa.data.views import Views
 from poa.elastic.space import Size
 from poa.families.base import Family
 from poa.losses.contrastive import similarity_distillation
 from poa.methods.base import Branch, Method
 from poa.methods.queue import EmbeddingQueue
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """How similarities are distilled.
-
-    Attributes:
-        queue: Earlier teacher embeddings to compare with, for global crops and as many for local ones.
-        student_temperature: Divides the student's similarities.
-        teacher_temperature: Divides the teacher's.
-        local_weight: Weight of the local crops' term.
-    """
-
-    queue: int = 65536
-    student_temperature: float = 0.2
-    teacher_temperature: float = 0.01
-    local_weight: float = 1.0
 
 
 class Student(Branch):
@@ -77,15 +59,13 @@ class SEED(Method):
         compile_blocks: Compile the backbone's blocks.
     """
 
-    served: ClassVar[str] = "student"
-
     def __init__(
         self,
         family: Family,
         teacher: nn.Module,
         *,
         width: int,
-        distillation: Distillation,
+        distillation: DistillSettings,
         drop_path: float = 0.0,
         checkpointing: bool = False,
         compile_blocks: bool = False,

@@ -1,8 +1,7 @@
 """SlimCLR: one slimmable network, pre-trained at all its widths at once by contrast (arXiv 2209.15525)."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from poa.config.pretraining import SlimSettings
 from poa.data.views import Views
 from poa.elastic.network import state
 from poa.elastic.space import Size
@@ -20,23 +20,6 @@ from poa.methods.base import Branch, Method
 
 Embed = Callable[[Tensor], Tensor]
 """From images to embeddings on the unit sphere."""
-
-
-@dataclass(frozen=True)
-class Slimming:
-    """How widths are trained together.
-
-    Attributes:
-        weighting: How their losses are weighed, see ``losses/weighting.py``.
-        distillation: How the full width teaches the others while all learn, see ``losses/online.py``; None if not.
-        share: Weight alpha of distillation in a width's loss; contrast has the rest.
-        temperature: Of distillation; None for the usual one of the loss.
-    """
-
-    weighting: str = "full"
-    distillation: str | None = "soft"
-    share: float = 0.5
-    temperature: float | None = None
 
 
 class Embedder(Branch):
@@ -68,20 +51,21 @@ class SlimCLR(Method):
     Args:
         family: Slimmable backbones.
         build: Network of a size.
-        slimming: How widths are trained together.
-        temperature: Divides similarities.
+        settings: How widths are trained together.
+        temperature: Divides similarities, unless the settings say otherwise.
     """
 
-    served: ClassVar[str] = "student"
     shown: ClassVar[str] = "contrast"
     loss_scale: float = 1.0
     """Factor on each contrastive loss."""
+    usual_temperatures: ClassVar[Mapping[str, float]] = {}
+    """Temperatures of online distillation that are usual for this method, where they are not those of the loss."""
 
     def __init__(
-        self, family: Family, build: Callable[[Size], Embedder], *, slimming: Slimming, temperature: float
+        self, family: Family, build: Callable[[Size], Embedder], *, settings: SlimSettings, temperature: float
     ) -> None:
         super().__init__()
-        self.slimming, self.temperature = slimming, temperature
+        self.settings, self.temperature = settings, settings.temperature or temperature
         self.intact = family.space.intact
         self.networks = family.sub_networks(build, castable=lambda name: name.startswith("backbone."))
         student = self.networks.whole()
@@ -113,12 +97,12 @@ class SlimCLR(Method):
         if not sizes:
             return {f"{self.intact}/contrast": 1.0}
         shares = [size.width / self.intact.width for size in (self.intact, *sizes)]
-        full, *others = width_weights(shares, weighting=self.slimming.weighting)
-        alpha = self.slimming.share if self.slimming.distillation else 0.0
+        full, *others = width_weights(shares, weighting=self.settings.weighting)
+        alpha = self.settings.distillation_share if self.settings.distillation else 0.0
         weights = {f"{self.intact}/contrast": full}
         for size, weight in zip(sizes, others, strict=True):
             weights[f"{size}/contrast"] = weight * (1 - alpha)
-            if self.slimming.distillation:
+            if self.settings.distillation:
                 weights[f"{size}/distillation"] = weight * alpha
         return weights
 
@@ -140,20 +124,17 @@ class SlimCLR(Method):
         for number, size in enumerate(active):
             terms = [contrast(pairing[number], temperature=self.temperature) for pairing in pairings]
             losses[f"{size}/contrast"] = self.loss_scale * torch.stack(terms).sum()
-            if number and self.slimming.distillation:
+            if number and self.settings.distillation:
                 terms = [self._distil(pairing[number], pairing[0]) for pairing in pairings]
                 losses[f"{size}/distillation"] = torch.stack(terms).sum()
         return losses
 
     def _distil(self, width: Similarities, full: Similarities) -> Tensor:
-        assert self.slimming.distillation is not None
-        return online_distillation(
-            self.slimming.distillation,
-            width.values,
-            full.values,
-            full.positives,
-            temperature=self.slimming.temperature,
-        )
+        name, temperature = self.settings.distillation, self.settings.distillation_temperature
+        assert name is not None
+        if temperature is None:
+            temperature = self.usual_temperatures.get(name)
+        return online_distillation(name, width.values, full.values, full.positives, temperature=temperature)
 
     def plain(self) -> dict[str, Tensor]:
         """Parameters and buffers of the full width by the names of a network of its own."""

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from poa.errors import UserError
 from poa.families.base import Backbone
 from poa.files import whole_file
-from poa.methods.base import Method
 from poa.models.weights import Normalisation, Source, read
 
 HEADS = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "projectors.", "norms.", "local_cls_norm.")
@@ -70,21 +69,21 @@ class Listing:
         return [*said, f"  note       {self.note}"] if self.note else said
 
 
-def start_from(name: str, method: Method, *, normalisation: Normalisation | None = None) -> Listing:
-    """Put trained weights into the backbones of the student and of what is handed out; the heads stay as they are.
+def start_from(name: str, *backbones: Backbone, normalisation: Normalisation | None = None) -> Listing:
+    """Put trained weights into backbones of the intact size.
 
     Args:
         name: A folder, a file or a timm name.
-        method: Freshly built, on the CPU.
+        backbones: Freshly built, on the CPU.
         normalisation: By which this run normalises images.
 
     Raises:
         UserError: The weights cannot be had, or are not those of the intact network.
     """
     source = read(name)
-    weights, listing = fit(source, method.student.backbone, normalisation=normalisation)
-    for branch in {method.student, method.branch()}:
-        branch.backbone.load_state_dict(weights)
+    weights, listing = fit(source, backbones[0], normalisation=normalisation)
+    for backbone in backbones:
+        backbone.load_state_dict(weights)
     return listing
 
 

@@ -28,7 +28,6 @@ from poa.errors import UserError
 from poa.export.timm import Preparation, export
 from poa.families.base import Backbone, Family, Features
 from poa.models.registry import family_of
-from poa.pretraining import method
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
 
 
@@ -225,7 +224,7 @@ class Run:
     def teacher(self) -> Backbone:
         """The backbone that is handed out, from which all sizes are cut: the teacher's, or the student's after SEED."""
         state = load_checkpoint(self.checkpoint)["method"]
-        prefix = f"{method.METHODS[self.config.method].served}.backbone."
+        prefix = f"{self.config.served}.backbone."
         return self._intact(
             {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         )

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from poa.config.pretraining import Config, ViewsSettings
+from poa.config.pretraining import Config, ViewSettings
 from poa.errors import UserError
 from poa.families.base import Features
 from poa.models.source import ModelSource, model_source
@@ -22,7 +22,7 @@ class Renormalised(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, views: ViewsSettings, source: ModelSource) -> None:
+    def __init__(self, network: nn.Module, views: ViewSettings, source: ModelSource) -> None:
         super().__init__()
         self.network = network
         own = source.preprocessing

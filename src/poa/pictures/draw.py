@@ -11,10 +11,11 @@ from rich.console import Console
 from torch import Tensor
 
 from poa import distributed
+from poa.config.pretraining import SELF_DISTILLED
 from poa.data.augment import augment, normalise
 from poa.data.index import ImageIndex, open_index, spread
 from poa.data.loader import ScoringImages, images_for_scoring
-from poa.data.views import BOX, FLIP, NUM_UNIFORMS, collate, crop_box, make_crops, sample_generator
+from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, make_crops, sample_generator
 from poa.errors import UserError, nearest
 from poa.evaluation.label_free import views_of
 from poa.models import registry
@@ -24,7 +25,7 @@ from poa.pictures.attention import Look, look
 from poa.pictures.kinds import KINDS, Album, Head, Sight, Views, partners_of
 from poa.pictures.page import write
 from poa.pictures.patches import region_of
-from poa.pictures.prototypes import WITH_PROTOTYPES, heads_of
+from poa.pictures.prototypes import heads_of
 from poa.training.progress import Bars
 
 USUAL_LIMIT = 1000
@@ -259,7 +260,7 @@ def _views(
         drawn = sample_generator(seed, 0, number).random((2 + augmentation.num_locals, NUM_UNIFORMS)).tolist()
         both = [
             region_of(
-                crop_box(side, side, scale=augmentation.global_scale, ratio=augmentation.ratio, uniforms=row[BOX:]),
+                crop_box(side, side, scale=augmentation.global_scale, ratio=RATIO, uniforms=row[BOX:]),
                 side=side,
                 flipped=row[FLIP] < augmentation.flip,
             )
@@ -278,7 +279,7 @@ def _head(sitter: _Sitter, cls: Float[Tensor, "images width"]) -> Head | None:
     if not is_run(folder) or sitter.source.branch != "teacher":
         return None
     run = load(folder)
-    if run.config.method not in WITH_PROTOTYPES:
+    if run.config.method not in SELF_DISTILLED:
         return None
     head = heads_of(run, sitter.name)[0]
     return Head(head(cls), head.prototypes())

@@ -5,13 +5,13 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from poa.config.pretraining import SELF_DISTILLED
 from poa.elastic.plan import skeleton
 from poa.elastic.space import Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
-from poa.families.base import Family
 from poa.methods.heads import ProjectionHead
-from poa.methods.poa import HeadSettings, Network
+from poa.methods.poa import Network
 from poa.models.run import Run
 from poa.training.checkpoint import load_checkpoint
 
@@ -63,10 +63,6 @@ def members(
     return [each for each in found if each.num_images]
 
 
-WITH_PROTOTYPES = ("poa", "single")
-"""Methods whose heads have prototypes."""
-
-
 def heads_of(run: Run, size: str) -> tuple[ProjectionHead, ...]:
     """The teacher's heads, cut for a size as its sub-network was trained with them.
 
@@ -77,16 +73,12 @@ def heads_of(run: Run, size: str) -> tuple[ProjectionHead, ...]:
     Raises:
         UserError: The run has no prototypes, or no such size.
     """
-    if run.config.method not in WITH_PROTOTYPES:
-        raise UserError(
-            f"Runs of the method {run.config.method} have no prototypes, only {', '.join(WITH_PROTOTYPES)}."
-        )
+    if run.config.method not in SELF_DISTILLED:
+        raise UserError(f"Runs of the method {run.config.method} have no prototypes, only {', '.join(SELF_DISTILLED)}.")
     family, wanted = run.family, run.space.find(size)
-    given = run.config.heads
-    settings = HeadSettings(given.prototypes, given.hidden, given.bottleneck)
 
     def build(each: Size) -> Network:
-        return _network(family, each, settings)
+        return Network(family.build(each), run.config.heads)
 
     sub_networks = family.sub_networks(build)
     assert not isinstance(sub_networks, SwitchableNetworks)
@@ -99,16 +91,3 @@ def heads_of(run: Run, size: str) -> tuple[ProjectionHead, ...]:
     network = sub_networks.extract(wanted, intact)
     assert isinstance(network, Network)
     return tuple(head for head in network.heads if isinstance(head, ProjectionHead))
-
-
-def _network(family: Family, size: Size, settings: HeadSettings) -> Network:
-    backbone = family.build(size)
-    return Network(
-        backbone,
-        [
-            ProjectionHead(
-                backbone.num_features, num_prototypes=number, hidden=settings.hidden, bottleneck=settings.bottleneck
-            )
-            for number in settings.prototypes
-        ],
-    )

@@ -8,7 +8,6 @@ import torch
 
 from poa.config.pretraining import Config
 from poa.data.masks import Masking
-from poa.data.views import Augmentation
 from poa.errors import UserError
 from poa.families.base import Family
 from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr, switched
@@ -44,27 +43,6 @@ def workers_of(config: Config) -> int:
     if config.views.global_size < 96 and not torch.cuda.is_available():
         return 0
     return max(1, min(12, (os.cpu_count() or 1) // config.devices - 1))
-
-
-def augmentation_of(config: Config) -> Augmentation:
-    """How crops are made."""
-    views = config.views
-    return Augmentation(
-        global_size=views.global_size,
-        global_scale=views.global_scale,
-        local_size=views.local_size,
-        local_scale=views.local_scale,
-        num_locals=views.num_locals,
-        flip=views.flip,
-        jitter=views.jitter,
-        jitter_probability=views.jitter_probability,
-        grey_probability=views.grey_probability,
-        blur_probabilities=views.blur_probabilities,
-        blur_kernel=views.blur_kernel,
-        solarize_probability=views.solarize_probability,
-        mean=views.mean,
-        std=views.std,
-    )
 
 
 def masking_of(config: Config, family: Family) -> Masking:

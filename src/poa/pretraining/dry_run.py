@@ -125,7 +125,7 @@ def _timed_steps(
     """Train some steps; of each the seconds of training, and of preparing its images in one process."""
     loader = batches(
         index,
-        augmentation=parts.augmentation,
+        augmentation=parts.views,
         masking=parts.masking,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -148,7 +148,7 @@ def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths) -> i
 def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
     return batches(
         index,
-        augmentation=parts.augmentation,
+        augmentation=parts.views,
         masking=parts.masking,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -16,16 +16,13 @@ from poa.families.base import Family
 from poa.families.slim_resnet import SlimResNet
 from poa.methods.base import Method
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
-from poa.methods.poa import POA, HeadSettings, LossSettings, SelfDistillation
-from poa.methods.seed import SEED, Distillation
-from poa.methods.slimclr import SlimCLR, Slimming
+from poa.methods.poa import POA
+from poa.methods.seed import SEED
+from poa.methods.slimclr import SlimCLR
 from poa.models.registry import drop_path_of
 from poa.pretraining import build
 
-METHODS: Mapping[str, type[Method]] = {
-    "poa": POA,
-    "single": SelfDistillation,
-    "seed": SEED,
+SLIMCLR: Mapping[str, type[SimCLR | MoCoV2 | MoCoV3]] = {
     "slimclr-simclr": SimCLR,
     "slimclr-mocov2": MoCoV2,
     "slimclr-mocov3": MoCoV3,
@@ -64,23 +61,9 @@ def method_of(config: Config, family: Family, *, teacher: tuple[nn.Module, int] 
     }
     if teacher is not None:
         network, width = teacher
-        return SEED(family, network, width=width, distillation=_distillation_of(config), **students)
-    losses = config.losses
-    kind = POA if config.method == "poa" else SelfDistillation
-    return kind(
-        family,
-        heads=HeadSettings(config.heads.prototypes, config.heads.hidden, config.heads.bottleneck),
-        losses=LossSettings(
-            variant=losses.variant,
-            intact_share=losses.intact_share,
-            ibot=losses.ibot,
-            koleo=losses.koleo,
-            koleo_over_ranks=losses.koleo_over_ranks,
-            student_temperature=losses.student_temperature,
-            centering=losses.centering,
-        ),
-        **students,
-    )
+        _check_queue("--distill.queue", config.distill.queue, config)
+        return SEED(family, network, width=width, distillation=config.distill, **students)
+    return POA(family, heads=config.heads, losses=config.losses, elastic=config.method == "poa", **students)
 
 
 def _check_family(config: Config, family: Family) -> None:
@@ -117,34 +100,13 @@ def _slimmable(config: Config, family: Family) -> SlimCLR:
             f"--slim.slow-start-epochs {config.slim.slow_start_epochs} is beyond the end: the run has {config.epochs} "
             "epochs. Choose fewer; half of all are usual."
         )
-    slim = config.slim
-    usual = 1.0 if config.method == "slimclr-mocov3" and slim.distillation == "soft" else None
-    given = {"temperature": slim.temperature, "hidden": slim.hidden, "dim": slim.dim}
     if config.method == "slimclr-mocov2":
-        if slim.hidden is not None:
+        if config.slim.hidden is not None:
             raise UserError(
-                "--slim.hidden says nothing to MoCo v2, whose head is as wide as its features. Leave it out."
+                "--slim.hidden has no effect on MoCo v2, whose head is as wide as its features. Leave it out."
             )
-        _check_queue("--slim.queue", slim.queue, config)
-        given |= {"queue": slim.queue}
-    kind: Any = METHODS[config.method]
-    made: SlimCLR = kind(
-        family,
-        slimming=Slimming(
-            slim.weighting,
-            slim.distillation,
-            slim.distillation_share,
-            usual if slim.distillation_temperature is None else slim.distillation_temperature,
-        ),
-        **{name: value for name, value in given.items() if value is not None},
-    )
-    return made
-
-
-def _distillation_of(config: Config) -> Distillation:
-    distill = config.distill
-    _check_queue("--distill.queue", distill.queue, config)
-    return Distillation(distill.queue, distill.student_temperature, distill.teacher_temperature, distill.local_weight)
+        _check_queue("--slim.queue", config.slim.queue, config)
+    return SLIMCLR[config.method](family, config.slim)
 
 
 def _check_queue(flag: str, length: int, config: Config) -> None:

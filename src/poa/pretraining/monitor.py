@@ -103,7 +103,7 @@ class Monitor:
     @torch.inference_mode()
     def _features(self, size: Size) -> Float[Tensor, "images width"]:
         parts = self._parts
-        network = self._sub_networks.bind(size, state(parts.method.branch().backbone), training=False)
+        network = self._sub_networks.bind(size, state(parts.method.served.backbone), training=False)
         rows = []
         for start in range(0, len(self._sample.images), BATCH):
             batch = self._sample.images[start : start + BATCH]

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from poa import distributed
-from poa.config.pretraining import SLIMMABLE, Config
+from poa.config.pretraining import SLIMMABLE, Config, ViewSettings
 from poa.data.augment import augment
 from poa.data.index import ImageIndex
 from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
-from poa.data.views import Augmentation, RawViews
+from poa.data.views import RawViews
 from poa.elastic.plan import SlicePlan
 from poa.families.base import Family
 from poa.methods.base import Method
@@ -42,9 +42,8 @@ class Parts:
         scaler: Of fp16 gradients; does nothing in other precisions.
         schedules: Values that change from step to step.
         subnets: Sizes to train at a step.
-        augmentation: How crops are made.
+        views: How crops are made.
         masking: What is hidden in them.
-        num_locals: Local crops an image.
         dtype: Precision of the backbones.
         device: Where it all lives.
         steps_per_epoch: Steps in a pass over the images.
@@ -63,9 +62,8 @@ class Parts:
     scaler: torch.amp.GradScaler
     schedules: Schedules
     subnets: build_method.Subnets
-    augmentation: Augmentation
+    views: ViewSettings
     masking: Masking
-    num_locals: int
     dtype: torch.dtype
     device: torch.device
     steps_per_epoch: int
@@ -89,6 +87,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     Raises:
         UserError: Settings do not fit the images or the device, or trained weights do not fit the network.
     """
+    config.views.check()
     dtype = build.precision_of(config, device)
     # on the CPU the fused attention kernel is several times slower in bf16 than matrix products and a softmax
     family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
@@ -97,7 +96,8 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     teacher = teacher_of(config) if config.method == "seed" else None
     method = build_method.method_of(config, family, teacher=teacher)
     init, normalisation = config.init if fresh else None, (config.views.mean, config.views.std)
-    listing = None if init is None else start_from(init, method, normalisation=normalisation)
+    backbones = {branch.backbone: None for branch in (method.student, method.served)}
+    listing = None if init is None else start_from(init, *backbones, normalisation=normalisation)
     method = method.to(device).train()
     groups = parameter_groups(
         method.student.named_parameters(),
@@ -116,9 +116,8 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         schedules=build.schedules_of(config, steps_per_epoch=epoch),
         subnets=build_method.subnets_of(config, family, steps_per_epoch=epoch),
-        augmentation=build.augmentation_of(config),
+        views=config.views,
         masking=build.masking_of(config, family),
-        num_locals=config.views.num_locals,
         dtype=dtype,
         device=device,
         steps_per_epoch=epoch,
@@ -150,11 +149,11 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
     values = parts.schedules.at(step)
     set_schedule(parts.optimizer, values)
     sizes = parts.subnets(step, rank=distributed.rank())
-    weights = parts.method.weights(sizes, num_locals=parts.num_locals)
+    weights = parts.method.weights(sizes, num_locals=parts.views.num_locals)
     torch.manual_seed(_step_seed(parts.seed, step))  # drop path: nothing random outlives a step
     terms: dict[str, Tensor] = {}
     for number, raw in enumerate(batch):
-        views = augment(raw, augmentation=parts.augmentation, device=parts.device)
+        views = augment(raw, augmentation=parts.views, device=parts.device)
         if step < parts.ibot_start:
             views = views._replace(masks=torch.zeros_like(views.masks))
         with _without_reduction(parts.wrapped, number < len(batch) - 1):
