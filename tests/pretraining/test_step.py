@@ -14,10 +14,7 @@ from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import FACTORS, RawViews, Views
-from poa.errors import UserError
 from poa.methods.poa import POA, Targets
-from poa.models.registry import family_of
-from poa.pretraining.method import method_of
 from poa.pretraining.step import Parts, assemble, train_step
 from poa.training.health import NonFiniteLoss
 from processes import run_processes
@@ -264,18 +261,6 @@ def test_moving_average_centring_trains() -> None:
     measured = train_step(parts, 2, batches_of(config, parts)[0])
     assert math.isfinite(measured["loss"])
     assert parts.method.state_dict()["cls_centers.0.center"].abs().max() > 0
-
-
-def test_crops_smaller_than_the_blur_are_refused() -> None:
-    with pytest.raises(UserError, match="A blur kernel of 9 pixels is larger than a crop of 8"):
-        parts_of(tiny.config(views={"blur_kernel": 9}))
-
-
-@pytest.mark.parametrize("name", ["poa", "single"])
-def test_settings_name_the_branch_that_is_handed_out(name: str) -> None:
-    config = tiny.config(method=name)
-    method = method_of(config, family_of(config))
-    assert method.served is method.get_submodule(config.served)
 
 
 # ---- two processes ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,10 @@ import pytest
 import poa
 import tiny
 from poa.config.pretraining import Config
-from poa.pretraining.method import memory_warning
+from poa.errors import UserError
+from poa.models.registry import family_of
+from poa.pretraining.method import memory_warning, method_of
+from trained import started
 
 
 def config(**settings: Any) -> Config:
@@ -43,3 +46,15 @@ def test_it_is_said_before_the_first_step(
     poa.pretrain(**tiny.settings(out=str(tmp_path / "run"), epochs=1, optimizer={"warmup_epochs": 0}))
     told = capsys.readouterr().err
     assert re.search(r"Note: Passes of 16 images .*--accumulate 2,.*step 1/", told, re.DOTALL)
+
+
+def test_crops_smaller_than_the_blur_are_refused() -> None:
+    with pytest.raises(UserError, match="A blur kernel of 9 pixels is larger than a crop of 8"):
+        started(views={"blur_kernel": 9})
+
+
+@pytest.mark.parametrize("name", ["poa", "single"])
+def test_settings_name_the_branch_that_is_handed_out(name: str) -> None:
+    config = tiny.config(method=name)
+    method = method_of(config, family_of(config))
+    assert method.served is method.get_submodule(config.served)
