@@ -13,7 +13,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from poa.config.values import Settings, Share, ascending
+from poa.config.values import Settings, Share, ShareAboveZero, ascending
 from poa.errors import UserError
 
 
@@ -23,8 +23,7 @@ def _odd(number: int) -> int:
     return number
 
 
-_Area = Annotated[float, Field(gt=0.0, le=1.0)]
-AreaRange = Annotated[tuple[_Area, _Area], AfterValidator(ascending)]
+AreaRange = Annotated[tuple[ShareAboveZero, ShareAboveZero], AfterValidator(ascending)]
 Numbers = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
 SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
