@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
-from poa.data.sampler import Draw, draws, epoch_order, steps_per_epoch
+from poa.data.sampler import Draw, check_per_class, draws, epoch_order, folds_of, held_out, steps_per_epoch
 from poa.errors import UserError
 
 
@@ -65,3 +66,31 @@ def test_batch_larger_than_the_set_names_the_way_out() -> None:
         steps_per_epoch(100, 128)
     with pytest.raises(UserError, match="larger than the whole set of 100"):
         draws(0, num_images=100, batch_size=128, seed=0)
+
+
+def test_folds_spread_every_class_evenly() -> None:
+    labels = torch.tensor([0] * 13 + [1] * 5 + [2] * 2 + [3])
+    folds = folds_of(labels, seed=0, num_folds=5)
+    assert sorted(folds[labels == 0].bincount(minlength=5).tolist()) == [2, 2, 3, 3, 3]
+    assert sorted(folds[labels == 1].tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(folds[labels == 2].tolist()) == [0, 1]
+    assert folds[labels == 3].tolist() == [-1]  # the only image of its class stays in training
+    assert torch.equal(folds, folds_of(labels, seed=0, num_folds=5))
+    assert not torch.equal(folds, folds_of(labels, seed=1, num_folds=5))
+
+
+def test_held_out_images() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 11 + [2] * 2 + [4])
+    held = held_out(labels, seed=0, one_in=5)
+    assert [int(held[labels == label].sum()) for label in (0, 1, 2, 4)] == [2, 3, 1, 0]
+    assert torch.equal(held, held_out(labels, seed=0, one_in=5))
+    assert not torch.equal(held, held_out(labels, seed=1, one_in=5))
+    assert torch.equal(held[labels == 2], folds_of(labels, seed=0, num_folds=5)[labels == 2] == 0)
+
+
+def test_no_more_images_than_the_smallest_class_has() -> None:
+    classes, counts = torch.tensor([3, 7]), torch.tensor([5, 4])
+    check_per_class(4, counts, classes=classes)
+    for wrong in (0, 5):
+        with pytest.raises(UserError, match=f"{wrong} images per class are not possible: class 7 has 4 .* 1 to 4"):
+            check_per_class(wrong, counts, classes=classes)

@@ -19,7 +19,7 @@ from poa.families.vit import ViT
 SPACE = SearchSpace.grid((32, 48), (1, 2))
 FAMILY = ViT(SPACE, image_size=8, patch_size=4, head_dim=16, layer_scale=0.0)
 SIZES = tuple(map(str, SPACE.sizes))
-KNN = Knn((5, 20))
+KNN = Knn(ks=(5, 20))
 SCORING = Scoring(image_size=8, resize=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), batch_size=16, networks_at_once=3)
 
 

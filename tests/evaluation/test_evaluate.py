@@ -135,7 +135,7 @@ def test_linear_classifiers_of_all_sizes(run: Path, capsys: pytest.CaptureFixtur
     for wrong, told in (
         (("--learning-rates", "0.3"), "are for --classifier switchable"),
         (("--classifier", "slimmable", "--strengths", "1"), "--strengths are those of --classifier own"),
-        (("--classifier", "slimmable", "--epochs", "0"), "at least one epoch"),
+        (("--classifier", "slimmable", "--epochs", "0"), "--epochs cannot be 0"),
     ):
         assert poa("evaluate", "linear", run, *IMAGES, *wrong) == 2
         assert told in capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_the_library_scores_too(made: Path, run: Path) -> None:
     ]  # fmt: skip
     for protocol, settings, words in (
         ("lineal", {}, "no way of scoring called 'lineal'. Did you mean 'linear'"),
-        ("linear", {"strength": (0.1,)}, "linear has no setting 'strength'. Did you mean 'strengths'"),
+        ("linear", {"strength": (0.1,)}, "Unknown setting '--strength'. Did you mean 'strengths'"),
         ("cluster", {}, "cluster looks at the test images alone"),
     ):
         with pytest.raises(UserError, match=words):

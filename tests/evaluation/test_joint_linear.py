@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +7,10 @@ import torch
 from torch import nn
 
 from poa.data.index import open_index
+from poa.data.sampler import folds_of
 from poa.errors import UserError
-from poa.evaluation.joint_linear import (
-    ProbeTraining,
-    Slimmable,
-    Switchable,
-    WidthProbe,
-    slimmable_probe,
-    switchable_probe,
-)
-from poa.evaluation.linear import FOLDS, folds_of
+from poa.evaluation.joint_linear import JointLinear, Slimmable, Switchable
+from poa.evaluation.linear import FOLDS
 from poa.evaluation.protocol import Outcome, Rows
 from poa.evaluation.results import NotScored, Results
 from poa.evaluation.sweep import Scoring, score_networks
@@ -40,15 +33,16 @@ TRAIN, TEST = rows(IMAGES, 1), rows(60, 2)
 BOTH = {name: (TRAIN[name][1], TEST[name][1]) for name in TRAIN}
 
 
-def outcomes(protocol: WidthProbe) -> dict[str, Outcome]:
+def outcomes(protocol: JointLinear) -> dict[str, Outcome]:
     found = dict(protocol.outcomes(BOTH, num_classes=CLASSES, device=CPU))
     assert all(isinstance(outcome, Outcome) for outcome in found.values())
     return found  # type: ignore[return-value]  # just seen
 
 
-@pytest.mark.parametrize(("kind", "pure"), [(Switchable, switchable_probe), (Slimmable, slimmable_probe)])
-def test_scores_are_those_of_the_pure_function(kind: type[WidthProbe], pure: Any) -> None:
-    found = outcomes(kind((0.5,), distilled=False, seed=3, **SHORT))
+@pytest.mark.parametrize("kind", [Switchable, Slimmable])
+def test_scores_are_those_of_the_classifiers_of_standardised_features(kind: type[JointLinear]) -> None:
+    protocol = kind(learning_rates=(0.5,), distilled=False, seed=3, **SHORT)
+    found = outcomes(protocol)
     names = ["12x1", "6x1", "3x1"]
     assert list(found) == names
     means = [TRAIN[name][1].features.mean(0) for name in names]
@@ -57,9 +51,8 @@ def test_scores_are_those_of_the_pure_function(kind: type[WidthProbe], pure: Any
     def scaled(part: dict[str, tuple[int, Rows]]) -> list[torch.Tensor]:
         return [(part[n][1].features - mean) / spread for n, mean, spread in zip(names, means, spreads, strict=True)]
 
-    training = ProbeTraining(0.5, epochs=4, batch_size=32, seed=3)
     labels = TRAIN["3x1"][1].labels
-    expected = pure(scaled(TRAIN), labels, num_classes=CLASSES, training=training, distilled=False)
+    expected = protocol.fit(scaled(TRAIN), labels, lr=0.5, num_classes=CLASSES)
     top1 = expected.top1(scaled(TEST), TEST["3x1"][1].labels)
     assert [found[name].scores["top1"] for name in names] == pytest.approx(top1)
     assert [found[n].details["training_loss"] for n in names] == pytest.approx(expected.losses(scaled(TRAIN), labels))
@@ -70,7 +63,8 @@ def test_scores_are_those_of_the_pure_function(kind: type[WidthProbe], pure: Any
 
 def test_learning_rate_suits_the_largest_on_held_out_images() -> None:
     rates = (1e-4, 0.3, 100.0)
-    found = outcomes(Switchable(rates, **SHORT))
+    protocol = Switchable(learning_rates=rates, **SHORT)
+    found = outcomes(protocol)
     chosen = {outcome.details["lr"] for outcome in found.values()}
     held = folds_of(TRAIN["12x1"][1].labels, seed=0, num_folds=FOLDS) == 0
     features = TRAIN["12x1"][1].features
@@ -78,45 +72,45 @@ def test_learning_rate_suits_the_largest_on_held_out_images() -> None:
     labels = TRAIN["12x1"][1].labels
     hits = {}
     for lr in rates:
-        training = ProbeTraining(lr, epochs=4, batch_size=32)
-        own = switchable_probe([features[~held]], labels[~held], num_classes=CLASSES, training=training)
+        own = protocol.fit([features[~held]], labels[~held], lr=lr, num_classes=CLASSES)
         hits[lr] = own.top1([features[held]], labels[held])[0]
     assert len(set(hits.values())) > 1
     assert chosen == {max(hits, key=lambda lr: hits[lr])}
 
 
 def test_what_is_told_changes_what_is_found() -> None:
-    plain = outcomes(Switchable((0.5,), **SHORT))
+    plain = outcomes(Switchable(learning_rates=(0.5,), **SHORT))
     for protocol in (
-        Switchable((0.5,), distilled=False, **SHORT),
-        Switchable((0.5,), standardise=False, **SHORT),
-        Switchable((0.5,), schedule="steps", **SHORT),
-        Slimmable((0.5,), **SHORT),
+        Switchable(learning_rates=(0.5,), distilled=False, **SHORT),
+        Switchable(learning_rates=(0.5,), standardise=False, **SHORT),
+        Switchable(learning_rates=(0.5,), schedule="steps", **SHORT),
+        Slimmable(learning_rates=(0.5,), **SHORT),
     ):
         other = outcomes(protocol)
         assert other["3x1"].details["training_loss"] != plain["3x1"].details["training_loss"], protocol
 
 
 def test_one_network_by_itself() -> None:
-    protocol = Switchable((0.5,), **SHORT)
+    protocol = Switchable(learning_rates=(0.5,), **SHORT)
     alone = protocol(*BOTH["12x1"], num_classes=CLASSES, device=CPU)
     # what is taught to the others flows nowhere back
     assert alone.details["training_loss"] == pytest.approx(outcomes(protocol)["12x1"].details["training_loss"])
 
 
 @pytest.mark.parametrize(
-    ("protocol", "labels", "told"),
+    ("settings", "labels", "told"),
     [
-        (Switchable(()), [0, 0, 1, 1], "Learning rates are numbers above 0, got none"),
-        (Slimmable((0.1, -1.0)), [0, 0, 1, 1], "got 0.1, -1.0"),
-        (Switchable((0.1, 1.0)), [0, 1, 2], "single training image"),
-        (Switchable(epochs=0), [0, 0, 1, 1], "at least one epoch"),
-        (Switchable(), [1, 1, 1], "one class"),
+        ({"learning_rates": ()}, [0, 0, 1, 1], r"--learning-rates cannot be \(\)"),
+        ({"learning_rates": (0.1, -1.0)}, [0, 0, 1, 1], "--learning-rates cannot be -1.0: it should be greater than 0"),
+        ({"learning_rates": (0.1, 1.0)}, [0, 1, 2], "single training image"),
+        ({"epochs": 0}, [0, 0, 1, 1], "--epochs cannot be 0"),
+        ({}, [1, 1, 1], "one class"),
     ],
 )
-def test_bad_settings_are_told(protocol: WidthProbe, labels: list[int], told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        protocol.settled(torch.tensor(labels), torch.tensor(labels))
+def test_bad_settings_are_told(settings: dict[str, Any], labels: list[int], told: str) -> None:
+    for kind in (Switchable, Slimmable):
+        with pytest.raises(UserError, match=told):
+            kind(**settings).resolved(torch.tensor(labels), torch.tensor(labels))
 
 
 class Pixels(nn.Module):
@@ -132,11 +126,11 @@ class Pixels(nn.Module):
         return Features(flat, flat[:, None])
 
 
-def score(names: list[str], out: Path, *, networks: Any = None, protocol: WidthProbe | None = None) -> Results:
+def score(names: list[str], out: Path, *, networks: Any = None, protocol: JointLinear | None = None) -> Results:
     return score_networks(
         networks or (lambda name: Pixels(int(name.partition("x")[0]))),
         names,
-        protocol=protocol or Switchable((0.3,), epochs=2),
+        protocol=protocol or Switchable(learning_rates=(0.3,), epochs=2),
         train_index=open_index("digits/train", limit=200),
         test_index=open_index("digits/test"),
         out=out,
@@ -179,7 +173,7 @@ def test_a_diverged_network_is_told(tmp_path: Path) -> None:
         score(["64x1", "16x1"], tmp_path, networks=lambda n: (Diverged if n == "16x1" else Pixels)(int(n[:2])))
 
 
-def test_settled_sorts() -> None:
+def test_learning_rates_are_sorted() -> None:
     labels = torch.tensor([0, 0, 1, 1])
-    protocol = Switchable((1.0, 0.1, 1.0))
-    assert protocol.settled(labels, labels) == replace(protocol, learning_rates=(0.1, 1.0))
+    protocol = Switchable(learning_rates=(1.0, 0.1, 1.0))
+    assert protocol.resolved(labels, labels) == protocol.changed(learning_rates=(0.1, 1.0))

@@ -7,10 +7,10 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from evaluation.scored import CPU, same, scored
 from poa.errors import UserError
-from poa.evaluation.knn import KnnResult, allowed_ks, knn_scores, nearest_images
-
-CPU = torch.device("cpu")
+from poa.evaluation import knn
+from poa.evaluation.knn import Knn, allowed_ks, nearest_images
 
 
 def make(*, seed: int = 0, train: int = 90, test: int = 40, width: int = 7, classes: int = 8) -> tuple[Tensor, ...]:
@@ -22,7 +22,7 @@ def make(*, seed: int = 0, train: int = 90, test: int = 40, width: int = 7, clas
     return 3 * centres[train_labels] + 3 * noise[0], train_labels, centres[test_labels] + noise[1], test_labels
 
 
-def naive(data: tuple[Tensor, ...], *, ks: tuple[int, ...], temperature: float, classes: int) -> KnnResult:
+def naive(data: tuple[Tensor, ...], *, ks: tuple[int, ...], temperature: float, classes: int) -> dict[str, float]:
     train, train_labels, test, test_labels = (part.tolist() for part in data)
     top1, top5 = dict.fromkeys(ks, 0), dict.fromkeys(ks, 0)
     for features, label in zip(test, test_labels, strict=True):
@@ -40,17 +40,18 @@ def naive(data: tuple[Tensor, ...], *, ks: tuple[int, ...], temperature: float, 
             top1[k] += label in places[:1]
             top5[k] += label in places[:5]
     percent = 100 / len(test)
-    return KnnResult({k: top1[k] * percent for k in ks}, {k: top5[k] * percent for k in ks})
+    return {f"{name}@{k}": hits[k] * percent for k in ks for name, hits in (("top1", top1), ("top5", top5))}
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_equals_naive_loops(seed: int, temperature: float) -> None:
+def test_equals_naive_loops(seed: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     data, ks = make(seed=seed), (1, 10, 40)
-    result = knn_scores(*data, ks=ks, temperature=temperature, num_classes=8, chunk=32)
-    expected = naive(data, ks=ks, temperature=temperature, classes=8)
-    assert result.scores() == pytest.approx(expected.scores())
-    assert 10 < result.top1[10] < result.top5[10] < 100
+    monkeypatch.setattr(knn, "_CHUNK", 32)
+    scores = scored(Knn(ks=ks, temperature=temperature), *data, num_classes=8).scores
+    assert scores == pytest.approx(naive(data, ks=ks, temperature=temperature, classes=8))
+    assert 10 < scores["top1@10"] < scores["top5@10"] < 100
+    assert list(scores) == ["top1@1", "top5@1", "top1@10", "top5@10", "top1@40", "top5@40"]
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -62,8 +63,8 @@ def test_equals_scikit_learn(k: int) -> None:
 
     other = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=vote).fit(train, train_labels)
     expected = 100 * float((other.predict(test) == test_labels.numpy()).mean())
-    result = knn_scores(train, train_labels, test, test_labels, ks=(k,), num_classes=8)
-    assert result.top1[k] == pytest.approx(expected)
+    outcome = scored(Knn(ks=(k,)), train, train_labels, test, test_labels, num_classes=8)
+    assert outcome.scores[f"top1@{k}"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 5000])
@@ -92,22 +93,22 @@ def test_first_image_wins_ties(chunk: int) -> None:
 def test_lower_class_wins_equal_votes() -> None:
     train, labels = torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.tensor([2, 1, 2, 1])
     test = torch.tensor([[1.0, 0.0]]).repeat(2, 1)
-    result = knn_scores(train, labels, test, torch.tensor([1, 2]), ks=(4,), num_classes=3)
-    assert result.top1[4] == 50.0
-    assert result.top5[4] == 100.0
+    outcome = scored(Knn(ks=(4,)), train, labels, test, torch.tensor([1, 2]), num_classes=3)
+    assert outcome.scores == {"top1@4": 50.0, "top5@4": 100.0}
 
 
 def test_class_without_votes_is_no_hit() -> None:
     train, labels = torch.eye(3).repeat(4, 1), torch.tensor([0, 1, 2]).repeat(4)
-    result = knn_scores(train, labels, torch.eye(3), torch.tensor([0, 1, 0]), ks=(4,), num_classes=3)
-    assert result.top5[4] == pytest.approx(200 / 3)
+    outcome = scored(Knn(ks=(4,)), train, labels, torch.eye(3), torch.tensor([0, 1, 0]), num_classes=3)
+    assert outcome.scores["top5@4"] == pytest.approx(200 / 3)
 
 
 def test_scale_and_type_of_features_do_not_matter() -> None:
     train, train_labels, test, test_labels = make()
-    plain = knn_scores(train, train_labels, test, test_labels, ks=(10,), num_classes=8)
-    scaled = knn_scores(1000 * train, train_labels, test.double() / 1000, test_labels, ks=(10,), num_classes=8)
-    assert scaled == plain
+    protocol = Knn(ks=(10,))
+    plain = scored(protocol, train, train_labels, test, test_labels, num_classes=8)
+    scaled = scored(protocol, 1000 * train, train_labels, test.double() / 1000, test_labels, num_classes=8)
+    assert same(scaled, plain)
 
 
 def test_similarities_stay_float32_under_autocast() -> None:
@@ -118,11 +119,6 @@ def test_similarities_stay_float32_under_autocast() -> None:
         found, also = nearest_images(train, test, k=5, device=CPU, chunk=10)
     assert torch.equal(found, expected)
     assert torch.equal(also, images)
-
-
-def test_names_of_scores() -> None:
-    result = KnnResult({10: 1.0, 20: 2.0}, {10: 3.0, 20: 4.0})
-    assert list(result.scores().items()) == [("top1@10", 1.0), ("top5@10", 3.0), ("top1@20", 2.0), ("top5@20", 4.0)]
 
 
 def test_usual_ks_shrink_with_the_images(caplog: pytest.LogCaptureFixture) -> None:
@@ -161,4 +157,4 @@ def test_refuses_ks(ks: tuple[int, ...] | None, num_train: int, words: str) -> N
 def test_refuses_data(changes: dict[int, Tensor], words: str) -> None:
     data = dict(enumerate(make())) | changes
     with pytest.raises(UserError, match=words):
-        knn_scores(*data.values(), ks=(10,), num_classes=8)
+        scored(Knn(ks=(10,)), *data.values(), num_classes=8)

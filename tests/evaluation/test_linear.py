@@ -1,18 +1,17 @@
 import statistics
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from evaluation.scored import CPU, hits, same, scored
+from poa.data.sampler import folds_of
 from poa.errors import UserError
 from poa.evaluation import linear
-from poa.evaluation.few_shot import few_shot
-from poa.evaluation.linear import LinearResult, default_strength, linear_scores, usual_strengths
+from poa.evaluation.linear import FewShot, Linear, default_strength, usual_strengths
 from poa.evaluation.logistic import fit_logistic
-
-CPU = torch.device("cpu")
+from poa.evaluation.protocol import Outcome
 
 
 def make(*, train: int = 120, test: int = 80, width: int = 10, classes: int = 6, noise: float = 1.5) -> list[Tensor]:
@@ -23,13 +22,22 @@ def make(*, train: int = 120, test: int = 80, width: int = 10, classes: int = 6,
     return [centres[train_labels] + rows[0], train_labels, centres[test_labels] + rows[1], test_labels]
 
 
+def linear_scores(*data: Tensor, num_classes: int, **settings: Any) -> Outcome:
+    return scored(Linear(**settings), *data, num_classes=num_classes)
+
+
+def few_shot(*data: Tensor, **settings: Any) -> Outcome:
+    return scored(FewShot(**settings), *data, num_classes=6)
+
+
 def test_separable_by_hand() -> None:
     corners = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     train, labels = corners.repeat(4, 1), torch.arange(3).repeat(4)
     test = torch.tensor([[1.0, 2.0], [9.0, 1.0], [1.0, 8.0], [8.0, 0.0]])
     result = linear_scores(train, labels, test, torch.tensor([0, 1, 2, 2]), num_classes=3)
-    assert result.correct.tolist() == [True, True, True, False]
-    assert result.scores() == {"top1": 75.0, "top5": 100.0, "strength": usual_strengths(3)[0]}  # smallest of equals
+    assert hits(result) == [True, True, True, False]
+    assert result.scores == {"top1": 75.0, "top5": 100.0}
+    assert result.details == {"strength": usual_strengths(3)[0]}, "the smallest of equals"
 
 
 def test_one_strength_is_the_plain_fit() -> None:
@@ -39,24 +47,24 @@ def test_one_strength_is_the_plain_fit() -> None:
     places = [
         row.argsort(descending=True).tolist().index(label) for row, label in zip(logits, test_labels, strict=True)
     ]
-    assert result.top1 == pytest.approx(100 * statistics.fmean(place < 1 for place in places))
-    assert result.top5 == pytest.approx(100 * statistics.fmean(place < 5 for place in places))
-    assert result.correct.tolist() == [place < 1 for place in places]
-    assert 20 < result.top1 < result.top5 < 100
+    for name, k in (("top1", 1), ("top5", 5)):
+        assert result.scores[name] == pytest.approx(100 * statistics.fmean(place < k for place in places))
+    assert hits(result) == [place < 1 for place in places]
+    assert 20 < result.scores["top1"] < result.scores["top5"] < 100
 
 
 def test_chooses_by_hits_on_a_held_out_fifth() -> None:
     train, labels, test, test_labels = make(width=20, noise=2.0)
     strengths = (1e-4, 1e-2, 1.0, 100.0)
-    held = linear.folds_of(labels, seed=3, num_folds=5) == 0
+    held = folds_of(labels, seed=3, num_folds=5) == 0
     assert labels[held].bincount().tolist() == [4] * 6
     fit = fit_logistic(train[~held], labels[~held], strengths=strengths, num_classes=6, device=CPU)
-    hits = (fit.logits(train[held]).argmax(dim=2) == labels[held]).sum(dim=1).tolist()
-    assert hits.index(max(hits)) > 0  # not what the smallest strength would win anyway
+    right = (fit.logits(train[held]).argmax(dim=2) == labels[held]).sum(dim=1).tolist()
+    assert right.index(max(right)) > 0  # not what the smallest strength would win anyway
     result = linear_scores(train, labels, test, test_labels, num_classes=6, strengths=strengths[::-1], seed=3)
-    assert result.strength == strengths[hits.index(max(hits))]
+    assert result.details["strength"] == strengths[right.index(max(right))]
     other_test = linear_scores(train, labels, train, labels, num_classes=6, strengths=strengths, seed=3)
-    assert other_test.strength == result.strength
+    assert other_test.details == result.details
 
 
 def test_holds_out_a_fifth_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,41 +79,30 @@ def test_holds_out_a_fifth_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [[4] * 6, [6] * 6]
 
 
-def test_folds_spread_every_class_evenly() -> None:
-    labels = torch.tensor([0] * 13 + [1] * 5 + [2] * 2 + [3])
-    folds = linear.folds_of(labels, seed=0, num_folds=5)
-    assert sorted(folds[labels == 0].bincount(minlength=5).tolist()) == [2, 2, 3, 3, 3]
-    assert sorted(folds[labels == 1].tolist()) == [0, 1, 2, 3, 4]
-    assert sorted(folds[labels == 2].tolist()) == [0, 1]
-    assert folds[labels == 3].tolist() == [-1]  # the only image of its class stays in training
-    assert torch.equal(folds, linear.folds_of(labels, seed=0, num_folds=5))
-    assert not torch.equal(folds, linear.folds_of(labels, seed=1, num_folds=5))
-
-
 def test_class_with_one_image_is_learnt() -> None:
     train, labels, test, test_labels = make(noise=0.1)
     train, labels = torch.cat([train, torch.full((1, 10), 20.0)]), torch.cat([labels, torch.tensor([6])])
     test, test_labels = torch.cat([test, torch.full((1, 10), 21.0)]), torch.cat([test_labels, torch.tensor([6])])
-    assert linear_scores(train, labels, test, test_labels, num_classes=7).correct.all()
+    assert all(hits(linear_scores(train, labels, test, test_labels, num_classes=7)))
 
 
 def test_classes_without_training_images_count_as_wrong() -> None:
     train, labels, test, test_labels = make(noise=0.1)
     plain = linear_scores(train, labels, test, test_labels, num_classes=6, strengths=(0.1,))
-    assert plain.top1 == 100.0
+    assert plain.scores["top1"] == 100.0
     spread = 2 * labels + 1  # classes 1, 3, ..., 11 of 20
     wanted = 2 * test_labels + 1
     wanted[:8] = torch.tensor([0, 2, 4, 6, 8, 10, 12, 19])
     result = linear_scores(train, spread, test, wanted, num_classes=20, strengths=(0.1,))
-    assert result.correct.tolist() == [False] * 8 + [True] * 72
-    assert result.top1 == result.top5 == 90.0
+    assert hits(result) == [False] * 8 + [True] * 72
+    assert result.scores == {"top1": 90.0, "top5": 90.0}
 
 
 def test_lower_class_wins_equal_logits() -> None:
     train = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     labels = torch.tensor([0, 1, 0, 1])
     result = linear_scores(train, labels, torch.zeros(2, 2), torch.tensor([0, 1]), num_classes=2, strengths=(1.0,))
-    assert result.correct.tolist() == [True, False]
+    assert hits(result) == [True, False]
 
 
 @pytest.mark.parametrize("logits", [1, 100])
@@ -114,8 +111,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, logits: int) -> N
     whole = linear_scores(*data, num_classes=6)
     monkeypatch.setattr(linear, "_LOGITS", logits)
     parts = linear_scores(*data, num_classes=6)
-    assert parts.scores() == whole.scores()
-    assert torch.equal(parts.correct, whole.correct)
+    assert same(parts, whole)
 
 
 def test_usual_strengths() -> None:
@@ -123,40 +119,27 @@ def test_usual_strengths() -> None:
     assert default_strength(10) == 0.1
 
 
-def same(a: LinearResult, b: LinearResult) -> bool:
-    return a.scores() == b.scores() and torch.equal(a.correct, b.correct)
-
-
 @pytest.mark.parametrize("amount", [{"per_class": 20}, {"share": 1.0}])
 def test_few_shot_of_all_images_is_the_linear_score(amount: dict[str, Any]) -> None:
     data = make()
     whole = linear_scores(*data, num_classes=6, strengths=(0.01,))
-    result = few_shot(*data, num_classes=6, strengths=(0.01,), draws=2, **amount)
-    assert all(same(draw, whole) for draw in result.draws)
-    assert result.scores() == {"top1": whole.top1, "top5": whole.top5, "top1_spread": 0.0, "top5_spread": 0.0}
+    result = few_shot(*data, strengths=(0.01,), draws=2, **amount)
+    assert result.scores == {**whole.scores, "top1_spread": 0.0, "top5_spread": 0.0}
+    assert all(torch.equal(result.values[name], whole.values[name]) for name in ("top1", "top5"))
 
 
 def test_few_shot_tells_mean_and_spread_of_different_draws() -> None:
-    result = few_shot(*make(), num_classes=6, per_class=2, draws=4)
-    top1, top5 = [draw.top1 for draw in result.draws], [draw.top5 for draw in result.draws]
-    assert len(set(top1)) > 1
-    assert result.scores() == pytest.approx(
-        {
-            "top1": sum(top1) / 4,
-            "top5": sum(top5) / 4,
-            "top1_spread": (sum((value - sum(top1) / 4) ** 2 for value in top1) / 3) ** 0.5,
-            "top5_spread": (sum((value - sum(top5) / 4) ** 2 for value in top5) / 3) ** 0.5,
-        }
-    )
-
-
-def test_few_shot_draws_depend_on_their_seed_alone() -> None:
     data = make()
-    both = few_shot(*data, num_classes=6, per_class=3, draws=2, seed=5)
-    second = few_shot(*data, num_classes=6, per_class=3, draws=1, seed=6)
-    assert same(both.draws[1], second.draws[0])
-    assert not torch.equal(both.draws[0].correct, both.draws[1].correct)
-    assert second.top1_spread == 0.0
+    result = few_shot(*data, per_class=2, draws=4, seed=3)
+    draws = [few_shot(*data, per_class=2, draws=1, seed=seed) for seed in (3, 4, 5, 6)]
+    assert len({draw.scores["top1"] for draw in draws}) > 1
+    assert list(result.scores) == ["top1", "top5", "top1_spread", "top5_spread"]
+    for name in ("top1", "top5"):
+        found = [draw.scores[name] for draw in draws]
+        assert result.scores[name] == pytest.approx(sum(found) / 4)
+        spread = (sum((value - sum(found) / 4) ** 2 for value in found) / 3) ** 0.5
+        assert result.scores[f"{name}_spread"] == pytest.approx(spread)
+        torch.testing.assert_close(result.values[name], torch.stack([draw.values[name] for draw in draws]).mean(dim=0))
 
 
 @pytest.mark.parametrize(
@@ -174,13 +157,13 @@ def test_few_shot_learns_from_that_many_images(
     seen = []
 
     def spy(features: Tensor, labels: Tensor, **others: Any) -> Any:
-        seen.append((features, labels))
+        seen.append((features, labels, others["strengths"]))
         return fit_logistic(features, labels, **others)
 
     data = make()
     monkeypatch.setattr(linear, "fit_logistic", spy)
-    result = few_shot(*data, num_classes=6, draws=1, **amount)
-    features, labels = seen[-1]
+    few_shot(*data, draws=1, **amount)
+    features, labels, strengths = seen[-1]
     assert labels.bincount().tolist() == expected
     for row, label in zip(features, labels, strict=True):
         (place,) = (data[0] == row).all(dim=1).nonzero()
@@ -188,28 +171,29 @@ def test_few_shot_learns_from_that_many_images(
     folds = min(5, expected[0])
     assert len(seen) == (1 if folds == 1 else folds + 1)
     if folds == 1:
-        assert result.draws[0].strength == default_strength(6)
+        assert strengths == (default_strength(6),)
 
 
-def test_few_shot_chooses_by_cross_validation() -> None:
+def test_few_shot_chooses_by_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels, test, test_labels = make(train=24, width=40, noise=3.0)
     strengths = (1e-4, 1.0, 100.0)
-    result = few_shot(train, labels, test, test_labels, num_classes=6, per_class=4, draws=1, strengths=strengths)
-    hits = torch.zeros(3, dtype=torch.long)
-    folds = linear.folds_of(labels, seed=0, num_folds=4)
+    taken = []
+
+    def spy(*data: Tensor, **others: Any) -> Any:
+        taken.append(others["strengths"])
+        return fit_logistic(*data, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "fit_logistic", spy)
+        few_shot(train, labels, test, test_labels, per_class=4, draws=1, strengths=strengths)
+    right = torch.zeros(3, dtype=torch.long)
+    folds = folds_of(labels, seed=0, num_folds=4)
     for fold in range(4):
         held = folds == fold
         fit = fit_logistic(train[~held], labels[~held], strengths=strengths, num_classes=6, device=CPU)
-        hits += (fit.logits(train[held]).argmax(dim=2) == labels[held]).sum(dim=1)
-    assert hits.tolist().index(int(hits.max())) > 0
-    assert result.draws[0].strength == strengths[hits.tolist().index(int(hits.max()))]
-
-
-def test_result_is_frozen() -> None:
-    result = linear_scores(*make(), num_classes=6, strengths=(1.0,))
-    assert replace(result, top1=1.0).scores()["top1"] == 1.0
-    with pytest.raises(AttributeError):
-        result.top1 = 1.0  # type: ignore[misc]
+        right += (fit.logits(train[held]).argmax(dim=2) == labels[held]).sum(dim=1)
+    assert right.tolist().index(int(right.max())) > 0
+    assert taken == [strengths] * 4 + [(strengths[right.tolist().index(int(right.max()))],)]
 
 
 @pytest.mark.parametrize(
@@ -223,8 +207,8 @@ def test_result_is_frozen() -> None:
         ({0: torch.full((120, 10), torch.nan)}, {}, "training images hold NaN"),
         ({2: torch.full((80, 10), torch.inf)}, {}, "test images hold NaN or infinity"),
         ({2: torch.zeros(80, 9)}, {}, "have width 10, those of the test images 9"),
-        ({}, {"strengths": (1.0, 0.0)}, "numbers above 0, got 0.0, 1.0"),
-        ({}, {"strengths": ()}, "got none. Usual for 6 classes are 0.0002 to 2e.01"),
+        ({}, {"strengths": (1.0, 0.0)}, "--strengths cannot be 0.0: it should be greater than 0"),
+        ({}, {"strengths": ()}, r"--strengths cannot be \(\): .* at least 1 item"),
     ],
 )
 def test_refuses_data(changes: dict[int, Tensor], others: dict[str, Any], words: str) -> None:
@@ -237,7 +221,7 @@ def test_refuses_to_choose_without_images_to_spare() -> None:
     data = make(train=6)
     with pytest.raises(UserError, match="a single training image"):
         linear_scores(*data, num_classes=6)
-    assert linear_scores(*data, num_classes=6, strengths=(1.0,)).strength == 1.0
+    assert linear_scores(*data, num_classes=6, strengths=(1.0,)).details == {"strength": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -245,13 +229,13 @@ def test_refuses_to_choose_without_images_to_spare() -> None:
     [
         ({}, "either a number of images per class or a share of them, got None images and a share of None"),
         ({"per_class": 1, "share": 0.1}, "got 1 images and a share of 0.1"),
-        ({"per_class": 0}, "0 images per class are not possible"),
+        ({"per_class": 0}, "--per-class cannot be 0: it should be greater than or equal to 1"),
         ({"per_class": 21}, "21 images per class are not possible: class 0 has 20 training images"),
-        ({"share": 0.0}, "from 0 to 1, got 0.0"),
-        ({"share": 1.1}, "from 0 to 1, got 1.1"),
-        ({"per_class": 1, "draws": 0}, "at least one draw, got 0"),
+        ({"share": 0.0}, "--share cannot be 0.0: it should be greater than 0"),
+        ({"share": 1.1}, "--share cannot be 1.1: it should be less than or equal to 1"),
+        ({"per_class": 1, "draws": 0}, "--draws cannot be 0"),
     ],
 )
 def test_refuses_few_shots(request_: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        few_shot(*make(), num_classes=6, **request_)
+        few_shot(*make(), **request_)

@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+import statistics
 from typing import Any
 
 import pytest
@@ -7,16 +7,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from poa.data.sampler import draws
+from evaluation.scored import CPU, hits, same, scored
+from poa.data.sampler import draws, held_out
 from poa.errors import UserError
 from poa.evaluation import probe as module
-from poa.evaluation.probe import LEARNING_RATES, Probe, held_out, probe_scores
-from poa.evaluation.protocol import Rows
+from poa.evaluation.probe import Probe
+from poa.evaluation.protocol import Outcome, Rows
 from poa.features.taps import Variant, variants_of
 
 COLUMNS = {"block 0": (0, 3), "block 1": (3, 6), "patches": (6, 9)}
 VARIANTS = variants_of(COLUMNS)
-CPU = torch.device("cpu")
 
 
 def data(
@@ -26,6 +26,14 @@ def data(
     centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     labels = torch.arange(num) % classes
     return centres[labels] + noise * torch.randn(num, width, generator=generator), labels
+
+
+def of_variants(probe: Probe, *rows: Tensor, variants: tuple[Variant, ...] = VARIANTS) -> Outcome:
+    """The outcome where only these variants may be looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "variants_of", lambda _: variants)
+        train, test = Rows(*rows[:2], COLUMNS), Rows(*rows[2:], COLUMNS)
+        return probe(train, test, num_classes=3, device=CPU)
 
 
 def alone(features: Tensor, labels: Tensor, variant: Variant, *, rate: float, probe: Probe) -> tuple[Tensor, Tensor]:
@@ -53,7 +61,7 @@ def alone(features: Tensor, labels: Tensor, variant: Variant, *, rate: float, pr
 @pytest.mark.parametrize("standardise", [True, False])
 def test_each_classifier_is_as_if_trained_alone(standardise: bool) -> None:
     features, labels = data()
-    probe = Probe((0.5, 3.0, 20.0), batch_size=50, epochs=7, standardise=standardise, seed=3)
+    probe = Probe(learning_rates=(0.5, 3.0, 20.0), batch_size=50, epochs=7, standardise=standardise, seed=3)
     with torch.inference_mode():
         fit = module._train(module._Rows(features, labels, 3, CPU), VARIANTS, probe.learning_rates, probe)
     for variant, classifiers in zip(VARIANTS, fit.classifiers, strict=True):
@@ -65,7 +73,7 @@ def test_each_classifier_is_as_if_trained_alone(standardise: bool) -> None:
 
 def test_one_step_by_hand() -> None:
     features, labels = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
-    probe = Probe((256.0,), epochs=1, seed=5)
+    probe = Probe(learning_rates=(256.0,), epochs=1, seed=5)
     with torch.inference_mode():
         fit = module._train(module._Rows(features, labels, 2, CPU), module.whole_rows(1), (256.0,), probe)
     first, second = (0.01 * torch.randn(2, 1, generator=torch.Generator().manual_seed(5)))[:, 0].tolist()
@@ -76,55 +84,56 @@ def test_one_step_by_hand() -> None:
 
 
 def test_the_published_learning_rates() -> None:
-    assert LEARNING_RATES == (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+    assert Probe().learning_rates == (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
 
 def test_result_is_that_of_the_classifier_best_on_held_out_images() -> None:
     (train, labels), (test, test_labels) = data(noise=2.0), data(60, seed=1, noise=2.0)
-    probe = Probe((0.02, 1.0, 50.0), batch_size=32, epochs=5)
-    result = probe_scores(train, labels, test, test_labels, num_classes=3, variants=VARIANTS, probe=probe)
-    held = held_out(labels, seed=0)
-    hits = {}
+    probe = Probe(learning_rates=(0.02, 1.0, 50.0), batch_size=32, epochs=5)
+    result = of_variants(probe, train, labels, test, test_labels)
+    held = held_out(labels, seed=0, one_in=5)
+    top1 = {}
     for variant in VARIANTS:
         for rate in probe.learning_rates:
-            one = replace(probe, learning_rates=(rate,))
+            one = probe.changed(learning_rates=(rate,))
             parts = train[~held], labels[~held], train[held], labels[held]
-            hits[variant, rate] = probe_scores(*parts, num_classes=3, variants=(variant,), probe=one).top1
-    assert hits[result.variant, result.learning_rate] == max(hits.values())
-    assert len(set(hits.values())) > 3
-    one = replace(probe, learning_rates=(result.learning_rate,))
-    final = probe_scores(train, labels, test, test_labels, num_classes=3, variants=(result.variant,), probe=one)
-    assert torch.equal(result.ranks, final.ranks)
-    assert result.top1 == pytest.approx(100 * float(result.correct.double().mean()))
-    assert result.top1 > 50
-    assert result.top5 == 100
+            top1[variant, rate] = of_variants(one, *parts, variants=(variant,)).scores["top1"]
+    best = [place for place, score in top1.items() if score == max(top1.values())]
+    assert len(set(top1.values())) > 3
+    chosen = [(variant, rate) for variant, rate in best if chose(result, variant, rate)]
+    assert len(chosen) == 1
+    one = probe.changed(learning_rates=(chosen[0][1],))
+    assert same(result, of_variants(one, train, labels, test, test_labels, variants=(chosen[0][0],)))
+    assert result.scores["top1"] == pytest.approx(100 * statistics.fmean(hits(result)))
+    assert result.scores["top1"] > 50
+    assert result.scores["top5"] == 100
+
+
+def chose(outcome: Outcome, variant: Variant, rate: float) -> bool:
+    patches = float(variant.with_patches)
+    return outcome.details == {"learning_rate": rate, "layers": float(variant.num_layers), "patches": patches}
 
 
 def test_informative_columns_are_chosen() -> None:
     features, labels = data(300, noise=0.5)
     features[:, 3:6] = torch.randn(300, 3, generator=torch.Generator().manual_seed(7))
     features[:, 6:] = 0.0
-    result = probe_scores(features[:200], labels[:200], features[200:], labels[200:], num_classes=3, variants=VARIANTS)
-    assert result.variant.num_layers == 2
-    assert result.top1 > 90
-    assert result.chosen() == {
-        "learning_rate": result.learning_rate,
-        "layers": 2.0,
-        "patches": float(result.variant.with_patches),
-    }
+    result = of_variants(Probe(), features[:200], labels[:200], features[200:], labels[200:])
+    assert result.details["layers"] == 2.0
+    assert result.scores["top1"] > 90
 
 
 def test_choosing_on_the_test_images_is_the_best_of_all() -> None:
     (train, labels), (test, test_labels) = data(noise=3.0), data(60, seed=1, noise=3.0)
-    probe = Probe((0.02, 1.0, 50.0), batch_size=32, epochs=5)
+    probe = Probe(learning_rates=(0.02, 1.0, 50.0), batch_size=32, epochs=5)
     single = [
-        probe_scores(train, labels, test, test_labels, num_classes=3, variants=(variant,), probe=one).top1
+        of_variants(one, train, labels, test, test_labels, variants=(variant,)).scores["top1"]
         for variant in VARIANTS
-        for one in (replace(probe, learning_rates=(rate,)) for rate in probe.learning_rates)
+        for one in (probe.changed(learning_rates=(rate,)) for rate in probe.learning_rates)
     ]
-    published = replace(probe, choose_on="test")
-    result = probe_scores(train, labels, test, test_labels, num_classes=3, variants=VARIANTS, probe=published)
-    assert result.top1 == max(single)
+    published = probe.changed(choose_on="test")
+    result = of_variants(published, train, labels, test, test_labels)
+    assert result.scores["top1"] == max(single)
     assert min(single) < max(single)
 
 
@@ -132,14 +141,12 @@ def test_as_a_protocol() -> None:
     (train, labels), (test, test_labels) = data(), data(60, seed=1)
     probe = Probe(epochs=5)
     outcome = probe(Rows(train, labels, COLUMNS), Rows(test, test_labels, COLUMNS), num_classes=3, device=CPU)
-    result = probe_scores(train, labels, test, test_labels, num_classes=3, variants=VARIANTS, probe=probe)
-    assert outcome.scores == {"top1": result.top1, "top5": result.top5}
-    assert outcome.details == result.chosen()
-    assert float(outcome.values["top1"].mean()) == pytest.approx(result.top1)
+    assert same(outcome, of_variants(probe, train, labels, test, test_labels)), "the variants are those of the columns"
+    assert float(outcome.values["top1"].mean()) == pytest.approx(outcome.scores["top1"])
     assert set(outcome.intervals()) == {"top1", "top5"}
-    whole = probe(Rows(train, labels), Rows(test, test_labels), num_classes=3, device=CPU)
+    whole = scored(probe, train, labels, test, test_labels, num_classes=3)
     assert (whole.details["layers"], whole.details["patches"]) == (1.0, 0.0)
-    assert probe.settled(labels, test_labels) is probe
+    assert probe.resolved(labels, test_labels) is probe
 
 
 def test_it_prepares_networks() -> None:
@@ -154,60 +161,55 @@ def test_steps_are_capped_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> Non
     plain = module._sgd_step
     monkeypatch.setattr(module, "_sgd_step", lambda *a, **k: (taken.append(k["lr"]), plain(*a, **k)))
     features, labels = data()
-    probe = Probe((1.0,), batch_size=40, epochs=100, most_steps=4)
-    first = probe_scores(features, labels, features, labels, num_classes=3, probe=probe)
+    probe = Probe(learning_rates=(1.0,), batch_size=40, epochs=100, most_steps=4)
+    first = scored(probe, features, labels, features, labels, num_classes=3)
     assert len(taken) == 4
     shares = [float(lr) / (40 / 256) for lr in taken]
     assert shares == pytest.approx([0.5 + 0.5 * math.cos(math.pi * step / 4) for step in range(4)])
-    assert torch.equal(first.ranks, probe_scores(features, labels, features, labels, num_classes=3, probe=probe).ranks)
-
-
-def test_held_out_images() -> None:
-    labels = torch.tensor([0] * 10 + [1] * 11 + [2] * 2 + [4])
-    held = held_out(labels, seed=0)
-    assert [int(held[labels == label].sum()) for label in (0, 1, 2, 4)] == [2, 3, 1, 0]
-    assert torch.equal(held, held_out(labels, seed=0))
-    assert not torch.equal(held, held_out(labels, seed=1))
+    assert same(first, scored(probe, features, labels, features, labels, num_classes=3))
 
 
 def test_classes_without_training_images_count_as_wrong() -> None:
     (train, labels), (test, test_labels) = data(noise=0.1), data(60, seed=1, noise=0.1)
     kept = labels != 1
-    result = probe_scores(train[kept], labels[kept], test, test_labels, num_classes=3)
-    assert result.correct.tolist() == (test_labels != 1).tolist()
-    assert result.top5 == result.top1 == pytest.approx(200 / 3)
+    result = scored(Probe(), train[kept], labels[kept], test, test_labels, num_classes=3)
+    assert hits(result) == (test_labels != 1).tolist()
+    assert result.scores["top5"] == result.scores["top1"] == pytest.approx(200 / 3)
 
 
 def test_diverged_classifiers_are_not_chosen() -> None:
     features, labels = data(noise=0.3)
     rates = (1e38, 1.0)
-    result = probe_scores(features, labels, features, labels, num_classes=3, probe=Probe(rates, epochs=20))
-    assert result.learning_rate == 1.0
-    assert result.top1 > 95
-    lost = probe_scores(features, labels, features, labels, num_classes=3, probe=Probe(rates[:1], epochs=20))
-    assert (lost.top1, lost.top5) == (0.0, 0.0)
+    probe = Probe(learning_rates=rates, epochs=20)
+    result = scored(probe, features, labels, features, labels, num_classes=3)
+    assert result.details["learning_rate"] == 1.0
+    assert result.scores["top1"] > 95
+    lost = scored(probe.changed(learning_rates=rates[:1]), features, labels, features, labels, num_classes=3)
+    assert lost.scores == {"top1": 0.0, "top5": 0.0}
 
 
 def test_ties_go_to_the_lower_cross_entropy_and_to_the_first_class() -> None:
     features, labels = data(noise=0.01)
-    probe = Probe((0.5, 2.0), epochs=20)
-    result = probe_scores(features, labels, features, labels, num_classes=3, probe=probe)
-    assert (result.top1, result.learning_rate) == (100.0, 2.0)
-    same = probe_scores(torch.ones(8, 2), torch.arange(8) % 4, torch.ones(4, 2), torch.arange(4), num_classes=4)
-    assert same.ranks.tolist() == [0, 1, 2, 3]
+    probe = Probe(learning_rates=(0.5, 2.0), epochs=20)
+    result = scored(probe, features, labels, features, labels, num_classes=3)
+    assert (result.scores["top1"], result.details["learning_rate"]) == (100.0, 2.0)
+    alike = torch.ones(16, 2), torch.arange(16) % 8, torch.ones(8, 2), torch.arange(8)
+    tied = scored(Probe(), *alike, num_classes=8)
+    assert hits(tied) == [True] + [False] * 7
+    assert hits(tied, "top5") == [True] * 5 + [False] * 3
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"learning_rates": ()}, "above 0, got none"),
-        ({"learning_rates": (0.1, 0.0)}, "got 0.1, 0.0"),
-        ({"learning_rates": (math.nan,)}, "got nan"),
-        ({"batch_size": 0}, "batch size of 0"),
-        ({"epochs": 0}, "0 epochs"),
-        ({"most_steps": 0}, "at most 0 steps"),
-        ({"momentum": 1.0}, "between 0 and 1, got 1.0"),
-        ({"choose_on": "train"}, "got 'train'"),
+        ({"learning_rates": ()}, r"--learning-rates cannot be \(\): .* at least 1 item"),
+        ({"learning_rates": (0.1, 0.0)}, "--learning-rates cannot be 0.0: it should be greater than 0"),
+        ({"learning_rates": (math.nan,)}, "--learning-rates cannot be nan"),
+        ({"batch_size": 0}, "--batch-size cannot be 0: it should be greater than or equal to 1"),
+        ({"epochs": 0}, "--epochs cannot be 0"),
+        ({"most_steps": 0}, "--most-steps cannot be 0"),
+        ({"momentum": 1.0}, "--momentum cannot be 1.0: it should be less than 1"),
+        ({"choose_on": "train"}, "--choose-on cannot be 'train'. Choose from held-out, test"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], words: str) -> None:
@@ -225,8 +227,8 @@ def test_wrong_data() -> None:
         (features[:1], labels[:1], "too few training"),
     ):
         with pytest.raises(UserError, match=words):
-            probe_scores(train, train_labels, features, labels, num_classes=3)
+            scored(Probe(), train, train_labels, features, labels, num_classes=3)
     with pytest.raises(UserError, match="single training image"):
-        Probe().settled(labels[:3], labels)
+        Probe().resolved(labels[:3], labels)
     with pytest.raises(UserError, match="one class"):
-        Probe().settled(labels[:1], labels)
+        Probe().resolved(labels[:1], labels)

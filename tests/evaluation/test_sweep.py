@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation.scored import scored
 from evaluation.sweeps import SCORING, SIZES, digits, folder, make_network, score, score_all
 from poa.data.index import ImageIndex
 from poa.data.loader import images_for_scoring
 from poa.evaluation.clustering import Cluster
-from poa.evaluation.few_shot import FewShot
-from poa.evaluation.knn import Knn, knn_scores
-from poa.evaluation.linear import Linear
+from poa.evaluation.knn import Knn
+from poa.evaluation.linear import FewShot, Linear
 from poa.evaluation.protocol import Outcome, Prepared, Rows, bootstrap_interval
 from poa.evaluation.results import Scores
 from poa.evaluation.retrieval import Retrieval
@@ -33,7 +33,7 @@ def test_scores_are_those_of_each_network_alone(tmp_path: Path) -> None:
             with torch.no_grad():
                 data.append(network((batch.images / 255 - 0.5) / 0.5).cls)
             data.append(torch.from_numpy(index.labels()))
-        assert found[size] == pytest.approx(knn_scores(*data, ks=(5, 20), num_classes=10).scores())
+        assert found[size] == pytest.approx(scored(Knn(ks=(5, 20)), *data, num_classes=10).scores)
         assert 30 < found[size]["top1@5"] < found[size]["top5@5"]
 
 
@@ -92,8 +92,8 @@ def test_other_protocols(tmp_path: Path, protocol: Any, names: list[str], bounde
     assert scores[protocol.headline] > 15
     assert (tmp_path / f"out/{protocol.name}.csv").exists()
     assert ("train" in found.settings) == protocol.needs_train == ("train" in found.bad_images)
-    settled = json.loads(json.dumps({name: getattr(protocol, name) for name in vars(protocol)}))
-    assert {key for key, value in settled.items() if found.settings[key] != value} <= {"clusters", "ks"}
+    given = json.loads(json.dumps(dict(protocol)))
+    assert {key for key, value in given.items() if found.settings[key] != value} <= {"clusters", "ks"}
     assert found.settings.get("clusters", 10) == 10
     assert found.settings.get("ks", [1, 5, 10]) == [1, 5, 10]
 
@@ -109,8 +109,7 @@ def test_intervals_are_those_of_the_values_of_each_image(tmp_path: Path) -> None
             rows.append(Rows(network((batch.images / 255 - 0.5) / 0.5).cls, torch.from_numpy(index.labels())))
     outcome = Linear(strengths=(0.1,))(*rows, num_classes=10, device=torch.device("cpu"))
     assert float(outcome.values["top1"].mean()) == pytest.approx(found.scores["32x1"]["top1"])
-    expected = bootstrap_interval(outcome.values["top1"], level=0.95)
-    assert found.intervals["32x1"]["top1"] == (expected.low, expected.high)
+    assert found.intervals["32x1"]["top1"] == bootstrap_interval(outcome.values["top1"])
     assert found.details == {"32x1": {"strength": 0.1}}
 
 
@@ -135,7 +134,7 @@ def test_a_protocol_may_prepare_networks_and_name_columns(tmp_path: Path) -> Non
             seen.extend([train, test])
             return super().__call__(train, test, **further)
 
-    found = score(tmp_path / "out", names=["32x1"], protocol=Wide((5, 20)))
+    found = score(tmp_path / "out", names=["32x1"], protocol=Wide(ks=(5, 20)))
     assert found == score(tmp_path / "plain", names=["32x1"])
     assert [rows.features.shape for rows in seen] == [(80, 64), (40, 64)]
     assert all(dict(rows.columns) == {"first": (0, 32), "image size": (0, 8)} for rows in seen)
@@ -160,7 +159,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     test = folder(tmp_path / "test", classes=("bee", "cat"), seed=1)
     for path in (*(tmp_path / "test/bee").iterdir(), *(tmp_path / "test/cat").iterdir()):
         path.write_bytes((tmp_path / "train" / path.parent.name / path.name.replace("1-", "0-")).read_bytes())
-    options = {"train_index": train, "test_index": test, "protocol": Knn((1,))}
+    options = {"train_index": train, "test_index": test, "protocol": Knn(ks=(1,))}
     found = score(tmp_path / "out", names=SIZES[:1], **options)
     assert found == {"32x1": {"top1@1": 100.0, "top5@1": 100.0}}
 
@@ -172,7 +171,7 @@ def test_bad_images_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / "test/ant/1-0.png").unlink()
     for path in (tmp_path / "test/bee").iterdir():
         path.write_bytes((tmp_path / "train/bee" / path.name.replace("1-", "0-")).read_bytes())
-    options = {"train_index": train, "test_index": test, "protocol": Knn((1,))}
+    options = {"train_index": train, "test_index": test, "protocol": Knn(ks=(1,))}
     found = score(tmp_path / "out", names=SIZES[:1], **options)
     assert json.loads((tmp_path / "out/knn.json").read_text())["bad_images"] == {"train": 1, "test": 1}
     assert found["32x1"]["top1@1"] >= 100 * 4 / 7  # shifted labels would not find the copies

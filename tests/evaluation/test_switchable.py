@@ -1,6 +1,5 @@
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from conformance import filler
 from poa.errors import UserError
-from poa.evaluation.joint_linear import ProbeTraining, WidthClassifiers, slimmable_probe, switchable_probe
+from poa.evaluation import joint_linear
+from poa.evaluation.joint_linear import Classifier, Classifiers, JointLinear, Slimmable, Switchable
 
-Probe = Callable[..., WidthClassifiers]
-BOTH = [switchable_probe, slimmable_probe]
-SHORT = ProbeTraining(lr=0.5, epochs=3, batch_size=16)
+BOTH = [Switchable(epochs=3, batch_size=16), Slimmable(epochs=3, batch_size=16)]
+SWITCHABLE, SLIMMABLE = BOTH
 ROWS, LABELS = filler((40, 6), 1).float(), torch.arange(40) % 3
 NESTED = [ROWS, ROWS[:, :4].contiguous(), ROWS[:, :2].contiguous()]
 
@@ -34,8 +33,8 @@ def digits() -> tuple[list[Tensor], Tensor]:
 def test_switchable_fits_better_than_slimmable(distilled: bool) -> None:
     """The theorem, seen on digits, of every width: widths that share a weight pull it away from what suits each."""
     features, labels = digits()
-    training = ProbeTraining(lr=0.5, epochs=120, batch_size=len(labels))
-    own, shared = (probe(features, labels, num_classes=10, training=training, distilled=distilled) for probe in BOTH)
+    long = {"epochs": 120, "batch_size": len(labels), "distilled": distilled}
+    own, shared = (protocol.changed(**long).fit(features, labels, lr=0.5, num_classes=10) for protocol in BOTH)
     own_losses, shared_losses = own.losses(features, labels), shared.losses(features, labels)
     margins = [theirs - ours for ours, theirs in zip(own_losses, shared_losses, strict=True)]
     assert min(margins) > 0.01
@@ -46,29 +45,29 @@ def test_switchable_fits_better_than_slimmable(distilled: bool) -> None:
     assert sum(accuracies) > sum(shared.top1(features, labels))
 
 
-def test_converges_to_logistic_regression() -> None:
+def test_converges_to_logistic_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a decay, also of the bias, there is one best classifier; scikit-learn's penalises a column of ones."""
-    training = ProbeTraining(lr=1.0, epochs=400, batch_size=40, weight_decay=0.1)
-    found = switchable_probe([ROWS], LABELS, num_classes=3, training=training)
+    monkeypatch.setattr(joint_linear, "_WEIGHT_DECAY", 0.1)
+    found = Switchable(epochs=400, batch_size=40).fit([ROWS], LABELS, lr=1.0, num_classes=3).each[0]
     with_ones = torch.cat([ROWS, torch.ones(40, 1)], dim=1).double().numpy()
     best = LogisticRegression(C=1 / (0.1 * 40), fit_intercept=False, tol=1e-10).fit(with_ones, LABELS.numpy())
-    ours = torch.cat([found.weights[0], found.biases[0][:, None]], dim=1)
+    ours = torch.cat([found.weight, found.bias[:, None]], dim=1)
     torch.testing.assert_close(ours, torch.tensor(best.coef_).float(), atol=1e-4, rtol=0)
 
 
-def by_hand(features: Sequence[Tensor], training: ProbeTraining, *, shared: bool) -> list[Tensor]:
-    """Both probes once more, with written-out gradients: softmax minus target, times the row."""
-    widths = [rows.shape[1] for rows in features]
+def by_hand(features: Sequence[Tensor], protocol: JointLinear, *, decay: float) -> list[Tensor]:
+    """Both ways once more, with written-out gradients: softmax minus target, times the row."""
+    widths, shared = [rows.shape[1] for rows in features], isinstance(protocol, Slimmable)
     weights = []
     for place, width in enumerate(widths[:1] if shared else widths):
-        start = torch.randn(3, width, generator=torch.Generator().manual_seed(training.seed + place))
+        start = torch.randn(3, width, generator=torch.Generator().manual_seed(protocol.seed + place))
         weights.append(torch.cat([0.01 * start, torch.zeros(3, 1)], dim=1).double())
     velocity = [torch.zeros_like(weight) for weight in weights]
-    generator = torch.Generator().manual_seed(training.seed)
+    generator = torch.Generator().manual_seed(protocol.seed)
     one_hot, number = F.one_hot(LABELS, 3).double(), 0
-    batches = math.ceil(40 / training.batch_size)
-    for _ in range(training.epochs):
-        for batch in torch.randperm(40, generator=generator).split(training.batch_size):
+    batches = math.ceil(40 / protocol.batch_size)
+    for _ in range(protocol.epochs):
+        for batch in torch.randperm(40, generator=generator).split(protocol.batch_size):
             slopes, teacher = [torch.zeros_like(weight) for weight in weights], None
             for place, rows in enumerate(features):
                 home = 0 if shared else place
@@ -80,63 +79,64 @@ def by_hand(features: Sequence[Tensor], training: ProbeTraining, *, shared: bool
                 slope = (given - asked).T @ inputs / len(batch)
                 slopes[home][:, : widths[place]] += slope[:, :-1]
                 slopes[home][:, -1] += slope[:, -1]
-            lr = training.lr * (1 + math.cos(math.pi * number / (batches * training.epochs))) / 2
+            lr = 0.5 * (1 + math.cos(math.pi * number / (batches * protocol.epochs))) / 2
             for weight, speed, slope in zip(weights, velocity, slopes, strict=True):
-                speed.mul_(training.momentum).add_(slope + training.weight_decay * weight)
+                speed.mul_(0.9).add_(slope + decay * weight)
                 weight.sub_(lr * speed)
             number += 1
     return weights
 
 
-@pytest.mark.parametrize("probe", BOTH)
-def test_equals_written_out_gradients(probe: Probe) -> None:
-    training = replace(SHORT, weight_decay=0.01, seed=4)
-    found = probe(NESTED, LABELS, num_classes=3, training=training)
-    shared = probe is slimmable_probe
-    expected = by_hand(NESTED, training, shared=shared)
+@pytest.mark.parametrize("protocol", BOTH, ids=lambda protocol: protocol.name)
+def test_equals_written_out_gradients(protocol: JointLinear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint_linear, "_WEIGHT_DECAY", 0.01)
+    protocol = protocol.changed(seed=4)
+    found = protocol.fit(NESTED, LABELS, lr=0.5, num_classes=3)
+    expected = by_hand(NESTED, protocol, decay=0.01)
     for place, rows in enumerate(NESTED):
-        home = expected[0 if shared else place].float()
-        torch.testing.assert_close(found.weights[place], home[:, : rows.shape[1]], atol=1e-5, rtol=0)
-        torch.testing.assert_close(found.biases[place], home[:, -1], atol=1e-5, rtol=0)
+        home = expected[min(place, len(expected) - 1)].float()
+        torch.testing.assert_close(found.each[place].weight, home[:, : rows.shape[1]], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.each[place].bias, home[:, -1], atol=1e-5, rtol=0)
 
 
 def test_the_full_width_is_not_touched_by_those_it_teaches() -> None:
     """Its own classifier is the same alone, beside others, and as their teacher; theirs change."""
-    alone = switchable_probe(NESTED[:1], LABELS, num_classes=3, training=SHORT)
+    alone = SWITCHABLE.fit(NESTED[:1], LABELS, lr=0.5, num_classes=3)
     plain, taught = (
-        switchable_probe(NESTED, LABELS, num_classes=3, training=SHORT, distilled=distilled)
+        SWITCHABLE.changed(distilled=distilled).fit(NESTED, LABELS, lr=0.5, num_classes=3)
         for distilled in (False, True)
     )
-    assert torch.equal(alone.weights[0], plain.weights[0])
-    assert torch.equal(alone.weights[0], taught.weights[0])
-    assert not torch.equal(plain.weights[1], taught.weights[1])
+    assert torch.equal(alone.each[0].weight, plain.each[0].weight)
+    assert torch.equal(alone.each[0].weight, taught.each[0].weight)
+    assert not torch.equal(plain.each[1].weight, taught.each[1].weight)
 
 
-def test_one_width_alone_is_the_same_probe_either_way() -> None:
-    own, shared = (probe(NESTED[:1], LABELS, num_classes=3, training=SHORT) for probe in BOTH)
-    assert torch.equal(own.weights[0], shared.weights[0])
-    assert torch.equal(own.biases[0], shared.biases[0])
+def test_one_width_alone_is_the_same_either_way() -> None:
+    own, shared = (protocol.fit(NESTED[:1], LABELS, lr=0.5, num_classes=3).each[0] for protocol in BOTH)
+    assert torch.equal(own.weight, shared.weight)
+    assert torch.equal(own.bias, shared.bias)
 
 
 def test_slimmable_shares_columns_and_bias() -> None:
-    found = slimmable_probe(NESTED, LABELS, num_classes=3, training=SHORT)
-    assert torch.equal(found.weights[0][:, :2], found.weights[2])
-    assert torch.equal(found.biases[0], found.biases[1])
+    found = SLIMMABLE.fit(NESTED, LABELS, lr=0.5, num_classes=3).each
+    assert torch.equal(found[0].weight[:, :2], found[2].weight)
+    assert torch.equal(found[0].bias, found[1].bias)
 
 
-@pytest.mark.parametrize("probe", BOTH)
-def test_frozen_features_stay_as_they_are_and_a_seed_repeats(probe: Probe) -> None:
+@pytest.mark.parametrize("protocol", BOTH, ids=lambda protocol: protocol.name)
+def test_frozen_features_stay_as_they_are_and_a_seed_repeats(protocol: JointLinear) -> None:
     before = [rows.clone() for rows in NESTED]
-    first, second = (probe(NESTED, LABELS, num_classes=3, training=SHORT) for _ in range(2))
-    other = probe(NESTED, LABELS, num_classes=3, training=replace(SHORT, seed=1))
+    first, second = (protocol.fit(NESTED, LABELS, lr=0.5, num_classes=3).each[2].weight for _ in range(2))
+    other = protocol.changed(seed=1).fit(NESTED, LABELS, lr=0.5, num_classes=3).each[2].weight
     assert all(torch.equal(old, new) for old, new in zip(before, NESTED, strict=True))
-    assert torch.equal(first.weights[2], second.weights[2])
-    assert not torch.equal(first.weights[2], other.weights[2])
-    assert not any(weight.requires_grad for weight in first.weights)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert not first.requires_grad
 
 
 def test_losses_and_hits_by_hand() -> None:
-    found = WidthClassifiers((torch.eye(2), torch.zeros(2, 1)), (torch.zeros(2), torch.tensor([math.log(3.0), 0.0])))
+    second = Classifier(torch.zeros(2, 1), torch.tensor([math.log(3.0), 0.0]))
+    found = Classifiers((Classifier(torch.eye(2), torch.zeros(2)), second))
     features = [torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]), torch.ones(2, 1)]
     labels = torch.tensor([0, 1])
     assert found.losses(features, labels) == pytest.approx(
@@ -146,28 +146,25 @@ def test_losses_and_hits_by_hand() -> None:
 
 
 def test_schedules() -> None:
-    cosine, steps = ProbeTraining(lr=2.0), ProbeTraining(lr=60.0, schedule="steps")
-    assert [cosine.lr_at(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([2.0, 1.0, 0.0])
-    assert [steps.lr_at(share) for share in (0.0, 0.599, 0.6, 0.79, 0.8, 0.99)] == pytest.approx(
-        [60, 60, 6, 6, 0.6, 0.6]
+    cosine, steps = Switchable(), Switchable(schedule="steps")
+    assert [cosine.decay(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [steps.decay(share) for share in (0.0, 0.599, 0.6, 0.79, 0.8, 0.99)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
 
 
-@pytest.mark.parametrize("probe", BOTH)
-def test_bad_input(probe: Probe) -> None:
-    def call(features: list[Tensor], labels: Tensor) -> None:
-        probe(features, labels, num_classes=3, training=SHORT)
-
-    with pytest.raises(UserError, match="no features to classify"):
-        call([], LABELS)
-    with pytest.raises(UserError, match=r"39 rows of training \(width 2 of 2\) features but 40 labels"):
-        call([ROWS, ROWS[1:]], LABELS)
-    with pytest.raises(UserError, match="labels go from 0 to 3"):
-        call([ROWS], torch.arange(40) % 4)
-    with pytest.raises(UserError, match="NaN or infinity"):
-        call([ROWS, ROWS / 0], LABELS)
+@pytest.mark.parametrize("protocol", BOTH, ids=lambda protocol: protocol.name)
+def test_bad_input(protocol: JointLinear) -> None:
+    for features, labels, words in (
+        ([], LABELS, "no features to classify"),
+        ([ROWS, ROWS[1:]], LABELS, r"39 rows of training \(width 2 of 2\) features but 40 labels"),
+        ([ROWS], torch.arange(40) % 4, "labels go from 0 to 3"),
+        ([ROWS, ROWS / 0], LABELS, "NaN or infinity"),
+    ):
+        with pytest.raises(UserError, match=words):
+            protocol.fit(features, labels, lr=0.5, num_classes=3)
 
 
 def test_slimmable_wants_the_full_width_first() -> None:
     with pytest.raises(UserError, match=r"widths 2, 6\. Put those of the full width first"):
-        slimmable_probe([NESTED[2], ROWS], LABELS, num_classes=3, training=SHORT)
+        SLIMMABLE.fit([NESTED[2], ROWS], LABELS, lr=0.5, num_classes=3)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evaluation.scored import scored
 from poa.data.augment import normalise
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import images_for_scoring
 from poa.errors import UserError
-from poa.evaluation.knn import knn_scores
-from poa.evaluation.linear import linear_scores
+from poa.evaluation.knn import Knn
+from poa.evaluation.linear import Linear
 from poa.evaluation.results import NotScored
 from poa.robustness import evaluate as robustness
 from poa.robustness import images as disturbed_images
@@ -54,8 +55,9 @@ def test_scores_are_those_of_each_condition_alone(tmp_path: Path, monkeypatch: p
         rows = network(normal(crops(train))).cls
         for condition, disturbed_ones in seen.items():
             labels = torch.from_numpy(train.labels()), torch.from_numpy(test.labels())
-            wanted = knn_scores(rows, labels[0], network(disturbed_ones).cls, labels[1], ks=(5,), num_classes=10)
-            assert found[size][condition] == pytest.approx(wanted.top1[5])
+            data = rows, labels[0], network(disturbed_ones).cls, labels[1]
+            wanted = scored(Knn(ks=(5,)), *data, num_classes=10).scores["top1@5"]
+            assert found[size][condition] == pytest.approx(wanted)
     assert found[SIZES[0]]["clean"] > found[SIZES[0]]["fog 5"]
 
 
@@ -68,7 +70,7 @@ def test_the_linear_judge_is_the_linear_protocol(tmp_path: Path) -> None:
     data = network(normal(crops(train))).cls, torch.from_numpy(train.labels())
     for name, images in (("clean", normal(crops(test))), ("occlusion 0.5", hidden)):
         tested = network(images).cls, torch.from_numpy(test.labels())
-        assert found[name] == pytest.approx(linear_scores(*data, *tested, num_classes=10).top1)
+        assert found[name] == pytest.approx(scored(Linear(), *data, *tested, num_classes=10).scores["top1"])
 
 
 def test_summary_by_hand() -> None:

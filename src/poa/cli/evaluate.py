@@ -158,10 +158,10 @@ def probe(
         raw: Leave features as they are (as published) in place of standardising them.
         options: As for all.
     """
-    from poa.evaluation.probe import LEARNING_RATES, Probe
+    from poa.evaluation.probe import Probe
 
-    rates = LEARNING_RATES if learning_rates is None else tuple(learning_rates)
-    _score(model, Probe(rates, epochs=epochs, choose_on=choose_on, standardise=not raw), train, test, options)
+    given: dict[str, Any] = {} if learning_rates is None else {"learning_rates": tuple(learning_rates)}
+    _score(model, Probe(epochs=epochs, choose_on=choose_on, standardise=not raw, **given), train, test, options)
 
 
 @evaluate.command
@@ -189,9 +189,10 @@ def few_shot(
         strengths: Of the penalty, to choose from; eleven around 1 / number of classes by default.
         options: As for all.
     """
-    from poa.evaluation.few_shot import FewShot
+    from poa.evaluation.linear import FewShot
 
-    protocol = FewShot(per_class, share, draws, None if strengths is None else tuple(strengths))
+    chosen = None if strengths is None else tuple(strengths)
+    protocol = FewShot(per_class=per_class, share=share, draws=draws, strengths=chosen)
     _score(model, protocol, train, test, options)
 
 
@@ -220,7 +221,8 @@ def cluster(
     """
     from poa.evaluation.clustering import Cluster
 
-    _score(model, Cluster(clusters, tuple(range(seeds)), restarts, normalise), None, test, options)
+    protocol = Cluster(clusters=clusters, seeds=tuple(range(seeds)), restarts=restarts, normalise=normalise)
+    _score(model, protocol, None, test, options)
 
 
 @evaluate.command
@@ -236,7 +238,7 @@ def retrieval(model: str, /, *, train: str, test: str, k: Numbers = None, option
     """
     from poa.evaluation.retrieval import Retrieval
 
-    _score(model, Retrieval(None if k is None else tuple(k)), train, test, options)
+    _score(model, Retrieval(ks=None if k is None else tuple(k)), train, test, options)
 
 
 def _refuse(wrong: bool, sentence: str) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from poa.errors import UserError
 
@@ -81,6 +83,39 @@ def draws(step: int, *, num_images: int, batch_size: int, seed: int) -> tuple[Dr
     epoch, batch = divmod(step, steps_per_epoch(num_images, batch_size))
     chosen = epoch_order(num_images, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
     return tuple(Draw(index, step, position) for position, index in enumerate(chosen.tolist()))
+
+
+def places_in_class(labels: Int[Tensor, " images"], *, seed: int) -> Int[Tensor, " images"]:
+    """Place of each image among those of its class in a random order, from 0."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = labels.bincount()
+    firsts = counts.cumsum(dim=0) - counts
+    places = torch.empty_like(labels)
+    places[order] = torch.arange(len(labels)) - firsts[labels[order]]
+    return places
+
+
+def folds_of(labels: Int[Tensor, " images"], *, seed: int, num_folds: int) -> Int[Tensor, " images"]:
+    """Fold of each image, every class spread evenly over them; -1 for the image of a class with only one."""
+    is_alone = labels.bincount()[labels] == 1
+    return torch.where(is_alone, -1, places_in_class(labels, seed=seed) % num_folds)
+
+
+def held_out(labels: Int[Tensor, " images"], *, seed: int, one_in: int) -> Bool[Tensor, " images"]:
+    """Choose one in so many images of each class, rounded up, those that come first; none of a class with only one."""
+    counts = labels.bincount()[labels]
+    return (places_in_class(labels, seed=seed) < -(-counts // one_in)) & (counts > 1)
+
+
+def check_per_class(per_class: int, counts: Int[Tensor, " classes"], *, classes: Int[Tensor, " classes"]) -> None:
+    """Refuse to draw more images of each class than the smallest has; ``counts`` of those ``classes`` have images."""
+    fewest = int(counts.argmin())
+    if not 0 < per_class <= int(counts[fewest]):
+        raise UserError(
+            f"{per_class} images per class are not possible: class {int(classes[fewest])} has {int(counts[fewest])} "
+            f"training images, the fewest. Ask for 1 to {int(counts[fewest])} images, or a share."
+        )
 
 
 @contextmanager

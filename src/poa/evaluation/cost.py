@@ -12,12 +12,7 @@ from poa.elastic.space import Size
 
 
 class Cost(NamedTuple):
-    """Cost of a network.
-
-    Attributes:
-        parameters: As ``parameters``.
-        flops: As ``flops``, for one image.
-    """
+    """Of a network: parameters, and floating-point operations for one image."""
 
     parameters: int
     flops: int
@@ -58,13 +53,8 @@ def costs(
 ) -> dict[Size, Cost]:
     """Costs of many sizes, quickly: the further blocks of an elastic stage all cost the same.
 
-    Of every width only the network with one block a stage, and with two in one of them, is counted.
-
-    Args:
-        build: Makes a network of a size on the current default device.
-        sizes: Sizes to count.
-        image_size: Side of the square image in pixels.
-        channels: Channels of the image.
+    Of every width only the network with one block a stage, and with two in one of them, is counted. ``build`` makes a
+    network of a size on the current default device.
     """
     counted: dict[Size, Cost] = {}
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ from poa.data.index import open_index
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
 from poa.evaluation.cost import costs, flops, parameters
-from poa.evaluation.few_shot import FewShot
 from poa.evaluation.joint_linear import Slimmable, Switchable
 from poa.evaluation.knn import Knn
-from poa.evaluation.linear import Linear
+from poa.evaluation.linear import FewShot, Linear
 from poa.evaluation.probe import Probe
 from poa.evaluation.protocol import Protocol
 from poa.evaluation.results import Intervals, Scores, intervals_of, size_of
@@ -103,10 +102,6 @@ def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
     """
     if name not in PROTOCOLS:
         raise UserError(f"There is no way of scoring called {name!r}. {nearest(name, PROTOCOLS)}")
-    known = [field.name for field in fields(PROTOCOLS[name])]
-    strange = [given for given in settings if given not in known]
-    if strange:
-        raise UserError(f"The protocol {name} has no setting {strange[0]!r}. {nearest(strange[0], known)}")
     return PROTOCOLS[name](**settings)
 
 

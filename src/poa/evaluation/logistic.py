@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from poa.evaluation.protocol import full_precision
+from poa.evaluation.protocol import column_statistics, full_precision
 
 _PAIRS = 2**24
 """Logits, and numbers of a copied block of rows, that are held at once: 64 MB a copy."""
@@ -29,8 +29,6 @@ _GOOD_ENOUGH = 1e-7
 _SUFFICIENT = 1e-4
 _LEAST_VARIANCE = 1e-10
 """Of an axis, as a share of the largest; standard deviations below 1e-5 are rounding of float32 rows."""
-_LEAST_DEVIATION = 1e-6
-"""Of a column, as a share of its mean; below it the column is constant but for rounding."""
 _log = logging.getLogger(__name__)
 
 
@@ -86,7 +84,7 @@ def fit_logistic(
         num_classes: Number of classes.
         device: Where to compute.
     """
-    mean, scale = _column_statistics(features, device)
+    mean, scale = column_statistics(features, rows_at_once=_rows_at_once(features.shape[1]), device=device)
     axes, variances = _principal_axes(features, mean, scale)
     problem = _Problem(_rotate(features, mean, scale, axes), labels.to(device), variances, num_classes)
     by_strength: dict[float, Tensor] = {}
@@ -105,19 +103,6 @@ def fit_logistic(
 
 def _rows_at_once(width: int) -> int:
     return max(1, _PAIRS // max(width, 1))
-
-
-def _column_statistics(
-    features: Float[Tensor, "images width"], device: torch.device
-) -> tuple[Float[Tensor, " width"], Float[Tensor, " width"]]:
-    """Mean of each column, and one over its deviation."""
-    parts = torch.split(features, _rows_at_once(features.shape[1]))
-    total = torch.stack([part.to(device).double().sum(dim=0) for part in parts]).sum(dim=0)
-    mean = (total / len(features)).float()
-    squares = [(part.to(device).double() - mean).square().sum(dim=0) for part in parts]
-    deviation = (torch.stack(squares).sum(dim=0) / len(features)).sqrt()
-    varies = deviation > _LEAST_DEVIATION * mean.abs()
-    return mean, torch.where(varies, 1 / deviation, 0.0).float()
 
 
 def _principal_axes(

@@ -1,6 +1,6 @@
-"""What a way of scoring frozen features is: settings, and a function from the rows of a network to scores."""
+"""What a protocol that scores frozen features is: settings, and a function from the rows of a network to scores."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,13 +9,19 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from poa.config.values import Settings
 from poa.errors import UserError
 
 LEVEL = 0.95
 """Of the intervals beside scores."""
+RESAMPLES = 1000
+_DRAWN_AT_ONCE = 2**22  # images drawn at a time, which bounds the memory to about 100 MB
+_CHECKED_AT_ONCE = 8192  # rows; features may be mapped from disk
+_LEAST_DEVIATION = 1e-6  # of a column, as a share of its mean; below it the column is constant but for rounding
+
 Columns = Mapping[str, tuple[int, int]]
 """First column and the one after the last, by name."""
 _UNNAMED: Columns = MappingProxyType({})
@@ -36,12 +42,7 @@ class Rows(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A network as a protocol wants to see it.
-
-    Attributes:
-        network: Gives ``poa.families.base.Features``, whose ``cls`` become the rows.
-        columns: Pieces of a row by name.
-    """
+    """A network as a protocol looks at it: its ``cls`` are the rows, with the names of their pieces."""
 
     network: nn.Module
     columns: Columns = _UNNAMED
@@ -54,24 +55,27 @@ class Outcome:
     Attributes:
         scores: In percent, by name.
         values: The same for each test image, of those scores that are a mean over images.
-        details: What else is worth to be written down, such as what was chosen on the way; no scores.
+        details: What else is written down, such as what was chosen on the way; no scores.
     """
 
     scores: Mapping[str, float]
     values: Mapping[str, Float[Tensor, " _"]] = field(default_factory=dict)
     details: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of_ranks(cls, ranks: Int[Tensor, " images"], details: Mapping[str, float] | None = None) -> "Outcome":
+        """Top-1 and top-5 of images whose true classes have these ranks."""
+        # 100 times the share, and not the mean of percents: another order of operations changes the last digit
+        scores = {name: 100.0 * float(hits.double().mean()) for name, hits in top_k(ranks).items()}
+        return cls(scores, {name: percent(hits) for name, hits in top_k(ranks).items()}, details or {})
+
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Bootstrap intervals over test images, of the scores that have values of more than one image."""
-        found = {
-            name: bootstrap_interval(values, level=LEVEL) for name, values in self.values.items() if len(values) > 1
-        }
-        return {name: (interval.low, interval.high) for name, interval in found.items()}
+        return {name: bootstrap_interval(values) for name, values in self.values.items() if len(values) > 1}
 
 
-@dataclass(frozen=True)
-class Protocol(ABC):
-    """A way of scoring frozen features; a subclass is a frozen dataclass, whose fields are its settings.
+class Protocol(Settings):
+    """A way of scoring frozen features: settings of ``poa.config.protocols``, and what is computed with them.
 
     Attributes:
         name: Of the command and of the files of results.
@@ -85,16 +89,12 @@ class Protocol(ABC):
     needs_train: ClassVar[bool] = True
     joint: ClassVar[bool] = False
 
-    def settled(
+    def resolved(
         self,
         train_labels: Int[Tensor, " train"],  # noqa: ARG002  # for subclasses
         test_labels: Int[Tensor, " test"],  # noqa: ARG002
     ) -> "Protocol":
         """The same with every setting as it will be used, so that results say it.
-
-        Args:
-            train_labels: Classes from 0 of all training images.
-            test_labels: Of all test images.
 
         Raises:
             UserError: These images cannot be scored with these settings; told before features are extracted.
@@ -102,38 +102,17 @@ class Protocol(ABC):
         return self
 
     def prepare(self, network: nn.Module, *, image_size: int) -> Prepared:  # noqa: ARG002  # for subclasses
-        """The network as it is to be seen; by default as it is.
-
-        Args:
-            network: In evaluation mode.
-            image_size: Side of the images, in pixels.
-        """
+        """The network as it is to be seen, in evaluation mode; by default as it is."""
         return Prepared(network)
 
     @abstractmethod
     def __call__(self, train: Rows, test: Rows, *, num_classes: int, device: torch.device) -> Outcome:
-        """Score one network.
-
-        Args:
-            train: Rows of the training images that could be read.
-            test: Rows of the test images.
-            num_classes: Number of classes.
-            device: Where to compute.
-
-        Raises:
-            UserError: The features or the labels cannot be used.
-        """
+        """Score one network, on ``device``; UserError if the features or the labels cannot be used."""
 
     def outcomes(
         self, rows: Mapping[str, tuple[Rows, Rows]], *, num_classes: int, device: torch.device
     ) -> Iterator[tuple[str, Outcome | UserError]]:
-        """Score networks whose features were taken together, or say why one cannot be scored.
-
-        Args:
-            rows: Training and test rows of each network.
-            num_classes: Number of classes.
-            device: Where to compute.
-        """
+        """Scores of networks by name from their training and test rows, or why one cannot be scored."""
         for name, (train, test) in rows.items():
             try:
                 yield name, self(train, test, num_classes=num_classes, device=device)
@@ -141,33 +120,45 @@ class Protocol(ABC):
                 yield name, error
 
 
-def percent(hits: Bool[Tensor, " images"]) -> Float[Tensor, " images"]:
-    """100 for a hit, 0 for a miss.
+def class_ranks(
+    scores: Shaped[Tensor, "*groups images classes"], labels: Int[Tensor, " images"]
+) -> Int[Tensor, "*groups images"]:
+    """Place of the true class of each image from 0, by score, ties by class number.
 
-    Args:
-        hits: One an image.
+    It is beyond all places where an image's class is not among the classes (label -1), or scores are not finite.
     """
+    own = scores.gather(-1, labels.clamp_min(0)[:, None].expand(*scores.shape[:-1], 1))
+    numbers, wanted = torch.arange(scores.shape[-1], device=scores.device), labels[:, None]
+    before = ((scores > own) | ((scores == own) & (numbers < wanted))).sum(dim=-1)
+    return torch.where((labels < 0) | ~scores.isfinite().all(dim=-1), beyond(scores.shape[-1]), before)
+
+
+def beyond(num_classes: int) -> int:
+    """A rank that is no hit, however few classes there are."""
+    return num_classes + 5
+
+
+def top_k(ranks: Int[Tensor, " images"]) -> dict[str, Bool[Tensor, " images"]]:
+    """Whether the true class comes first (``top1``), and whether it is among the first five (``top5``)."""
+    return {f"top{k}": ranks < k for k in (1, 5)}
+
+
+def percent(hits: Bool[Tensor, " images"]) -> Float[Tensor, " images"]:
+    """100 for a hit, 0 for a miss."""
     return 100.0 * hits.double()
 
 
-_CHECKED_AT_ONCE = 8192  # rows; features may be mapped from disk
+def means(values: Mapping[str, Float[Tensor, " _"]]) -> dict[str, float]:
+    """Mean over images of each score."""
+    return {name: float(each.mean()) for name, each in values.items()}
 
 
 def check_features(features: Float[Tensor, "images width"], *, name: str, least: int = 1) -> None:
-    """Refuse too few rows, and rows that are not finite.
-
-    Args:
-        features: One row an image.
-        name: What the images are, such as ``training``, for the sentence.
-        least: How many images are needed.
-
-    Raises:
-        UserError: As said.
-    """
+    """Refuse too few rows, and rows that are not finite; ``name`` says what the images are, such as ``training``."""
     if len(features) < max(least, 1):
         raise UserError(
             f"There are too few {name} images: got {len(features)}, at least {max(least, 1)} are needed. "
-            "Give more images, or look why images were left out."
+            "Give more images, or find out why images were left out."
         )
     if not all(bool(rows.isfinite().all()) for rows in torch.split(features, _CHECKED_AT_ONCE)):
         raise UserError(
@@ -183,17 +174,7 @@ def check_labels(
     name: str,
     num_classes: int | None = None,
 ) -> None:
-    """Refuse labels that do not belong to the features.
-
-    Args:
-        features: One row an image.
-        labels: One class an image.
-        name: What the images are, such as ``training``, for the sentence.
-        num_classes: Labels go from 0 to this number less one; None for no upper end.
-
-    Raises:
-        UserError: Their numbers differ, or a label is out of range.
-    """
+    """Refuse labels that are not one an image, from 0 to ``num_classes - 1`` (None: without upper end)."""
     if len(features) != len(labels):
         raise UserError(
             f"There are {len(features)} rows of {name} features but {len(labels)} labels; each image needs one of "
@@ -210,16 +191,7 @@ def check_labels(
 
 
 def check_widths(first: Float[Tensor, "n width"], second: Float[Tensor, "m other"], *, names: tuple[str, str]) -> None:
-    """Refuse features of two different networks where those of one are needed.
-
-    Args:
-        first: One row an image.
-        second: One row an image, of the same width.
-        names: What the images of each are, for the sentence.
-
-    Raises:
-        UserError: The widths differ.
-    """
+    """Refuse features of two different networks where those of one are needed."""
     if first.shape[1] != second.shape[1]:
         raise UserError(
             f"The features of the {names[0]} images have width {first.shape[1]}, those of the {names[1]} images "
@@ -227,35 +199,69 @@ def check_widths(first: Float[Tensor, "n width"], second: Float[Tensor, "m other
         )
 
 
+def check_rows(
+    train: Rows,
+    test: Rows,
+    *,
+    num_classes: int | None,
+    least: int = 1,
+    names: tuple[str, str] = ("training", "test"),
+) -> None:
+    """Refuse features and labels that no classifier can be fitted to or tested on; ``least`` training images."""
+    for rows, name, fewest in zip((train, test), names, (least, 1), strict=True):
+        check_features(rows.features, name=name, least=fewest)
+    for rows, name in zip((train, test), names, strict=True):
+        check_labels(rows.features, rows.labels, name=name, num_classes=num_classes)
+    check_widths(train.features, test.features, names=names)
+
+
+def classes_of(labels: Int[Tensor, " images"]) -> tuple[Int[Tensor, " classes"], Int[Tensor, " images"]]:
+    """The classes that have images, and the number of each image's class among them; UserError if it is one class."""
+    classes, numbers = torch.unique(labels.cpu().long(), return_inverse=True)
+    if len(classes) < 2:
+        raise UserError(
+            f"All training images are of one class ({', '.join(map(str, classes.tolist()))}), so that there is nothing "
+            "to tell apart. Give images of two classes or more."
+        )
+    return classes, numbers
+
+
+def numbers_among(classes: Int[Tensor, " classes"], labels: Int[Tensor, " images"]) -> Int[Tensor, " images"]:
+    """Number of each image's class among ascending classes; -1 for a class that is not there."""
+    wanted = labels.cpu().long().contiguous()
+    places = torch.searchsorted(classes, wanted).clamp_max(len(classes) - 1)
+    return torch.where(classes[places] == wanted, places, -1)
+
+
+def check_held_out(labels: Int[Tensor, " images"], *, what: str) -> None:
+    """Refuse to choose ``what`` on held-out images where no class has two; labels are numbered by ``classes_of``."""
+    if int(labels.bincount().max()) < 2:
+        raise UserError(
+            f"Every class has a single training image, so that none can be held out to choose a {what} by. "
+            "Give more images of each class, or a single value."
+        )
+
+
+def column_statistics(
+    features: Float[Tensor, "images width"], *, rows_at_once: int, device: torch.device
+) -> tuple[Float[Tensor, " width"], Float[Tensor, " width"]]:
+    """Mean of each column, and one over its deviation (0 for constant columns): what rows are standardised with."""
+    parts = torch.split(features, rows_at_once)
+    total = torch.stack([part.to(device).double().sum(dim=0) for part in parts]).sum(dim=0)
+    mean = (total / len(features)).float()
+    squares = [(part.to(device).double() - mean).square().sum(dim=0) for part in parts]
+    deviation = (torch.stack(squares).sum(dim=0) / len(features)).sqrt()
+    return mean, torch.where(deviation > _LEAST_DEVIATION * mean.abs(), 1 / deviation, 0.0).float()
+
+
 def unit_rows(features: Float[Tensor, "images width"], device: torch.device) -> Float[Tensor, "images width"]:
-    """Rows of length 1 in float32; rows of zeros stay.
-
-    Args:
-        features: One row an image.
-        device: Where the result lies.
-    """
+    """Rows of length 1 in float32 on ``device``; rows of zeros stay."""
     return F.normalize(features.to(device, torch.float32), dim=1)
-
-
-def class_ranks(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Int[Tensor, " images"]:
-    """Place of the true class of each image from 0, ties by class number; beyond all places if logits are not finite.
-
-    Args:
-        logits: One row an image.
-        labels: One class an image, on the same device.
-    """
-    own, numbers = logits.gather(1, labels[:, None]), torch.arange(logits.shape[1], device=logits.device)
-    before = ((logits > own) | ((logits == own) & (numbers < labels[:, None]))).sum(dim=1)
-    return torch.where(logits.isfinite().all(dim=1), before, logits.shape[1] + 5)
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products as they are, whatever a training run has set (TF32, autocast): scores depend on them.
-
-    Args:
-        device: Where the products are made.
-    """
+    """Float32 products as they are, whatever a training run has set (TF32, autocast): scores depend on them."""
     with torch.autocast(device.type, enabled=False):
         if device.type != "cuda":
             yield
@@ -268,32 +274,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
 
 
-RESAMPLES = 1000
-_DRAWN_AT_ONCE = 2**22  # images drawn at a time, which bounds the memory to about 100 MB
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean and the interval that holds the true mean with about the chosen probability.
-
-    Attributes:
-        mean: Of the values as they are.
-        low: Lower end.
-        high: Upper end.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
 def bootstrap_interval(
     values: Float[Tensor, " images"] | Bool[Tensor, " images"] | Int[Tensor, " images"],
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Interval:
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of one value an image (Efron, 1979).
 
     Images are drawn with replacement, as many as there are; the interval goes between the percentiles of the means.
@@ -301,83 +288,34 @@ def bootstrap_interval(
     network were trained again.
 
     Args:
-        values: Such as whether each image is classified rightly; times 100 for percent. All in float64 inside.
+        values: Such as whether each image is classified correctly; times 100 for percent. All in float64 inside.
         level: Probability, between 0 and 1.
         resamples: How often to draw.
         seed: Of the draws.
+
+    Returns:
+        Lower and upper end.
 
     Raises:
         UserError: There are fewer than two values, a value is not finite, or the request makes no sense.
     """
-    rows = _check(values[None], level=level, resamples=resamples)
-    if rows.shape[1] < 2:
-        raise UserError(
-            f"An interval needs at least two images, got {rows.shape[1]}. Give more images, or report no interval."
-        )
-    return _interval(rows, level=level, resamples=resamples, seed=seed)
-
-
-def bootstrap_over_seeds(
-    values: Float[Tensor, "seeds images"] | Bool[Tensor, "seeds images"] | Int[Tensor, "seeds images"],
-    *,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of the mean over networks trained with different seeds.
-
-    Seeds and images are drawn with replacement, each for itself (the pigeonhole bootstrap, Owen 2007), as all networks
-    are judged on the same images. For scores that have no value an image give one column.
-
-    With few seeds the interval is too short, as with any bootstrap: where only seeds matter, intervals of 95 % held
-    the true mean in 93 % of trials with 20 seeds, 83 % with 5 and 73 % with 3. Say how many seeds there were.
-
-    Args:
-        values: One row a seed, with the same images in the same order; all in float64 inside.
-        level: Probability, between 0 and 1.
-        resamples: How often to draw.
-        seed: Of the draws.
-
-    Raises:
-        UserError: There are fewer than two seeds or no images, a value is not finite, or the request makes no sense.
-    """
-    rows = _check(values, level=level, resamples=resamples)
-    if len(rows) < 2 or rows.shape[1] < 1:
-        raise UserError(
-            f"An interval over seeds needs at least two seeds and one value of each, got {len(rows)} seeds with "
-            f"{rows.shape[1]} values. Train with more seeds, or take the interval over images."
-        )
-    return _interval(rows, level=level, resamples=resamples, seed=seed)
-
-
-def _check(values: Tensor, *, level: float, resamples: int) -> Float[Tensor, "seeds images"]:
     rows = values.detach().cpu().double()
     if not bool(rows.isfinite().all()):
         raise UserError("The values hold NaN or infinity, so that their mean has no interval. Score the network again.")
     if not 0 < level < 1 or resamples < 1:
         raise UserError(
             f"An interval needs a level between 0 and 1 and at least one resample, got {level} and {resamples}. "
-            f"Usual are 0.95 and {RESAMPLES}."
+            f"Usual are {LEVEL} and {RESAMPLES}."
         )
-    return rows
-
-
-def _interval(values: Float[Tensor, "seeds images"], *, level: float, resamples: int, seed: int) -> Interval:
-    means = _resampled_means(values, resamples=resamples, generator=torch.Generator().manual_seed(seed))
+    if len(rows) < 2:
+        raise UserError(
+            f"An interval needs at least two images, got {len(rows)}. Give more images, or report no interval."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    torch.randint(1, (resamples, 1), generator=generator)  # once the training seeds; kept, so that intervals stay equal
+    resampled = torch.empty(resamples, dtype=torch.float64)
+    for part in torch.split(resampled, max(1, _DRAWN_AT_ONCE // len(rows))):
+        part[:] = rows[torch.randint(len(rows), (len(part), len(rows)), generator=generator)].mean(dim=1)
     tail = (1 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(float(values.mean()), low, high)
-
-
-def _resampled_means(
-    values: Float[Tensor, "seeds images"], *, resamples: int, generator: torch.Generator
-) -> Float[Tensor, " resamples"]:
-    num_seeds, num_images = values.shape
-    seeds = torch.randint(num_seeds, (resamples, num_seeds), generator=generator)
-    shares = torch.zeros(resamples, num_seeds, dtype=torch.float64)
-    shares.scatter_add_(1, seeds, torch.full(seeds.shape, 1 / num_seeds, dtype=torch.float64))
-    means = []
-    for part in torch.split(shares, max(1, _DRAWN_AT_ONCE // num_images)):
-        images = torch.randint(num_images, (len(part), num_images), generator=generator)
-        means.append((part @ values).gather(1, images).mean(dim=1))  # seeds drawn, then images drawn
-    return torch.cat(means)
+    low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high

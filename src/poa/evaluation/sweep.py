@@ -101,7 +101,7 @@ def score_networks(
     if not names:
         raise UserError("There are no networks to score: name some sizes, such as 384x12, or ask for all.")
     train, test = _label(protocol, train_index, test_index)
-    protocol = protocol.settled(*(torch.from_numpy(part.labels) for part in (train, test)))
+    protocol = protocol.resolved(*(torch.from_numpy(part.labels) for part in (train, test)))
     settings = _settings(weights, train, test, scoring, protocol)
     if protocol.joint:
         settings["networks"] = names
@@ -160,7 +160,7 @@ def _settings(weights: str, train: _Part, test: _Part, scoring: Scoring, protoco
         for name, part in (("train", train), ("test", test))
         if part.index is not None
     }
-    content = {"weights": weights, **images, **chosen, **asdict(protocol)}
+    content = {"weights": weights, **images, **chosen, **dict(protocol)}
     settings: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return settings
 

@@ -15,7 +15,8 @@ from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
 from poa.elastic.network import state
 from poa.elastic.space import Size
-from poa.evaluation.knn import knn_scores
+from poa.evaluation.knn import Knn
+from poa.evaluation.protocol import Rows
 from poa.pretraining.step import Parts
 from poa.training.health import CollapseWatch, mean_cosine, rankme
 
@@ -116,13 +117,7 @@ class Monitor:
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         border = int(BANK_SHARE * len(order))
         bank, queries = order[:border], order[border:]
-        features = features.cpu()
-        result = knn_scores(
-            features[bank],
-            labels[bank],
-            features[queries],
-            labels[queries],
-            ks=(min(20, len(bank)),),
-            num_classes=int(labels.max()) + 1,
-        )
-        return next(iter(result.top1.values()))
+        features, k = features.cpu(), min(20, len(bank))
+        known, asked = (Rows(features[part], labels[part]) for part in (bank, queries))
+        outcome = Knn(ks=(k,))(known, asked, num_classes=int(labels.max()) + 1, device=features.device)
+        return outcome.scores[f"top1@{k}"]

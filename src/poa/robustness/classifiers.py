@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from poa.evaluation.knn import knn_scores
-from poa.evaluation.linear import classes_of, linear_scores
+from poa.evaluation.knn import Knn
+from poa.evaluation.linear import Linear
 from poa.evaluation.logistic import fit_logistic
-from poa.evaluation.protocol import Rows, check_features
+from poa.evaluation.protocol import Rows, check_features, classes_of
 
 Judge = Callable[[Float[Tensor, "images width"], Int[Tensor, " images"]], Bool[Tensor, " images"]]
 """Features and true classes of images to whether each is classified rightly."""
@@ -38,17 +38,15 @@ def _knn(train: Rows, k: int, num_classes: int, device: torch.device) -> Judge:
     check_features(train.features, name="training")
 
     def judge(features: Float[Tensor, "images width"], labels: Int[Tensor, " images"]) -> Bool[Tensor, " images"]:
-        found = knn_scores(
-            train.features, train.labels, features, labels, ks=(k,), num_classes=num_classes, device=device
-        )
-        return found.ranks[k] < 1
+        found = Knn(ks=(k,))(train, Rows(features, labels), num_classes=num_classes, device=device)
+        return found.values[f"top1@{k}"] > 0
 
     return judge
 
 
 def _linear(train: Rows, num_classes: int, device: torch.device) -> Judge:
-    one = train.features[:1], train.labels[:1]  # nothing is tested yet
-    chosen = linear_scores(train.features, train.labels, *one, num_classes=num_classes, device=device).strength
+    one = Rows(train.features[:1], train.labels[:1])  # nothing is tested yet
+    chosen = Linear()(train, one, num_classes=num_classes, device=device).details["strength"]
     classes, numbers = classes_of(train.labels)
     fit = fit_logistic(train.features, numbers, strengths=(chosen,), num_classes=len(classes), device=device)
 

@@ -1,0 +1,109 @@
+"""Settings of the protocols that score frozen features: at once flags and arguments. Imports no torch."""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from pydantic import Field
+
+from poa.config.values import NO_FLAG, Count, Natural, Positive, Settings, ShareAboveZero, ShareBelowOne
+
+SWITCH = Parameter(negative=(), show_default=False)
+LearningRates = Annotated[tuple[Positive, ...], Field(min_length=1), Parameter(show_default=False)]
+Strengths = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+class KnnSettings(Settings):
+    """Weighted k-nearest neighbours (POA, Sec. 4.1; official code, after DINO)."""
+
+    ks: Annotated[tuple[int, ...] | None, Parameter(name="k")] = None
+    """Numbers of neighbours; 10, 20, 100 and 200 by default."""
+    temperature: Annotated[Positive, NO_FLAG] = 0.07
+    """Of the softmax that makes votes of similarities."""
+
+
+class LinearSettings(Settings):
+    """Logistic regression on all training images."""
+
+    fit: Annotated[Literal["lbfgs"], NO_FLAG] = "lbfgs"
+    """How the loss is minimised, to the end."""
+    strengths: Strengths | None = None
+    """Of the penalty, to choose from; eleven around 1 / number of classes by default."""
+    seed: Annotated[Natural, NO_FLAG] = 0
+    """Of the choice of held-out images."""
+
+
+class FewShotSettings(Settings):
+    """Logistic regression on a few training images of each class, drawn several times."""
+
+    per_class: Count | None = None
+    """Images of each class, such as 1, 5 or 10."""
+    share: ShareAboveZero | None = None
+    """Or the share of each class's images, such as 0.01 or 0.1."""
+    draws: Count = 5
+    """How often to draw."""
+    strengths: Strengths | None = None
+    """Of the penalty, to choose from; eleven around 1 / number of classes by default."""
+    seed: Annotated[Natural, NO_FLAG] = 0
+    """Of the first draw; the others have the numbers after it."""
+
+
+class ProbeSettings(Settings):
+    """Many linear classifiers trained by SGD at once, of which one is chosen (DINOv2; POA official code)."""
+
+    learning_rates: LearningRates = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+    """To choose from, at batch size 256; thirteen from 1e-5 to 0.1 by default."""
+    batch_size: Annotated[Count, NO_FLAG] = 256
+    """Images a step; all of them if there are fewer. Learning rates are scaled in proportion to it."""
+    epochs: Count = 100
+    """Passes over the training images, at most 12,500 steps."""
+    most_steps: Annotated[Count, NO_FLAG] = 12_500
+    """Where ``epochs`` would take more steps than this, so many are taken."""
+    momentum: Annotated[ShareBelowOne, NO_FLAG] = 0.9
+    """Of SGD."""
+    standardise: Annotated[bool, NO_FLAG] = True
+    """Give all columns mean 0 and deviation 1 over the training images first. The published probe does not: with its
+    learning rates and few images it stops long before it has converged."""
+    choose_on: Literal["held-out", "test"] = "held-out"
+    """A fifth of the training images, or, as published, the test images themselves."""
+    seed: Annotated[Natural, NO_FLAG] = 0
+    """Of weights, of the order of images and of the held-out ones."""
+
+
+class JointLinearSettings(Settings):
+    """Linear classifiers of all sizes, trained together by SGD (SlimCLR, official linear evaluation)."""
+
+    learning_rates: LearningRates = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+    """To choose from on a fifth of the training images; six from 0.0003 to 0.1 by default. (Published: 0.4 or 60, for
+    features that are not standardised.)"""
+    schedule: Annotated[Literal["cosine", "steps"], NO_FLAG] = "cosine"
+    """Of the learning rate: ``steps`` divides it by 10 after 60 % and 80 % of the epochs (published after MoCo v2)."""
+    epochs: Count = 90
+    """Passes over the training images."""
+    batch_size: Annotated[Count, NO_FLAG] = 256
+    """Images a step; the last batch of an epoch may be smaller."""
+    distilled: Annotated[bool, Parameter(name="distil")] = True
+    """Smaller sizes learn from the largest as well."""
+    standardise: Annotated[bool, NO_FLAG] = True
+    """Scale each feature to mean 0 and deviation 1 over the training images."""
+    seed: Annotated[Natural, NO_FLAG] = 0
+    """Of the choice of held-out images, of initial weights and of the order of images."""
+
+
+class ClusterSettings(Settings):
+    """K-means on the test images."""
+
+    clusters: int | None = None
+    """How many; as many as there are classes by default."""
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1), NO_FLAG] = (0,)
+    """One clustering for each; scores are their means."""
+    restarts: Count = 10
+    """Times that each begins anew; that with the smallest distances is kept."""
+    normalise: Annotated[bool, SWITCH] = False
+    """Scale features to length 1 first."""
+
+
+class RetrievalSettings(Settings):
+    """Images of the same class by cosine."""
+
+    ks: Annotated[tuple[int, ...] | None, Parameter(name="k")] = None
+    """For recall; 1, 5 and 10 by default."""
