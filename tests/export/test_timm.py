@@ -21,10 +21,11 @@ from torch import Tensor, nn
 import poa
 import tiny
 from conformance import filler
+from poa.data.images import Preprocessing
 from poa.elastic.network import SubNetworks
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
-from poa.export.timm import Preparation, export
+from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
 from poa.families.convnext import ConvNeXt
 from poa.families.dinov3 import DINOv3
@@ -33,7 +34,7 @@ from poa.families.swin import Swin
 from poa.families.vit import ViT
 from poa.models.run import Run
 
-PREPARATION = Preparation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.875)
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 FAMILY = ViT(SearchSpace.grid([16, 32], [2, 3]), image_size=16, patch_size=8, head_dim=16)
 HIERARCHICAL = {"space": SearchSpace.grid([16, 32], [1, 2]), "image_size": 32, "depths": (1, 1, 2, 1)}
 SWIN = Swin(patch_size=2, window_size=4, head_dim=8, **HIERARCHICAL)
@@ -104,8 +105,9 @@ def sub_network(family: Family, size: Size) -> tuple[Backbone, Callable[..., Fea
 def write(folder: Path, *, family: Family = FAMILY, size: Size | None = None, **over: Any) -> Path:
     size = size or family.space.sizes[0]
     network, elastic = sub_network(family, size)
-    arguments: dict[str, Any] = {"preparation": PREPARATION, "source": "a test", **over}
-    return export(arguments.pop("network", network), elastic, family=family, size=size, folder=folder, **arguments)
+    preprocessing = Preprocessing(family.image_size, family.image_size * 5 // 4, MEAN, STD)
+    arguments: dict[str, Any] = {"preprocessing": preprocessing, "source": "a test", **over}
+    return write_size(arguments.pop("network", network), elastic, family=family, size=size, folder=folder, **arguments)
 
 
 class Consumed(NamedTuple):
@@ -183,8 +185,8 @@ def test_timm_prepares_images_as_training_did(tmp_path: Path) -> None:
     model = timm.create_model(f"local-dir:{write(tmp_path / 'model')}", pretrained=True)
     data = timm.data.resolve_model_data_config(model)
     assert tuple(data["input_size"]) == (3, 16, 16)
-    assert (tuple(data["mean"]), tuple(data["std"])) == (PREPARATION.mean, PREPARATION.std)
-    assert (data["crop_pct"], data["crop_mode"], data["interpolation"]) == (0.875, "center", "bicubic")
+    assert (tuple(data["mean"]), tuple(data["std"])) == (MEAN, STD)
+    assert (data["crop_pct"], data["crop_mode"], data["interpolation"]) == (0.8, "center", "bicubic")
     prepared = timm.data.create_transform(**data)(Image.new("RGB", (40, 30), (255, 0, 51)))
     expected = [
         (value - mean) / std for value, mean, std in zip((1.0, 0.0, 0.2), data["mean"], data["std"], strict=True)
@@ -234,7 +236,7 @@ def test_a_model_that_differs_is_refused(tmp_path: Path) -> None:
     network, _ = sub_network(FAMILY, Size(16, (2,)))
     with torch.no_grad():
         network.get_parameter("model.blocks.1.mlp.fc2.bias")[0] += 1e-5
-    with pytest.raises(RuntimeError, match="is not the sub-network that was trained"):
+    with pytest.raises(RuntimeError, match="is not the one that was trained"):
         write(tmp_path / "model", network=network)
     assert not list(tmp_path.iterdir())
 
@@ -250,7 +252,7 @@ def test_a_model_that_timm_builds_otherwise_is_refused(tmp_path: Path, monkeypat
         return model
 
     monkeypatch.setattr("poa.export.timm.timm.create_model", other)
-    with pytest.raises(RuntimeError, match="is not the sub-network that was trained"):
+    with pytest.raises(RuntimeError, match="is not the one that was trained"):
         write(tmp_path / "model")
     assert not list(tmp_path.iterdir())
 

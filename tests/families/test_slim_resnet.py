@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from conformance import filler
+from poa.data.images import Preprocessing
 from poa.elastic.space import SearchSpace, Size
 from poa.elastic.switchable import Switchable, SwitchableNetworks, state
 from poa.errors import UserError
 from poa.evaluation.cost import flops, parameters
-from poa.export.timm import Preparation, export
+from poa.export.timm import write_size
 from poa.families.slim_resnet import SlimResNet, SlimResNetBackbone
 
 WIDTHS = [16, 32, 48, 64]
@@ -181,17 +182,17 @@ def test_export_of_every_width(kind: str, tmp_path: Path) -> None:
     family, nets = FAMILIES[kind]
     whole = nets.whole()
     noise(whole)
-    preparation = Preparation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 1.0)
+    preprocessing = Preprocessing(family.image_size, family.image_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     for size in nets.sizes:
         network, elastic = nets.extract(size, whole), nets.bind(size, state(whole), training=False)
         assert isinstance(network, SlimResNetBackbone)
-        export(
+        write_size(
             network,
             elastic,
             family=family,
             size=size,
             folder=tmp_path / str(size),
-            preparation=preparation,
+            preprocessing=preprocessing,
             source="test",
         )
         model = timm.create_model(f"local-dir:{tmp_path / str(size)}", pretrained=True, num_classes=7)

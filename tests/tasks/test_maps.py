@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poa.errors import UserError
-from poa.tasks.maps import Level, Maps, Pyramid, any_size, tapped_blocks
+from poa.models.source import any_size
+from poa.tasks.maps import Level, Maps, Pyramid, tapped_blocks
 
 TINY = {
     "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 6, "num_heads": 2},

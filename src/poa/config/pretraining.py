@@ -349,8 +349,3 @@ class Config(Settings):
         """Shorter side of an image before the centre crop for scoring, in pixels (256 for 224, as published)."""
         size = self.views.global_size
         return self.evaluation.resize or (round(size * 8 / 7) if size >= 96 else size)
-
-    @property
-    def crop_share(self) -> float:
-        """Share of the resized image that the centre crop keeps."""
-        return self.views.global_size / self.scoring_resize

@@ -1,75 +1,151 @@
-"""Hand a size out as a plain timm model: a folder that timm loads by itself."""
+"""Models as folders that timm (and the Hugging Face hub) loads, each compared with what was trained."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
+from poa.data.images import Preprocessing
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.families.base import Backbone, Family, Features
 from poa.files import whole_folder
 
-CARD = """---
+CLASSIFIER = "classifier.safetensors"
+"""File of a classifier that timm cannot build."""
+_CARD = """---
 library_name: timm
-tags: [image-feature-extraction, timm]
+tags: [{task}, timm]
 ---
-# {size}
+# {name}
 
-A {architecture} of size {size} (width x depth), cut out of one elastic pre-training ({source}).
-{parameters:,} parameters, {image_size} pixels, no classifier.
+{summary}
 
 ```python
-import timm
-
-model = timm.create_model("local-dir:{folder}", pretrained=True)  # num_classes=10 adds a classifier
+{code}
 ```
 
-Images: RGB in 0..1, mean {mean}, standard deviation {std}.
+{notes}
+"""
+_CODE_SIZE = """import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True)  # num_classes=10 adds a classifier"""
+_CODE_FINETUNED = """import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True)
+classes = model.pretrained_cfg["label_names"]"""
+_NOTE_MLP = """The model gives features. Its classifier has two layers, with GELU between them, and lies beside it:
+
+```python
+from safetensors.torch import load_file
+
+weights = load_file("{folder}/classifier.safetensors")  # 0.weight, 0.bias, 2.weight, 2.bias
+```
+
 """
 
 
-class Preparation(NamedTuple):
-    """How images are prepared for a network.
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """How timm builds a model.
 
     Attributes:
-        mean: Channel means, of values in 0..1.
-        std: Channel standard deviations.
-        crop: Share of the resized image that the centre crop keeps.
+        architecture: timm's name.
+        arguments: Further arguments; JSON can hold them.
+        classes: Names of the classes, in the order of the outputs; None for a size cut out of a run.
+        classifier: Name, in the model, of a classifier that timm cannot build, which is written to a file of its own.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop: float
+    architecture: str
+    arguments: Mapping[str, Any]
+    classes: tuple[str, ...] | None = None
+    classifier: str | None = None
 
 
-def export(
+def write_model(
+    model: nn.Module,
+    blueprint: Blueprint,
+    folder: Path,
+    *,
+    preprocessing: Preprocessing,
+    card: str,
+    reference: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Write a model, and check that timm loads the same; a folder that is there is replaced.
+
+    Args:
+        model: A timm model; moved to the CPU.
+        blueprint: How timm builds it.
+        folder: Where to.
+        preprocessing: How images are prepared for it.
+        card: Text of its README.md.
+        reference: What has to give the same features, bit for bit; the model itself by default.
+
+    Raises:
+        UserError: The folder cannot be written.
+        RuntimeError: The written model gives other features.
+    """
+    model = model.cpu().eval()
+    prefix = None if blueprint.classifier is None else f"{blueprint.classifier}."
+    state = model.state_dict()
+    own = {key: value for key, value in state.items() if prefix and key.startswith(prefix)}
+    with whole_folder(folder) as unfinished:
+        save_weights({key: value for key, value in state.items() if key not in own}, unfinished / "model.safetensors")
+        if prefix:
+            save_weights({key.removeprefix(prefix): value for key, value in own.items()}, unfinished / CLASSIFIER)
+        config = _config(model, blueprint, preprocessing)
+        (unfinished / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (unfinished / "README.md").write_text(card)
+        _check(unfinished, model, blueprint, reference or model, image_size=preprocessing.image_size)
+
+
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Write weights that everybody may read, unlike the files of safetensors' own ``save_file``."""
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    file.write_bytes(save(contiguous, metadata={"format": "pt"}))
+
+
+def model_card(*, task: str, name: str, summary: str, code: str, notes: str) -> str:
+    """The README.md of a model, as the Hugging Face hub shows it; ``task`` is one of the hub's."""
+    return _CARD.format(task=task, name=name, summary=summary, code=code, notes=notes)
+
+
+def unlike(folder: Path) -> RuntimeError:
+    """The error of a written model that does something else than the trained one."""
+    return RuntimeError(f"the model written to {folder} is not the one that was trained; please report this")
+
+
+def num_parameters(*models: nn.Module) -> int:
+    """Values in all parameters together."""
+    return sum(parameter.numel() for model in models for parameter in model.parameters())
+
+
+def write_size(
     network: Backbone,
     elastic: Callable[..., Features],
     *,
     family: Family,
     size: Size,
     folder: Path,
-    preparation: Preparation,
+    preprocessing: Preprocessing,
     source: str,
 ) -> Path:
-    """Write a size, and check what was written: timm's model must give the elastic sub-network's features, bit for bit.
+    """Write a size of a run as a plain timm model, compared bit for bit with the elastic sub-network.
 
     Args:
         network: The size as a network of its own.
-        elastic: The size run in place, to compare with.
+        elastic: The size run in place.
         family: Of the network.
         size: Which one.
         folder: Where to; must be new or empty.
-        preparation: How images are prepared for the network.
+        preprocessing: How images are prepared for the network.
         source: Where the weights come from, for the model card.
-
-    Returns:
-        The folder.
 
     Raises:
         UserError: The folder is in use or cannot be written.
@@ -77,51 +153,66 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists. Choose another --out, or delete it first.")
-    card = CARD.format(
-        size=size,
-        architecture=type(network.model).__name__,
-        source=source,
-        parameters=sum(parameter.numel() for parameter in network.model.parameters()),
-        image_size=family.image_size,
-        folder=folder,
-        mean=preparation.mean,
-        std=preparation.std,
+    card = model_card(
+        task="image-feature-extraction",
+        name=str(size),
+        summary=f"A {type(network.model).__name__} of size {size} (width x depth), cut out of one elastic pre-training "
+        f"({source}).\n{num_parameters(network.model):,} parameters, {preprocessing.image_size} pixels, no classifier.",
+        code=_CODE_SIZE.format(folder=folder),
+        notes=images_note(preprocessing),
     )
-    with whole_folder(folder) as temporary:
-        _write_weights(network, temporary)
-        (temporary / "config.json").write_text(
-            json.dumps(_describe(network, family, size, preparation), indent=1) + "\n"
-        )
-        (temporary / "README.md").write_text(card)
-        _check(temporary, elastic, image_size=family.image_size)
+    write_model(
+        network.model,
+        Blueprint(*family.timm_config(size)),
+        folder,
+        preprocessing=preprocessing,
+        card=card,
+        reference=lambda images: elastic(images).cls,
+    )
     return folder
 
 
-def _write_weights(network: Backbone, folder: Path) -> None:
-    weights = {name: value.contiguous() for name, value in network.model.state_dict().items()}
-    # not `save_file`, whose files only their owner can read
-    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+def write_finetuned(
+    model: nn.Module, blueprint: Blueprint, *, name: str, folder: Path, preprocessing: Preprocessing, source: str
+) -> None:
+    """Write a fine-tuned model with the names of its classes."""
+    mlp = "" if blueprint.classifier is None else _NOTE_MLP.format(folder=folder)
+    card = model_card(
+        task="image-classification",
+        name=name,
+        summary=f"A {blueprint.architecture}, fine-tuned on {len(blueprint.classes or ())} classes ({source}).\n"
+        f"{num_parameters(model):,} parameters, {preprocessing.image_size} pixels.",
+        code=_CODE_FINETUNED.format(folder=folder),
+        notes=f"{mlp}{images_note(preprocessing)}",
+    )
+    write_model(model, blueprint, folder, preprocessing=preprocessing, card=card)
 
 
-def _describe(network: Backbone, family: Family, size: Size, preparation: Preparation) -> dict[str, Any]:
+def images_note(preprocessing: Preprocessing) -> str:
+    """How a model card says what images have to be."""
+    return f"Images: RGB in 0..1, mean {preprocessing.mean}, standard deviation {preprocessing.std}."
+
+
+def _config(model: Any, blueprint: Blueprint, preprocessing: Preprocessing) -> dict[str, Any]:
     """What timm needs to know to build the model and to prepare images for it."""
-    architecture, arguments = family.timm_config(size)
-    known: Any = network.model.pretrained_cfg
+    known, classes = model.pretrained_cfg, blueprint.classes
+    num_classes = 0 if blueprint.classifier else len(classes or ())
     return {
-        "architecture": architecture,
-        "num_classes": 0,
-        "num_features": network.num_features,
-        "model_args": dict(arguments),
+        "architecture": blueprint.architecture,
+        "num_classes": num_classes,
+        "num_features": int(model.num_features),
+        **({} if classes is None else {"label_names": list(classes)}),
+        "model_args": {**blueprint.arguments, **({} if classes is None else {"num_classes": num_classes})},
         "pretrained_cfg": {
-            "tag": "poa",
-            "num_classes": 0,
-            "input_size": [3, family.image_size, family.image_size],
-            "fixed_input_size": False,
+            "tag": "poa" if classes is None else "poa_finetuned",
+            "num_classes": num_classes,
+            "input_size": [3, preprocessing.image_size, preprocessing.image_size],
+            "fixed_input_size": classes is not None and bool(known.get("fixed_input_size")),
             "interpolation": "bicubic",
-            "crop_pct": preparation.crop,
+            "crop_pct": preprocessing.image_size / preprocessing.resize,
             "crop_mode": "center",
-            "mean": list(preparation.mean),
-            "std": list(preparation.std),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
             "pool_size": None,
             "classifier": known["classifier"],
             "first_conv": known["first_conv"],
@@ -130,9 +221,14 @@ def _describe(network: Backbone, family: Family, size: Size, preparation: Prepar
 
 
 @torch.inference_mode()
-def _check(folder: Path, elastic: Callable[..., Features], *, image_size: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, image_size, image_size, generator=generator)
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    if not torch.equal(model(images), elastic(images).cls):
-        raise RuntimeError(f"the model written to {folder} is not the sub-network that was trained; please report this")
+def _check(
+    folder: Path, model: nn.Module, blueprint: Blueprint, reference: Callable[[Tensor], Tensor], *, image_size: int
+) -> None:
+    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+    if blueprint.classifier is not None:
+        head = model.get_submodule(blueprint.classifier)
+        head.load_state_dict(load_file(folder / CLASSIFIER))
+        found = head(found)
+    if not torch.equal(found, reference(images)):
+        raise unlike(folder)

@@ -20,12 +20,13 @@ from torch import Tensor
 from poa.config import resolve
 from poa.config.pretraining import Config
 from poa.data.augment import normalise
+from poa.data.images import Preprocessing
 from poa.elastic.network import SubNetworks, state
 from poa.elastic.plan import skeleton
 from poa.elastic.space import SearchSpace, Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
-from poa.export.timm import Preparation, export
+from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
 from poa.models.registry import family_of
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
@@ -315,13 +316,13 @@ class Run:
         wanted, views = self.space.find(str(size)), self.config.views
         folder = Path(out) if out is not None else self.paths.models / str(wanted)
         elastic = self._sub_networks.bind(wanted, state(self.teacher), training=False)
-        return export(
+        return write_size(
             self.network(wanted),
             elastic,
             family=self.family,
             size=wanted,
             folder=folder,
-            preparation=Preparation(views.mean, views.std, self.config.crop_share),
+            preprocessing=Preprocessing(views.global_size, self.config.scoring_resize, views.mean, views.std),
             source=f"run {self.folder.name}, step {self.step}",
         )
 

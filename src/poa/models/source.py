@@ -1,7 +1,9 @@
 """What is scored: the sizes of a run, a folder that timm loads, or a network that timm knows by name."""
 
+import inspect
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from math import floor
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from poa.data.images import Preprocessing
 from poa.errors import UserError, nearest
+from poa.export.timm import Blueprint
 from poa.families.base import Family, Features
 from poa.models import registry, weights
 from poa.models.run import Paths, Run, load
@@ -26,6 +29,8 @@ KINDS = "the folder of a run, or a folder that timm loads (config.json and model
 """What can be scored without a network connection, besides a timm name with branch ``untrained``."""
 _REFUSALS = (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """How timm's models say that they cannot do something."""
+_ANY_SIZE = (("strict_img_size", False), ("dynamic_img_size", True))
+"""Arguments by which timm's networks take images of other sizes; where a class knows both, they mean the same."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,63 @@ def run_source(
         branch=branch,
         family=run.family,
     )
+
+
+def blueprint(
+    source: ModelSource, name: str, model: nn.Module, *, classes: Sequence[str] = (), is_linear: bool = True
+) -> Blueprint:
+    """How timm builds a network of a source, found out before it is trained.
+
+    ``model`` is the network as a timm model with timm's own classifier, which training keeps if ``is_linear``.
+
+    Raises:
+        UserError: timm builds another model from what is known.
+    """
+    known: Any = model.pretrained_cfg
+    config = registry.folder_of(source.name) / "config.json"
+    architecture, arguments = str(known["architecture"]), dict[str, Any]()
+    if source.family is not None:
+        architecture, own = source.family.timm_config(source.family.space.find(name))
+        arguments |= own
+    elif config.is_file():
+        arguments |= json.loads(config.read_text()).get("model_args", {})
+    side = source.preprocessing.image_size
+    if source.family is None and known.get("fixed_input_size") and known["input_size"][-1] != side:
+        arguments["img_size"] = side
+    arguments["num_classes"] = len(classes)
+    with torch.device("meta"):
+        built = timm.create_model(architecture, **arguments)
+    if _shapes(built) != _shapes(model):
+        raise UserError(
+            f"{source.name} cannot be fine-tuned: timm does not build the same model from its name and settings, so "
+            "the result could not be loaded. Save it as a folder with config.json (timm's save_for_hf), and give that."
+        )
+    return Blueprint(architecture, arguments, tuple(classes), None if is_linear else str(known["classifier"]))
+
+
+def backbone_of(source: ModelSource, name: str, *, drop_path: float = 0.0) -> tuple[nn.Module, Blueprint]:
+    """A network without a classifier, for images of any size where timm can, and how timm builds it."""
+    model = source.timm_model(name, num_classes=0, drop_path=0.0)
+    found = blueprint(source, name, model)
+    found = replace(found, arguments={**found.arguments, **any_size(model)})
+    further = {"drop_path_rate": drop_path} if drop_path else {}
+    with torch.random.fork_rng(devices=[]):
+        backbone: nn.Module = timm.create_model(found.architecture, **found.arguments, **further)
+    backbone.load_state_dict(model.state_dict())
+    return backbone, found
+
+
+def any_size(model: nn.Module) -> dict[str, Any]:
+    """Arguments with which timm builds the same network for images of any size; often none are needed.
+
+    Position tables of ViTs are then interpolated, and attention masks of Swins made anew, for each size of images.
+    """
+    known = inspect.signature(type(model)).parameters
+    return next(({name: value} for name, value in _ANY_SIZE if name in known), {})
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 class _PlainNetwork(nn.Module):

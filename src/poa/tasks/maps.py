@@ -1,6 +1,5 @@
 """Maps of several levels out of any plain timm model, for heads that predict something for every place of an image."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,8 +16,6 @@ from poa.errors import UserError
 LEVELS = 4
 _DEPTHS = (Fraction(1, 3), Fraction(1, 2), Fraction(2, 3), Fraction(1))
 """After which shares of its blocks a plain transformer is looked at."""
-_ANY_SIZE = (("strict_img_size", False), ("dynamic_img_size", True))
-"""By what timm's networks are told to take images of other sizes; where a class knows both, they mean the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +41,6 @@ def tapped_blocks(num_blocks: int) -> tuple[int, int, int, int]:
     """
     first, second, third, last = (ceil(share * num_blocks) - 1 for share in _DEPTHS)
     return first, second, third, last
-
-
-def any_size(model: nn.Module) -> dict[str, Any]:
-    """What to tell timm besides, so that it builds the same network for images of any size; often nothing.
-
-    Position tables of ViTs are then interpolated, and attention masks of Swins made anew, for each size of images.
-
-    Args:
-        model: A timm model.
-    """
-    known = inspect.signature(type(model)).parameters
-    return next(({name: value} for name, value in _ANY_SIZE if name in known), {})
 
 
 class Maps(nn.Module):

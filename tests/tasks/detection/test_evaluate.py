@@ -346,9 +346,7 @@ def test_damaged_models_are_not_handed_out(
     tmp_path: Path, data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = detected.program
-    monkeypatch.setattr(
-        detected, "program", lambda **names: plain(**names).replace("(0.5, 1.0, 2.0)", "(0.5, 1.0, 9.0)")
-    )
+    monkeypatch.setattr(detected, "program", lambda: plain().replace("(0.5, 1.0, 2.0)", "(0.5, 1.0, 9.0)"))
     with pytest.raises(RuntimeError, match="not the one that was trained"):
         run(tmp_path, data, replace(SETTINGS, epochs=1), sizes="16x1")
     assert not list((tmp_path / "detection/models").iterdir())

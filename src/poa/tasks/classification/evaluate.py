@@ -17,8 +17,8 @@ from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome, percent
 from poa.evaluation.results import ResultFiles, Scores
-from poa.export.finetuned import blueprint, write_model
-from poa.models.source import ModelSource
+from poa.export.timm import write_finetuned
+from poa.models.source import ModelSource, blueprint
 from poa.tasks.classification.data import Labelled, draw_rows, labelled, training_transform
 from poa.tasks.classification.train import FinetuneResult, finetune
 from poa.tasks.training import train_share
@@ -165,5 +165,5 @@ def _trained(task: _Task, name: str, work: Path) -> FinetuneResult:
         )
     folder = task.folder / "models" / name
     source = f"{task.source.name}, {task.source.weights}"
-    write_model(trained, plan, name=name, folder=folder, preprocessing=task.preprocessing, source=source)
+    write_finetuned(trained, plan, name=name, folder=folder, preprocessing=task.preprocessing, source=source)
     return result

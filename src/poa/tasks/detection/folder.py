@@ -1,129 +1,122 @@
-"""Hand a detector out as a folder: the backbone for timm, all else beside it, and a program that puts them together."""
+"""A detector as a folder: the backbone for timm, the rest beside it, and a program that puts them together."""
 
-import importlib.util
+import ast
+import inspect
 import json
-import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import runpy
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 
+from poa import errors
 from poa.data.images import Preprocessing
-from poa.export.finetuned import Blueprint, write_model
+from poa.export.timm import Blueprint, model_card, num_parameters, save_weights, unlike, write_model
 from poa.files import whole_folder
+from poa.tasks import maps
+from poa.tasks.detection import cascade, model
 from poa.tasks.detection.model import DetectorPlan
-from poa.tasks.detection.standalone import program
 
-HEAD = "head.safetensors"
-PROGRAM = "detector.py"
-DESCRIPTION = "detection.json"
+HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "detector.py", "detection.json"
 _BACKBONE = "backbone.maps.model."
 """What the names of the backbone's weights begin with."""
-_CARD = """---
-library_name: timm
-tags: [object-detection, timm]
----
-# {name}
-
-A {head} on a {architecture} for {num_classes} classes ({source}).
-{parameters:,} parameters, images of {side} pixels on their shorter side.
-
-```python
-import sys
+_CODE = """import sys
 
 sys.path.insert(0, "{folder}")
 from detector import load
 
 detector = load()
-found = detector([image])[0]
-```
-
-`image`: RGB in 0..1, 3 x height x width, of any size; several make a longer list. `found`: {found}, in
-pixels of the image. The label `n` is the `n`-th of the `categories` in `{description}`, counted from 1.
+found = detector([image])[0]"""
+_NOTES = """`image`: RGB in 0..1, 3 x height x width, of any size; several make a longer list. `found`: {found}, in
+pixels of the image. The label `n` is the `n`-th of the `categories` in `detection.json`, counted from 1.
 `detector.py` needs timm, torchvision and safetensors. What it loads is torchvision's `GeneralizedRCNN`, which can be
-trained further as torchvision's own.
-"""
+trained further as torchvision's own."""
+_MODULES = (errors, maps, cascade, model)
+"""What the program is made of, each after what it needs."""
+_OWN = ("poa", "jaxtyping")
+_HEADER = '"""A detector of parts of timm and torchvision, by POA (Apache License 2.0); `load` loads it."""'
+_IMPORTS = ("import json", "from pathlib import Path", "import timm", "from safetensors.torch import load_file")
+_LOAD = f'''
+def load(folder=Path(__file__).parent):
+    """The detector whose files lie in a folder, in evaluation mode."""
+    about = json.loads((Path(folder) / "{DESCRIPTION}").read_text())
+    backbone = timm.create_model(f"local-dir:{{folder}}", pretrained=True)
+    detector = build_detector(backbone, DetectorPlan(**about["plan"]))
+    weights = load_file(Path(folder) / "{HEAD}")
+    weights |= {{f"{_BACKBONE}{{name}}": value for name, value in backbone.state_dict().items()}}
+    detector.load_state_dict(weights)
+    return detector.eval()
+'''
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What is to be known of a detector besides its weights.
+def write_detector(
+    network: Any,
+    blueprint: Blueprint,
+    folder: Path,
+    *,
+    plan: DetectorPlan,
+    categories: Mapping[int, str],
+    preprocessing: Preprocessing,
+    name: str,
+    source: str,
+) -> None:
+    """Write a detector, moved to the CPU, and check that what is read back does the same (else a ``RuntimeError``).
 
-    Attributes:
-        plan: How it is put together.
-        categories: Names by id, in the order of the labels.
-        image_size: Side of the square images that the backbone is made for, in pixels.
-        source: Where the network comes from.
-    """
-
-    plan: DetectorPlan
-    categories: Mapping[int, str]
-    image_size: int
-    source: str
-
-
-def write_detector(network: Any, blueprint: Blueprint, about: Description, *, name: str, folder: Path) -> None:
-    """Write a detector, and check that what is read back does the same; one that is there is replaced.
-
-    Args:
-        network: As trained; moved to the CPU.
-        blueprint: How timm builds its backbone.
-        about: What else is to be known.
-        name: What to call it.
-        folder: Where to.
-
-    Raises:
-        UserError: The folder cannot be written.
-        RuntimeError: What is read back differs.
+    ``categories`` are names by id, in the order of the labels; ``preprocessing`` is that of square images for the
+    backbone alone; ``source`` says where the backbone comes from.
     """
     network = network.cpu().eval()
-    plan, size = about.plan, about.image_size
-    mean, std = ((first, second, third) for first, second, third in (plan.mean, plan.std))
-    with whole_folder(folder) as temporary:
-        write_model(
-            network.backbone.maps.model,
-            blueprint,
-            name=name,
-            folder=temporary,
-            preprocessing=Preprocessing(size, size, mean, std),
-            source=about.source,
-        )
-        state = {key: value.contiguous() for key, value in network.state_dict().items() if not _is_backbone(key)}
-        (temporary / HEAD).write_bytes(save(state, metadata={"format": "pt"}))
-        (temporary / PROGRAM).write_text(program(description=DESCRIPTION, head=HEAD, prefix=_BACKBONE))
-        (temporary / DESCRIPTION).write_text(json.dumps(_describe(about), indent=1) + "\n")
-        (temporary / "README.md").write_text(_card(network, blueprint, about, name=name, folder=folder))
-        _check(network, temporary, side=plan.side)
-
-
-def _is_backbone(name: str) -> bool:
-    return name.startswith(_BACKBONE)
-
-
-def _describe(about: Description) -> Mapping[str, Any]:
-    categories = [{"id": number, "name": name} for number, name in about.categories.items()]
-    return {"categories": categories, "plan": asdict(about.plan)}
-
-
-def _card(network: Any, blueprint: Blueprint, about: Description, *, name: str, folder: Path) -> str:
-    plan = about.plan
-    return _CARD.format(
+    found = "`boxes` (left, top, right, bottom), `labels`, `scores`" + (" and `masks`" if plan.has_masks else "")
+    card = model_card(
+        task="object-detection",
         name=name,
-        head=plan.head,
-        architecture=blueprint.architecture,
-        num_classes=plan.num_classes,
-        source=about.source,
-        parameters=sum(each.numel() for each in network.parameters()),
-        side=plan.side,
-        folder=folder,
-        found="`boxes` (left, top, right, bottom), `labels`, `scores`" + (" and `masks`" if plan.has_masks else ""),
-        description=DESCRIPTION,
+        summary=f"A {plan.head} on a {blueprint.architecture} for {plan.num_classes} classes ({source}).\n"
+        f"{num_parameters(network):,} parameters, images of {plan.side} pixels on their shorter side.",
+        code=_CODE.format(folder=folder),
+        notes=_NOTES.format(found=found),
     )
+    about = {
+        "categories": [{"id": number, "name": called} for number, called in categories.items()],
+        "plan": asdict(plan),
+    }
+    with whole_folder(folder) as unfinished:
+        write_model(network.backbone.maps.model, blueprint, unfinished, preprocessing=preprocessing, card=card)
+        weights = {key: value for key, value in network.state_dict().items() if not key.startswith(_BACKBONE)}
+        save_weights(weights, unfinished / HEAD)
+        (unfinished / PROGRAM).write_text(program())
+        (unfinished / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n")
+        _check(network, unfinished, side=plan.side)
+
+
+def program() -> str:
+    """The text of a program that needs timm and torchvision alone: our own modules, and how to load the files."""
+    imports, bodies = dict.fromkeys(_IMPORTS), []
+    for module in _MODULES:
+        for node in _bare(module):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imports[ast.unparse(node)] = None
+            else:
+                bodies.append(ast.unparse(node))
+    return "\n\n".join([_HEADER, "\n".join(imports), *bodies]) + "\n\n" + _LOAD
+
+
+def _bare(module: ModuleType) -> Iterator[ast.stmt]:
+    """The statements of a module without imports of ours, its docstring and the types of functions."""
+    tree = ast.parse(inspect.getsource(module))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+    for statement in tree.body[1:]:
+        names = [statement.module or ""] if isinstance(statement, ast.ImportFrom) else []
+        if not any(name.split(".")[0] in _OWN for name in names):
+            yield statement
 
 
 def _detections(network: Any, image: Tensor) -> Mapping[str, Tensor]:
@@ -141,13 +134,8 @@ def _detections(network: Any, image: Tensor) -> Mapping[str, Tensor]:
 @torch.inference_mode()
 def _check(network: Any, folder: Path, *, side: int) -> None:
     """As the model card says."""
-    spec = importlib.util.spec_from_file_location("detector", folder / PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    load = runpy.run_path(str(folder / PROGRAM))["load"]
     image = torch.rand(3, side, side + side // 4, generator=torch.Generator().manual_seed(0))
-    found, expected = (_detections(each, image) for each in (module.load(folder), network))
+    found, expected = (_detections(each, image) for each in (load(folder), network))
     if found.keys() != expected.keys() or not all(torch.equal(found[key], expected[key]) for key in expected):
-        raise RuntimeError(f"the detector written to {folder} is not the one that was trained; please report this")
-    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+        raise unlike(folder)

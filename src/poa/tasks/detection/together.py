@@ -12,12 +12,10 @@ from poa import distributed
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
-from poa.export.finetuned import blueprint
 from poa.families.slim_resnet import SlimResNet
-from poa.models.source import ModelSource
+from poa.models.source import ModelSource, any_size, blueprint
 from poa.tasks.detection.slimmable import SlimDetectors, extract_detector, slim_detectors
 from poa.tasks.detection.train_one import Task, assess_one, train_detector
-from poa.tasks.maps import any_size
 from poa.tasks.training import Reached
 
 WORK = "together"
@@ -85,7 +83,7 @@ def assess_width(
         reached: Of their training.
     """
     backbone = _plain(task, name)
-    plan = blueprint(task.source, name, backbone, classes=(), is_linear=True)
+    plan = blueprint(task.source, name, backbone)
     network = extract_detector(detectors, Size.parse(name), backbone, task.plan)
     return assess_one(task, name, network, plan, reached)
 

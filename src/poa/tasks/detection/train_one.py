@@ -11,15 +11,16 @@ from rich.console import Console
 
 from poa import distributed
 from poa.config.detection import Detection
+from poa.data.images import Preprocessing
 from poa.data.sampler import steps_per_epoch
 from poa.evaluation.protocol import Outcome
-from poa.export.finetuned import Blueprint, backbone_of
+from poa.export.timm import Blueprint
 from poa.files import whole_file
-from poa.models.source import ModelSource
+from poa.models.source import ModelSource, backbone_of
 from poa.plots.boxes import Objects, Row, detection_sheet
 from poa.tasks.detection.coco import BOXES, MASKS, average_precision
 from poa.tasks.detection.data import InstanceImages
-from poa.tasks.detection.folder import Description, write_detector
+from poa.tasks.detection.folder import write_detector
 from poa.tasks.detection.model import DetectorPlan, build_detector
 from poa.tasks.detection.train import LIKELY, Found, detect, train
 from poa.tasks.training import Reached
@@ -131,8 +132,17 @@ def assess_one(
     scores = _scores(task, name, found)
     _draw(task, name, found, scores)
     source = task.source
-    about = Description(task.plan, task.categories, source.preprocessing.image_size, f"{source.name}, {source.weights}")
-    write_detector(network, plan, about, name=name, folder=task.folder / "models" / name)
+    seen = source.preprocessing
+    write_detector(
+        network,
+        plan,
+        task.folder / "models" / name,
+        plan=task.plan,
+        categories=task.categories,
+        preprocessing=Preprocessing(seen.image_size, seen.image_size, seen.mean, seen.std),
+        name=name,
+        source=f"{source.name}, {source.weights}",
+    )
     details = {
         "training_loss": reached.loss,
         "training_images": float(len(task.train)),

@@ -1,42 +1,22 @@
-"""Hand a segmentation network out as a folder: the backbone for timm, the head beside it, and how they fit together."""
+"""A segmentation network as a folder: the backbone for timm, the head beside it, and how they fit together."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from poa.data.images import Preprocessing
-from poa.export.finetuned import Blueprint, write_model
+from poa.export.timm import Blueprint, images_note, model_card, num_parameters, save_weights, unlike, write_model
 from poa.files import whole_folder
 from poa.tasks.segmentation.model import LinearHead, Segmenter
 
-HEAD = "head.safetensors"
-PROGRAM = "segmenter.pt2"
-DESCRIPTION = "segmentation.json"
+HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "segmenter.pt2", "segmentation.json"
 _LARGEST_BATCH = 4096
-_CARD = """---
-library_name: timm
-tags: [image-segmentation, timm]
----
-# {name}
-
-A {architecture} with {head} head for {num_classes} classes ({source}).
-{parameters:,} parameters, windows of {window} pixels.
-
-```python
-{code}
-```
-
-Images: RGB in 0..1, mean {mean}, standard deviation {std}, sides that are multiples of {multiple}.
-The names of the classes, in the order of the scores, are `classes` in `{description}`.
-"""
 _CODE_LINEAR = """import timm, torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
@@ -53,67 +33,63 @@ segmenter = torch.export.load("{folder}/segmenter.pt2").module()
 scores = segmenter(images)  # of {window}x{window} pixels, any number of them"""
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What is to be known of a network besides its weights.
+def write_segmenter(
+    network: Segmenter,
+    blueprint: Blueprint,
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    classes: tuple[str, ...],
+    ignore: int,
+    preprocessing: Preprocessing,
+) -> None:
+    """Write a network, moved to the CPU, and check that what is read back does the same (else a ``RuntimeError``).
 
-    Attributes:
-        classes: Names, in the order of the scores.
-        ignore: Id of pixels without a class.
-        window: Side of the windows in pixels.
-        preprocessing: How images are prepared.
-        source: Where the network comes from.
-    """
-
-    classes: tuple[str, ...]
-    ignore: int
-    window: int
-    preprocessing: Preprocessing
-    source: str
-
-
-def write_segmenter(network: Segmenter, plan: Blueprint, about: Description, *, name: str, folder: Path) -> None:
-    """Write a network, and check that what is read back does the same; one that is there is replaced.
-
-    Args:
-        network: As trained; moved to the CPU.
-        plan: How timm builds its backbone.
-        about: What else is to be known.
-        name: What to call it.
-        folder: Where to.
-
-    Raises:
-        UserError: The folder cannot be written.
-        RuntimeError: What is read back differs.
+    ``source`` says where the backbone comes from, ``classes`` are in the order of the scores, pixels of id ``ignore``
+    have none, and the size of ``preprocessing`` is that of the windows.
     """
     network = network.cpu().eval()
-    with whole_folder(folder) as temporary:
-        write_model(
-            network.maps.model,
-            plan,
-            name=name,
-            folder=temporary,
-            preprocessing=about.preprocessing,
-            source=about.source,
-        )
-        state = {key: value.contiguous() for key, value in _head(network).state_dict().items()}
-        (temporary / HEAD).write_bytes(save(state, metadata={"format": "pt"}))
-        is_linear = isinstance(network.head, LinearHead)
-        if not is_linear:
-            _write_program(network, temporary / PROGRAM, window=_whole(about.window, network))
-        (temporary / DESCRIPTION).write_text(json.dumps(_describe(network, about), indent=1) + "\n")
-        (temporary / "README.md").write_text(_card(network, plan, about, name=name, folder=folder))
-        (_check_linear if is_linear else _check_program)(network, temporary, window=_whole(about.window, network))
+    maps, is_linear = network.maps, isinstance(network.head, LinearHead)
+    about = {
+        "classes": list(classes),
+        "ignore": ignore,
+        "indices": _indices(network),
+        "levels": [[level.channels, level.stride] for level in maps.levels],
+        "window": preprocessing.image_size,
+        "multiple": maps.multiple,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+    window = preprocessing.image_size + -preprocessing.image_size % maps.multiple
+    images = torch.randn(2, 3, window, window, generator=torch.Generator().manual_seed(0))
+    code = (_CODE_LINEAR if is_linear else _CODE_PROGRAM).format(
+        folder=folder,
+        channels=sum(maps.levels[number].channels for number in network.seen),
+        num_classes=len(classes),
+        indices=_indices(network),
+        window=window,
+    )
+    head = f"{'a linear' if is_linear else 'an UperNet'} head for {len(classes)} classes"
+    card = model_card(
+        task="image-segmentation",
+        name=name,
+        summary=f"A {blueprint.architecture} with {head} ({source}).\n"
+        f"{num_parameters(maps, network.head):,} parameters, windows of {preprocessing.image_size} pixels.",
+        code=code,
+        notes=f"{images_note(preprocessing)} Sides are multiples of {maps.multiple} pixels.\n"
+        f"The names of the classes, in the order of the scores, are `classes` in `{DESCRIPTION}`.",
+    )
+    with whole_folder(folder) as unfinished:
+        write_model(maps.model, blueprint, unfinished, preprocessing=preprocessing, card=card)
+        save_weights(_head(network).state_dict(), unfinished / HEAD)
+        (unfinished / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n")
+        (_check_linear if is_linear else _write_program)(network, unfinished, images)
 
 
 def _head(network: Segmenter) -> nn.Module:
     """What is saved of the head: a linear one's plain layers."""
     return network.head.layers if isinstance(network.head, LinearHead) else network.head
-
-
-def _whole(window: int, network: Segmenter) -> int:
-    """The window, made larger by as little as the backbone needs."""
-    return window + -window % network.maps.multiple
 
 
 def _indices(network: Segmenter) -> list[int]:
@@ -124,60 +100,10 @@ def _indices(network: Segmenter) -> list[int]:
     ]
 
 
-def _describe(network: Segmenter, about: Description) -> Mapping[str, Any]:
-    return {
-        "classes": list(about.classes),
-        "ignore": about.ignore,
-        "indices": _indices(network),
-        "levels": [[level.channels, level.stride] for level in network.maps.levels],
-        "window": about.window,
-        "multiple": network.maps.multiple,
-        "mean": list(about.preprocessing.mean),
-        "std": list(about.preprocessing.std),
-    }
-
-
-def _card(network: Segmenter, plan: Blueprint, about: Description, *, name: str, folder: Path) -> str:
-    is_linear = isinstance(network.head, LinearHead)
-    code = (_CODE_LINEAR if is_linear else _CODE_PROGRAM).format(
-        folder=folder,
-        channels=sum(network.maps.levels[number].channels for number in network.seen),
-        num_classes=len(about.classes),
-        indices=_indices(network),
-        window=_whole(about.window, network),
-    )
-    return _CARD.format(
-        name=name,
-        architecture=plan.architecture,
-        head="a linear" if is_linear else "an UperNet",
-        num_classes=len(about.classes),
-        source=about.source,
-        parameters=sum(each.numel() for part in (network.maps, network.head) for each in part.parameters()),
-        window=about.window,
-        code=code,
-        mean=about.preprocessing.mean,
-        std=about.preprocessing.std,
-        multiple=network.maps.multiple,
-        description=DESCRIPTION,
-    )
-
-
-@torch.no_grad()
-def _write_program(network: Segmenter, file: Path, *, window: int) -> None:
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
-    program = torch.export.export(network, (_images(window),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, file)
-
-
-def _images(window: int) -> Tensor:
-    return torch.randn(2, 3, window, window, generator=torch.Generator().manual_seed(0))
-
-
 @torch.inference_mode()
-def _check_linear(network: Segmenter, folder: Path, *, window: int) -> None:
+def _check_linear(network: Segmenter, folder: Path, images: Tensor) -> None:
     """As the model card says."""
-    images, head = _images(window), _head(network)
-    expected = network(images)
+    expected, head = network(images), _head(network)
     backbone: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     maps = backbone.forward_intermediates(images, indices=_indices(network), norm=True, intermediates_only=True)
     maps = torch.cat([F.interpolate(each, maps[0].shape[2:], mode="bilinear") for each in maps], dim=1)
@@ -185,12 +111,14 @@ def _check_linear(network: Segmenter, folder: Path, *, window: int) -> None:
     _compare(F.interpolate(head(maps), images.shape[2:], mode="bilinear"), expected, folder)
 
 
-@torch.inference_mode()
-def _check_program(network: Segmenter, folder: Path, *, window: int) -> None:
-    images = _images(window)
+@torch.no_grad()
+def _write_program(network: Segmenter, folder: Path, images: Tensor) -> None:
+    """Write the network as one program, and compare it."""
+    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=({0: batch},)), folder / PROGRAM)
     _compare(torch.export.load(folder / PROGRAM).module()(images), network(images), folder)
 
 
 def _compare(found: Tensor, expected: Tensor, folder: Path) -> None:
     if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
-        raise RuntimeError(f"the network written to {folder} is not the one that was trained; please report this")
+        raise unlike(folder)

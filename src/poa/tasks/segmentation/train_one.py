@@ -15,13 +15,13 @@ from poa.config.segmentation import Segmentation
 from poa.data.images import Preprocessing
 from poa.data.sampler import steps_per_epoch
 from poa.evaluation.protocol import Outcome
-from poa.export.finetuned import Blueprint, backbone_of
-from poa.models.source import ModelSource
+from poa.export.timm import Blueprint
+from poa.models.source import ModelSource, backbone_of
 from poa.plots.masks import Row, mask_sheet
 from poa.tasks.maps import Maps
 from poa.tasks.segmentation import predict
 from poa.tasks.segmentation.crops import Cropping
-from poa.tasks.segmentation.folder import Description, write_segmenter
+from poa.tasks.segmentation.folder import write_segmenter
 from poa.tasks.segmentation.masks import Survey
 from poa.tasks.segmentation.model import Segmenter
 from poa.tasks.segmentation.predict import Sliding
@@ -143,8 +143,16 @@ def segment_one(task: Task, name: str, *, work: Path) -> SegmentationOutcome:
     _draw(task, name, found)
     source, crop = task.source, task.settings.crop
     preprocessing = Preprocessing(crop, crop, source.preprocessing.mean, source.preprocessing.std)
-    about = Description(task.classes, task.ignore, crop, preprocessing, f"{source.name}, {source.weights}")
-    write_segmenter(network, plan, about, name=name, folder=task.folder / "models" / name)
+    write_segmenter(
+        network,
+        plan,
+        task.folder / "models" / name,
+        name=name,
+        source=f"{source.name}, {source.weights}",
+        classes=task.classes,
+        ignore=task.ignore,
+        preprocessing=preprocessing,
+    )
     return _outcome(found.counts, task, network, loss)
 
 
