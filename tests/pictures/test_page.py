@@ -9,7 +9,7 @@ from poa.errors import UserError
 from poa.pictures.page import Picture, Section, html, write
 from poa.pictures.pairs import Pair, pairs
 from poa.pictures.patches import Match
-from poa.plots.sheets import Cell, Row, printable, sheet, shortened
+from poa.plots.figure import Cell, Row, printable, sheet, shortened
 
 
 class Reader(HTMLParser):

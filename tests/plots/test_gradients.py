@@ -31,6 +31,6 @@ def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_val
     assert drawn == [([1, 2], [0.5, 0.5]), ([1, 2], [0.5, 0.5]), turns]
 
 
-def test_a_run_that_has_not_looked(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has not looked at its gradients"):
+def test_a_run_without_gradients(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did not measure its gradients"):
         gradient_plot([{"step": 1}], out=tmp_path / "gradients.png")

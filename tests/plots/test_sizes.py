@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,6 +10,7 @@ from matplotlib.image import imread
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.plots import sizes
+from poa.plots.figure import printable, save
 from poa.plots.sizes import accuracy_plot, map_of_rows, size_map
 from poa.plots.tables import SizeRow
 
@@ -18,7 +20,7 @@ PAPER = SearchSpace.grid(tuple(range(384, 1025, 64)), tuple(range(12, 25)))
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizes, "_DPI", 50)  # drawing takes most of the time
+    monkeypatch.setattr(sizes, "save", partial(save, dpi=50))  # drawing takes most of the time
 
 
 def make_rows(space: SearchSpace, *, low: float = 60.0, score: str = "top1@20") -> list[SizeRow]:
@@ -137,12 +139,11 @@ def test_a_map_needs_several_widths_and_depths(tmp_path: Path) -> None:
 
 def test_titles_that_the_font_or_its_formulas_would_choke_on(tmp_path: Path) -> None:
     size_map({"64x2": 1.0}, tmp_path / "a.png", title="runs/中文_$x$ $ é")
-    assert sizes._printable("runs/中 é") == "runs/? é"
+    assert printable("runs/中 é") == "runs/? é"
 
 
 def test_long_titles_are_broken_into_lines(tmp_path: Path) -> None:
-    figure = Figure(figsize=(4, 3))
-    axes = figure.add_subplot()
+    axes = Figure(figsize=(4, 3)).add_subplot()
     sizes._head(axes, "a name of many words " * 4)
     lines = axes.get_title(loc="left").splitlines()
     assert len(lines) == 3

@@ -162,7 +162,7 @@ def test_gradients_are_looked_at_and_drawn(
 ) -> None:
     """Every third step, without a change of what is learnt; norms are those of nested slices of each weight."""
     assert cli_status("gradients", run) == 2
-    assert "has not looked at its gradients" in capsys.readouterr().err
+    assert "did not measure its gradients" in capsys.readouterr().err
     folder = tmp_path / "run"
     seen: list[dict[str, torch.Tensor]] = []
     heads: list[dict[str, torch.Tensor]] = []

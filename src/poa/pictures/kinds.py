@@ -28,7 +28,7 @@ from poa.pictures.patches import (
     right_matches,
     same_point,
 )
-from poa.plots.sheets import RIGHT, WRONG, Cell, Row, sheet, shortened
+from poa.plots.figure import RIGHT, WRONG, Cell, Row, sheet, shortened
 
 PAIRS = 4
 """Pairs of images with lines between them."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from poa.pictures.patches import Match
-from poa.plots.sheets import INK, printable, save
+from poa.plots.figure import INK, SHEET_DPI, printable, save
 
 _CELL, _GAP = 2.3, 0.5  # inches
 _TURN = (5**0.5 - 1) / 2  # of the colour wheel: the golden section spreads any number of hues well
@@ -56,7 +56,7 @@ def pairs(found: Sequence[Pair], *, out: Path, columns: int = 2) -> None:
         left, bottom = 0.1 + column * (2 * _CELL + _GAP + 0.25), height - (row + 1) * (_CELL + 0.34)
         box = (left / width, bottom / height, (2 * _CELL + _GAP) / width, _CELL / height)
         _draw(figure.add_axes(box), pair)
-    save(figure, out)
+    save(figure, out, dpi=SHEET_DPI)
 
 
 def _draw(axes: Axes, pair: Pair) -> None:

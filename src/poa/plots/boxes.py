@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from poa.files import whole_file
+from poa.plots.figure import save
 from poa.plots.masks import class_colours
 
 _DPI = 110
@@ -60,14 +60,13 @@ def detection_sheet(rows: Sequence[Row], *, found: str, title: str, out: Path) -
     names = sorted({name for row in rows for objects in (row.truth, row.found) for name in objects.names})
     colours = dict(zip(names, class_colours(len(names)), strict=True))
     heights = [4.1 * row.image.shape[0] / row.image.shape[1] + 0.3 for row in rows]
-    figure = Figure(figsize=(8.4, sum(heights) + 0.4), layout="constrained", dpi=_DPI)
+    figure = Figure(figsize=(8.4, sum(heights) + 0.4), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     panels = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights)
     for row, (left, right) in zip(rows, panels, strict=True):
         _draw(left, row.image, row.truth, colours, title=row.name)
         _draw(right, row.image, row.found, colours, title=found)
-    with whole_file(out) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, out, dpi=_DPI)
 
 
 def _draw(

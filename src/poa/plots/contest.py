@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from poa.files import whole_file
+from poa.plots.figure import legend, save, style
 
 WAYS = {
     ("poa", "images"): "one elastic run",
@@ -21,7 +21,6 @@ WAYS = {
 }
 """What is compared, in the order of the rows. The elastic run is what images and compute are equal to."""
 PROTOCOLS = {"knn": "k-NN top-1 in %, 20 neighbours", "linear": "linear probe top-1 in %"}
-_INK, _GRID, _DPI = "#222222", "#e9e9e9", 200
 _COLOURS = ("#111111", "#4477aa", "#88bbdd", "#cc6677", "#eeaa88")
 _MARKERS = ("D", "o", "o", "s", "s")
 
@@ -88,11 +87,10 @@ def contest_plot(scores: Sequence[Score], *, out: Path) -> None:
     panels = figure.subplots(1, len(PROTOCOLS))
     for axes, name in zip(panels, PROTOCOLS, strict=True):
         _panel(axes, [score for score in scores if score.protocol == name])
-        axes.set_title(PROTOCOLS[name], loc="left", fontsize=10, color=_INK)
+        style(axes, title=PROTOCOLS[name])
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
-    with whole_file(out) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format="png")
+    legend(figure, columns=3, handles=handles, labels=labels)
+    save(figure, out)
 
 
 def _panel(axes: Axes, scores: Sequence[Score]) -> None:
@@ -112,7 +110,3 @@ def _panel(axes: Axes, scores: Sequence[Score]) -> None:
         )
     axes.set_xticks(range(len(sizes)), sizes)
     axes.set_xlim(-0.5, len(sizes) - 0.5)
-    axes.grid(axis="y", color=_GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK, length=0)

@@ -1,38 +1,29 @@
-"""How strongly each width pulls at the shared weights, step by step, as a picture (SlimCLR, arXiv 2209.15525)."""
+"""Gradient norms by width over the steps of a run (SlimCLR, arXiv 2209.15525)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from poa.errors import UserError
-from poa.files import whole_file
-
-_INK, _GRID, _DPI = "#222222", "#e9e9e9", 200
+from poa.plots.figure import INK, legend, save, style
 
 
 def gradient_plot(metrics: Sequence[Mapping[str, Any]], *, out: Path) -> None:
-    """Draw the ratios that tell which widths lead, a line each width.
+    """Draw the ratios that tell which widths dominate, a line for each width, from the lines of a ``metrics.jsonl``.
 
-    First: mean norm over all weights by that over a width's part. Second: mean norm over what a width does not use by
-    that over what it uses; below 1 the width leads though it owns the fewest weights. Third: of the gradient of the
-    heads' last matrix, the second singular value by the first; near 1 widths pull different ways.
-
-    Args:
-        metrics: Lines of a ``metrics.jsonl``.
-        out: PNG file to write.
-
-    Raises:
-        UserError: Gradients were not looked at.
+    Left: mean gradient norm of all weights divided by that of a width's weights. Middle: mean norm of the weights that
+    a width does not use divided by that of those it uses; below 1 the width dominates though it has the fewest weights.
+    Right: second singular value of the gradient of the heads' last matrix divided by the first; near 1 the gradients
+    of the widths point in different directions.
     """
     rows = [row for row in metrics if any(name.startswith("gradient_rest/") for name in row)]
     if not rows:
         raise UserError(
-            "This run has not looked at its gradients. Start one with --monitor.gradients-every 100, for example; "
-            "a run may also go on with it."
+            "This run did not measure its gradients. Start one with --monitor.gradients-every 100, for example; "
+            "a run can also be resumed with it."
         )
     sizes = [name.removeprefix("gradient_rest/") for name in rows[0] if name.startswith("gradient_rest/")]
     full = next(name for name in rows[0] if name.startswith("gradient/"))
@@ -43,23 +34,13 @@ def gradient_plot(metrics: Sequence[Mapping[str, Any]], *, out: Path) -> None:
         colour = colormaps["viridis"](number / max(len(sizes), 2))
         left.plot(steps, [row[full] / row[f"gradient/{size}"] for row in rows], color=colour, linewidth=1.2, label=size)
         middle.plot(steps, [row[f"gradient_rest/{size}"] for row in rows], color=colour, linewidth=1.2)
-    turned = [row for row in rows if "gradient_first" in row]  # runs of older versions know nothing of it
+    turned = [row for row in rows if "gradient_first" in row]  # older versions did not measure it
     turns = [row["gradient_second"] / row["gradient_first"] for row in turned]
-    right.plot([row["step"] for row in turned], turns, color=_INK, linewidth=1.2)
-    _dress(left, "gradient norm: all weights / those of a width")
-    _dress(middle, "the other weights / those of a width")
-    _dress(right, "last matrix: second / first singular value")
+    right.plot([row["step"] for row in turned], turns, color=INK, linewidth=1.2)
+    style(left, title="gradient norm: all weights / those of a width", x="step")
+    style(middle, title="the other weights / those of a width", x="step")
+    style(right, title="last matrix: second / first singular value", x="step")
     right.set_ylim(0, 1)
-    middle.axhline(1.0, color=_INK, linewidth=0.8, linestyle=":")
-    figure.legend(loc="outside lower left", ncols=6, frameon=False, fontsize=9, labelcolor=_INK)
-    with whole_file(out) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format="png")
-
-
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=_INK)
-    axes.set_xlabel("step", color=_INK)
-    axes.grid(axis="y", color=_GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK, length=0)
+    middle.axhline(1.0, color=INK, linewidth=0.8, linestyle=":")
+    legend(figure, columns=6)
+    save(figure, out)

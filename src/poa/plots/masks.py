@@ -11,7 +11,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from poa.files import whole_file
+from poa.plots.figure import legend, save
 
 _MOST_NAMES = 24
 _DPI = 100
@@ -50,7 +50,7 @@ def mask_sheet(rows: Sequence[Row], *, classes: Sequence[str], title: str, out: 
     colours = class_colours(len(classes))
     shape = rows[0].image.shape
     height = 2.6 * shape[0] / shape[1] + 0.25
-    figure = Figure(figsize=(8.4, height * len(rows) + 1.1), layout="constrained", dpi=_DPI)
+    figure = Figure(figsize=(8.4, height * len(rows) + 1.1), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     panels = figure.subplots(len(rows), len(_COLUMNS), squeeze=False)
     for row, axes in zip(rows, panels, strict=True):
@@ -61,15 +61,9 @@ def mask_sheet(rows: Sequence[Row], *, classes: Sequence[str], title: str, out: 
             axis.set_title(f"{row.name}" if number == 0 else _COLUMNS[number], fontsize=8, loc="left")
     shown = np.unique(np.concatenate([part.flatten() for row in rows for part in (row.truth, row.predicted)]))
     named = [int(each) for each in shown if 0 <= each < len(classes)][:_MOST_NAMES]
-    figure.legend(
-        handles=[Patch(color=tuple(colours[each]), label=classes[each]) for each in named],
-        loc="outside lower left",
-        ncols=6,
-        frameon=False,
-        fontsize=8,
-    )
-    with whole_file(out) as temporary:
-        figure.savefig(temporary, format="png")
+    patches = [Patch(color=tuple(colours[each]), label=classes[each]) for each in named]
+    legend(figure, columns=6, handles=patches, fontsize=8)
+    save(figure, out, dpi=_DPI)
 
 
 def class_colours(num_classes: int) -> npt.NDArray[np.float64]:

@@ -16,9 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from poa.errors import UserError
-from poa.plots.sheets import INK, save
+from poa.plots.figure import INK, SHEET_DPI, legend, save, style
 
-_FAINT, _GRID = "#8c8c8c", "#e9e9e9"
 _NAMED = 12
 """Networks that a legend can name."""
 _COLUMNS = 3
@@ -69,7 +68,7 @@ def curves(panels: Sequence[Panel], *, out: Path, title: str) -> None:
     for each, panel in zip(axes, panels, strict=False):
         for name, values in panel.values.items():
             each.plot(range(len(values)), values, color=colours[name], linewidth=1.4, marker="o", markersize=3)
-        _dress(each, panel)
+        _style(each, panel)
     for place, each in enumerate(axes):
         if place >= len(panels):
             each.set_visible(False)
@@ -78,7 +77,7 @@ def curves(panels: Sequence[Panel], *, out: Path, title: str) -> None:
     axes[0].set_ylim(bottom=0)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
     _legend(figure, axes[0], colours)
-    save(figure, out)
+    save(figure, out, dpi=SHEET_DPI)
 
 
 def _legend(figure: Figure, axes: Axes, colours: Mapping[str, npt.NDArray[np.float64]]) -> None:
@@ -87,21 +86,14 @@ def _legend(figure: Figure, axes: Axes, colours: Mapping[str, npt.NDArray[np.flo
     if len(names) > _NAMED:
         names = [names[round(place)] for place in np.linspace(0, len(names) - 1, _NAMED)]
     handles = [axes.plot([], [], color=colours[name], marker="o", markersize=3, label=name)[0] for name in names]
-    figure.legend(
-        handles=handles, loc="outside lower left", ncols=min(6, len(names)), frameon=False, fontsize=9, labelcolor=INK
-    )
+    legend(figure, columns=min(6, len(names)), handles=handles)
 
 
-def _dress(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel(panel.axis, fontsize=9, color=INK)
+def _style(axes: Axes, panel: Panel) -> None:
+    style(axes, title=panel.title, x=panel.axis)
     axes.set_xticks(range(len(panel.ticks)), panel.ticks)
     axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(length=0, colors=INK, labelsize=8)
+    axes.tick_params(labelsize=8)
 
 
 def robustness_table(

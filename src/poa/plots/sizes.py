@@ -1,4 +1,4 @@
-"""Pictures of how good the sizes are, as PNG files. Figures are drawn without pyplot, hence without global state."""
+"""Accuracy of all sizes: against their parameters, and as a map of width by depth."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from poa.elastic.space import Size
 from poa.errors import UserError, nearest
-from poa.files import whole_file
+from poa.plots.figure import FAINT, INK, legend, printable, save, style
 from poa.plots.tables import SizeRow, score_names
 
-_INK, _FAINT, _GRID = "#222222", "#8c8c8c", "#e9e9e9"
-_DPI = 200
 _LETTERS = 8  # of a heading in an inch
 
 
@@ -33,20 +30,11 @@ def accuracy_plot(
     baseline: Sequence[SizeRow] | None = None,
     score: str | None = None,
 ) -> None:
-    """Draw accuracy against parameters: a point a size, coloured by depth, sizes of a width joined.
+    """Draw accuracy against parameters: a point for each size, coloured by depth; sizes of the same width are joined.
 
     The dark line is the front: sizes that no smaller or equally large one beats. The smallest, the largest and the best
-    size are named.
-
-    Args:
-        rows: Sizes; those without the score are left out.
-        out: PNG file to write.
-        title: Heading.
-        baseline: The same sizes without training, drawn in grey.
-        score: Which score; by default ``top1@20``, or the first there is.
-
-    Raises:
-        UserError: No size has the score.
+    size are named. Sizes without the score are left out; the untrained ``baseline`` is grey. The default score is
+    ``top1@20``, or the first there is; a UserError is raised if no size has it.
     """
     score = _pick_score(rows, score)
     scored = sorted((row for row in rows if score in row.scores), key=lambda row: row.parameters)
@@ -60,27 +48,15 @@ def accuracy_plot(
     if untrained:
         panels[-1].scatter(*_points(untrained, score), s=16, color="#bdbdbd", linewidth=0, label="untrained", zorder=2)
     for axes in panels:
-        _style(axes)
+        style(axes, x="parameters" if axes is panels[-1] else "", y=score_label(score) if axes is panels[0] else "")
         _scale(axes)
     _head(panels[0], title)
-    panels[-1].set_xlabel("parameters", color=_INK)
-    panels[0].set_ylabel(score_label(score), color=_INK)
-    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
-    _save(figure, out)
+    legend(figure, columns=3)
+    save(figure, out)
 
 
 def size_map(scores: Mapping[str, float], out: Path, *, title: str = "", label: str = "accuracy in %") -> None:
-    """Draw one number for each size as a map of width by depth; sizes without a number stay blank.
-
-    Args:
-        scores: The number by name of the size.
-        out: PNG file to write.
-        title: Heading.
-        label: What the number is.
-
-    Raises:
-        UserError: There is nothing to draw.
-    """
+    """Draw one number for each named size as a map of width by depth; sizes without a number stay blank."""
     if not scores:
         raise UserError("There are no scores to draw. Score some sizes first, with `poa evaluate`.")
     sizes = {Size.parse(name): value for name, value in scores.items()}
@@ -93,28 +69,16 @@ def size_map(scores: Mapping[str, float], out: Path, *, title: str = "", label: 
     _write_cells(axes, values)
     axes.set_xticks(np.arange(len(widths)) + 0.5, [str(width) for width in widths])
     axes.set_yticks(np.arange(len(depths)) + 0.5, ["-".join(map(str, depth)) for depth in depths])
-    _style(axes)
+    style(axes, x="width", y="depth", grid=False)
     _head(axes, title)
-    axes.set_xlabel("width", color=_INK)
-    axes.set_ylabel("depth", color=_INK)
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
     _style_bar(bar, label)
-    _save(figure, out)
+    save(figure, out)
 
 
 def map_of_rows(rows: Sequence[SizeRow], score: str, *, out: Path, title: str = "") -> bool:
-    """Draw a score as a map of width by depth, where there are several of both.
-
-    Args:
-        rows: Sizes; those without the score stay blank.
-        score: Which score.
-        out: PNG file to write.
-        title: Heading.
-
-    Returns:
-        Whether there was something to draw.
-    """
+    """Draw a score as a map of width by depth and return True, if there are several of both."""
     scored = [row for row in rows if score in row.scores and row.width is not None]
     if min(len({row.width for row in scored}), len({row.depths for row in scored})) < 2:
         return False
@@ -135,21 +99,12 @@ def _pick_score(rows: Sequence[SizeRow], wanted: str | None) -> str:
 
 
 def score_label(score: str) -> str:
-    """A score in words.
-
-    Args:
-        score: Its name.
-    """
+    """A score in words."""
     knn = re.fullmatch(r"top(\d+)@(\d+)", score)
     if knn:
         return f"k-NN top-{knn[1]} accuracy in % (k = {knn[2]})"
-    words = {
-        "top1": "top-1 accuracy",
-        "top5": "top-5 accuracy",
-        "map": "mean average precision",
-        "accuracy": "accuracy",
-    }
-    return f"{words[score]} in %" if score in words else score
+    words = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "map": "mean average precision"}
+    return f"{words.get(score, score)} in %" if score in {*words, "accuracy"} else score
 
 
 def _depth(row: SizeRow) -> int:
@@ -179,14 +134,14 @@ def _panels(figure: Figure, trained: Sequence[float], untrained: Sequence[float]
     middle = (max(untrained) + min(untrained)) / 2
     lower.set_ylim(middle - half, middle + half)
     upper.spines["bottom"].set_visible(False)
-    slanted = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 9, "color": _FAINT, "clip_on": False}
+    slanted = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 9, "color": FAINT, "clip_on": False}
     upper.plot([0], [0], transform=upper.transAxes, **slanted)
     lower.plot([0], [1], transform=lower.transAxes, **slanted)
     return [upper, lower]
 
 
 def _draw_front(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
-    axes.plot(*_points(_front(rows, score), score), color=_INK, linewidth=1.4, label="best up to that size", zorder=3)
+    axes.plot(*_points(_front(rows, score), score), color=INK, linewidth=1.4, label="best up to that size", zorder=3)
 
 
 def _draw_widths(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
@@ -194,7 +149,7 @@ def _draw_widths(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
     for width in widths:
         same = [row for row in rows if row.width == width]
         label = "same width" if width == widths[0] else None
-        axes.plot(*_points(same, score), color=_FAINT, linewidth=0.7, alpha=0.6, label=label, zorder=2.5)
+        axes.plot(*_points(same, score), color=FAINT, linewidth=0.7, alpha=0.6, label=label, zorder=2.5)
 
 
 def _draw_points(panels: Sequence[Axes], rows: Sequence[SizeRow], score: str) -> None:
@@ -232,9 +187,9 @@ def _name_points(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
                 ha=side,
                 fontsize=9,
                 fontweight="bold",
-                color=_INK,
+                color=INK,
                 path_effects=[withStroke(linewidth=3, foreground="white")],
-                arrowprops={"arrowstyle": "-", "color": _FAINT, "linewidth": 0.7, "shrinkB": 3} if y < -20 else None,
+                arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.7, "shrinkB": 3} if y < -20 else None,
                 zorder=5,
             )
 
@@ -245,7 +200,6 @@ def _scale(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(_count))
     axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.margins(y=0.09)
 
 
@@ -257,37 +211,19 @@ def _write_cells(axes: Axes, values: np.ndarray) -> None:
     light = np.nanmin(values) + 0.62 * np.ptp(values[~np.isnan(values)])  # from here on white text is hard to read
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            colour = "white" if value < light else _INK
+            colour = "white" if value < light else INK
             axes.text(column + 0.5, row + 0.5, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
 
 
 def _head(axes: Axes, title: str) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
-    text = fill(_printable(title), int(_LETTERS * figure.get_figwidth()))
-    axes.set_title(text, loc="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
-
-
-def _style(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(length=0, colors=_INK)
-    axes.set_axisbelow(True)
+    text = fill(printable(title), int(_LETTERS * figure.get_figwidth()))
+    axes.set_title(text, loc="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
 
 
 def _style_bar(bar: Colorbar, label: str) -> None:
-    bar.set_label(label, color=_INK)
+    bar.set_label(label, color=INK)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, colors=_INK)
+    bar.ax.tick_params(length=0, colors=INK)
     bar.minorticks_off()
-
-
-def _printable(text: str) -> str:
-    """Text with a question mark for what the font cannot draw, which would be a warning and an empty box."""
-    known = get_font(findfont(FontProperties())).get_charmap()
-    return "".join(letter if ord(letter) in known else "?" for letter in text)
-
-
-def _save(figure: Figure, out: Path) -> None:
-    with whole_file(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI)

@@ -11,8 +11,8 @@ from poa.data.augment import normalise
 from poa.data.index import open_index
 from poa.data.loader import centre_crop, read_or_none
 from poa.errors import UserError
+from poa.plots.figure import Cell, Row, sheet
 from poa.plots.robustness import strengths_table
-from poa.plots.sheets import Cell, Row, sheet
 from poa.robustness.conditions import Corrupted, Disturbance, Occluded, Robustness, Shuffled
 from poa.robustness.corruptions import CORRUPTIONS, SEVERITIES
 
