@@ -30,7 +30,7 @@ from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
 from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
-from poa.evaluation.sweep import Scoring
+from poa.evaluation.sweep import BATCH, SweepOptions
 from poa.experiments.demo import TEST, TRAIN
 from poa.models.run import Paths
 from poa.models.source import ModelSource, model_source
@@ -70,7 +70,7 @@ def compare(source: ModelSource, arguments: argparse.Namespace) -> None:
     processor: dict[str, list[float]] = {"sweep": [], "bare": []}
 
     def sweep() -> None:
-        evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, overwrite=True, console=QUIET)
+        evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, options=SweepOptions(overwrite=True, console=QUIET))
 
     def timed(name: str, work: Callable[[], None]) -> Callable[[int], None]:
         def run(_: int) -> None:
@@ -101,13 +101,10 @@ def compare(source: ModelSource, arguments: argparse.Namespace) -> None:
 def prepared(source: ModelSource, device: torch.device) -> list[Tensor]:
     """All images as the sweep batches them, ready for the networks."""
     seen = source.preprocessing
-    batch_size = Scoring(seen.image_size, seen.resize, seen.mean, seen.std).batch_size
     return [
         normalise(batch.images.to(device), mean=seen.mean, std=seen.std)
         for data in (TRAIN, TEST)
-        for batch in images_for_scoring(
-            open_index(data), size=seen.image_size, resize=seen.resize, batch_size=batch_size
-        )
+        for batch in images_for_scoring(open_index(data), size=seen.image_size, resize=seen.resize, batch_size=BATCH)
     ]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from poa.data.images import Preprocessing
 from poa.elastic.space import SearchSpace, Size
 from poa.evaluation.results import Scores
+from poa.evaluation.sweep import SweepOptions
 from poa.families.base import Features
 from poa.families.vit import ViT
 from poa.models.source import ModelSource
@@ -53,8 +54,10 @@ def source(out: Path, **over: Any) -> ModelSource:
 
 
 def evaluate(given: ModelSource, settings: Robustness = SETTINGS, **options: Any) -> Scores:
-    usual = {"train": "digits/train", "test": "digits/test", "limit": 60, "test_limit": 30}
-    return robustness.evaluate(given, settings, **{**usual, "console": Console(quiet=True), **options})
+    images = {"train": "digits/train", "test": "digits/test", "limit": 60, "test_limit": 30, "masks": None}
+    images |= {key: options.pop(key) for key in images if key in options}
+    options = {"options": SweepOptions(**options, console=Console(quiet=True))}
+    return robustness.evaluate(given, settings, **images, **options).scores
 
 
 def pictures(root: Path, *, seed: int = 0, side: int = 12) -> str:

@@ -109,21 +109,15 @@ def evaluate(
         UserError: Something given is not as it must be.
     """
     from poa.evaluation import evaluate as scoring
+    from poa.evaluation.sweep import SweepOptions
     from poa.models.source import model_source
 
     given = subject if isinstance(subject, str | PathLike) else subject.folder
     chosen = scoring.protocol_of(protocol, settings)
-    return scoring.evaluate(
-        model_source(str(given), branch=branch, image_size=image_size, out=None if out is None else Path(out)),
-        chosen,
-        train=train,
-        test=test,
-        sizes=sizes,
-        name=name,
-        limit=limit,
-        workers=workers,
-        overwrite=overwrite,
-    )
+    source = model_source(str(given), branch=branch, image_size=image_size, out=None if out is None else Path(out))
+    options = SweepOptions(sizes, name, workers, overwrite)
+    results = scoring.evaluate(source, chosen, train=train, test=test, limit=limit, options=options)
+    return results.of(source.choose(sizes))
 
 
 def evaluate_knn(run: "Run", *, train: str, test: str, **options: Any) -> "Scores":

@@ -3,24 +3,29 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, open_index
 from poa.elastic.space import SearchSpace, Size
+from poa.evaluation import sweep
 from poa.evaluation.knn import Knn
 from poa.evaluation.results import Results, Scores
-from poa.evaluation.sweep import Scoring, score_networks
+from poa.evaluation.sweep import SweepOptions
 from poa.families.vit import ViT
+from poa.features.extract import Progress
+from poa.models.source import ModelSource
 
 SPACE = SearchSpace.grid((32, 48), (1, 2))
 FAMILY = ViT(SPACE, image_size=8, patch_size=4, head_dim=16, layer_scale=0.0)
 SIZES = tuple(map(str, SPACE.sizes))
 KNN = Knn(ks=(5, 20))
-SCORING = Scoring(image_size=8, resize=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), batch_size=16, networks_at_once=3)
+PREPROCESSING = Preprocessing(8, 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def make_network(name: str) -> nn.Module:
@@ -36,11 +41,39 @@ def digits(cache: Path, *, train: int = 80, test: int = 40) -> dict[str, ImageIn
     }
 
 
-def score_all(out: Path, names: Sequence[str] = SIZES, **options: Any) -> Results:
-    defaults = {"networks": make_network, "weights": "seed 0", "scoring": SCORING, "device": torch.device("cpu")}
-    if "train_index" not in options:
-        options |= digits(out.parent / "cache")
-    return score_networks(names=names, out=out, **{**defaults, "protocol": KNN, **options})
+class Told:
+    """Stands in for the bars of a sweep."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress or (lambda *_: None)
+
+    def __enter__(self) -> Progress:
+        return self._progress
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def score_all(
+    out: Path,
+    names: Sequence[str] = SIZES,
+    *,
+    networks: Any = make_network,
+    weights: str = "seed 0",
+    protocol: Any = KNN,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    at_once: int = 3,
+    batch: int = 16,
+    **images: Any,
+) -> Results:
+    images = images or digits(out.parent / "cache")
+    source = ModelSource("mine", SIZES, networks, networks, weights, PREPROCESSING, out.parent)
+    options = SweepOptions(name=out.name, overwrite=overwrite)
+    scorer = sweep.FrozenFeatures.of(source, names, protocol, train=images["train_index"], test=images["test_index"])
+    constants = {"AT_ONCE": at_once, "BATCH": batch, "Bars": lambda _: Told(progress)}
+    with patch.multiple(sweep, **constants):
+        return sweep.sweep(source, scorer, names, options)
 
 
 def score(out: Path, names: Sequence[str] = SIZES, **options: Any) -> Scores:

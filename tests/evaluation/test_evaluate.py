@@ -14,8 +14,7 @@ import poa as library
 from command import SIZES, poa, tiny_file
 from poa.errors import UserError
 from poa.evaluation import evaluate
-from poa.evaluation.knn import Knn
-from poa.evaluation.linear import Linear
+from poa.evaluation.results import results_file
 from poa.models.run import Run
 from poa.models.source import model_source
 
@@ -245,9 +244,9 @@ def test_the_library_scores_too(made: Path, run: Path) -> None:
 
 def test_names_of_results(run: Path) -> None:
     teacher, untrained = (model_source(str(run), branch=branch) for branch in ("teacher", "untrained"))
-    assert [evaluate.default_name(each, Knn()) for each in (teacher, untrained)] == ["knn", "untrained"]
-    assert [evaluate.default_name(each, Linear()) for each in (teacher, untrained)] == ["linear", "linear-untrained"]
-    assert evaluate.results_file(untrained, Linear(), "a") == run / "eval/a/linear.json"
+    assert [results_file(each, "knn").parent.name for each in (teacher, untrained)] == ["knn", "untrained"]
+    assert [results_file(each, "linear").parent.name for each in (teacher, untrained)] == ["linear", "linear-untrained"]
+    assert results_file(untrained, "linear", "a") == run / "eval/a/linear.json"
 
 
 def test_flops_that_cannot_be_counted_are_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.data.sampler import folds_of
 from poa.errors import UserError
@@ -13,8 +14,9 @@ from poa.evaluation.joint_linear import JointLinear, Slimmable, Switchable
 from poa.evaluation.linear import FOLDS
 from poa.evaluation.protocol import Outcome, Rows
 from poa.evaluation.results import NotScored, Results
-from poa.evaluation.sweep import Scoring, score_networks
+from poa.evaluation.sweep import FrozenFeatures, SweepOptions, sweep
 from poa.families.base import Features
+from poa.models.source import ModelSource
 
 CPU = torch.device("cpu")
 SHORT: dict[str, Any] = {"epochs": 4, "batch_size": 32}
@@ -127,17 +129,12 @@ class Pixels(nn.Module):
 
 
 def score(names: list[str], out: Path, *, networks: Any = None, protocol: JointLinear | None = None) -> Results:
-    return score_networks(
-        networks or (lambda name: Pixels(int(name.partition("x")[0]))),
-        names,
-        protocol=protocol or Switchable(learning_rates=(0.3,), epochs=2),
-        train_index=open_index("digits/train", limit=200),
-        test_index=open_index("digits/test"),
-        out=out,
-        weights="pixels",
-        scoring=Scoring(32, 32, (0.0,) * 3, (1.0,) * 3, networks_at_once=1),
-        device=CPU,
-    )
+    networks = networks or (lambda name: Pixels(int(name.partition("x")[0])))
+    seen = Preprocessing(32, 32, (0.0,) * 3, (1.0,) * 3)
+    source = ModelSource("mine", tuple(names), networks, networks, "pixels", seen, out.parent)
+    protocol = protocol or Switchable(learning_rates=(0.3,), epochs=2)
+    indexes = {"train": open_index("digits/train", limit=200), "test": open_index("digits/test")}
+    return sweep(source, FrozenFeatures.of(source, names, protocol, **indexes), names, SweepOptions(name=out.name))
 
 
 def test_sweep_scores_all_at_once(tmp_path: Path) -> None:

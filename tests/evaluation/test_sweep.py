@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from evaluation.scored import scored
-from evaluation.sweeps import SCORING, SIZES, digits, folder, make_network, score, score_all
+from evaluation.sweeps import SIZES, digits, folder, make_network, score, score_all
 from poa.data.index import ImageIndex
 from poa.data.loader import images_for_scoring
 from poa.evaluation.clustering import Cluster
@@ -142,8 +141,7 @@ def test_a_protocol_may_prepare_networks_and_name_columns(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_grouping_does_not_matter(tmp_path: Path, whole: Scores, at_once: int) -> None:
-    other = replace(SCORING, networks_at_once=at_once, workers=0)
-    assert score(tmp_path / "out", scoring=other) == whole
+    assert score(tmp_path / "out", at_once=at_once) == whole
 
 
 def test_images_are_decoded_once_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,13 @@
 """What cannot be scored is told, and does not keep the rest from it."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
-from evaluation.sweeps import SCORING, SIZES, Counting, Diverged, digits, folder, make_network, score
+from evaluation.sweeps import SIZES, Counting, Diverged, digits, folder, make_network, score
 from poa.errors import UserError
 from poa.evaluation.clustering import Cluster
 from poa.evaluation.knn import Knn
@@ -70,12 +69,6 @@ def test_wrong_labels(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             score(tmp_path / "out", train_index=train, test_index=test, protocol=Knn(ks=(5,)))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("field", ["batch_size", "networks_at_once"])
-def test_nothing_at_a_time(field: str) -> None:
-    with pytest.raises(UserError, match="at least one image and one network"):
-        replace(SCORING, **{field: 0})
 
 
 def test_results_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """A stopped sweep goes on where it was, and only with the settings it began with."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluation.sweeps import SCORING, SIZES, Counting, digits, score
+from evaluation.sweeps import SIZES, Counting, digits, score
 from poa import distributed
 from poa.errors import UserError
 from poa.evaluation import sweep
@@ -99,8 +98,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words + r".*another --name.*--overwrite"):
             score(tmp_path / "out", **options)
-    harmless = replace(SCORING, batch_size=7, networks_at_once=1)
-    assert score(tmp_path / "out", names=SIZES[:1], scoring=harmless, networks=Counting(0))
+    assert score(tmp_path / "out", names=SIZES[:1], at_once=1, batch=7, networks=Counting(0))
 
 
 def test_overwrite(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from poa.cli import embed as command
+from poa.cli.embed import embed as command
 from poa.data.augment import normalise
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, open_index
@@ -20,7 +20,7 @@ from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.families.base import Features
 from poa.families.vit import ViT
-from poa.features import embed, formats
+from poa.features import embed, extract, formats
 from poa.features.formats import Table
 from poa.models.source import ModelSource
 
@@ -213,7 +213,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         starts.append(start)
         return images_for_scoring(*arguments, start=start, **options)
 
-    monkeypatch.setattr(embed, "images_for_scoring", counted)
+    monkeypatch.setattr(extract, "images_for_scoring", counted)
     again = write(tmp_path / "out.npy", limit=50, patches=patches)
     assert starts == [32]  # one batch went by to see how wide the features are
     for name in ("", "-patches") if patches else ("",):
@@ -352,7 +352,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> App:
 
     monkeypatch.setattr("poa.models.source.model_source", model_source)
     app = App(name="poa", result_action="return_value")
-    app.command(command.embed)
+    app.command(command)
     return app
 
 
@@ -365,7 +365,7 @@ def test_command(run: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         f"{tmp_path}/f-32x1.npy: 8 images, 32 values each",
         f"{tmp_path}/f-48x2.npy: 8 images, 48 values each",
     ]
-    assert "images: 8 in " in shown.err
+    assert "images: 8/8" in shown.err
     for bad in ("ant/1.png", "bee/0.png", "bee/1.png", "bee/3.png"):
         (tmp_path / "images" / bad).unlink()
         (tmp_path / "images" / bad).write_bytes(b"damaged")

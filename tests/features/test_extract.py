@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from poa.data.augment import normalise
+from poa.data.images import Preprocessing
 from poa.data.loader import ScoringImages
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
@@ -53,7 +54,7 @@ def make_networks(*names: str) -> dict[str, nn.Module]:
 
 def extract(folder: Path, networks: dict[str, nn.Module], batches: Any, **options: Any) -> Extracted:
     defaults = {"num_images": NUM_IMAGES, "settings": {"weights": "a"}, "save_every": 2}
-    fixed = {"device": torch.device("cpu"), "mean": MEAN, "std": STD}
+    fixed = {"device": torch.device("cpu"), "preprocessing": Preprocessing(8, 8, MEAN, STD)}
     return extract_features(networks, batches, folder=folder, **{**defaults, **fixed, **options})
 
 
@@ -127,10 +128,11 @@ def test_starts_again_from_a_damaged_state(tmp_path: Path) -> None:
     assert extract(tmp_path / "work", make_networks("32x1"), source()).num_bad == len(BAD)
 
 
-def test_files_are_float32_arrays_whatever_the_precision(tmp_path: Path) -> None:
+def test_files_are_float32_arrays_whatever_the_networks_give(tmp_path: Path) -> None:
     networks = make_networks("32x1")
     exact = extract(tmp_path / "a", networks, source()).features["32x1"]
-    rough = extract(tmp_path / "b", networks, source(), precision=torch.bfloat16).features["32x1"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = extract(tmp_path / "b", networks, source()).features["32x1"]
     stored = np.load(tmp_path / "b" / "32x1.npy")
     assert stored.dtype == np.float32
     assert stored.shape == (NUM_IMAGES, 32)

@@ -17,7 +17,7 @@ from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
 from poa.data.views import make_crops, resize, sample_generator
 from poa.errors import UserError
-from poa.evaluation.label_free import views_of
+from poa.evaluation.quality import views_of
 from poa.models.run import Run
 from poa.models.source import ModelSource, model_source
 from poa.pictures import draw as picturing

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.errors import UserError
 from poa.robustness.backgrounds import MaskedImages
@@ -41,7 +42,8 @@ def test_swapped_backgrounds(tmp_path: Path) -> None:
 
 def masked(root: Path, **over: Any) -> MaskedImages:
     index = open_index(pictures(root))
-    given = {"index": index, "labels": index.labels(), "folder": root / "masks", "size": 12, "resize": 12}
+    seen = Preprocessing(12, 12, (0.5,) * 3, (0.5,) * 3)
+    given = {"index": index, "labels": index.labels(), "folder": root / "masks", "preprocessing": seen}
     return MaskedImages(**{**given, **over})
 
 

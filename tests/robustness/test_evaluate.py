@@ -1,4 +1,4 @@
-"""Scores of disturbed images: those of each disturbance alone, by the same settings, of all networks there are."""
+"""Scores under all conditions: those of each condition alone, by the same settings, of all networks there are."""
 
 import csv
 import json
@@ -17,9 +17,9 @@ from poa.data.loader import images_for_scoring
 from poa.errors import UserError
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
-from poa.evaluation.results import NotScored
+from poa.evaluation.results import NotScored, results_file
+from poa.robustness import conditions
 from poa.robustness import evaluate as robustness
-from poa.robustness import images as disturbed_images
 from poa.robustness.conditions import Robustness
 from poa.robustness.corruptions import CORRUPTIONS, corrupt
 from poa.robustness.occlusion import hide, shuffle
@@ -38,7 +38,7 @@ def normal(images: Tensor) -> Tensor:
 
 
 def test_scores_are_those_of_each_condition_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disturbed_images, "_MOST", 7)
+    monkeypatch.setattr(conditions, "_MOST", 7)
     monkeypatch.setattr(robustness, "ROWS", 16)
     found = evaluate(source(tmp_path))
     train, test = open_index("digits/train", limit=60), open_index("digits/test", limit=30)
@@ -53,15 +53,15 @@ def test_scores_are_those_of_each_condition_alone(tmp_path: Path, monkeypatch: p
     for size in SIZES:
         network = make_network(size)
         rows = network(normal(crops(train))).cls
-        for condition, disturbed_ones in seen.items():
+        for condition, changed in seen.items():
             labels = torch.from_numpy(train.labels()), torch.from_numpy(test.labels())
-            data = rows, labels[0], network(disturbed_ones).cls, labels[1]
+            data = rows, labels[0], network(changed).cls, labels[1]
             wanted = scored(Knn(ks=(5,)), *data, num_classes=10).scores["top1@5"]
             assert found[size][condition] == pytest.approx(wanted)
     assert found[SIZES[0]]["clean"] > found[SIZES[0]]["fog 5"]
 
 
-def test_the_linear_judge_is_the_linear_protocol(tmp_path: Path) -> None:
+def test_the_linear_classifier_is_the_linear_protocol(tmp_path: Path) -> None:
     settings = Robustness(occlusion=(0.5,), shuffle=(), corruptions=(), judge="linear")
     found = evaluate(source(tmp_path), settings, sizes=SIZES[0])[SIZES[0]]
     train, test = open_index("digits/train", limit=60), open_index("digits/test", limit=30)
@@ -77,7 +77,7 @@ def test_summary_by_hand() -> None:
     hits = {"clean": "1111", "occlusion 0.1": "1110", "occlusion 0.5": "1000", "shuffle 2x2": "1100"}
     hits |= {"fog 1": "1110", "fog 5": "0000", "jpeg 1": "1100", "jpeg 5": "1000", "background own": "11"}
     hits |= {"background swapped": "10"}
-    found = robustness.outcome_of({name: torch.tensor([x == "1" for x in bits]) for name, bits in hits.items()})
+    found = robustness.outcome_of({name: torch.tensor([x == "1" for x in bits]) for name, bits in hits.items()}, {})
     means = {"clean": 100, "corruptions": 37.5, "corruptions relative": 37.5, "occlusion": 50, "shuffle": 50}
     means |= {"weather": 37.5, "digital": 37.5, "fog 1": 75, "background own": 100, "background swapped": 50}
     assert {name: found.scores[name] for name in means} == means
@@ -86,15 +86,15 @@ def test_summary_by_hand() -> None:
     assert found.details == {"background own": 2, "background swapped": 2}
     low, high = found.intervals()["corruptions"]
     assert low < 37.5 < high
-    half = robustness.outcome_of({"clean": torch.tensor([True, False]), "fog 1": torch.tensor([False, True])})
+    half = robustness.outcome_of({"clean": torch.tensor([True, False]), "fog 1": torch.tensor([False, True])}, {})
     assert half.scores["corruptions relative"] == 100
 
 
 def test_files(tmp_path: Path) -> None:
     found = evaluate(source(tmp_path))
-    path = robustness.results_file(source(tmp_path))
+    path = results_file(source(tmp_path), "robustness")
     assert path == tmp_path / "robustness" / "robustness.json"
-    assert robustness.results_file(source(tmp_path, branch="untrained")).parent.name == "robustness-untrained"
+    assert results_file(source(tmp_path, branch="untrained"), "robustness").parent.name == "robustness-untrained"
     written = json.loads(path.read_text())
     assert written["scores"] == found
     assert set(CONDITIONS) < set(found[SIZES[0]])
@@ -108,7 +108,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(robustness, "AT_ONCE", 1)
+    monkeypatch.setattr(robustness.RobustnessScorer, "at_once", 1)
     built: list[str] = []
 
     def network(name: str) -> nn.Module:
@@ -126,13 +126,13 @@ def test_what_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("options", [{"scale": math.nan}, {"only_dark": True}])
-def test_a_network_that_cannot_be_judged_does_not_keep_others_from_it(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_network_that_cannot_be_scored_does_not_keep_others_from_it(tmp_path: Path, options: dict[str, Any]) -> None:
     def network(name: str) -> nn.Module:
         return make_network(name, **(options if name == SIZES[0] else {}))
 
     settings = Robustness(occlusion=(), shuffle=(), corruptions=("brightness",), severities=(5,), k=5)
     whole = evaluate(source(tmp_path / "whole"), settings)
-    told = f"1 of 2 networks could not be judged; the others are in .* {SIZES[0]}: .* NaN"
+    told = f"1 of 2 networks could not be scored; the others are in .* {SIZES[0]}: .* NaN"
     with pytest.raises(NotScored, match=told) as caught:
         evaluate(source(tmp_path / "out", network=network), settings)
     assert caught.value.results.scores == {SIZES[1]: whole[SIZES[1]]}

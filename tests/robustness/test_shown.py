@@ -1,4 +1,4 @@
-"""Robustness as the user sees it: the command, its table, curves, and a sheet of disturbed images."""
+"""Robustness as the user sees it: the command, its table, curves, and a sheet of all conditions."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from cyclopts import App
 from PIL import Image
 
-from poa.cli import robustness as commands
+from poa.cli.robustness import disturbances, robustness
 from poa.errors import UserError
 from poa.plots.robustness import Panel, curves, robustness_table
 from poa.robustness import evaluate, sheet
@@ -59,7 +59,7 @@ def test_table_gives_the_place_of_groups_to_backgrounds() -> None:
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("poa.models.source.model_source", lambda *_, **__: source(tmp_path))
     app = App(name="poa", result_action="return_value")
-    app.command(commands.robustness)
+    app.command(robustness)
     words = ["robustness", "runs/mine", "--train", "digits/train", "--test", "digits/test", "--limit", "40", "--k", "5"]
     words += ["--test-limit", "20"]
     app([*words, "--corruptions", "jpeg", "--severities", "1", "5", "--shuffle", "2"], exit_on_error=False)
@@ -72,7 +72,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         f"Curves: {tmp_path}/robustness/robustness.png",
     ]
     assert sides(tmp_path / "robustness" / "robustness.png")[0] > 800
-    scores = json.loads((tmp_path / "robustness/evaluate.json").read_text())["scores"][SIZES[0]]
+    scores = json.loads((tmp_path / "robustness/robustness.json").read_text())["scores"][SIZES[0]]
     assert [name for name in scores if name[-1].isdigit()] == [
         *(f"occlusion 0.{tenth}" for tenth in range(1, 10)),
         "shuffle 2x2",
@@ -80,15 +80,15 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "jpeg 5",
     ]
     app([*words, "--kinds", "occlusion", "--occlusion", "0.5", "--name", "less"], exit_on_error=False)
-    scores = json.loads((tmp_path / "less/evaluate.json").read_text())["scores"][SIZES[0]]
+    scores = json.loads((tmp_path / "less/robustness.json").read_text())["scores"][SIZES[0]]
     assert list(scores) == ["clean", "occlusion", "occlusion 0.5"]
     with pytest.raises(UserError, match="--shuffle is given, but --kinds leaves it out"):
         app([*words, "--kinds", "occlusion", "--shuffle", "2"], exit_on_error=False)
 
 
-def test_sheet_of_disturbances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sheet_of_all_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = App(name="poa", result_action="return_value")
-    app.command(commands.disturbances)
+    app.command(disturbances)
     out = tmp_path / "sheet.png"
     app(["disturbances", "--images", "digits/test", "--out", str(out), "--image-size", "16"], exit_on_error=False)
     lines = capsys.readouterr().out.splitlines()
@@ -102,7 +102,7 @@ def test_sheet_of_disturbances(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("options", "words"),
     [
         ({"out": "sheet.jpg"}, "written as .png, got .*sheet.jpg"),
-        ({"image_size": 1}, "got an --image-size of 1"),
+        ({"image_size": 1}, "--image-size must be at least 2, got 1"),
         ({"number": 445}, "--number goes from 0 to 444, got 445"),
     ],
 )

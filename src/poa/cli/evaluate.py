@@ -12,6 +12,7 @@ from poa.errors import UserError
 
 if TYPE_CHECKING:
     from poa.evaluation.protocol import Protocol
+    from poa.evaluation.sweep import SweepOptions
     from poa.models.source import ModelSource
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
@@ -49,6 +50,12 @@ class Options:
     limit: int | None = None
     workers: int = 0
     overwrite: Switch = False
+
+    def of_sweep(self) -> "SweepOptions":
+        """Those that all sweeps take."""
+        from poa.evaluation.sweep import SweepOptions
+
+        return SweepOptions(self.sizes, self.name, self.workers, self.overwrite, Console(stderr=True))
 
 
 DEFAULTS = Options()
@@ -258,20 +265,16 @@ def _score(name: str, protocol: "Protocol", train: str | None, test: str, option
             protocol,
             train=train,
             test=test,
-            sizes=options.sizes,
-            name=options.name,
             limit=options.limit,
-            workers=options.workers,
-            overwrite=options.overwrite,
-            console=Console(stderr=True),
+            options=options.of_sweep(),
         )
 
 
 def _show(source: "ModelSource", protocol: "Protocol", options: Options) -> None:
-    from poa.evaluation import evaluate as scoring
+    from poa.evaluation.results import results_file
     from poa.plots.sizes import map_of_rows
 
-    path = scoring.results_file(source, protocol, options.name)
+    path = results_file(source, protocol.name, options.name)
     rows, headline = show_scores(source, path, headline=protocol.headline, sizes=options.sizes)
     title = f"{Path(source.name).resolve().name}, {path.parent.name}"
     if map_of_rows(rows, headline, out=path.with_suffix(".png"), title=title):

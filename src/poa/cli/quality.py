@@ -23,31 +23,27 @@ def quality(model: str, /, *, data: str, k: int = 10, seed: int = 0, options: Op
         seed: Of the augmented views.
         options: As for all.
     """
-    from poa.evaluation import label_free
+    from poa.evaluation import quality as measures
     from poa.models.source import model_source
 
     networks = model_source(model, branch=options.branch, image_size=options.image_size, out=options.out)
     with then(lambda: _show(networks, options)):
-        label_free.evaluate(
+        measures.evaluate(
             networks,
             data,
-            sizes=options.sizes,
-            name=options.name,
             k=k,
             seed=seed,
             limit=options.limit,
-            workers=options.workers,
-            overwrite=options.overwrite,
-            console=Console(stderr=True),
+            options=options.of_sweep(),
         )
 
 
 def _show(source: "ModelSource", options: Options) -> None:
-    from poa.evaluation import label_free
     from poa.evaluation.evaluate import read_scores
+    from poa.evaluation.results import results_file
     from poa.plots.quality import quality_table
 
-    path = label_free.results_file(source, options.name)
+    path = results_file(source, "quality", options.name)
     measures, _, _ = read_scores(path)
     shown = {network: measures[network] for network in source.choose(options.sizes) if network in measures}
     if shown:

@@ -115,13 +115,9 @@ def robustness(
             train=train,
             test=test,
             masks=masks,
-            sizes=options.sizes,
-            name=options.name,
             limit=options.limit,
             test_limit=test_limit,
-            workers=options.workers,
-            overwrite=options.overwrite,
-            console=Console(stderr=True),
+            options=options.of_sweep(),
         )
 
 
@@ -144,10 +140,11 @@ def disturbances(*, images: str, out: Path, image_size: int = 224, number: int =
 
 def _show(source: "ModelSource", options: Options) -> None:
     from poa.evaluation.evaluate import read_scores
+    from poa.evaluation.results import results_file
     from poa.plots.robustness import curves, robustness_table
     from poa.robustness import evaluate as sweep
 
-    path = sweep.results_file(source, options.name)
+    path = results_file(source, "robustness", options.name)
     scores, intervals, _ = read_scores(path)
     shown = {network: scores[network] for network in source.choose(options.sizes) if network in scores}
     if not shown:

@@ -92,6 +92,11 @@ class ImageIndex:
             return self._table.fingerprint
         return _digest(self._table.fingerprint.encode(), self.chosen.tobytes())
 
+    @property
+    def identity(self) -> str:
+        """The set in words, as results name it: number of images and fingerprint."""
+        return f"{len(self)} images {self.fingerprint}"
+
     def name(self, i: int) -> str:
         """Return the path of image ``i`` relative to the source (absolute where a list says so)."""
         return self._table.entry(self._row(i)).name

@@ -2,13 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from poa import distributed
 from poa.data.index import open_index
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
@@ -18,14 +14,13 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.linear import FewShot, Linear
 from poa.evaluation.probe import Probe
 from poa.evaluation.protocol import Protocol
-from poa.evaluation.results import Intervals, Scores, intervals_of, size_of
+from poa.evaluation.results import Intervals, Results, Scores, intervals_of, size_of
 from poa.evaluation.retrieval import Retrieval
-from poa.evaluation.sweep import Scoring, score_networks
+from poa.evaluation.sweep import DEFAULTS, FrozenFeatures, SweepOptions, sweep
 from poa.families.base import Family
 from poa.models.run import Run
 from poa.models.source import ModelSource
 from poa.plots.tables import SizeRow, score_names, size_rows
-from poa.training.progress import Bars
 
 PROTOCOLS: Mapping[str, type[Protocol]] = {
     kind.name: kind for kind in (Knn, Linear, Switchable, Slimmable, Probe, FewShot, Cluster, Retrieval)
@@ -43,13 +38,9 @@ def evaluate(
     *,
     train: str | None = None,
     test: str,
-    sizes: str | Sequence[str] = "all",
-    name: str | None = None,
     limit: int | None = None,
-    workers: int = 0,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> Scores:
+    options: SweepOptions = DEFAULTS,
+) -> Results:
     """Scores of networks on frozen features, in percent, also written to ``NAME/PROTOCOL.json`` and ``.csv``.
 
     Args:
@@ -57,37 +48,18 @@ def evaluate(
         protocol: How to score.
         train: Labelled images to learn from, for protocols that need them.
         test: Labelled images to test on.
-        sizes: ``all``, or names of sizes.
-        name: Folder of the results in the source's ``out``; see ``default_name``.
         limit: Take only a class-balanced part of the training images; of the test images where none are needed.
-        workers: Processes that decode images.
-        overwrite: Forget results of that name.
-        console: Where to show progress.
+        options: Which networks, and where to write.
 
     Raises:
         NotScored: Some networks could not be scored; the scores of the others are written.
         UserError: Sizes, images or labels are not as they must be, or the name holds results of other settings.
     """
-    chosen = source.choose(sizes)
-    path = results_file(source, protocol, name)
+    names = source.choose(options.sizes)
     train_index = None if train is None else open_index(train, limit=limit)
     test_index = open_index(test, limit=limit if train is None else None)
-    scoring = Scoring(**asdict(source.preprocessing), workers=workers)
-    with Bars(console or Console(stderr=True)) as bars:
-        results = score_networks(
-            source.network,
-            chosen,
-            protocol=protocol,
-            train_index=train_index,
-            test_index=test_index,
-            out=path.parent,
-            weights=source.weights,
-            scoring=scoring,
-            device=distributed.this_device(),  # that of a run is perhaps on another machine
-            overwrite=overwrite,
-            progress=bars,
-        )
-    return {network: results.scores[network] for network in chosen}
+    scorer = FrozenFeatures.of(source, names, protocol, train=train_index, test=test_index, workers=options.workers)
+    return sweep(source, scorer, names, options)
 
 
 def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
@@ -103,32 +75,6 @@ def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
     if name not in PROTOCOLS:
         raise UserError(f"There is no way of scoring called {name!r}. {nearest(name, PROTOCOLS)}")
     return PROTOCOLS[name](**settings)
-
-
-def default_name(source: ModelSource, protocol: Protocol) -> str:
-    """The protocol's name, with that of the branch unless it is ``teacher``; k-NN leaves out its own.
-
-    Args:
-        source: Whose networks.
-        protocol: How they are scored.
-    """
-    if source.branch == "teacher":
-        return protocol.name
-    return source.branch if protocol.name == Knn.name else f"{protocol.name}-{source.branch}"
-
-
-def results_file(source: ModelSource, protocol: Protocol, name: str | None = None) -> Path:
-    """Where results are written.
-
-    Args:
-        source: Whose networks.
-        protocol: How they are scored.
-        name: Of the folder; see ``default_name``.
-
-    Raises:
-        UserError: The name has slashes.
-    """
-    return source.results(protocol.name, name or default_name(source, protocol)) / f"{protocol.name}.json"
 
 
 def rows(run: Run) -> list[SizeRow]:

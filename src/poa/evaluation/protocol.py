@@ -50,17 +50,21 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a protocol found out about one network.
+    """What was found out about one network.
 
     Attributes:
         scores: In percent, by name.
         values: The same for each test image, of those scores that are a mean over images.
         details: What else is written down, such as what was chosen on the way; no scores.
+        bad_images: How many images of each kind, such as ``test``, could not be read.
+        ends: Of the 95 % intervals of scores that are no mean over images.
     """
 
     scores: Mapping[str, float]
     values: Mapping[str, Float[Tensor, " _"]] = field(default_factory=dict)
     details: Mapping[str, float] = field(default_factory=dict)
+    bad_images: Mapping[str, int] = field(default_factory=dict)
+    ends: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def of_ranks(cls, ranks: Int[Tensor, " images"], details: Mapping[str, float] | None = None) -> "Outcome":
@@ -70,8 +74,9 @@ class Outcome:
         return cls(scores, {name: percent(hits) for name, hits in top_k(ranks).items()}, details or {})
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals over test images, of the scores that have values of more than one image."""
-        return {name: bootstrap_interval(values) for name, values in self.values.items() if len(values) > 1}
+        """Those that are given, and bootstrap intervals over test images of scores with values of several images."""
+        found = {name: bootstrap_interval(values) for name, values in self.values.items() if len(values) > 1}
+        return found | dict(self.ends)
 
 
 class Protocol(Settings):

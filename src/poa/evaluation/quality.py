@@ -1,15 +1,43 @@
-"""How good features are without labels: alignment, uniformity, neighbour stability and linear CKA."""
+"""How good features are without labels: the measures, and the scorer that takes them of all networks of a source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 
+from poa import distributed
+from poa.config.pretraining import ViewSettings
+from poa.data.augment import SOLARIZE_THRESHOLD, augment
+from poa.data.index import ImageIndex, open_index
+from poa.data.loader import ScoringImages, images_for_scoring
+from poa.data.views import BLUR_SIGMA, RATIO, collate, make_crops, sample_generator
 from poa.errors import UserError
 from poa.evaluation.knn import nearest_images
-from poa.evaluation.protocol import check_features, check_widths, full_precision, unit_rows
+from poa.evaluation.protocol import Outcome, check_features, check_widths, full_precision, unit_rows
+from poa.evaluation.results import Results
+from poa.evaluation.sweep import AT_ONCE, DEFAULTS, Scorer, SweepOptions, sweep
+from poa.features.extract import Progress, extract_features
+from poa.models.registry import folder_of
+from poa.models.run import load
+from poa.models.source import ModelSource, is_run
+from poa.training.health import rankme
 
+NEIGHBOURS = 10
+BATCH = 128
+SMALL = 96
+"""Side of the smallest images that are blurred, in pixels: the published blur takes all from smaller ones."""
+DRAWN = (
+    *("global_scale", "ratio", "flip", "jitter", "jitter_probability", "grey_probability", "blur_probabilities"),
+    *("blur_sigma", "blur_kernel", "solarize_probability", "solarize_threshold"),
+)
+"""What decides how two views of an image are drawn."""
+VIEWS = 3
+"""Of each image: as it is scored, and two augmented ones."""
 _ALIKE = 1e-12  # of the squared features: deviations of a few last places of float32, which is rounding
 
 
@@ -58,13 +86,8 @@ def uniformity(
     """How evenly features are spread over the sphere; lower is more even (Wang & Isola 2020).
 
     ``log of the mean over pairs of different images of exp(-sharpness * |u - v| ** 2)``, where u and v are features at
-    length 1. 0 if all images have one feature, towards ``-2 * sharpness`` for many images in many dimensions.
-
-    Args:
-        features: One row an image, not yet normalised.
-        sharpness: Called t in the paper; 2 as published.
-        device: Where to compute; that of the features if None.
-        chunk: Side of the blocks of pairs.
+    length 1. 0 if all images have one feature, towards ``-2 * sharpness`` for many images in many dimensions. The
+    sharpness, called t in the paper, is 2 as published; blocks of pairs have ``chunk`` a side.
 
     Raises:
         UserError: There are fewer than two images, features are not finite, or the sharpness is not positive.
@@ -106,14 +129,7 @@ def neighbour_stability(
     """Share of an image's k nearest neighbours by cosine that are the same in two feature sets, mean over images.
 
     1 if both see the same neighbours; about ``k / (images - 1)`` by chance. An image is not its own neighbour; equal
-    similarities are decided by image number.
-
-    Args:
-        first: One row an image, such as a size's; not yet normalised.
-        second: The same images in the same order, such as the teacher's; of any width.
-        k: Number of neighbours.
-        device: Where to compute; that of ``first`` if None.
-        chunk: Side of the blocks of similarities.
+    similarities are decided by image number. Features are not yet normalised, and of the same images in the same order.
 
     Raises:
         UserError: The features do not match or are not finite, or k is not from 1 to the number of other images.
@@ -155,13 +171,8 @@ def linear_cka(
     """Agreement of two feature sets up to rotation and scale: linear centred kernel alignment (Kornblith et al. 2019).
 
     ``|Y'X|^2 / (|X'X| |Y'Y|)`` with Frobenius norms and columns of mean 0; from 0 to 1. It grows by chance as images
-    get few against the widths: compare only values of the same images and the same widths.
-
-    Args:
-        first: One row an image.
-        second: The same images in the same order; of any width.
-        device: Where to compute; that of ``first`` if None.
-        chunk: Images at a time; the memory is bounded by this and the squares of the widths.
+    get few against the widths: compare only values of the same images and the same widths. Memory is bounded by
+    ``chunk``, images at a time, and the squares of the widths.
 
     Raises:
         UserError: The features do not match or are not finite, or are the same for all images.
@@ -202,3 +213,180 @@ def _check_same_images(first: Tensor, second: Tensor, *, least: int = 1) -> None
         )
     check_features(first, name="first", least=least)
     check_features(second, name="second", least=least)
+
+
+@dataclass(frozen=True)
+class Quality(Scorer):
+    """Measures of networks that need no labels.
+
+    - ``rankme``: number of dimensions that features fill, in effect (Garrido et al. 2023).
+    - ``alignment``, ``uniformity``: of two augmented views, and of plain images (Wang & Isola 2020); lower is better.
+    - ``views@k``: share of an image's k nearest neighbours that two augmented views of the images agree on.
+    - ``intact@k``: share of an image's k nearest neighbours that a size and the intact network agree on.
+    - ``cka``: linear CKA of a size and the intact network (Kornblith et al. 2019).
+
+    The last two do not exist for the intact network itself, nor for a network that is no size. Views are drawn from
+    the central square of an image with the settings of the run, or as published. All measures depend on the images
+    and on their number: compare sizes on the same ones.
+    """
+
+    source: ModelSource
+    index: ImageIndex
+    views: ViewSettings
+    k: int
+    seed: int
+    workers: int
+
+    name = "quality"
+    done = "measured"
+    at_once = AT_ONCE
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Weights, images, preprocessing, and how views are drawn."""
+        fixed = {"ratio": RATIO, "blur_sigma": BLUR_SIGMA, "solarize_threshold": SOLARIZE_THRESHOLD}
+        views = self.views.model_dump() | fixed
+        return {
+            "weights": self.source.weights,
+            "images": self.index.identity,
+            **asdict(self.source.preprocessing),
+            "k": self.k,
+            "seed": self.seed,
+            "views": {key: views[key] for key in DRAWN},
+        }
+
+    def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
+        """Measure networks, with the features of the intact one to compare with, which each process extracts once."""
+        intact = self.source.names[-1] if len(self.source.names) > 1 else None
+        others = [name for name in names if name != intact]
+        rows: dict[str, _Rows] = {}
+        if intact is not None:
+            rows, num_bad = self._extract([intact], work.with_name(f"intact-{distributed.rank()}"), progress)
+        if others:
+            found, num_bad = self._extract(others, work, progress)
+            rows |= found
+        reference = None if intact is None else rows[intact].plain
+        for name in names:
+            try:
+                measures = self._measures(rows[name], None if name == intact else reference)
+            except UserError as error:
+                yield name, error
+            else:
+                yield name, Outcome(measures, bad_images={"images": num_bad})
+
+    def _measures(self, rows: "_Rows", reference: Tensor | None) -> dict[str, float]:
+        device, k = distributed.this_device(), self.k
+        # alignment comes first: it sees that features are finite
+        aligned = alignment(rows.first, rows.second, device=device)
+        found = {
+            "rankme": rankme(rows.plain.to(device)),
+            "alignment": aligned,
+            "uniformity": uniformity(rows.plain, device=device),
+            f"views@{k}": neighbour_stability(rows.first, rows.second, k=k, device=device),
+        }
+        if reference is not None:
+            found[f"intact@{k}"] = neighbour_stability(rows.plain, reference, k=k, device=device)
+            found["cka"] = linear_cka(rows.plain, reference, device=device)
+        return found
+
+    def _extract(self, names: Sequence[str], folder: Path, progress: Progress) -> "tuple[dict[str, _Rows], int]":
+        """Features of networks and the number of images that could not be read, from one pass."""
+        device = distributed.this_device()
+        found = extract_features(
+            {name: self.source.network(name).to(device) for name in names},
+            self._batches,
+            num_images=VIEWS * len(self.index),
+            folder=folder,
+            settings=self.settings,
+            preprocessing=self.source.preprocessing,
+            device=device,
+            progress=progress,
+            what="views",
+        )
+        rows = {name: _Rows(*(found.features[name][view::VIEWS] for view in range(VIEWS))) for name in names}
+        return rows, found.num_bad // VIEWS
+
+    def _batches(self, start: int) -> Iterator[ScoringImages]:
+        """Each image three times in a row, as it is scored and as two views of its central square.
+
+        Image i has the numbers 3 i, 3 i + 1 and 3 i + 2; a pass is only ever stopped behind all three.
+        """
+        side, size = self.source.preprocessing.resize, self.source.preprocessing.image_size
+        border = (side - size) // 2
+        inner = slice(border, border + size)
+        for batch in images_for_scoring(
+            self.index, size=side, resize=side, batch_size=BATCH, workers=self.workers, start=start // VIEWS
+        ):
+            plain = batch.images[:, :, inner, inner]
+            images = torch.stack([plain, *self._drawn(batch)], dim=1).flatten(0, 1) if batch.indices else plain
+            yield ScoringImages(_numbers(batch.indices), images, _numbers(batch.bad))
+
+    def _drawn(self, batch: ScoringImages) -> Sequence[UInt8[Tensor, "rows 3 size size"]]:
+        """Two views of each image."""
+        crops = [
+            make_crops(
+                Image.fromarray(pixels.permute(1, 2, 0).numpy()),
+                augmentation=self.views,
+                generator=sample_generator(self.seed, 0, image),
+            )
+            for image, pixels in zip(batch.indices, batch.images, strict=True)
+        ]
+        raw = collate(crops, masks=torch.empty(0, 0, dtype=torch.bool), bad=())
+        coloured = augment(raw, augmentation=self.views, device=distributed.this_device()).globals
+        return coloured.mul(255).round().to(torch.uint8).cpu().chunk(2)
+
+
+class _Rows(NamedTuple):
+    """Features of the images that could be read, from one network: plain, and of two views."""
+
+    plain: Float[Tensor, "images width"]
+    first: Float[Tensor, "images width"]
+    second: Float[Tensor, "images width"]
+
+
+def _numbers(images: Sequence[int]) -> tuple[int, ...]:
+    return tuple(VIEWS * image + view for image in images for view in range(VIEWS))
+
+
+def evaluate(
+    source: ModelSource,
+    data: str,
+    *,
+    k: int = NEIGHBOURS,
+    seed: int = 0,
+    limit: int | None = None,
+    options: SweepOptions = DEFAULTS,
+) -> Results:
+    """The measures of `Quality`, also written to ``NAME/quality.json`` and ``.csv``.
+
+    Labels of the images are not looked at. Time grows with the square of their number, of which ``limit`` takes a
+    class-balanced part.
+
+    Raises:
+        NotScored: Some networks could not be measured; the others are written.
+        UserError: Sizes or images are not as they must be, or the name holds results of other settings.
+    """
+    names = source.choose(options.sizes)
+    index = open_index(data, limit=limit)
+    if not 0 < k < len(index):
+        raise UserError(f"--k must be between 1 and the number of other images, here {len(index) - 1}, got {k}.")
+    return sweep(source, Quality(source, index, views_of(source), k, seed, options.workers), names, options)
+
+
+def views_of(source: ModelSource) -> ViewSettings:
+    """How two views are made: as in the training of a run, else as published, but small images are not blurred."""
+    folder, size = folder_of(source.name), source.preprocessing.image_size
+    if is_run(folder):
+        published = load(folder).config.views
+    elif size < SMALL:
+        published = ViewSettings(global_size=size, local_size=size, blur_probabilities=(0.0, 0.0, 0.0), blur_kernel=1)
+    else:
+        published = ViewSettings(global_size=size, local_size=size)
+    return published.changed(
+        global_size=size,
+        local_size=size,
+        num_locals=0,
+        blur_kernel=min(published.blur_kernel, size - 1 + size % 2),  # odd
+        mean=(0.0, 0.0, 0.0),  # they become pixels again
+        std=(1.0, 1.0, 1.0),
+    )

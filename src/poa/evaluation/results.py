@@ -1,10 +1,10 @@
-"""Files of scores: what one protocol found out about the networks of a source, as JSON and as CSV."""
+"""Files of scores of the networks of a source, as JSON and as CSV."""
 
 import csv
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +14,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
 from poa.files import whole_file
+from poa.models.source import ModelSource
 
 Scores = dict[str, dict[str, float]]
 """Scores by name of the network, then by name of the score."""
@@ -43,11 +44,15 @@ class Results:
     details: Scores = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def with_outcome(self, name: str, outcome: Outcome, *, bad_images: Mapping[str, int]) -> "Results":
+    def of(self, names: Iterable[str]) -> Scores:
+        """The scores of some networks, which all have some."""
+        return {name: self.scores[name] for name in names}
+
+    def with_outcome(self, name: str, outcome: Outcome) -> "Results":
         """The same and a network that was scored."""
         return replace(
             self,
-            bad_images=bad_images,
+            bad_images=outcome.bad_images,
             scores=self.scores | {name: dict(outcome.scores)},
             intervals=self.intervals | {name: outcome.intervals()},
             details=self.details | ({name: dict(outcome.details)} if outcome.details else {}),
@@ -93,15 +98,15 @@ class NotScored(UserError):  # noqa: N818  # says what is the matter
 
 
 class ResultFiles:
-    """The files of one protocol in a folder: one, and during a sweep of several processes one more for each of them.
+    """The files of one scorer in a folder: one, and during a sweep of several processes one more for each of them.
 
     Attributes:
         known: What is scored, as far as this process knows.
     """
 
-    def __init__(self, out: Path, protocol: str, settings: Mapping[str, Any]) -> None:
-        self._out, self._protocol = out, protocol
-        self.known = Results(protocol, settings)
+    def __init__(self, out: Path, scorer: str, settings: Mapping[str, Any]) -> None:
+        self._out, self._scorer = out, scorer
+        self.known = Results(scorer, settings)
 
     def start(self, *, overwrite: bool) -> None:
         """Read what is there, or remove it.
@@ -120,14 +125,15 @@ class ResultFiles:
             ) from None
         self._read()
 
-    def add(self, name: str, outcome: Outcome, *, bad_images: Mapping[str, int]) -> None:
-        """Write down the scores of a network."""
-        self.known = self.known.with_outcome(name, outcome, bad_images=bad_images)
-        self._write(self._own)
-
-    def fail(self, name: str, why: str) -> None:
-        """Write down that a network has none."""
-        self.known = replace(self.known, failed=self.known.failed | {name: why})
+    def add(
+        self, name: str, outcome: Outcome | UserError, *, bad_images: Mapping[str, int] | None = None
+    ) -> None:  # `bad_images` only until all tasks give it with the outcome
+        """Write the scores of a network, or why it has none."""
+        if isinstance(outcome, Outcome):
+            outcome = outcome if bad_images is None else replace(outcome, bad_images=bad_images)
+            self.known = self.known.with_outcome(name, outcome)
+        else:
+            self.known = replace(self.known, failed=self.known.failed | {name: str(outcome)})
         self._write(self._own)
 
     def finish(self) -> Results:
@@ -142,45 +148,55 @@ class ResultFiles:
         distributed.barrier()
         return self.known
 
-    def finished(self, names: Iterable[str], *, what: str) -> Scores:
-        """``finish``, and the scores of some networks.
+    def require(self, names: Sequence[str], *, done: str) -> None:
+        """See that networks have scores.
 
         Args:
-            names: Which.
-            what: What was done to them, such as ``scored``.
+            names: Which, each once.
+            done: What could not be done to those that have none, such as ``scored``.
 
         Raises:
-            NotScored: Some of them have none; told at the end.
+            NotScored: Some of them have none.
         """
-        names, results = list(dict.fromkeys(names)), self.finish()
-        failed = {name: results.failed[name] for name in names if name in results.failed}
-        assert results.scores.keys() | failed.keys() >= set(names)
+        failed = {name: self.known.failed[name] for name in names if name in self.known.failed}
+        assert self.known.scores.keys() | failed.keys() >= set(names)
         if not failed:
-            return {name: results.scores[name] for name in names}
+            return
         reasons: dict[str, list[str]] = {}
         for name, why in failed.items():
             reasons.setdefault(why, []).append(name)
         lines = " ".join(f"{', '.join(same)}: {why}" for why, same in reasons.items())
         rest = f"; the others are in {self.main}" if len(failed) < len(names) else ""
-        raise NotScored(f"{len(failed)} of {len(names)} networks could not be {what}{rest}. {lines}", results)
+        raise NotScored(f"{len(failed)} of {len(names)} networks could not be {done}{rest}. {lines}", self.known)
+
+    def fail(self, name: str, why: str) -> None:
+        """The same as ``add`` of an error, until all tasks are scorers."""
+        self.add(name, UserError(why))
+
+    def finished(self, names: Iterable[str], *, what: str) -> Scores:
+        """``finish`` and ``require``, until all tasks are scorers."""
+        names = list(dict.fromkeys(names))
+        results = self.finish()
+        self.require(names, done=what)
+        return results.of(names)
 
     @property
     def work(self) -> Path:
-        """Where features lie until they are scored."""
-        return self._out / f"work-{self._protocol}"
+        """Where a sweep keeps what it resumes from."""
+        return self._out / f"work-{self._scorer}"
 
     @property
     def main(self) -> Path:
         """The file of all results."""
-        return self._out / f"{self._protocol}.json"
+        return self._out / f"{self._scorer}.json"
 
     @property
     def _own(self) -> Path:
         alone = distributed.world_size() == 1
-        return self.main if alone else self._out / f"{self._protocol}.part{distributed.rank()}.json"
+        return self.main if alone else self._out / f"{self._scorer}.part{distributed.rank()}.json"
 
     def _paths(self) -> list[Path]:
-        parts = sorted(self._out.glob(f"{self._protocol}.part*.json"))
+        parts = sorted(self._out.glob(f"{self._scorer}.part*.json"))
         return [self.main, *parts] if self.main.exists() else parts
 
     def _remove(self, paths: Iterable[Path]) -> None:
@@ -196,6 +212,20 @@ class ResultFiles:
 
     def _write(self, path: Path) -> None:
         _replace(path, lambda file: json.dump(asdict(self.known.in_order()), file, indent=1))
+
+
+def results_file(source: ModelSource, scorer: str, name: str | None = None) -> Path:
+    """Where the results of a scorer are written.
+
+    Args:
+        source: Whose networks.
+        scorer: Such as ``knn`` or ``detection``.
+        name: Of the folder; by default that of the scorer, with the branch unless it is ``teacher``. For k-NN the
+            branch is enough.
+    """
+    if name is None and scorer == "knn" and source.branch != "teacher":
+        name = source.branch
+    return source.results(scorer, name) / f"{scorer}.json"
 
 
 def size_of(name: str) -> Size | None:

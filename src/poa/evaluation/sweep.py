@@ -1,116 +1,166 @@
-"""Scores of many networks by one protocol: groups share each decoded image, and an interrupted sweep goes on."""
+"""The one sweep over the networks of a source: shared among processes, resumed after a stop, written as it goes.
+
+What is done to each network is said by a `Scorer`: `FrozenFeatures` here, others for robustness, for quality without
+labels, and for the tasks that train networks further.
+"""
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from rich.console import Console
 
 from poa import distributed
 from poa.data.index import ImageIndex, matched_labels
-from poa.data.loader import images_for_scoring
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome, Prepared, Protocol, Rows
-from poa.evaluation.results import ResultFiles, Results
-from poa.features.extract import Extracted, Progress, extract_features
+from poa.evaluation.results import ResultFiles, Results, results_file
+from poa.features.extract import Extracted, Progress, extract_features, read_batches
+from poa.models.source import ModelSource
+from poa.training.progress import Bars
 
-_HARMLESS = ("batch_size", "workers", "networks_at_once")
-"""Settings on which neither features nor scores depend."""
+AT_ONCE = 8
+"""Networks that are held in memory together and share each decoded image."""
+BATCH = 256
+"""Images in one pass through a network."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """How images are prepared and run through networks.
+class Scorer(ABC):
+    """What a sweep does to networks; a subclass is a frozen dataclass of the source, the images and the settings.
 
     Attributes:
-        image_size: Side of the central crop in pixels.
-        resize: Shorter side before the crop is cut, in pixels.
-        mean: Of the channels, of values in 0..1.
-        std: Of the channels.
-        precision: Of the networks.
-        batch_size: Images at a time.
-        workers: Processes that prepare images.
-        networks_at_once: Networks that are held in memory together and share each decoded image.
+        done: Past participle for the message about networks without scores: they "could not be `done`".
     """
 
-    image_size: int
-    resize: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    precision: torch.dtype = torch.float32
-    batch_size: int = 256
+    done = "scored"
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the files of results, and of their folder by default; such as ``knn`` or ``detection``."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """All that the scores depend on, as far as JSON can hold it: results of other settings are refused."""
+
+    @property
+    def at_once(self) -> int | None:
+        """How many networks are scored together, at most; None for all of them, by one process."""
+        return 1
+
+    @abstractmethod
+    def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
+        """Score networks, each written as it is yielded.
+
+        A `UserError` that is yielded says why one network has no scores, and the others go on. One that is raised
+        ends the sweep; called again, it finds ``work`` as it was left.
+
+        Args:
+            names: At most ``at_once`` networks that have no scores yet.
+            work: Folder to keep what a stopped sweep resumes from; removed afterwards. It need not exist.
+            progress: Told of what is done.
+        """
+
+    def finish(self, results: Results, folder: Path) -> None:  # noqa: B027  # optional
+        """Write what further files there are once all networks are scored; called in the main process."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What all sweeps take.
+
+    Attributes:
+        sizes: ``all``, or names of networks.
+        name: Folder of the results in the source's ``out``; by default that of the scorer, with the branch unless it
+            is ``teacher``.
+        workers: Processes that prepare images.
+        overwrite: Remove earlier results of that name.
+        console: Where to show progress; standard error by default.
+    """
+
+    sizes: str | Sequence[str] = "all"
+    name: str | None = None
     workers: int = 0
-    networks_at_once: int = 8
+    overwrite: bool = False
+    console: Console | None = None
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.networks_at_once) < 1:
-            raise UserError(
-                "Scoring needs at least one image and one network at a time, "
-                f"got a batch size of {self.batch_size} and {self.networks_at_once} networks at once."
-            )
+        if self.name is not None and Path(self.name).name != self.name:
+            raise UserError(f"--name is the name of a folder, without slashes, got {self.name!r}.")
 
 
-def score_networks(
-    networks: Callable[[str], nn.Module],
-    names: Sequence[str],
-    *,
-    protocol: Protocol,
-    train_index: ImageIndex | None,
-    test_index: ImageIndex,
-    out: Path,
-    weights: str,
-    scoring: Scoring,
-    device: torch.device,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Results:
-    """Score networks, and write ``<protocol>.json`` and ``<protocol>.csv`` in the folder ``out``.
+DEFAULTS = SweepOptions()
 
-    Networks that the file already holds are not scored again, so that an interrupted sweep goes on when it is called
-    again, and more can be added later. Under several processes each scores its share of them. A network that the
-    protocol refuses, such as one that has diverged, does not keep the others from being scored.
+
+def sweep(source: ModelSource, scorer: Scorer, names: Sequence[str], options: SweepOptions = DEFAULTS) -> Results:
+    """Score networks, and write ``<scorer>.json`` and ``<scorer>.csv`` in the folder of ``results_file``.
+
+    Networks that the file already holds are left out, so that a stopped sweep resumes when it is called again, and
+    more can be added later. Under several processes each scores its share. A network that cannot be scored, such as
+    one that has diverged, does not keep the others from it.
 
     Args:
-        networks: Gives the network of a name, which is moved to ``device`` and put into evaluation mode.
-        names: Which networks to score, such as ``384x12``.
-        protocol: How to score.
-        train_index: Labelled images to learn from; None for a protocol that needs none.
-        test_index: Labelled images to test on; their classes are among those of ``train_index``, by name.
-        out: Folder of the results; features lie there too until they are scored.
-        weights: What the networks' parameters are, such as branch and step: other weights, other results.
-        scoring: How images are prepared and run through networks.
-        device: Where to compute.
-        overwrite: Forget results of the protocol that are there.
-        progress: Told of the images run through a group of networks, and of the networks scored.
+        source: Whose networks.
+        scorer: What to do to them.
+        names: Which of them, as ``source.choose(options.sizes)`` gives them.
+        options: Of them ``name``, ``overwrite`` and ``console`` are used here, the others by who makes the scorer.
 
     Returns:
         All results in the file, those of ``names`` among them.
 
     Raises:
         NotScored: Some networks could not be scored; told at the end.
-        UserError: The request or the labels make no sense, or ``out`` holds results of other settings.
+        UserError: There are no networks, or the folder cannot be written or holds results of other settings.
     """
     names = list(dict.fromkeys(names))
     if not names:
-        raise UserError("There are no networks to score: name some sizes, such as 384x12, or ask for all.")
-    train, test = _label(protocol, train_index, test_index)
-    protocol = protocol.resolved(*(torch.from_numpy(part.labels) for part in (train, test)))
-    settings = _settings(weights, train, test, scoring, protocol)
-    if protocol.joint:
-        settings["networks"] = names
-    files = ResultFiles(out, protocol.name, settings)
-    files.start(overwrite=overwrite)
-    task = _Task(networks, train, test, scoring, settings, device, protocol)
-    _score(task, names, files, progress or (lambda *_: None))
-    files.finished(names, what="scored")
-    return files.known
+        raise UserError("There are no networks to score: name some sizes, such as 384x12, or give --sizes all.")
+    folder = results_file(source, scorer.name, options.name).parent
+    files = ResultFiles(folder, scorer.name, json.loads(json.dumps(scorer.settings, default=str)))
+    files.start(overwrite=options.overwrite)
+    with Bars(options.console or Console(stderr=True)) as progress:
+        _score_share(scorer, names, files, progress)
+    results = files.finish()
+    if distributed.is_main():
+        scorer.finish(results, folder)
+    files.require(names, done=scorer.done)
+    return results
+
+
+def _score_share(scorer: Scorer, names: Sequence[str], files: ResultFiles, progress: Progress) -> None:
+    """Score this process's share, group by group; groups do not depend on what is scored already."""
+    groups = _groups(scorer, names)
+    share = [name for group in groups for name in group]
+
+    def tell() -> None:
+        done = files.known.scores.keys() | files.known.failed.keys()
+        progress("networks", sum(name in done for name in share), len(share))
+
+    for group in groups:
+        tell()
+        pending = [name for name in group if name not in files.known.scores]
+        if pending:
+            work = files.work / group[0]
+            for name, outcome in scorer.score(pending, work, progress):
+                files.add(name, outcome)
+                tell()
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _groups(scorer: Scorer, names: Sequence[str]) -> list[Sequence[str]]:
+    """What this process scores, in groups that are scored together."""
+    if scorer.at_once is None:
+        return [names] if distributed.is_main() else []
+    share = names[distributed.rank() :: distributed.world_size()]
+    return [share[start : start + scorer.at_once] for start in range(0, len(share), scorer.at_once)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,26 +171,107 @@ class _Part:
     labels: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What all groups of a sweep share."""
+@dataclass(frozen=True)
+class FrozenFeatures(Scorer):
+    """Scores of features that no training changes, by a protocol.
 
-    networks: Callable[[str], nn.Module]
+    Attributes:
+        source: Whose networks.
+        names: All that are scored.
+        protocol: How, with every setting as it will be used.
+        train: Labelled images to learn from, if the protocol needs them.
+        test: Labelled images to test on.
+        workers: Processes that prepare images.
+    """
+
+    source: ModelSource
+    names: tuple[str, ...]
+    protocol: Protocol
     train: _Part
     test: _Part
-    scoring: Scoring
-    settings: Mapping[str, Any]
-    device: torch.device
-    protocol: Protocol
+    workers: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        source: ModelSource,
+        names: Sequence[str],
+        protocol: Protocol,
+        *,
+        train: ImageIndex | None,
+        test: ImageIndex,
+        workers: int = 0,
+    ) -> "FrozenFeatures":
+        """The scorer, after checking the labels and the settings against one another."""
+        parts = _labelled(protocol, train, test)
+        protocol = protocol.resolved(*(torch.from_numpy(part.labels) for part in parts))
+        return cls(source, tuple(dict.fromkeys(names)), protocol, *parts, workers)
 
     @property
-    def num_classes(self) -> int:
-        known = self.train.index or self.test.index
-        assert known is not None
-        return len(known.classes)
+    def name(self) -> str:
+        """That of the protocol."""
+        return self.protocol.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Weights, images, preprocessing and the protocol; of a joint one also which networks there are."""
+        parts = {"train": self.train, "test": self.test}
+        return {
+            "weights": self.source.weights,
+            **{name: part.index.identity for name, part in parts.items() if part.index is not None},
+            **asdict(self.source.preprocessing),
+            "precision": "torch.float32",
+            **dict(self.protocol),
+            **({"networks": self.names} if self.protocol.joint else {}),
+        }
+
+    @property
+    def at_once(self) -> int | None:
+        """All networks of a joint protocol."""
+        return None if self.protocol.joint else AT_ONCE
+
+    def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
+        """Extract the features of all images from the networks, and hand them to the protocol."""
+        device = distributed.this_device()
+        networks = {name: self._prepared(name, device) for name in (self.names if self.protocol.joint else names)}
+        found = {
+            what: self._extract(networks, part, work / what, progress)
+            for what, part in (("train", self.train), ("test", self.test))
+            if part.index is not None
+        }
+        rows = {
+            name: (
+                _rows(found.get("train"), name, network, self.train),
+                _rows(found["test"], name, network, self.test),
+            )
+            for name, network in networks.items()
+        }
+        labelled = self.train.index or self.test.index
+        assert labelled is not None
+        bad_images = {what: extracted.num_bad for what, extracted in found.items()}
+        for name, outcome in self.protocol.outcomes(rows, num_classes=len(labelled.classes), device=device):
+            yield name, replace(outcome, bad_images=bad_images) if isinstance(outcome, Outcome) else outcome
+
+    def _prepared(self, name: str, device: torch.device) -> Prepared:
+        network = self.source.network(name).to(device).eval()
+        return self.protocol.prepare(network, image_size=self.source.preprocessing.image_size)
+
+    def _extract(self, networks: Mapping[str, Prepared], part: _Part, folder: Path, progress: Progress) -> Extracted:
+        assert part.index is not None
+        return extract_features(
+            {name: prepared.network for name, prepared in networks.items()},
+            read_batches(part.index, self.source.preprocessing, batch_size=BATCH, workers=self.workers),
+            num_images=len(part.index),
+            folder=folder,
+            settings=self.settings,
+            device=distributed.this_device(),
+            preprocessing=self.source.preprocessing,
+            progress=progress,
+            what=f"{folder.name} images",
+        )
 
 
-def _label(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> tuple[_Part, _Part]:
+def _labelled(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> tuple[_Part, _Part]:
     """Labels of both sets, those of the test images translated to the training images' numbers by name."""
     if not protocol.needs_train:
         if train is not None:
@@ -152,106 +283,8 @@ def _label(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> tu
     return _Part(train, train_labels), _Part(test, test_labels)
 
 
-def _settings(weights: str, train: _Part, test: _Part, scoring: Scoring, protocol: Protocol) -> dict[str, Any]:
-    """All that the results depend on, as JSON gives it back."""
-    chosen = {name: value for name, value in asdict(scoring).items() if name not in _HARMLESS}
-    images = {
-        name: f"{len(part.index)} images {part.index.fingerprint}"
-        for name, part in (("train", train), ("test", test))
-        if part.index is not None
-    }
-    content = {"weights": weights, **images, **chosen, **dict(protocol)}
-    settings: dict[str, Any] = json.loads(json.dumps(content, default=str))
-    return settings
-
-
-def _score(task: _Task, names: Sequence[str], files: ResultFiles, progress: Progress) -> None:
-    """Score this process's share, group by group; groups do not depend on what is scored already."""
-    groups = _groups(task, names)
-    share = [name for group in groups for name in group]
-
-    def tell() -> None:
-        done = files.known.scores.keys() | files.known.failed.keys()
-        progress("networks", sum(name in done for name in share), len(share))
-
-    for group in groups:
-        tell()
-        pending = [name for name in group if name not in files.known.scores]
-        if pending:
-            _score_group(
-                task,
-                group if task.protocol.joint else pending,
-                files,
-                files.work / group[0],
-                progress=progress,
-                tell=tell,
-            )
-
-
-def _groups(task: _Task, names: Sequence[str]) -> list[Sequence[str]]:
-    """What this process scores, in groups that share each decoded image."""
-    if task.protocol.joint:
-        return [names] if distributed.is_main() else []
-    share, at_once = names[distributed.rank() :: distributed.world_size()], task.scoring.networks_at_once
-    return [share[start : start + at_once] for start in range(0, len(share), at_once)]
-
-
-def _score_group(
-    task: _Task, names: Sequence[str], files: ResultFiles, folder: Path, *, progress: Progress, tell: Callable[[], None]
-) -> None:
-    networks = {name: _prepared(task, name) for name in names}
-    train = _extract(task, networks, task.train, folder / "train", progress)
-    test = _extract(task, networks, task.test, folder / "test", progress)
-    bad_images = {part: found.num_bad for part, found in (("train", train), ("test", test)) if found is not None}
-    rows = {
-        name: (_rows(train, name, network, task.train), _rows(test, name, network, task.test))
-        for name, network in networks.items()
-    }
-    for name, outcome in task.protocol.outcomes(rows, num_classes=task.num_classes, device=task.device):
-        if isinstance(outcome, Outcome):
-            files.add(name, outcome, bad_images=bad_images)
-        else:
-            files.fail(name, str(outcome))
-        tell()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _prepared(task: _Task, name: str) -> Prepared:
-    network = task.networks(name).to(task.device).eval()
-    return task.protocol.prepare(network, image_size=task.scoring.image_size)
-
-
 def _rows(extracted: Extracted | None, name: str, network: Prepared, part: _Part) -> Rows:
     if extracted is None:
         return Rows(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), network.columns)
     labels = torch.from_numpy(part.labels)[extracted.indices]
     return Rows(extracted.features[name], labels, network.columns)
-
-
-def _extract(
-    task: _Task, networks: Mapping[str, Prepared], part: _Part, folder: Path, progress: Progress
-) -> Extracted | None:
-    if part.index is None:
-        return None
-    scoring = task.scoring
-    batches = partial(
-        images_for_scoring,
-        part.index,
-        size=scoring.image_size,
-        resize=scoring.resize,
-        batch_size=scoring.batch_size,
-        workers=scoring.workers,
-    )
-    return extract_features(
-        {name: prepared.network for name, prepared in networks.items()},
-        lambda start: batches(start=start),
-        num_images=len(part.index),
-        folder=folder,
-        settings=task.settings,
-        device=task.device,
-        mean=scoring.mean,
-        std=scoring.std,
-        precision=scoring.precision,
-        progress=progress,
-        what=f"{folder.name} images",
-    )

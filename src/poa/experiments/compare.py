@@ -17,6 +17,7 @@ from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
 from poa.evaluation.protocol import Protocol
+from poa.evaluation.sweep import SweepOptions
 from poa.experiments.plan import Contender, Plan, Training, plan
 from poa.models.registry import family_of
 from poa.models.run import Paths
@@ -130,16 +131,10 @@ def _results(
     for folder in made.trainings:
         wanted = {str(size) for each in made.contenders for size, run in each.runs.items() if run == folder}
         for _, protocol in PROTOCOLS:
+            options = SweepOptions(sorted(wanted), workers=workers, console=console)
             known[folder, protocol.name] = evaluate.evaluate(
-                model_source(str(folder)),
-                protocol,
-                train=train_on,
-                test=test_on,
-                sizes=sorted(wanted),
-                limit=limit,
-                workers=workers,
-                console=console,
-            )
+                model_source(str(folder)), protocol, train=train_on, test=test_on, limit=limit, options=options
+            ).scores
     groups: dict[tuple[str, str], list[Contender]] = {}
     for each in made.contenders:
         groups.setdefault((each.way, each.budget), []).append(each)

@@ -10,6 +10,7 @@ from poa.config import resolve
 from poa.errors import UserError, nearest
 from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
+from poa.evaluation.sweep import SweepOptions
 from poa.models.run import Paths, Run
 from poa.models.source import run_source
 from poa.plots.sizes import accuracy_plot
@@ -82,7 +83,7 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
     rows = []
     for branch in ("teacher", "untrained"):
         source = run_source(run, branch=branch)
-        found = evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, console=console)
+        found = evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, options=SweepOptions(console=console)).scores
         rows.append(evaluate.scored_rows(source, {size: {SCORE: scores[SCORE]} for size, scores in found.items()}))
     return rows[0], rows[1]
 

@@ -1,9 +1,8 @@
 """Features of all images of a folder from any size, written to files that other programs read."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +14,16 @@ from torch import Tensor, nn
 
 from poa import distributed
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import ScoringImages, images_for_scoring
 from poa.errors import UserError, nearest
 from poa.families.base import Features
-from poa.features.extract import Extracted, extract_features
+from poa.features.extract import Extracted, extract_features, read_batches
 from poa.features.formats import FORMATS, Table, check_parquet, files
 from poa.models.source import ModelSource
-from poa.training.progress import bar
+from poa.training.progress import Bars
 
 BATCH = 64
 SAVE_EVERY = 16
-"""Batches after which an interrupted pass goes on."""
+"""Batches after which an interrupted pass resumes."""
 
 
 class Embedded(NamedTuple):
@@ -56,12 +54,12 @@ def embed(
 ) -> Embedded:
     """Write the features of images from networks; each image is decoded once for all of them.
 
-    Called again after an interruption, it goes on. The files are there whole or not at all; until then features lie in
-    a folder beside them, so that they take twice their room for a while. Images that cannot be read are left out.
+    Called again after a stop, it resumes. The files are there whole or not at all; until then features lie in a folder
+    beside them, and take twice their room. Images that cannot be read are left out.
 
     Args:
         source: Whose networks.
-        data: The images: a folder, a list of paths, an archive or ``digits``; labels are not needed.
+        data: The images; labels are not needed.
         out: A file that ends in .parquet, .npy or .safetensors; with several networks each name is put before the
             ending. Or a folder, for a file ``NAME.npy`` of each network.
         sizes: ``all``, or names of sizes; may be left out where there is one network.
@@ -72,35 +70,44 @@ def embed(
         console: Where to show progress.
 
     Raises:
-        UserError: Sizes or images are not as they must be, or the files cannot be written.
+        UserError: Something given is not as it must be, or the files cannot be written.
     """
-    chosen = _chosen(source, sizes)
-    targets = _targets(out, chosen, overwrite=overwrite)
+    targets = _targets(out, _chosen(source, sizes), overwrite=overwrite)
     index = open_index(data, limit=limit)
-    folder = next(iter(targets.values())).parent
-    work = folder / f".{out.name}.unfinished"
-    _make(folder)
-    device = distributed.this_device()  # that of a run is perhaps on another machine
-    networks = {name: source.network(name).to(device).eval() for name in chosen}
-    widths = {name: _widths(network, source.preprocessing.image_size, device) for name, network in networks.items()}
-    if patches:
-        networks = {name: _WithPatches(network) for name, network in networks.items()}
-    task = _Pass(source, index, patches=patches, workers=workers)
-    extracted = task.run(networks, work / "rows", device=device, console=console or Console(stderr=True))
-    tables = {path: task.table(name, extracted, shape=widths[name]) for name, path in targets.items()}
+    work = _folder(next(iter(targets.values())).parent) / f".{out.name}.unfinished"
+    device = distributed.this_device()
+    plain = {name: source.network(name).to(device).eval() for name in targets}
+    widths = {name: _widths(network, source.preprocessing.image_size, device) for name, network in plain.items()}
+    networks = {name: _WithPatches(network) if patches else network for name, network in plain.items()}
+    with Bars(console or Console(stderr=True)) as progress:
+        extracted = extract_features(
+            networks,
+            read_batches(index, source.preprocessing, batch_size=BATCH, workers=workers),
+            num_images=len(index),
+            folder=work / "rows",
+            settings={**_settings(source, index), "patches": patches},
+            preprocessing=source.preprocessing,
+            device=device,
+            save_every=SAVE_EVERY,
+            progress=progress,
+        )
+    tables = {
+        path: _table(source, index, extracted, name=name, shape=widths[name], patches=patches)
+        for name, path in targets.items()
+    }
     _write(tables, work / "files", num_bytes=sum(rows.nbytes for rows in extracted.features.values()))
-    read = set(extracted.indices.tolist())
-    shapes = {name: (len(read), widths[name].pooled) for name in chosen}
     shutil.rmtree(work, ignore_errors=True)
-    return Embedded(targets, shapes, tuple(index.name(i) for i in range(len(index)) if i not in read))
+    read = set(extracted.indices.tolist())
+    bad = tuple(index.name(i) for i in range(len(index)) if i not in read)
+    return Embedded(targets, {name: (len(read), widths[name].pooled) for name in targets}, bad)
 
 
 def _chosen(source: ModelSource, sizes: str | Sequence[str]) -> tuple[str, ...]:
     if sizes or len(source.names) == 1:
         return tuple(dict.fromkeys(source.choose(sizes or source.names)))
     raise UserError(
-        f"{source.name} has {len(source.names)} sizes. Say of which to write features: --sizes all, or names such as "
-        f"--sizes {source.names[0]} {source.names[-1]}."
+        f"{source.name} has {len(source.names)} sizes. Name those whose features to write: --sizes all, or names such "
+        f"as --sizes {source.names[0]} {source.names[-1]}."
     )
 
 
@@ -126,13 +133,14 @@ def _targets(out: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, P
     return targets
 
 
-def _make(folder: Path) -> None:
+def _folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"Features cannot be written to {folder}: {error.strerror}. Choose another --out, or make it writable."
         ) from None
+    return folder
 
 
 def _write(tables: Mapping[Path, Table], unfinished: Path, *, num_bytes: int) -> None:
@@ -143,7 +151,7 @@ def _write(tables: Mapping[Path, Table], unfinished: Path, *, num_bytes: int) ->
     if num_bytes > free:
         raise UserError(
             f"The files of features take {num_bytes / 1e9:.1f} GB in {unfinished}, where {free / 1e9:.1f} GB are free. "
-            "Make room and run the same command again: it goes on from here. Or name fewer --sizes at a time."
+            "Make room and run the same command again: it resumes from here. Or name fewer --sizes at a time."
         )
     for path, table in tables.items():
         FORMATS[path.suffix](table, unfinished / path.name)
@@ -151,7 +159,7 @@ def _write(tables: Mapping[Path, Table], unfinished: Path, *, num_bytes: int) ->
         whole = unfinished / file.name
         if whole.exists():
             whole.replace(file)
-        else:  # left from features with patches, to which it belongs no more
+        else:  # left from earlier features with patches
             file.unlink(missing_ok=True)
 
 
@@ -182,77 +190,26 @@ class _WithPatches(nn.Module):
         return Features(torch.cat([features.cls, features.patches.flatten(1)], dim=1), features.patches)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One pass over the images."""
+def _table(
+    source: ModelSource, index: ImageIndex, extracted: Extracted, *, name: str, shape: _Widths, patches: bool
+) -> Table:
+    """What to write for a network."""
+    rows, indices = extracted.features[name].numpy(), extracted.indices.numpy()
+    labels = index.labels()[indices]
+    return Table(
+        names=tuple(_text(index.name(i)) for i in indices.tolist()),
+        labels=labels if index.classes and np.any(labels >= 0) else None,
+        classes=index.classes,
+        indices=indices,
+        features=rows[:, : shape.pooled],
+        patches=rows[:, shape.pooled :].reshape(-1, shape.patches, shape.patch) if patches else None,
+        about={"network": name, "data": index.source, **_settings(source, index)},
+    )
 
-    source: ModelSource
-    index: ImageIndex
-    patches: bool
-    workers: int
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the features depend on besides the network."""
-        return {
-            "weights": self.source.weights,
-            "images": f"{len(self.index)} images {self.index.fingerprint}",
-            "image_size": self.source.preprocessing.image_size,
-            "resize": self.source.preprocessing.resize,
-            "mean": self.source.preprocessing.mean,
-            "std": self.source.preprocessing.std,
-            "patches": self.patches,
-        }
-
-    def run(
-        self, networks: Mapping[str, nn.Module], folder: Path, *, device: torch.device, console: Console
-    ) -> Extracted:
-        """Rows of all networks, showing what is left to do."""
-        with ExitStack() as shown:
-            return extract_features(
-                networks,
-                self._batches(shown, console),
-                num_images=len(self.index),
-                folder=folder,
-                settings=self.settings,
-                device=device,
-                mean=self.source.preprocessing.mean,
-                std=self.source.preprocessing.std,
-                save_every=SAVE_EVERY,
-            )
-
-    def _batches(self, shown: ExitStack, console: Console) -> Callable[[int], Iterator[ScoringImages]]:
-        def batches(start: int) -> Iterator[ScoringImages]:
-            what = f"images from {start:,} on" if start else "images"
-            advance = shown.enter_context(bar(what, total=len(self.index) - start, console=console))
-            for batch in images_for_scoring(
-                self.index,
-                size=self.source.preprocessing.image_size,
-                resize=self.source.preprocessing.resize,
-                batch_size=BATCH,
-                workers=self.workers,
-                start=start,
-            ):
-                yield batch
-                advance(len(batch.indices) + len(batch.bad))
-
-        return batches
-
-    def table(self, name: str, extracted: Extracted, *, shape: _Widths) -> Table:
-        """What to write for a network."""
-        rows, indices = extracted.features[name].numpy(), extracted.indices.numpy()
-        patches = rows[:, shape.pooled :].reshape(-1, shape.patches, shape.patch) if self.patches else None
-        known = self.index.labels()[indices]
-        about = {key: value for key, value in self.settings.items() if key != "patches"}
-        return Table(
-            names=tuple(_text(self.index.name(i)) for i in indices.tolist()),
-            labels=known if self.index.classes and np.any(known >= 0) else None,
-            classes=self.index.classes,
-            indices=indices,
-            features=rows[:, : shape.pooled],
-            patches=patches,
-            about={"network": name, "data": self.index.source, **about},
-        )
+def _settings(source: ModelSource, index: ImageIndex) -> dict[str, Any]:
+    """What the features depend on besides the network."""
+    return {"weights": source.weights, "images": index.identity, **asdict(source.preprocessing)}
 
 
 def _text(name: str) -> str:

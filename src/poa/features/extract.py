@@ -1,9 +1,9 @@
-"""Features of all images from many networks in one pass, kept on disk so that an interrupted pass goes on."""
+"""Features of all images from many networks in one pass, kept on disk so that a stopped pass resumes."""
 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
 from poa.data.augment import normalise
-from poa.data.loader import ScoringImages
+from poa.data.images import Preprocessing
+from poa.data.index import ImageIndex
+from poa.data.loader import ScoringImages, images_for_scoring
 from poa.errors import UserError
 from poa.files import whole_file
 
@@ -41,6 +43,18 @@ class Extracted:
     num_bad: int
 
 
+def read_batches(
+    index: ImageIndex, preprocessing: Preprocessing, *, batch_size: int, workers: int
+) -> Callable[[int], Iterator[ScoringImages]]:
+    """The batches of an index from an image on, as ``extract_features`` asks for them."""
+
+    def batches(start: int) -> Iterator[ScoringImages]:
+        size, resize = preprocessing.image_size, preprocessing.resize
+        return images_for_scoring(index, size=size, resize=resize, batch_size=batch_size, workers=workers, start=start)
+
+    return batches
+
+
 @torch.inference_mode()
 def extract_features(
     networks: Mapping[str, nn.Module],
@@ -49,17 +63,15 @@ def extract_features(
     num_images: int,
     folder: Path,
     settings: Mapping[str, Any],
+    preprocessing: Preprocessing,
     device: torch.device,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    precision: torch.dtype = torch.float32,
     save_every: int = 32,
     progress: Progress | None = None,
     what: str = "images",
 ) -> Extracted:
     """Run every batch through all networks and keep the class features.
 
-    The pass can be stopped at any time: called again with the same folder and settings it goes on after the last batch
+    The pass can be stopped at any time: called again with the same folder and settings it resumes after the last batch
     saved, and the features are the same as without the stop. Images that cannot be read are left out.
 
     Args:
@@ -69,10 +81,8 @@ def extract_features(
         num_images: Number of images in all.
         folder: Where features are kept; emptied if it holds other networks' or settings' features.
         settings: What the features depend on besides the names of the networks; anything that JSON can hold.
+        preprocessing: Of which mean and standard deviation are used here.
         device: Where to compute.
-        mean: Of the channels, of values in 0..1.
-        std: Of the channels.
-        precision: Of the networks; features are float32 whatever it is.
         save_every: Batches after which to save.
         progress: Told the number of images done.
         what: What progress calls them.
@@ -86,10 +96,9 @@ def extract_features(
     left = batches(store.next_image) if store.next_image < num_images else ()
     for number, batch in enumerate(left, start=1):
         if batch.indices:
-            images = normalise(batch.images.to(device), mean=mean, std=std)
-            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-                features = {name: network(images).cls for name, network in networks.items()}
-            store.append(batch.indices, {name: rows.float().cpu().numpy() for name, rows in features.items()})
+            images = normalise(batch.images.to(device), mean=preprocessing.mean, std=preprocessing.std)
+            features = {name: network(images).cls.float().cpu().numpy() for name, network in networks.items()}
+            store.append(batch.indices, features)
         store.next_image = max((*batch.indices, *batch.bad)) + 1
         if number % save_every == 0:
             store.save()
@@ -114,7 +123,7 @@ class _Store:
 
     @classmethod
     def open(cls, folder: Path, *, networks: tuple[str, ...], num_images: int, settings: Mapping[str, Any]) -> "_Store":
-        """Go on with what is in the folder if it is part of the same pass, else empty it."""
+        """Resume from what is in the folder if it is part of the same pass, else empty it."""
         store = cls(folder, networks, num_images, json.loads(json.dumps(settings)))
         try:
             saved = json.loads((folder / _STATE).read_text())

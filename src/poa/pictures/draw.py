@@ -17,7 +17,7 @@ from poa.data.index import ImageIndex, open_index, spread
 from poa.data.loader import ScoringImages, images_for_scoring
 from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, make_crops, sample_generator
 from poa.errors import UserError, nearest
-from poa.evaluation.label_free import views_of
+from poa.evaluation.quality import views_of
 from poa.models import registry
 from poa.models.run import load
 from poa.models.source import ModelSource, is_run

@@ -1,5 +1,6 @@
 """Test images whose objects are marked by masks, and backgrounds for them from images of other classes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,10 +12,12 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex
 from poa.data.loader import centre_crop, read_or_none
 from poa.errors import UserError
 from poa.robustness.corruptions import generator_of
+from poa.robustness.occlusion import swap_background
 
 _DRAWING, _TRIES = 103, 100
 
@@ -27,16 +30,14 @@ class MaskedImages:
         index: The images.
         labels: The class of each.
         folder: Of the masks: PNG files of the same height and width, not 0 where the object is.
-        size: Side of the crops in pixels.
-        resize: Shorter side before the crop, in pixels.
+        preprocessing: Of which the sides are used here.
         seed: Of the choice of backgrounds.
     """
 
     index: ImageIndex
     labels: npt.NDArray[np.int64]
     folder: Path
-    size: int
-    resize: int
+    preprocessing: Preprocessing
     seed: int = 0
 
     def check(self) -> None:
@@ -66,19 +67,12 @@ class MaskedImages:
         return digest.hexdigest()[:16]
 
     def path(self, number: int) -> Path:
-        """Where the mask of an image lies.
-
-        Args:
-            number: Of the image.
-        """
+        """Where the mask of an image lies."""
         name = Path(self.index.name(number)).with_suffix(".png")
         return self.folder / (name.name if name.is_absolute() else name)
 
     def mask(self, number: int) -> Bool[Tensor, "size size"]:
-        """Where the crop of an image shows its object.
-
-        Args:
-            number: Of the image, which can be read.
+        """Where the crop of an image, which can be read, shows its object.
 
         Raises:
             UserError: The mask is damaged or of another size.
@@ -87,11 +81,23 @@ class MaskedImages:
         assert image is not None
         return self._cropped_mask(number, image)
 
-    def background(self, number: int) -> tuple[UInt8[Tensor, "3 size size"], Bool[Tensor, "size size"]]:
-        """The crop of a random image of another class that shows some background, and its mask.
+    def show_object(self, numbers: Sequence[int]) -> Bool[Tensor, " batch"]:
+        """Which images show their object at all."""
+        return torch.stack([self.mask(number).any() for number in numbers])
 
-        Args:
-            number: Of the image for which a background is wanted; the same choice at every call.
+    def swapped(
+        self, images: UInt8[Tensor, "batch 3 size size"], *, numbers: Sequence[int]
+    ) -> UInt8[Tensor, "batch 3 size size"]:
+        """The objects of images before the backgrounds of images of other classes."""
+        return torch.stack(
+            [
+                swap_background(image, self.mask(number), *self.background(number))
+                for image, number in zip(images, numbers, strict=True)
+            ]
+        )
+
+    def background(self, number: int) -> tuple[UInt8[Tensor, "3 size size"], Bool[Tensor, "size size"]]:
+        """The crop of an image of another class that shows some background, and its mask; for an image always the same.
 
         Raises:
             UserError: No such image was found, or a mask is damaged.
@@ -103,7 +109,7 @@ class MaskedImages:
                 continue
             mask = self._cropped_mask(other, image)
             if not bool(mask.all()):
-                return centre_crop(image, size=self.size, resize_to=self.resize)[0], mask
+                return self._crop(image)[0], mask
         raise UserError(
             f"No background was found for {self.index.name(number)!r}: of {_TRIES} images drawn none was of another "
             "class and showed something beside its object. Look at the masks: they are 0 where the background is."
@@ -117,7 +123,10 @@ class MaskedImages:
                 f"{image.width} x {image.height}. Masks have the size of their images."
             )
         marked = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
-        return centre_crop(marked, size=self.size, resize_to=self.resize)[0, 0] > 127
+        return self._crop(marked)[0, 0] > 127
+
+    def _crop(self, image: Image.Image) -> UInt8[Tensor, "1 3 size size"]:
+        return centre_crop(image, size=self.preprocessing.image_size, resize_to=self.preprocessing.resize)
 
 
 def _read(path: Path) -> npt.NDArray[np.bool_]:
@@ -129,12 +138,3 @@ def _read(path: Path) -> npt.NDArray[np.bool_]:
         raise UserError(f"The mask {path} cannot be read ({error}). Write it again as PNG.") from None
     channels = values.reshape(*values.shape[:2], -1)
     return np.asarray(np.any(channels[..., :-1] if has_alpha else channels, axis=-1))
-
-
-def kept(masks: list[Tensor]) -> Bool[Tensor, " batch"]:
-    """Which images show their object at all.
-
-    Args:
-        masks: One an image.
-    """
-    return torch.stack([mask.any() for mask in masks])

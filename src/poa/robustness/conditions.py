@@ -1,175 +1,77 @@
-"""All ways in which test images are disturbed to see how well a network bears it, and which of them are asked for."""
+"""The conditions under which networks are tested: clean images, and those that are corrupted or lack some part."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from poa.data.images import Preprocessing
+from poa.data.index import ImageIndex
+from poa.data.loader import Plan, centre_crop, prepare, read_or_none
 from poa.errors import UserError
-from poa.robustness.backgrounds import MaskedImages, kept
-from poa.robustness.classifiers import Kind
-from poa.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from poa.robustness.corruptions import check as check_corruptions
-from poa.robustness.occlusion import check_grid, hide, shuffle, swap_background, usual_grid
+from poa.robustness.backgrounds import MaskedImages
+from poa.robustness.corruptions import CORRUPTIONS, SEVERITIES, check_corruptions, corrupt
+from poa.robustness.occlusion import check_grid, hide, shuffle, usual_grid
 
+Kind = Literal["knn", "linear"]
+"""Of the classifier."""
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 GRIDS = (2, 4, 8, 14)
 """Square ones of the published grids, as far as they divide the images."""
-Pixels = UInt8[Tensor, "batch 3 side side"]
-Normalised = Float[Tensor, "batch 3 side side"]
+_MOST = 128
+"""Images at a time."""
+_BYTES = 2**27
+"""Of images under all conditions that a worker hands over at a time."""
 
 
-class Disturbed(NamedTuple):
-    """Images after a disturbance.
+Change = Callable[..., Tensor]
+"""What a condition does to images: ``change(images, numbers=...)``, whose numbers in their index key what is drawn."""
+
+
+def unchanged(images: Tensor, *, numbers: Sequence[int]) -> Tensor:  # noqa: ARG001  # as others
+    """Images as they are."""
+    return images
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is done to test images.
 
     Attributes:
-        images: As many as before.
-        is_judged: Which of them count.
+        name: Of the score.
+        pixels: What is done to the pixels, by workers.
+        normalised: What is done to the normalised images.
+        needs_object: Whether only images count whose crop shows their object.
     """
 
-    images: Pixels
-    is_judged: Bool[Tensor, " batch"]
+    name: str
+    pixels: Change = unchanged
+    normalised: Change = unchanged
+    needs_object: bool = False
 
 
-@dataclass(frozen=True)
-class Disturbance(ABC):
-    """One condition under which networks are judged."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Of the score."""
-
-    def make(self, images: Pixels, numbers: Sequence[int]) -> Disturbed:
-        """Disturb pixels; by default leave them.
-
-        Args:
-            images: As networks are shown them.
-            numbers: Of the images in their index.
-        """
-        return Disturbed(self.pixels(images, numbers), torch.ones(len(images), dtype=torch.bool))
-
-    def pixels(self, images: Pixels, numbers: Sequence[int]) -> Pixels:  # noqa: ARG002  # for subclasses
-        """Images with the same rows."""
-        return images
-
-    def finish(self, images: Normalised, numbers: Sequence[int]) -> Normalised:  # noqa: ARG002
-        """Disturb normalised images; by default leave them.
-
-        Args:
-            images: What ``make`` gave, normalised.
-            numbers: Of the images in their index.
-        """
-        return images
+def occluded(share: float, grid: int, seed: int) -> Condition:
+    """A share of the cells of a grid has the mean colour."""
+    return Condition(f"occlusion {share:g}", normalised=partial(hide, share=share, grid=grid, seed=seed))
 
 
-@dataclass(frozen=True)
-class Clean(Disturbance):
-    """Images as they are."""
-
-    @property
-    def name(self) -> str:
-        """Of the score."""
-        return "clean"
+def shuffled(grid: int, seed: int) -> Condition:
+    """The cells of a grid are in random order."""
+    return Condition(f"shuffle {grid}x{grid}", partial(shuffle, grid=grid, seed=seed))
 
 
-@dataclass(frozen=True)
-class Occluded(Disturbance):
-    """A share of the cells of a grid has the mean colour; see ``occlusion.hide``."""
-
-    share: float
-    grid: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of the score."""
-        return f"occlusion {self.share:g}"
-
-    def finish(self, images: Normalised, numbers: Sequence[int]) -> Normalised:
-        """Hide the cells."""
-        return hide(images, share=self.share, grid=self.grid, numbers=numbers, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class Shuffled(Disturbance):
-    """The cells of a grid are in random order; see ``occlusion.shuffle``."""
-
-    grid: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of the score."""
-        return f"shuffle {self.grid}x{self.grid}"
-
-    def pixels(self, images: Pixels, numbers: Sequence[int]) -> Pixels:
-        """Put the cells elsewhere."""
-        return shuffle(images, grid=self.grid, numbers=numbers, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class Corrupted(Disturbance):
-    """A common corruption; see ``corruptions.corrupt``."""
-
-    corruption: str
-    severity: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of the score."""
-        return f"{self.corruption} {self.severity}"
-
-    def pixels(self, images: Pixels, numbers: Sequence[int]) -> Pixels:
-        """Corrupt them."""
-        return corrupt(images, self.corruption, self.severity, numbers=numbers, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class OwnBackground(Disturbance):
-    """Images as they are, of which those count that show their object."""
-
-    masks: MaskedImages
-
-    @property
-    def name(self) -> str:
-        """Of the score."""
-        return "background own"
-
-    def make(self, images: Pixels, numbers: Sequence[int]) -> Disturbed:
-        """Leave out images without object."""
-        return Disturbed(images, kept([self.masks.mask(number) for number in numbers]))
-
-
-@dataclass(frozen=True)
-class SwappedBackground(Disturbance):
-    """The background comes from an image of another class; images count that show their object."""
-
-    masks: MaskedImages
-
-    @property
-    def name(self) -> str:
-        """Of the score."""
-        return "background swapped"
-
-    def make(self, images: Pixels, numbers: Sequence[int]) -> Disturbed:
-        """Swap backgrounds."""
-        masks = [self.masks.mask(number) for number in numbers]
-        swapped = [
-            swap_background(image, mask, *self.masks.background(number))
-            for image, mask, number in zip(images, masks, numbers, strict=True)
-        ]
-        return Disturbed(torch.stack(swapped), kept(masks))
+def corrupted(name: str, severity: int, seed: int) -> Condition:
+    """A common corruption."""
+    return Condition(f"{name} {severity}", partial(corrupt, name=name, severity=severity, seed=seed))
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """What is asked for.
+    """Conditions and classifier.
 
     Attributes:
         occlusion: Shares of hidden cells, above 0 and below 1; none leaves occlusion out.
@@ -192,10 +94,7 @@ class Robustness:
     seed: int = 0
 
     def settled(self, side: int) -> "Robustness":
-        """The same with every setting as it will be used, without repetitions.
-
-        Args:
-            side: Of the images, in pixels.
+        """The same with every setting as it will be used on images of ``side`` pixels, without repetitions.
 
         Raises:
             UserError: A setting makes no sense, or does not suit images of that side.
@@ -222,19 +121,78 @@ class Robustness:
             severities=tuple(sorted(set(self.severities))),
         )
 
-    def conditions(self, masks: MaskedImages | None = None) -> tuple[Disturbance, ...]:
-        """All conditions, clean images first; of settled settings.
-
-        Args:
-            masks: The test images with masks, if backgrounds are swapped as well.
-        """
+    def conditions(self, masked: MaskedImages | None = None) -> tuple[Condition, ...]:
+        """All conditions, clean images first; of settled settings. With masks, backgrounds are swapped as well."""
         assert self.grid is not None
         assert self.shuffle is not None
-        backgrounds = () if masks is None else (OwnBackground(masks), SwappedBackground(masks))
+        own = Condition("background own", needs_object=True)
         return (
-            Clean(),
-            *(Occluded(share, self.grid, self.seed) for share in self.occlusion),
-            *(Shuffled(grid, self.seed) for grid in self.shuffle),
-            *(Corrupted(name, severity, self.seed) for name in self.corruptions for severity in self.severities),
-            *backgrounds,
+            Condition("clean"),
+            *(occluded(share, self.grid, self.seed) for share in self.occlusion),
+            *(shuffled(grid, self.seed) for grid in self.shuffle),
+            *(corrupted(name, severity, self.seed) for name in self.corruptions for severity in self.severities),
+            *(() if masked is None else (own, replace(own, name="background swapped", pixels=masked.swapped))),
         )
+
+
+class ConditionBatch(NamedTuple):
+    """Some test images under all conditions.
+
+    Attributes:
+        numbers: Which images of the index; bad ones are left out.
+        images: Condition by condition, still without ``Condition.normalised``.
+        counts: Which of them count.
+        num_tried: Images read, bad ones among them.
+    """
+
+    numbers: tuple[int, ...]
+    images: UInt8[Tensor, "conditions batch 3 side side"]
+    counts: Bool[Tensor, "conditions batch"]
+    num_tried: int
+
+
+def condition_batches(
+    index: ImageIndex,
+    conditions: tuple[Condition, ...],
+    preprocessing: Preprocessing,
+    *,
+    masked: MaskedImages | None = None,
+    workers: int = 0,
+) -> Iterator[ConditionBatch]:
+    """All images of an index in order, each decoded once, as its central crop under every condition."""
+    return prepare(_Batches(index, conditions, preprocessing, masked), workers=workers)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches(Plan[ConditionBatch]):
+    """What a worker does."""
+
+    index: ImageIndex
+    conditions: tuple[Condition, ...]
+    preprocessing: Preprocessing
+    masked: MaskedImages | None
+
+    @property
+    def at_once(self) -> int:
+        return max(1, min(_MOST, _BYTES // (len(self.conditions) * 3 * self.preprocessing.image_size**2)))
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.at_once)
+
+    def make(self, number: int) -> ConditionBatch:
+        wanted = range(number * self.at_once, min((number + 1) * self.at_once, len(self.index)))
+        side, resize = self.preprocessing.image_size, self.preprocessing.resize
+        crops = {}
+        for each in wanted:
+            image = read_or_none(self.index, each)
+            if image is not None:
+                crops[each] = centre_crop(image, size=side, resize_to=resize)
+        if not crops:
+            none = torch.empty(len(self.conditions), 0, 3, side, side, dtype=torch.uint8)
+            return ConditionBatch((), none, torch.empty(len(self.conditions), 0, dtype=torch.bool), len(wanted))
+        clean, numbers = torch.cat(list(crops.values())), tuple(crops)
+        images = torch.stack([condition.pixels(clean, numbers=numbers) for condition in self.conditions])
+        counts = torch.ones(len(self.conditions), len(numbers), dtype=torch.bool)
+        if self.masked is not None:
+            counts[[condition.needs_object for condition in self.conditions]] = self.masked.show_object(numbers)
+        return ConditionBatch(numbers, images, counts, len(wanted))

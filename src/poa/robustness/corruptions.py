@@ -60,11 +60,11 @@ class Corruption:
 def corrupt(
     images: UInt8[Tensor, "batch 3 side side"], name: str, severity: int, *, numbers: Sequence[int], seed: int = 0
 ) -> UInt8[Tensor, "batch 3 side side"]:
-    """Images with a corruption.
+    """Images with a corruption, such as ``gaussian-noise``.
 
     Args:
-        images: Square RGB images.
-        name: Of the corruption, such as ``gaussian-noise``.
+        images: Square.
+        name: One of ``CORRUPTIONS``.
         severity: From 1 to 5.
         numbers: Of the images in their set; another number, another noise.
         seed: Of all that is drawn.
@@ -72,7 +72,7 @@ def corrupt(
     Raises:
         UserError: There is no such corruption or severity.
     """
-    check([name], [severity])
+    check_corruptions([name], [severity])
     corruption = CORRUPTIONS[name]
     place = list(CORRUPTIONS).index(name)
     generators = [generator_of(seed, number, stream=place) for number in numbers]
@@ -80,12 +80,8 @@ def corrupt(
     return (found.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def check(names: Sequence[str], severities: Sequence[int]) -> None:
+def check_corruptions(names: Sequence[str], severities: Sequence[int]) -> None:
     """See that corruptions and severities exist.
-
-    Args:
-        names: Of corruptions.
-        severities: From 1 to 5.
 
     Raises:
         UserError: One does not.
@@ -99,13 +95,7 @@ def check(names: Sequence[str], severities: Sequence[int]) -> None:
 
 
 def generator_of(seed: int, number: int, *, stream: int) -> np.random.Generator:
-    """Random numbers of one image for one purpose.
-
-    Args:
-        seed: Of the evaluation.
-        number: Of the image.
-        stream: The purpose; another one, other numbers.
-    """
+    """Random numbers of one image of an evaluation, for the purpose that ``stream`` stands for."""
     key = np.array([seed, number], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, stream, STREAM]))
 

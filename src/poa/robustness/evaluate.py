@@ -1,10 +1,8 @@
-"""How well networks bear disturbed images: one classifier of clean features each, asked about every disturbance."""
+"""Accuracy under corruptions and other conditions, by one classifier of clean features for each network."""
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,103 +10,228 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float
-from rich.console import Console
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from poa import distributed
 from poa.data.augment import normalise
 from poa.data.index import ImageIndex, matched_labels, open_index
-from poa.data.loader import images_for_scoring
 from poa.errors import UserError
-from poa.evaluation.knn import allowed_ks
-from poa.evaluation.protocol import Outcome, Rows, percent
-from poa.evaluation.results import ResultFiles, Scores
-from poa.features.extract import Progress, extract_features
+from poa.evaluation.knn import Knn, allowed_ks
+from poa.evaluation.linear import Linear
+from poa.evaluation.logistic import fit_logistic
+from poa.evaluation.protocol import Outcome, Rows, check_features, classes_of, percent
+from poa.evaluation.results import Results
+from poa.evaluation.sweep import AT_ONCE, DEFAULTS, Scorer, SweepOptions, sweep
+from poa.features.extract import Progress, extract_features, read_batches
 from poa.models.source import ModelSource
 from poa.plots.robustness import Panel
 from poa.robustness.backgrounds import MaskedImages
-from poa.robustness.classifiers import Judge, judge_of
-from poa.robustness.conditions import Disturbance, Robustness
+from poa.robustness.conditions import Condition, ConditionBatch, Robustness, condition_batches
 from poa.robustness.corruptions import CORRUPTIONS
-from poa.robustness.images import DisturbedImages, disturbed_images
-from poa.training.progress import Bars
 
-NAME = "robustness"
 HEADLINE = "corruptions"
-AT_ONCE = 8
-"""Networks that share each decoded and disturbed image."""
 ROWS = 128
 """Images in one pass through a network."""
+Classifier = Callable[[Float[Tensor, "images width"], Int[Tensor, " images"]], Bool[Tensor, " images"]]
+"""Features and true classes of images to whether each is classified rightly."""
 
 
 def evaluate(
     source: ModelSource,
-    settings: Robustness,
+    robustness: Robustness,
     *,
     train: str,
     test: str,
     masks: Path | None = None,
-    sizes: str | Sequence[str] = "all",
-    name: str | None = None,
     limit: int | None = None,
     test_limit: int | None = None,
-    workers: int = 0,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> Scores:
-    """Accuracy of networks on disturbed test images, in percent; also ``NAME/robustness.json`` and ``.csv``.
+    options: SweepOptions = DEFAULTS,
+) -> Results:
+    """Accuracy of networks under all conditions, in percent; also ``NAME/robustness.json`` and ``.csv``.
 
-    The judge of a network is fitted to the features of clean training images and never changed. Each test image is
-    decoded and disturbed once for all networks of a group. A score has the name of its condition, such as
-    ``occlusion 0.5`` or ``jpeg 3``; see ``summary`` for the means. Called again, it leaves out networks that are
-    written. Under several processes each judges its share of them.
+    The classifier of a network is fitted to the features of clean training images and never changed. Each test image
+    is decoded and corrupted once for all networks of a group. A score has the name of its condition, such as
+    ``occlusion 0.5`` or ``jpeg 3``; see ``means`` for those over several.
 
     Args:
         source: Whose networks.
-        settings: How images are disturbed, and who judges.
-        train: Labelled images to fit the judges to.
-        test: Labelled images to disturb; their classes are among those of ``train``, by name.
+        robustness: Conditions and classifier.
+        train: Labelled images to fit the classifiers to.
+        test: Labelled images to test on; their classes are among those of ``train``, by name.
         masks: Folder with a mask of each test image, to swap backgrounds as well.
-        sizes: ``all``, or names of sizes.
-        name: Folder of the results in the source's ``out``; ``robustness``, with the branch unless it is ``teacher``.
         limit: Take only a class-balanced part of the training images.
         test_limit: Take only a class-balanced part of the test images.
-        workers: Processes that decode and disturb images.
-        overwrite: Forget results of that name.
-        console: Where to show progress.
+        options: Which networks, and where to write.
 
     Raises:
-        NotScored: Some networks could not be judged; the others are written.
+        NotScored: Some networks could not be scored; the others are written.
         UserError: Sizes, images, masks or settings are not as they must be, or the name holds results of others.
     """
-    chosen = source.choose(sizes)
-    path = results_file(source, name)
-    settled = settings.settled(source.preprocessing.image_size)
-    indexes = open_index(train, limit=limit), open_index(test, limit=test_limit)
-    task = _Task(source, settled, *indexes, matched_labels(*indexes), masks, workers)
-    task.check()
-    files = ResultFiles(path.parent, NAME, task.known)
-    files.start(overwrite=overwrite)
-    share = chosen[distributed.rank() :: distributed.world_size()]
-    _judge(task, [size for size in share if size not in files.known.scores], files, console)
-    return files.finished(chosen, what="judged")
+    names, preprocessing = source.choose(options.sizes), source.preprocessing
+    robustness = robustness.settled(preprocessing.image_size)
+    train_index, test_index = open_index(train, limit=limit), open_index(test, limit=test_limit)
+    labels = matched_labels(train_index, test_index)
+    if robustness.judge == "knn":
+        allowed_ks((robustness.k,), num_train=len(train_index))
+    masked = None if masks is None else MaskedImages(test_index, labels[1], masks, preprocessing, robustness.seed)
+    if masked is not None:
+        masked.check()
+    scorer = RobustnessScorer(source, robustness, train_index, test_index, labels, masked, options.workers)
+    return sweep(source, scorer, names, options)
 
 
-def results_file(source: ModelSource, name: str | None = None) -> Path:
-    """Where results are written.
+@dataclass(frozen=True)
+class RobustnessScorer(Scorer):
+    """See ``evaluate``."""
 
-    Args:
-        source: Whose networks.
-        name: Of the folder, as in ``evaluate``.
+    source: ModelSource
+    robustness: Robustness
+    train: ImageIndex
+    test: ImageIndex
+    labels: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    masked: MaskedImages | None
+    workers: int
 
-    Raises:
-        UserError: The name has slashes.
-    """
-    return source.results(NAME, name) / f"{NAME}.json"
+    name = "robustness"
+    at_once = AT_ONCE
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """Weights, images, masks, conditions and classifier."""
+        return {
+            "weights": self.source.weights,
+            "train": self.train.identity,
+            "test": self.test.identity,
+            **asdict(self.source.preprocessing),
+            "masks": None if self.masked is None else self.masked.fingerprint,
+            **asdict(self.robustness),
+        }
+
+    @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Under which networks are tested."""
+        return self.robustness.conditions(self.masked)
+
+    def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
+        """Fit a classifier of each network, and test all of them in one pass over the test images."""
+        device = distributed.this_device()
+        networks = {name: self.source.network(name).to(device).eval() for name in names}
+        rows, num_bad = self._training_rows(networks, work, progress)
+        classifiers: dict[str, Classifier] = {}
+        for name in names:
+            try:
+                classifiers[name] = self._fit(rows[name], device)
+            except UserError as error:
+                yield name, error
+        hits: dict[str, list[Tensor]] = {name: [] for name in classifiers}
+        counted: list[Tensor] = []
+        for batch in self._test_batches(progress):
+            counted.append(batch.counts)
+            features = self._features({name: networks[name] for name in classifiers}, batch, device)
+            labels = torch.from_numpy(self.labels[1])[list(batch.numbers)].repeat(len(self.conditions))
+            for name, found in features.items():
+                try:
+                    hits[name].append(classifiers[name](found, labels).view(len(self.conditions), -1))
+                except UserError as error:
+                    yield name, error
+                    del classifiers[name]
+        counts = torch.cat(counted, dim=1)
+        bad_images = {"train": num_bad, "test": len(self.test) - counts.shape[1]}
+        for name in classifiers:
+            by_condition = zip(self.conditions, torch.cat(hits[name], dim=1), counts, strict=True)
+            yield name, outcome_of({each.name: row[count] for each, row, count in by_condition}, bad_images)
+
+    def _training_rows(
+        self, networks: Mapping[str, nn.Module], work: Path, progress: Progress
+    ) -> tuple[dict[str, Rows], int]:
+        """Features and classes of the training images, and the number of images that could not be read."""
+        found = extract_features(
+            networks,
+            read_batches(self.train, self.source.preprocessing, batch_size=ROWS, workers=self.workers),
+            num_images=len(self.train),
+            folder=work,
+            settings=self.settings,
+            preprocessing=self.source.preprocessing,
+            device=distributed.this_device(),
+            progress=progress,
+            what="training images",
+        )
+        labels = torch.from_numpy(self.labels[0])[found.indices]
+        return {name: Rows(found.features[name].clone(), labels) for name in networks}, found.num_bad
+
+    def _fit(self, train: Rows, device: torch.device) -> Classifier:
+        num_classes = len(self.train.classes)
+        if self.robustness.judge == "knn":
+            return _knn(train, self.robustness.k, num_classes, device)
+        return _linear(train, num_classes, device)
+
+    def _test_batches(self, progress: Progress) -> Iterator[ConditionBatch]:
+        """Those that hold images.
+
+        Raises:
+            UserError: None does.
+        """
+        done, is_empty = 0, True
+        for batch in condition_batches(
+            self.test, self.conditions, self.source.preprocessing, masked=self.masked, workers=self.workers
+        ):
+            done += batch.num_tried
+            if batch.numbers:
+                is_empty = False
+                yield batch
+            progress("test images", done, len(self.test))
+        if is_empty:
+            raise UserError(f"None of the test images in {self.test.source} could be read. Check that they are images.")
+
+    @torch.inference_mode()
+    def _features(
+        self, networks: Mapping[str, nn.Module], batch: ConditionBatch, device: torch.device
+    ) -> dict[str, Float[Tensor, "rows width"]]:
+        """Features of all images of a batch, condition by condition, from each network."""
+        found: dict[str, list[Tensor]] = {name: [] for name in networks}
+        mean, std = self.source.preprocessing.mean, self.source.preprocessing.std
+        together = max(1, ROWS // len(batch.numbers))
+        for start in range(0, len(self.conditions), together):
+            images = torch.cat(
+                [
+                    condition.normalised(normalise(pixels.to(device), mean=mean, std=std), numbers=batch.numbers)
+                    for condition, pixels in zip(
+                        self.conditions[start : start + together], batch.images[start : start + together], strict=True
+                    )
+                ]
+            )
+            for name, network in networks.items():
+                found[name].append(network(images).cls.float())
+        return {name: torch.cat(rows) for name, rows in found.items()}
 
 
-def summary(hits: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, " _"]]:
+def _knn(train: Rows, k: int, num_classes: int, device: torch.device) -> Classifier:
+    """Weighted votes of the nearest training images."""
+    check_features(train.features, name="training")
+
+    def classify(features: Float[Tensor, "images width"], labels: Int[Tensor, " images"]) -> Bool[Tensor, " images"]:
+        found = Knn(ks=(k,))(train, Rows(features, labels), num_classes=num_classes, device=device)
+        return found.values[f"top1@{k}"] > 0
+
+    return classify
+
+
+def _linear(train: Rows, num_classes: int, device: torch.device) -> Classifier:
+    """Logistic regression whose penalty is chosen on a fifth of the training images."""
+    one = Rows(train.features[:1], train.labels[:1])  # nothing is tested yet
+    chosen = Linear()(train, one, num_classes=num_classes, device=device).details["strength"]
+    classes, numbers = classes_of(train.labels)
+    fit = fit_logistic(train.features, numbers, strengths=(chosen,), num_classes=len(classes), device=device)
+
+    def classify(features: Float[Tensor, "images width"], labels: Int[Tensor, " images"]) -> Bool[Tensor, " images"]:
+        check_features(features, name="test")
+        return classes[fit.logits(features)[0].argmax(dim=1).cpu()] == labels.cpu()
+
+    return classify
+
+
+def means(hits: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, " _"]]:
     """Means over conditions, for each image.
 
     ``occlusion`` is over all shares, ``shuffle`` over all grids, ``corruptions`` over all corruptions and severities,
@@ -128,7 +251,7 @@ def summary(hits: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, 
     return {kind: torch.stack(values).mean(dim=0) for kind, values in kinds.items()}
 
 
-def outcome_of(hits: Mapping[str, Bool[Tensor, " _"]]) -> Outcome:
+def outcome_of(hits: Mapping[str, Bool[Tensor, " _"]], bad_images: Mapping[str, int]) -> Outcome:
     """Scores of one network: on clean images, means, and under each condition.
 
     ``corruptions relative`` is the mean over corruptions and severities as a share of the accuracy on clean images.
@@ -136,16 +259,17 @@ def outcome_of(hits: Mapping[str, Bool[Tensor, " _"]]) -> Outcome:
 
     Args:
         hits: Whether each image is classified rightly, by name of the condition; ``clean`` among them.
+        bad_images: How many images of each kind could not be read.
     """
     values = {name: percent(each) for name, each in hits.items()}
-    found = {"clean": values["clean"], **summary(values), **values}
+    found = {"clean": values["clean"], **means(values), **values}
     scores = {name: float(each.mean()) for name, each in found.items() if len(each)}
     if "corruptions" in scores and scores["clean"] > 0:
         scores["corruptions relative"] = 100 * scores["corruptions"] / scores["clean"]
     details = {name: float(len(each)) for name, each in hits.items() if name.startswith("background")}
     first = [name for name in ("clean", "corruptions", "corruptions relative") if name in scores]
     ordered = {name: scores[name] for name in dict.fromkeys((*first, *scores))}
-    return Outcome(ordered, {name: each for name, each in found.items() if len(each)}, details)
+    return Outcome(ordered, {name: each for name, each in found.items() if len(each)}, details, bad_images)
 
 
 def panels(scores: Mapping[str, Mapping[str, float]]) -> list[Panel]:
@@ -193,168 +317,3 @@ def _panel(
         for network, row in scores.items()
     }
     return Panel(title, axis, tuple(ticks), values)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What all groups of networks share."""
-
-    source: ModelSource
-    settings: Robustness
-    train: ImageIndex
-    test: ImageIndex
-    labels: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-    masks: Path | None
-    workers: int
-
-    def check(self) -> None:
-        """See, before features are extracted, that the settings suit the images."""
-        if self.settings.judge == "knn":
-            allowed_ks((self.settings.k,), num_train=len(self.train))
-        if self.masked is not None:
-            self.masked.check()
-
-    @cached_property
-    def masked(self) -> MaskedImages | None:
-        """The test images with their masks."""
-        if self.masks is None:
-            return None
-        seen, seed = self.source.preprocessing, self.settings.seed
-        return MaskedImages(self.test, self.labels[1], self.masks, seen.image_size, seen.resize, seed)
-
-    @cached_property
-    def conditions(self) -> tuple[Disturbance, ...]:
-        """Under which networks are judged."""
-        return self.settings.conditions(self.masked)
-
-    @cached_property
-    def known(self) -> dict[str, Any]:
-        """All that the scores depend on, as JSON gives it back."""
-        source = self.source
-        images = {"train": self.train, "test": self.test}
-        content = {
-            "weights": source.weights,
-            **{name: f"{len(index)} images {index.fingerprint}" for name, index in images.items()},
-            "image_size": source.preprocessing.image_size,
-            "resize": source.preprocessing.resize,
-            "mean": source.preprocessing.mean,
-            "std": source.preprocessing.std,
-            "masks": None if self.masked is None else self.masked.fingerprint,
-            **asdict(self.settings),
-        }
-        found: dict[str, Any] = json.loads(json.dumps(content))
-        return found
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where to compute."""
-        return distributed.this_device()  # that of a run is perhaps on another machine
-
-
-def _judge(task: _Task, pending: Sequence[str], files: ResultFiles, console: Console | None) -> None:
-    """Judge networks group by group."""
-    with Bars(console or Console(stderr=True)) as bars:
-        for start in range(0, len(pending), AT_ONCE):
-            bars("networks", start, len(pending))
-            _judge_group(task, pending[start : start + AT_ONCE], files, bars)
-        if pending:
-            bars("networks", len(pending), len(pending))
-
-
-def _judge_group(task: _Task, names: Sequence[str], files: ResultFiles, progress: Progress) -> None:
-    """Judge some networks in one pass over the test images, and write down what came out."""
-    networks = {name: task.source.network(name).to(task.device).eval() for name in names}
-    folder = files.work / names[0]
-    judges, num_bad = _fit(task, networks, folder, files, progress)
-    hits: dict[str, list[Tensor]] = {name: [] for name in judges}
-    is_judged: list[Tensor] = []
-    done = 0
-    for item in disturbed_images(
-        task.test,
-        task.conditions,
-        size=task.source.preprocessing.image_size,
-        resize=task.source.preprocessing.resize,
-        workers=task.workers,
-    ):
-        done += item.num_tried
-        if item.numbers:
-            is_judged.append(item.is_judged)
-            features = _features(task, {name: networks[name] for name in judges}, item)
-            labels = torch.from_numpy(task.labels[1])[list(item.numbers)].repeat(len(task.conditions))
-            for name, rows in features.items():
-                try:
-                    hits[name].append(judges[name](rows, labels).view(len(task.conditions), -1))
-                except UserError as error:
-                    files.fail(name, str(error))
-                    del judges[name]
-        progress("disturbed images", done, len(task.test))
-    if not is_judged:
-        raise UserError(f"None of the test images in {task.test.source} could be read. Check that they are images.")
-    kept = torch.cat(is_judged, dim=1)
-    bad = {"train": num_bad, "test": len(task.test) - kept.shape[1]}
-    for name in judges:
-        of_network = zip(task.conditions, torch.cat(hits[name], dim=1), kept, strict=True)
-        by_name = {condition.name: row[counts] for condition, row, counts in of_network}
-        files.add(name, outcome_of(by_name), bad_images=bad)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _fit(
-    task: _Task, networks: Mapping[str, nn.Module], folder: Path, files: ResultFiles, progress: Progress
-) -> tuple[dict[str, Judge], int]:
-    """A judge for each network that can be judged, and the number of training images that could not be read."""
-    source = task.source
-    batches = partial(
-        images_for_scoring,
-        task.train,
-        size=source.preprocessing.image_size,
-        resize=source.preprocessing.resize,
-        batch_size=ROWS,
-        workers=task.workers,
-    )
-    found = extract_features(
-        networks,
-        lambda start: batches(start=start),
-        num_images=len(task.train),
-        folder=folder,
-        settings=task.known,
-        device=task.device,
-        mean=source.preprocessing.mean,
-        std=source.preprocessing.std,
-        progress=progress,
-        what="training images",
-    )
-    labels = torch.from_numpy(task.labels[0])[found.indices]
-    judges = {}
-    for name in networks:
-        rows = Rows(found.features[name].clone(), labels)
-        try:
-            judges[name] = judge_of(
-                task.settings.judge,
-                rows,
-                k=task.settings.k,
-                num_classes=len(task.train.classes),
-                device=task.device,
-            )
-        except UserError as error:
-            files.fail(name, str(error))
-    return judges, found.num_bad
-
-
-@torch.inference_mode()
-def _features(
-    task: _Task, networks: Mapping[str, nn.Module], item: DisturbedImages
-) -> dict[str, Float[Tensor, "rows width"]]:
-    """Features of all images of an item, condition by condition, from each network."""
-    own = task.source.preprocessing
-    found: dict[str, list[Tensor]] = {name: [] for name in networks}
-    together = max(1, ROWS // len(item.numbers))
-    for start in range(0, len(task.conditions), together):
-        rows = []
-        for place in range(start, min(start + together, len(task.conditions))):
-            images = normalise(item.images[place].to(task.device), mean=own.mean, std=own.std)
-            rows.append(task.conditions[place].finish(images, item.numbers))
-        batch = torch.cat(rows)
-        for name, network in networks.items():
-            found[name].append(network(batch).cls.float())
-    return {name: torch.cat(rows) for name, rows in found.items()}

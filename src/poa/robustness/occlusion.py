@@ -21,24 +21,15 @@ _HIDING, _SHUFFLING = 101, 102
 
 
 def usual_grid(side: int) -> int:
-    """Rows (and columns) of cells that are hidden: the most that divide the image evenly, up to the published 14.
-
-    Args:
-        side: Of the images, in pixels.
-    """
+    """Rows (and columns) of cells: the most that divide images of ``side`` pixels evenly, up to the published 14."""
     return max(grid for grid in range(1, GRID + 1) if side % grid == 0)
 
 
 def check_grid(grid: int, side: int, *, setting: str) -> None:
-    """See that an image can be cut into cells.
-
-    Args:
-        grid: Rows and columns.
-        side: Of the images, in pixels.
-        setting: Where the grid was set.
+    """See that images of ``side`` pixels can be cut into cells.
 
     Raises:
-        UserError: It cannot.
+        UserError: They cannot; ``setting`` is the flag to change.
     """
     if grid < 1 or side % grid:
         fitting = ", ".join(str(each) for each in range(2, min(side, 32) + 1) if side % each == 0)
@@ -74,14 +65,7 @@ def hide(
 def shuffle(
     images: UInt8[Tensor, "batch 3 side side"], *, grid: int, numbers: Sequence[int], seed: int = 0
 ) -> UInt8[Tensor, "batch 3 side side"]:
-    """Cut each image into cells and put them together in random order, each image in its own.
-
-    Args:
-        images: Square.
-        grid: Rows and columns; divides the side.
-        numbers: Of the images in their set.
-        seed: Of the order.
-    """
+    """Cut each image into ``grid`` x ``grid`` cells and put them together in random order, each image in its own."""
     batch, channels, side, _ = images.shape
     cell = side // grid
     cells = images.view(batch, channels, grid, cell, grid, cell).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)

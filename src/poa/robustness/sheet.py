@@ -1,4 +1,4 @@
-"""A sheet of what disturbances do to an image, and a table of their strengths."""
+"""A sheet of one image under all conditions, and a table of their strengths."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from poa.data.loader import centre_crop, read_or_none
 from poa.errors import UserError
 from poa.plots.figure import Cell, Row, sheet
 from poa.plots.robustness import strengths_table
-from poa.robustness.conditions import Corrupted, Disturbance, Occluded, Robustness, Shuffled
+from poa.robustness.conditions import Condition, Robustness, corrupted, occluded, shuffled
 from poa.robustness.corruptions import CORRUPTIONS, SEVERITIES
 
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -22,17 +22,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed: int = 0) -> Table:
-    """Draw an image under all disturbances, a row a kind.
-
-    Args:
-        images: Where the image is found, as in ``poa.data.index.open_index``.
-        out: PNG file to write.
-        image_size: Side in pixels.
-        number: Which of the images.
-        seed: Of all that is drawn.
-
-    Returns:
-        The strengths of the corruptions.
+    """Draw image ``number`` of some images under all conditions, a row a kind; the strengths of the corruptions.
 
     Raises:
         UserError: There is no such image, or it is no image.
@@ -40,7 +30,7 @@ def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed
     if out.suffix != ".png":
         raise UserError(f"The picture is written as .png, got {out}. Give --out such as disturbances.png.")
     if image_size < 2:
-        raise UserError(f"An image needs some pixels to disturb, got an --image-size of {image_size}.")
+        raise UserError(f"--image-size must be at least 2, got {image_size}.")
     index = open_index(images)
     if not 0 <= number < len(index):
         raise UserError(f"--number goes from 0 to {len(index) - 1}, got {number}: {index.source} has no more images.")
@@ -50,14 +40,13 @@ def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed
     crop = centre_crop(image, size=image_size, resize_to=image_size)
     settings = Robustness(seed=seed).settled(image_size)
     assert settings.grid is not None
-    kinds: dict[str, list[Disturbance]] = {
-        "occlusion": [Occluded(share, settings.grid, seed) for share in _SHARES],
-        "shuffle": [Shuffled(grid, seed) for grid in settings.shuffle or ()],
-        **{name: [Corrupted(name, severity, seed) for severity in SEVERITIES] for name in CORRUPTIONS},
+    kinds: dict[str, list[Condition]] = {
+        "occlusion": [occluded(share, settings.grid, seed) for share in _SHARES],
+        "shuffle": [shuffled(grid, seed) for grid in settings.shuffle or ()],
+        **{name: [corrupted(name, severity, seed) for severity in SEVERITIES] for name in CORRUPTIONS},
     }
-    kinds = {kind: conditions for kind, conditions in kinds.items() if conditions}
     rows = []
-    for kind, conditions in kinds.items():
+    for kind, conditions in ((kind, conditions) for kind, conditions in kinds.items() if conditions):
         seen = [("clean", crop), *((each.name.rpartition(" ")[2], _seen(crop, each, number)) for each in conditions)]
         cells = [Cell(pixels[0].permute(1, 2, 0).numpy(), caption) for caption, pixels in seen]
         rows.append(Row(kind.replace("-", "\n"), cells))
@@ -65,9 +54,8 @@ def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed
     return strengths_table({name: (each.what, each.strengths) for name, each in CORRUPTIONS.items()})
 
 
-def _seen(
-    crop: UInt8[Tensor, "1 3 side side"], disturbance: Disturbance, number: int
-) -> UInt8[Tensor, "1 3 side side"]:
-    made = normalise(disturbance.make(crop, [number]).images, mean=_MEAN, std=_STD)
+def _seen(crop: UInt8[Tensor, "1 3 side side"], condition: Condition, number: int) -> UInt8[Tensor, "1 3 side side"]:
+    images = normalise(condition.pixels(crop, numbers=[number]), mean=_MEAN, std=_STD)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
-    return ((disturbance.finish(made, [number]) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    changed = condition.normalised(images, numbers=[number])
+    return ((changed * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

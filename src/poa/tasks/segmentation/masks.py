@@ -61,7 +61,7 @@ class Pairs:
     @property
     def fingerprint(self) -> str:
         """Of names and sizes of all files: other images or masks, other results."""
-        return f"{len(self.images)} images {self.images.fingerprint}, masks {self.masks.fingerprint}"
+        return f"{self.images.identity}, masks {self.masks.fingerprint}"
 
     def name(self, i: int) -> str:
         """Path of the image of pair ``i`` relative to its source."""

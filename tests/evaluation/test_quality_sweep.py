@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import tiny
-from poa.cli.quality import quality
+from poa.cli.quality import quality as command
 from poa.config import resolve
 from poa.data.augment import augment, normalise
 from poa.data.images import Preprocessing, decode
@@ -23,9 +23,10 @@ from poa.data.loader import centre_crop, images_for_scoring
 from poa.data.views import collate, make_crops, sample_generator
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
-from poa.evaluation import label_free
+from poa.evaluation import quality
 from poa.evaluation.quality import alignment, linear_cka, neighbour_stability, uniformity
-from poa.evaluation.results import NotScored, Scores
+from poa.evaluation.results import NotScored, Scores, results_file
+from poa.evaluation.sweep import SweepOptions
 from poa.families.base import Features
 from poa.families.vit import ViT
 from poa.models.source import ModelSource
@@ -70,7 +71,8 @@ def source(out: Path, **over: Any) -> ModelSource:
 
 
 def evaluate(given: ModelSource, data: str = "digits/test", **options: Any) -> Scores:
-    return label_free.evaluate(given, data, **{"limit": NUM, "console": Console(quiet=True), **options})
+    usual = {"limit": NUM} | {key: options.pop(key) for key in ("k", "seed", "limit") if key in options}
+    return quality.evaluate(given, data, **usual, options=SweepOptions(**options, console=Console(quiet=True))).scores
 
 
 def colours(root: Path, *, images: int = 12, side: int = 8) -> str:
@@ -108,18 +110,18 @@ def views_by_hand(index: ImageIndex, given: ModelSource, *, seed: int) -> tuple[
         square = centre_crop(decode(index.read(i)), size=side, resize_to=side)[0]
         crops = make_crops(
             Image.fromarray(square.permute(1, 2, 0).numpy()),
-            augmentation=label_free.views_of(given),
+            augmentation=quality.views_of(given),
             generator=sample_generator(seed, 0, i),
         )
         raw = collate([crops], masks=torch.empty(0, 0, dtype=torch.bool), bad=())
-        views.append(augment(raw, augmentation=label_free.views_of(given), device="cpu").globals)
+        views.append(augment(raw, augmentation=quality.views_of(given), device="cpu").globals)
     first, second = ((255 * torch.stack(views)[:, view]).round().to(torch.uint8) for view in (0, 1))
     return tuple(normalise(each, mean=MEAN, std=STD) for each in (first, second))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_two_views_are_drawn_of_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    monkeypatch.setattr(label_free, "BATCH", 5)
+    monkeypatch.setattr(quality, "BATCH", 5)
     data = colours(tmp_path / "images", side=14)
     given = source(tmp_path, preprocessing=Preprocessing(8, 12, MEAN, STD))
     found = evaluate(given, data, limit=None, sizes="32x2", seed=seed, k=3)["32x2"]
@@ -136,7 +138,7 @@ def test_two_views_are_drawn_of_each_image(tmp_path: Path, monkeypatch: pytest.M
 def test_views_depend_on_the_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = colours(tmp_path / "images")
     first = evaluate(source(tmp_path / "a"), data, limit=None, sizes="32x1", k=3)
-    monkeypatch.setattr(label_free, "BATCH", 5)
+    monkeypatch.setattr(quality, "BATCH", 5)
     again = evaluate(source(tmp_path / "b"), data, limit=None, sizes="32x1", k=3)
     assert again["32x1"] == pytest.approx(first["32x1"], rel=1e-4)
     other = evaluate(source(tmp_path / "c"), data, limit=None, sizes="32x1", k=3, seed=1)
@@ -160,7 +162,7 @@ def test_files(tmp_path: Path) -> None:
     assert list(json.loads((tmp_path / "one" / "quality.json").read_text())["scores"]) == ["32x2"], (
         "nobody asked for it"
     )
-    untrained = label_free.results_file(source(tmp_path, branch="untrained"))
+    untrained = results_file(source(tmp_path, branch="untrained"), "quality")
     assert untrained == tmp_path / "quality-untrained" / "quality.json"
 
 
@@ -179,22 +181,22 @@ class Counting:
 
 
 def test_what_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_free, "AT_ONCE", 1)
+    monkeypatch.setattr(quality.Quality, "at_once", 2)
     whole = evaluate(source(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        evaluate(source(tmp_path / "out", network=Counting(2)))
+        evaluate(source(tmp_path / "out", network=Counting(4)))
     known = json.loads((tmp_path / "out/quality/quality.json").read_text())["scores"]
-    assert known == {size: whole[size] for size in (SIZES[0], INTACT)}
+    assert known == {size: whole[size] for size in SIZES[:2]}
     networks = Counting()
     assert evaluate(source(tmp_path / "out", network=networks)) == whole
-    assert networks.built == [INTACT, *SIZES[1:3]]
+    assert networks.built == [INTACT, SIZES[2]]
     assert evaluate(source(tmp_path / "out", network=Counting(0))) == whole
 
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_free, "BATCH", 8)
+    monkeypatch.setattr(quality, "BATCH", 8)
     whole = evaluate(source(tmp_path / "whole"))
-    plain, starts = label_free.extract_features, []
+    plain, starts = quality.extract_features, []
 
     def saving(networks: Any, batches: Callable[[int], Any], **options: Any) -> Any:
         def noted(start: int) -> Any:
@@ -206,7 +208,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         return plain(networks, noted, **options, save_every=1)
 
-    monkeypatch.setattr(label_free, "extract_features", saving)
+    monkeypatch.setattr(quality, "extract_features", saving)
     with pytest.raises(KeyboardInterrupt):
         evaluate(source(tmp_path / "out"))
     assert evaluate(source(tmp_path / "out")) == whole
@@ -250,8 +252,8 @@ def test_a_network_that_cannot_be_measured_does_not_keep_others_from_it(tmp_path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"k": 0}, "There are 39 other images to be neighbours, got k=0"),
-        ({"k": 40}, "39 other images .* k=40"),
+        ({"k": 0}, "--k must be between 1 and the number of other images, here 39, got 0"),
+        ({"k": 40}, "here 39, got 40"),
         ({"sizes": "32x9"}, "32x9"),
         ({"name": "a/b"}, "without slashes, got 'a/b'"),
         ({"data": "nowhere"}, "nowhere"),
@@ -280,7 +282,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 def test_views_of_a_run_are_its_own(tmp_path: Path) -> None:
     config = tiny.config(views={"flip": 0.25, "global_scale": (0.5, 1.0), "blur_kernel": 5, "mean": (0.3, 0.3, 0.3)})
     (tmp_path / "config.yaml").write_text(resolve.to_yaml(config))
-    views = label_free.views_of(source(tmp_path, name=str(tmp_path), preprocessing=Preprocessing(4, 8, MEAN, STD)))
+    views = quality.views_of(source(tmp_path, name=str(tmp_path), preprocessing=Preprocessing(4, 8, MEAN, STD)))
     assert (views.flip, views.global_scale, views.crop_sizes) == (0.25, (0.5, 1.0), (4, 4))
     assert (views.blur_kernel, views.mean, views.std) == (3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -289,36 +291,9 @@ def test_views_of_a_run_are_its_own(tmp_path: Path) -> None:
 def test_views_of_other_networks_are_as_published(
     tmp_path: Path, size: int, blur: tuple[float, ...], kernel: int
 ) -> None:
-    views = label_free.views_of(source(tmp_path, preprocessing=Preprocessing(size, 8, MEAN, STD)))
+    views = quality.views_of(source(tmp_path, preprocessing=Preprocessing(size, 8, MEAN, STD)))
     assert (views.crop_sizes, views.blur_probabilities, views.blur_kernel) == ((size, size), blur, kernel)
     assert (views.flip, views.global_scale) == (0.5, (0.32, 1.0))
-
-
-def test_predictions_by_hand() -> None:
-    measures = {"a": {"x": 1.0, "y": 3.0}, "b": {"x": 2.0, "y": 2.0}, "c": {"x": 9.0, "y": 1.0}, "d": {"x": 3.0}}
-    found = label_free.predicts(measures, {"a": 10.0, "b": 20.0, "c": 30.0, "d": 40.0, "e": 50.0})
-    assert found["x"].spearman == pytest.approx(1 - 6 * (1 + 1) / (4 * 15))
-    assert found["x"].pearson == pytest.approx(np.corrcoef([1, 2, 9, 3], [10, 20, 30, 40])[0, 1])
-    assert found["x"].num_sizes == 4
-    assert found["y"] == (pytest.approx(-1), pytest.approx(-1), 3)
-
-
-def test_predictions_of_what_does_not_vary() -> None:
-    found = label_free.predicts({size: {"x": 1.0} for size in "abc"}, {"a": 1.0, "b": 2.0, "c": 3.0})
-    assert math.isnan(found["x"].spearman)
-    assert math.isnan(found["x"].pearson)
-    with pytest.raises(UserError, match="at least 3 sizes with x and a score, got 2"):
-        label_free.predicts({size: {"x": 1.0} for size in "abc"}, {"a": 1.0, "b": 2.0})
-
-
-@pytest.mark.parametrize("num_sizes", [3, 9, 30])
-def test_by_chance(num_sizes: int) -> None:
-    least = label_free.by_chance(num_sizes)
-    first, second = np.random.default_rng(0).standard_normal((2, 4000, num_sizes))
-    first, second = (rows - rows.mean(axis=1, keepdims=True) for rows in (first, second))
-    correlations = (first * second).sum(1) / np.sqrt((first**2).sum(1) * (second**2).sum(1))
-    further = np.mean(np.abs(correlations) > least)
-    assert further == pytest.approx(0.05, abs=0.015)
 
 
 def test_table_marks_the_best() -> None:
@@ -340,7 +315,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     networks: dict[str, Any] = {"network": make_network}
     monkeypatch.setattr("poa.models.source.model_source", lambda *_, **__: source(tmp_path, **networks))
     app = App(name="poa", result_action="return_value")
-    app.command(quality)
+    app.command(command)
     words = ["quality", "runs/mine", "--data", "digits/test", "--limit", "40"]
     app([*words, "--sizes", "32x1", "48x2"], exit_on_error=False)
     lines = capsys.readouterr().out.splitlines()
