@@ -4,12 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from poa.elastic.network import SubNetworks
@@ -52,6 +54,8 @@ class Backbone(nn.Module):
     """
 
     model: nn.Module
+    repeated: ClassVar[tuple[type[nn.Module], ...]]
+    """The classes of its blocks."""
 
     def __init__(self, model: nn.Module, *, hidden_width: int) -> None:
         super().__init__()
@@ -65,8 +69,8 @@ class Backbone(nn.Module):
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
-        """The repeated parts of the network, worth compiling one by one."""
-        raise NotImplementedError
+        """The repeated parts of the network in order, worth compiling one by one."""
+        return tuple(module for module in self.model.modules() if isinstance(module, self.repeated))
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
@@ -126,14 +130,13 @@ class Family(ABC):
     biased_widths: ClassVar[bool] = True
     """Small widths are drawn more often, as small depths are."""
 
+    def __post_init__(self) -> None:
+        self.check_image_size(self.image_size, setting="views.global-size")
+
     @classmethod
     @abstractmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
-        """Settings of a timm model as intact network; it has shapes only (meta device).
-
-        Raises:
-            UserError: The family cannot cut sizes out of this model.
-        """
+        """Settings of a timm model in shapes only (meta device) as intact network, or why it cannot be cut."""
 
     @abstractmethod
     def stages(self, size: Size) -> tuple[Stage, ...]:
@@ -158,7 +161,7 @@ class Family(ABC):
 
         Args:
             build: Makes a network of a size around the backbone; the backbone itself if not given.
-            castable: See ``SlicePlan.between``.
+            castable: Which parameters autocast runs in low precision, see ``SlicePlan.between``.
         """
         return SubNetworks(
             build or self.build, self.space.intact, source=self.source, groups=self.groups, castable=castable
@@ -169,15 +172,7 @@ class Family(ABC):
         return ()
 
     def check_image_size(self, size: int, *, setting: str) -> None:
-        """See that square images of that size can be seen.
-
-        Args:
-            size: Side, in pixels.
-            setting: Where it was set.
-
-        Raises:
-            UserError: They cannot.
-        """
+        """Refuse square images of a size that the networks cannot take, and name the setting that asks for it."""
         if size < self.smallest_image:
             raise UserError(
                 f"Images of {size} pixels are too small for the last maps of a {type(self).__name__}. "
@@ -189,12 +184,7 @@ class Family(ABC):
         return self.architecture, {"num_classes": 0} | self.arguments(size)
 
     def create(self, size: Size, **further: Any) -> Any:
-        """The timm model of a size.
-
-        Args:
-            size: Which one.
-            further: Arguments that matter in training only.
-        """
+        """The timm model of a size; further arguments matter in training only."""
         architecture, arguments = self.timm_config(size)
         model = timm.create_model(architecture, **arguments, **further)
         for module in model.modules():
@@ -233,12 +223,7 @@ class Family(ABC):
         return sum(stage.blocks for stage in self.stages(self.space.intact)) - (0 if self.beyond else 1)
 
     def drop_path_rates(self, size: Size, rate: float) -> list[float]:
-        """Of each block of a size: rates grow evenly over the intact network's blocks, and a block keeps its own.
-
-        Args:
-            size: Which one.
-            rate: Of the last block.
-        """
+        """Rate of each block: growing evenly to ``rate`` over the intact network, whose rates the kept blocks keep."""
         intact = self.stages(self.space.intact)
         growing = torch.linspace(0.0, rate, sum(stage.blocks for stage in intact), device="cpu").tolist()
         rates, passed = [], 0
@@ -248,38 +233,121 @@ class Family(ABC):
         return rates
 
 
-def check_multiple(size: int, patch_size: int, *, setting: str) -> None:
-    """See that square images can be cut into patches.
+@dataclass(frozen=True)
+class Patches(Family):
+    """A family that cuts images into patches and has attention heads of one width; as it stands here, a plain ViT.
 
-    Args:
-        size: Side of an image, in pixels.
+    Attributes:
         patch_size: Side of a patch, in pixels.
-        setting: Where the size was set.
-
-    Raises:
-        UserError: It is not a multiple of the patch size.
+        head_dim: Channels of an attention head; widths are multiples of it.
     """
-    below = size // patch_size * patch_size
-    if size != below:
-        choices = " or ".join(str(near) for near in (below, below + patch_size) if near)
-        raise UserError(
-            f"The image size {size} is not a multiple of the patch size {patch_size}. "
-            f"Set --{setting} to {choices}, or change --model.patch-size."
-        )
+
+    patch_size: int = 16
+    head_dim: int = 64
+
+    width_unit = 64
+    beyond = ("norm.",)
+
+    def __post_init__(self) -> None:
+        check_widths(self.space, self.head_dim, what="the head dimension", further=", or --model.head-dim")
+        super().__post_init__()
+
+    def check_image_size(self, size: int, *, setting: str) -> None:
+        """Images are cut into whole patches."""
+        below = size // self.patch_size * self.patch_size
+        if size != below:
+            choices = " or ".join(str(near) for near in (below, below + self.patch_size) if near)
+            raise UserError(
+                f"The image size {size} is not a multiple of the patch size {self.patch_size}. "
+                f"Set --{setting} to {choices}, or change --model.patch-size."
+            )
+
+    def stages(self, size: Size) -> tuple[Stage, ...]:
+        """One."""
+        return (Stage("blocks.", size.depths[0]),)
+
+    def arguments(self, size: Size) -> dict[str, Any]:
+        """Those that all of timm's plain vision transformers have."""
+        return {
+            "img_size": self.image_size,
+            "patch_size": self.patch_size,
+            "embed_dim": size.width,
+            "depth": size.depths[0],
+            "num_heads": size.width // self.head_dim,
+        }
+
+    @classmethod
+    def shape_of(cls, model: Any) -> dict[str, Any]:
+        """Settings that the shapes of a plain vision transformer show."""
+        return {
+            "width_max": model.embed_dim,
+            "depth_max": (len(model.blocks),),
+            "patch_size": model.patch_embed.patch_size[0],
+            "head_dim": model.embed_dim // model.blocks[0].attn.num_heads,
+        }
+
+    def groups(self, name: str) -> tuple[int, ...]:
+        """Fused rows of q, k, v."""
+        return (3,) if ".attn.qkv." in name else ()
+
+    def mask_grid(self, image_size: int) -> int:
+        """Patches along a side."""
+        return image_size // self.patch_size
 
 
-def check_widths(space: SearchSpace, step: int, *, what: str, settings: str) -> None:
-    """See that all widths are multiples of a step.
+@dataclass(frozen=True)
+class FourStages(Family):
+    """A family whose maps shrink from stage to stage, while the channels double.
 
-    Args:
-        space: All sizes.
-        step: Such as the head dimension.
-        what: The step in words.
-        settings: What to change.
-
-    Raises:
-        UserError: One is not.
+    Attributes:
+        depths: Blocks of the stages; a size has its own in the ``elastic`` ones.
     """
+
+    depths: tuple[int, ...] = ()
+
+    stage_names: ClassVar[tuple[str, ...]] = tuple(f"stages.{number}.blocks." for number in range(4))
+    """Beginnings of the names of their blocks' parameters."""
+
+    def blocks_of(self, size: Size) -> tuple[int, ...]:
+        """Blocks of each stage of a size."""
+        chosen = dict(zip(self.elastic, size.depths, strict=True))
+        return tuple(chosen.get(stage, blocks) for stage, blocks in enumerate(self.depths))
+
+    def stages(self, size: Size) -> tuple[Stage, ...]:
+        """Four."""
+        return tuple(map(Stage, self.stage_names, self.blocks_of(size)))
+
+    def mask_grid(self, image_size: int) -> int:
+        """Twice the cells along a side of the last map."""
+        return 2 * -(-image_size // 32)
+
+
+def published_space(
+    *,
+    width: tuple[int, int],
+    depth: tuple[tuple[int, ...], tuple[int, ...]],
+    drop_path: float,
+    sampling_bias: float,
+    **further: Any,
+) -> Mapping[str, Any]:
+    """Settings of a family's published search space by the names of ``ModelSettings``: smallest and largest values."""
+    ends = {"width_min": width[0], "width_max": width[1], "depth_min": depth[0], "depth_max": depth[1]}
+    return MappingProxyType({**ends, "drop_path": drop_path, "sampling_bias": sampling_bias, **further})
+
+
+def set_drop_path(blocks: Iterable[nn.Module], rates: Iterable[float]) -> None:
+    """Give each block its own rate of stochastic depth, where timm has a place for it."""
+    for block, rate in zip(blocks, rates, strict=True):
+        if rate > 0.0:
+            for name in [name for name, _ in block.named_children() if name.startswith("drop_path")]:
+                setattr(block, name, DropPath(rate))
+
+
+def check_widths(space: SearchSpace, step: int, *, what: str, further: str = "") -> None:
+    """See that all widths are multiples of a step, such as the head dimension."""
     uneven = [size.width for size in space.sizes if size.width % step]
     if uneven:
-        raise UserError(f"Widths are multiples of {what} {step}, got {uneven[0]}. Change {settings}.")
+        raise UserError(
+            f"Widths are multiples of {what} {step}, got {uneven[0]}. "
+            f"Change --model.width-min, --model.width-max or --model.width-step{further}."
+        )

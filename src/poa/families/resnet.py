@@ -1,9 +1,7 @@
 """Residual networks of bottleneck blocks with group norm, as timm builds them."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxtyping import Bool, Float
 from timm.models.resnet import Bottleneck
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from poa.elastic.space import Size
 from poa.errors import UserError
-from poa.families.base import Backbone, Family, Features, Stage, check_widths, doubled
+from poa.families.base import Backbone, Features, FourStages, check_widths, doubled, published_space
 
 NORM_GROUPS = 32
 
@@ -21,11 +19,7 @@ class ResNetBackbone(Backbone):
     """A timm ``ResNet`` and its mask token, which replaces cells of the stem's map after pooling."""
 
     model: TimmResNet
-
-    @property
-    def blocks(self) -> Iterable[nn.Module]:
-        """All blocks of all stages."""
-        return tuple(module for module in self.model.modules() if isinstance(module, Bottleneck))
+    repeated = (Bottleneck,)
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
@@ -39,14 +33,13 @@ class ResNetBackbone(Backbone):
 
 
 @dataclass(frozen=True)
-class ResNet(Family):
+class ResNet(FourStages):
     """Settings that all sizes of one elastic ResNet share.
 
     A size is the width inside the first stage's bottlenecks and the depths of the second and third stage. Inner widths
     double from stage to stage; what blocks pass on to one another has the same width in all sizes.
 
     Attributes:
-        depths: Blocks of the stages; the second and third are elastic.
         channels: A quarter of the channels that the first stage hands on; they double from stage to stage.
     """
 
@@ -55,28 +48,19 @@ class ResNet(Family):
     channels: int = 64
 
     # below, stride 2 meets a single cell, where oneDNN leaves gradients of bf16 convolutions unset (torch 2.15)
-    smallest_image: ClassVar[int] = 17
-    width_unit: ClassVar[int] = NORM_GROUPS
-    network: ClassVar[type[nn.Module]] = TimmResNet
-    published: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "width_min": 64,
-            "width_max": 128,
-            "depth_min": (4, 6),
-            "depth_max": (8, 36),
-            "drop_path": 0.0,
-            "sampling_bias": 2.0,
-        }
-    )
-    biased_widths: ClassVar[bool] = False
-    elastic: ClassVar[tuple[int, ...]] = (1, 2)
+    smallest_image = 17
+    width_unit = NORM_GROUPS
+    network = TimmResNet
+    published = published_space(width=(64, 128), depth=((4, 6), (8, 36)), drop_path=0.0, sampling_bias=2.0)
+    biased_widths = False
+    elastic = (1, 2)
+    stage_names = ("layer1.", "layer2.", "layer3.", "layer4.")
 
     def __post_init__(self) -> None:
-        settings = "--model.width-min, --model.width-max or --model.width-step"
-        check_widths(self.space, NORM_GROUPS, what="the number of norm groups,", settings=settings)
+        check_widths(self.space, NORM_GROUPS, what="the number of norm groups,")
         if self.channels % 16 or self.channels & (self.channels - 1):
             raise UserError(f"--model.channels of a ResNet must be 16, 32, 64, 128…, got {self.channels}.")
-        self.check_image_size(self.image_size, setting="views.global-size")
+        super().__post_init__()
 
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
@@ -97,32 +81,16 @@ class ResNet(Family):
             "channels": first.conv3.out_channels // 4,
         }
 
-    def _depths(self, size: Size) -> tuple[int, ...]:
-        return (self.depths[0], *size.depths, self.depths[3])
-
-    def stages(self, size: Size) -> tuple[Stage, ...]:
-        """Four."""
-        return tuple(Stage(f"layer{number}.", blocks) for number, blocks in enumerate(self._depths(size), start=1))
-
     def arguments(self, size: Size) -> dict[str, Any]:
         """Of timm's ``ResNet``."""
         return {
-            "layers": self._depths(size),
+            "layers": self.blocks_of(size),
             "channels": tuple(self.channels * 2**stage for stage in range(4)),
             "base_width": 64 * size.width // self.channels,
         }
 
     def build(self, size: Size, *, drop_path: float = 0.0) -> ResNetBackbone:
-        """A freshly initialised ResNet of that size, on the current default device.
-
-        Args:
-            size: Width and depths.
-            drop_path: Must be 0: the published network has none.
-        """
+        """A freshly initialised ResNet; like the published one without drop path."""
         if drop_path > 0.0:
             raise UserError("--model.drop-path: a ResNet is trained without drop path. Leave it out.")
         return ResNetBackbone(self.create(size, zero_init_last=False), hidden_width=64)
-
-    def mask_grid(self, image_size: int) -> int:
-        """Twice the cells along a side of the last map."""
-        return 2 * -(-image_size // 32)

@@ -1,9 +1,8 @@
 """Slimmable residual networks with BatchNorm, as timm builds them (SlimCLR, arXiv 2209.15525)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxtyping import Bool, Float
 from timm.layers import BatchNormAct2d
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from poa.elastic.space import Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
-from poa.families.base import Backbone, Family, Features, Stage, check_widths, doubled
+from poa.families.base import Backbone, Family, Features, Stage, check_widths, doubled, published_space
 
 WIDTH_UNIT = 8
 """timm rounds channels to multiples of this."""
@@ -25,11 +24,7 @@ class SlimResNetBackbone(Backbone):
     """A timm ``ResNetV2``, and its mask token, which replaces cells of the stem's pooled map."""
 
     model: ResNetV2
-
-    @property
-    def blocks(self) -> Iterable[nn.Module]:
-        """All blocks of all stages."""
-        return tuple(module for module in self.model.modules() if isinstance(module, Bottleneck | PreActBasic))
+    repeated = (Bottleneck, PreActBasic)
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
@@ -55,26 +50,17 @@ class SlimResNet(Family):
 
     architecture: str = "resnetv2_50"
 
-    smallest_image: ClassVar[int] = 17  # as of ResNet
-    width_unit: ClassVar[int] = WIDTH_UNIT
-    network: ClassVar[type[nn.Module]] = ResNetV2
-    published: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "width_min": 16,
-            "width_max": 64,
-            "width_step": 16,
-            "depth_min": (3, 4, 6, 3),
-            "depth_max": (3, 4, 6, 3),
-            "drop_path": 0.0,
-            "sampling_bias": 1.0,
-        }
+    smallest_image = 17  # as of ResNet
+    width_unit = WIDTH_UNIT
+    network = ResNetV2
+    published = published_space(
+        width=(16, 64), depth=((3, 4, 6, 3), (3, 4, 6, 3)), drop_path=0.0, sampling_bias=1.0, width_step=16
     )
-    biased_widths: ClassVar[bool] = False
-    elastic: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
+    biased_widths = False
+    elastic = (0, 1, 2, 3)
 
     def __post_init__(self) -> None:
-        settings = "--model.width-min, --model.width-max or --model.width-step"
-        check_widths(self.space, WIDTH_UNIT, what="the channels that timm counts in,", settings=settings)
+        check_widths(self.space, WIDTH_UNIT, what="the channels that timm counts in,")
         depths = self.space.intact.depths
         other = [size for size in self.space.sizes if size.depths != depths]
         if other:
@@ -87,7 +73,7 @@ class SlimResNet(Family):
                 f"A slimmable ResNet has {len(self.elastic)} stages, got blocks for {len(depths)}. "
                 "Set --model.depth-min and --model.depth-max to such as 3 4 6 3."
             )
-        self.check_image_size(self.image_size, setting="views.global-size")
+        super().__post_init__()
 
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
@@ -109,23 +95,13 @@ class SlimResNet(Family):
             raise UserError("its channels do not double from stage to stage, or not from the stem's on")
         depths = tuple(len(stage.blocks) for stage in model.stages)
         quarter = -(-width // (4 * WIDTH_UNIT)) * WIDTH_UNIT
-        return {
-            "width_min": quarter,
-            "width_max": width,
-            "width_step": quarter,
-            "depth_min": depths,
-            "depth_max": depths,
-        }
+        widths = {"width_min": quarter, "width_max": width, "width_step": quarter}
+        return {**widths, "depth_min": depths, "depth_max": depths}
 
     def sub_networks(
         self, build: Callable[[Size], nn.Module] | None = None, *, castable: Callable[[str], bool] = lambda _: False
     ) -> SwitchableNetworks:
-        """All sizes; each has BatchNorms of its own.
-
-        Args:
-            build: Makes a network of a size around the backbone; the backbone itself if not given.
-            castable: See ``SlicePlan.between``.
-        """
+        """All sizes; each has BatchNorms of its own."""
         return SwitchableNetworks(build or self.build, self.space.sizes[::-1], castable=castable)
 
     def layer(self, name: str) -> int | None:
@@ -151,10 +127,6 @@ class SlimResNet(Family):
         """A freshly initialised ResNet of that size, on the current default device; bottlenecks add nothing at first.
 
         Basic blocks with pre-activation end in a convolution; one of zeros would learn at another rate under LARS.
-
-        Args:
-            size: Width and depths.
-            drop_path: Must be 0: the published network has none.
         """
         if drop_path > 0.0:
             raise UserError("--model.drop-path: a slimmable ResNet is trained without drop path. Leave it out.")

@@ -1,9 +1,8 @@
 """Vision transformers: any plain ViT that timm builds from its constructor."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from poa.elastic.space import Size
 from poa.errors import UserError
-from poa.families.base import Backbone, Family, Features, Stage, check_multiple, check_widths
+from poa.families.base import Backbone, Features, Patches, published_space, set_drop_path
 
 GATED = "vit_giant_patch14_dinov2"
 """An architecture with gated MLPs, and else like the plain one."""
@@ -81,15 +80,11 @@ class ViTBackbone(Backbone):
     """
 
     model: VisionTransformer
+    repeated = (Block,)
 
     def __init__(self, model: VisionTransformer, *, resize_positions: Literal["timm", "official"] = "timm") -> None:
         super().__init__(model, hidden_width=model.embed_dim)
         self.resize_positions = resize_positions
-
-    @property
-    def blocks(self) -> Iterable[nn.Module]:
-        """The transformer blocks."""
-        return tuple(self.model.blocks)
 
     def _embed(self, patches: Tensor) -> Tensor:
         if self.resize_positions == "timm":
@@ -112,12 +107,10 @@ class ViTBackbone(Backbone):
 
 
 @dataclass(frozen=True)
-class ViT(Family):
+class ViT(Patches):
     """Settings that all sizes of one elastic ViT share; a size is its width and its number of blocks.
 
     Attributes:
-        patch_size: Side of a patch, in pixels.
-        head_dim: Channels of an attention head; widths are multiples of it.
         mlp_ratio: Hidden width of a block's MLP over its width.
         layer_scale: Initial LayerScale; 0 for none.
         register_tokens: Number of register tokens.
@@ -126,33 +119,15 @@ class ViT(Family):
     """
 
     architecture: str = "vit_base_patch16_224"
-    patch_size: int = 16
-    head_dim: int = 64
     mlp_ratio: float = 4.0
     layer_scale: float = 1e-5
     register_tokens: int = 0
     swiglu: bool = False
     resize_positions: Literal["timm", "official"] = "timm"
 
-    width_unit: ClassVar[int] = 64
-    attention: ClassVar[tuple[type[nn.Module], ...]] = (Attention,)
-    network: ClassVar[type[nn.Module]] = VisionTransformer
-    published: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {
-            "width_min": 384,
-            "width_max": 1024,
-            "depth_min": (12,),
-            "depth_max": (24,),
-            "drop_path": 0.2,
-            "sampling_bias": 3.0,
-        }
-    )
-    beyond: ClassVar[tuple[str, ...]] = ("norm.",)
-
-    def __post_init__(self) -> None:
-        settings = "--model.width-min, --model.width-max or --model.width-step, or --model.head-dim"
-        check_widths(self.space, self.head_dim, what="the head dimension", settings=settings)
-        self.check_image_size(self.image_size, setting="views.global-size")
+    attention = (Attention,)
+    network = VisionTransformer
+    published = published_space(width=(384, 1024), depth=((12,), (24,)), drop_path=0.2, sampling_bias=3.0)
 
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
@@ -163,24 +138,12 @@ class ViT(Family):
             raise UserError("its image feature is not the class token of plain blocks")
         swiglu = isinstance(first.mlp, GluMlp)
         hidden = first.mlp.fc1.out_features
-        return {
-            "width_max": model.embed_dim,
-            "depth_max": (len(model.blocks),),
-            "patch_size": model.patch_embed.patch_size[0],
-            "head_dim": model.embed_dim // first.attn.num_heads,
+        return cls.shape_of(model) | {
             "mlp_ratio": (hidden * 0.75 if swiglu else hidden) / model.embed_dim,  # gate and value, each two thirds
             "layer_scale": float(first.ls1.init_values) if isinstance(first.ls1, LayerScale) else 0.0,
             "register_tokens": model.num_reg_tokens,
             "swiglu": swiglu,
         }
-
-    def check_image_size(self, size: int, *, setting: str) -> None:
-        """Images are cut into whole patches."""
-        check_multiple(size, self.patch_size, setting=setting)
-
-    def stages(self, size: Size) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage("blocks.", size.depths[0]),)
 
     def _mlp_ratio(self, width: int) -> float:
         if not self.swiglu:
@@ -190,12 +153,7 @@ class ViT(Family):
 
     def arguments(self, size: Size) -> dict[str, Any]:
         """Of timm's ``VisionTransformer``."""
-        return {
-            "img_size": self.image_size,
-            "patch_size": self.patch_size,
-            "embed_dim": size.width,
-            "depth": size.depths[0],
-            "num_heads": size.width // self.head_dim,
+        return super().arguments(size) | {
             "mlp_ratio": self._mlp_ratio(size.width),
             "init_values": self.layer_scale,
             "reg_tokens": self.register_tokens,
@@ -209,12 +167,7 @@ class ViT(Family):
         return GATED if bare and self.swiglu else architecture, arguments
 
     def build(self, size: Size, *, drop_path: float = 0.0) -> ViTBackbone:
-        """A freshly initialised ViT of that size, on the current default device.
-
-        Args:
-            size: Width and depth.
-            drop_path: Rate, the same in every block.
-        """
+        """A freshly initialised ViT; the drop path rate is the same in every block, whatever the depth."""
         # a skeleton has nothing to initialise, which would take most of its time
         skipped = {"weight_init": "skip"} if torch.get_default_device().type == "meta" else {}
         model = self.create(size, block_fn=SubsetDropBlock if drop_path > 0.0 else Block, **skipped)
@@ -224,16 +177,9 @@ class ViT(Family):
             raise UserError(
                 f"--model.resize-positions official needs a position of the class token; {self.architecture} has none."
             )
-        for block in model.blocks if drop_path > 0.0 else ():  # timm's own rates would grow with depth
-            block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)
+        set_drop_path(model.blocks, [drop_path] * len(model.blocks))  # timm's own rates would grow with depth
         return ViTBackbone(model, resize_positions=self.resize_positions)
 
     def groups(self, name: str) -> tuple[int, ...]:
         """Fused rows: q, k, v of attention; gate and value of a SwiGLU."""
-        if ".attn.qkv." in name:
-            return (3,)
-        return (2,) if self.swiglu and ".mlp.fc1." in name else ()
-
-    def mask_grid(self, image_size: int) -> int:
-        """Patches along a side."""
-        return image_size // self.patch_size
+        return (2,) if self.swiglu and ".mlp.fc1." in name else super().groups(name)
