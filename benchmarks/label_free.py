@@ -22,7 +22,7 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.results import Scores, results_file
 from poa.evaluation.sweep import SweepOptions
 from poa.models.source import model_source
-from poa.plots.quality import LOWER_IS_BETTER
+from poa.plots.tables import LOWER_IS_BETTER
 
 SIZE = "parameters"
 

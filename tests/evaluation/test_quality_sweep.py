@@ -30,7 +30,7 @@ from poa.evaluation.sweep import SweepOptions
 from poa.families.base import Features
 from poa.families.vit import ViT
 from poa.models.source import ModelSource
-from poa.plots.quality import quality_table
+from poa.plots.tables import quality_table
 from poa.training.health import rankme
 
 FAMILY = ViT(SearchSpace.grid((32, 48), (1, 2)), image_size=8, patch_size=4, head_dim=16, layer_scale=0.5)

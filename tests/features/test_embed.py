@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from poa.cli.embed import embed as command
+from poa.cli.inspect import embed as command
 from poa.data.augment import normalise
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, open_index

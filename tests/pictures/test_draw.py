@@ -11,7 +11,7 @@ from rich.console import Console
 
 import poa
 import tiny
-from poa.cli.pictures import pictures
+from poa.cli.inspect import pictures
 from poa.data.augment import normalise
 from poa.data.index import open_index
 from poa.data.loader import images_for_scoring

@@ -11,9 +11,8 @@ from rich.table import Table
 
 from poa.cli.compare import compare
 from poa.cli.detection import detection
-from poa.cli.embed import embed
 from poa.cli.evaluate import evaluate
-from poa.cli.pictures import pictures
+from poa.cli.inspect import embed, pictures
 from poa.cli.quality import quality
 from poa.cli.robustness import disturbances, robustness
 from poa.cli.tasks import finetune, segmentation, transfer

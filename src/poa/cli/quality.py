@@ -41,7 +41,7 @@ def quality(model: str, /, *, data: str, k: int = 10, seed: int = 0, options: Op
 def _show(source: "ModelSource", options: Options) -> None:
     from poa.evaluation.evaluate import read_scores
     from poa.evaluation.results import results_file
-    from poa.plots.quality import quality_table
+    from poa.plots.tables import quality_table
 
     path = results_file(source, "quality", options.name)
     measures, _, _ = read_scores(path)

@@ -11,12 +11,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from poa.errors import UserError
 from poa.plots.figure import INK, SHEET_DPI, legend, save, style
+from poa.plots.tables import plain_table, score_table
 
 _NAMED = 12
 """Networks that a legend can name."""
@@ -99,32 +98,16 @@ def _style(axes: Axes, panel: Panel) -> None:
 def robustness_table(
     scores: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Mapping[str, tuple[float, float]]]
 ) -> Table:
-    """A row a network, the best value of each column in bold.
-
-    Args:
-        scores: In percent, by name of the network, then of the score.
-        intervals: Likewise, of those that have one; half the length stands beside the first two columns.
-    """
+    """Accuracy by name of the network, then of the group of conditions; the first two with their intervals."""
     known = {name for row in scores.values() for name in row}
     names = [name for name in (*COLUMNS, *BACKGROUNDS) if name in known]
     if known & {*BACKGROUNDS}:
         names = [name for name in names if name not in _GROUPS]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("size", no_wrap=True)
-    for name in names:
-        table.add_column(_SHORT.get(name, name), justify="right", no_wrap=True)
-    best = {name: max(row[name] for row in scores.values() if name in row) for name in names}
-    for network, row in scores.items():
-        ends = {name: intervals.get(network, {}).get(name) for name in ("clean", "corruptions")}
-        table.add_row(network, *(_cell(row.get(name), best[name], ends.get(name)) for name in names))
-    return table
-
-
-def _cell(value: float | None, best: float, ends: tuple[float, float] | None) -> Text:
-    if value is None:
-        return Text("-")
-    half = "" if ends is None else f" ±{(ends[1] - ends[0]) / 2:.1f}"
-    return Text(f"{value:.1f}{half}", style="bold green" if value == best else "")
+    bounded = {
+        network: {name: ends[name] for name in ("clean", "corruptions") if name in ends}
+        for network, ends in intervals.items()
+    }
+    return score_table(scores, {name: _SHORT.get(name, name) for name in names}, intervals=bounded)
 
 
 def strengths_table(strengths: Mapping[str, tuple[str, Sequence[float]]]) -> Table:
@@ -133,7 +116,7 @@ def strengths_table(strengths: Mapping[str, tuple[str, Sequence[float]]]) -> Tab
     Args:
         strengths: By name of the corruption, what the strengths are in words, and one a severity.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = plain_table()
     table.add_column("corruption", no_wrap=True)
     for severity in range(1, 6):
         table.add_column(str(severity), justify="right", no_wrap=True)

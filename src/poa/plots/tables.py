@@ -1,4 +1,4 @@
-"""Sizes as rows: what each costs, how often it is trained and how good it is; on the terminal, as CSV or as JSON."""
+"""Tables of sizes and scores: on the terminal, as CSV or as JSON."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from rich import box
 from rich.console import Console
@@ -27,8 +28,6 @@ class SizeRow:
     """One size, or another network.
 
     Attributes:
-        size: Its name.
-        parameters: Number of parameters.
         flops: Floating-point operations for one image.
         weight: How often it stands in the sampling list; None if it is not trained as a sub-network.
         intact: Whether it is the largest, from which the others are cut.
@@ -62,14 +61,7 @@ def size_rows(
     scores: Mapping[str, Mapping[str, float]] | None = None,
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> list[SizeRow]:
-    """Rows of all sizes of a search space, narrow and shallow ones first.
-
-    Args:
-        space: The sizes and their weights.
-        costs: Parameters and FLOPs of every size.
-        scores: Scores by name of the size, as in the file of a sweep; sizes may be missing.
-        intervals: Of the scores, likewise.
-    """
+    """Rows of all sizes of a search space, narrow and shallow ones first; not all of them need scores."""
     weights = dict(zip(space.sizes, space.weights, strict=True))
     return [
         SizeRow(
@@ -124,16 +116,81 @@ def to_json(rows: Sequence[SizeRow]) -> str:
 
 
 def write(rows: Sequence[SizeRow], out: Path) -> None:
-    """Write rows to a ``.csv`` or ``.json`` file, which is there whole or not at all.
-
-    Raises:
-        UserError: The name ends in something else.
-    """
+    """Write rows to a ``.csv`` or ``.json`` file; UserError if its name ends in something else."""
     formats = {".csv": to_csv, ".json": to_json}
     if out.suffix not in formats:
         raise UserError(f"A table is written as .csv or .json, got {out}. {nearest(out.suffix, formats)}")
     with whole_file(out) as temporary:
         temporary.write_text(formats[out.suffix](rows), encoding="utf-8")
+
+
+def plain_table(title: str | None = None) -> Table:
+    """A table without columns yet, in the one style of all tables."""
+    return Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+
+
+def score_cell(
+    value: float | None, best: float | None, *, ends: tuple[float, float] | None = None, decimals: int = 1
+) -> Text:
+    """A score, bold if it is the best, with half the length of its interval; a dash where there is none."""
+    half = "" if value is None or ends is None else f" ±{(ends[1] - ends[0]) / 2:.1f}"
+    return Text(f"{_number(value, decimals)}{half}", style="bold green" if value is not None and value == best else "")
+
+
+def score_table(
+    scores: Mapping[str, Mapping[str, float]],
+    columns: Mapping[str, str],
+    *,
+    lower_is_better: Sequence[str] = (),
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    decimals: Mapping[str, int] = MappingProxyType({}),
+) -> Table:
+    """A row a network, the best score of each column in bold.
+
+    Args:
+        scores: By name of the network, then of the score; some may be missing.
+        columns: The scores to show, and their headings.
+        lower_is_better: Of these scores; of all others higher values are better.
+        intervals: Shown beside the scores that have one, as half their length.
+        decimals: Of scores that are shown with more or fewer than one.
+    """
+    table = plain_table()
+    table.add_column("size", no_wrap=True)
+    best = {}
+    for name, heading in columns.items():
+        table.add_column(heading, justify="right", no_wrap=True)
+        choose = min if name in lower_is_better else max
+        best[name] = choose(row[name] for row in scores.values() if name in row)
+    for network, row in scores.items():
+        ends = (intervals or {}).get(network, {})
+        cells = (
+            score_cell(row.get(name), best[name], ends=ends.get(name), decimals=decimals.get(name, 1))
+            for name in columns
+        )
+        table.add_row(network, *cells)
+    return table
+
+
+LOWER_IS_BETTER = ("alignment", "uniformity")
+"""Of the measures of quality; of all others higher values are better."""
+
+
+def quality_table(measures: Mapping[str, Mapping[str, float]]) -> Table:
+    """Measures without labels, by name of the network and then of the measure."""
+    names = list(dict.fromkeys(name for of_network in measures.values() for name in of_network))
+    headings = {name: f"{name} ↓" if name in LOWER_IS_BETTER else name for name in names}
+    decimals = {name: 3 for name in names if name != "rankme"}
+    table = score_table(measures, headings, lower_is_better=LOWER_IS_BETTER, decimals=decimals)
+    table.caption = "↓ lower is better"
+    return table
 
 
 def size_table(
@@ -143,10 +200,10 @@ def size_table(
     bounded: Sequence[str] = (),
     title: str | None = None,
 ) -> Table:
-    """Rows as a table for the terminal, the best score of each column in bold.
+    """Rows as a table for the terminal, the best score of each column in bold; those of a width stand together.
 
     Args:
-        rows: Sizes, those of a width together.
+        rows: Sizes.
         scores: Names of the scores to show; by default up to four, top-1 before others. ``fitting`` chooses those that
             leave the table at most 80 characters wide.
         bounded: Names of the scores to show with half the length of their intervals.
@@ -158,8 +215,7 @@ def size_table(
     shown = _shown_scores(rows, scores)
     best = {name: max(row.scores[name] for row in rows if name in row.scores) for name in shown}
     is_grouped = len({row.width for row in rows}) < len(rows)
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.title_justify = table.caption_justify = "left"
+    table = plain_table(title)
     table.add_column("size", no_wrap=True)
     for heading in ("params M", "GFLOPs", "weight", *shown):
         evaluation, _, score = heading.rpartition(" ") if heading in shown else ("", "", heading)
@@ -173,7 +229,10 @@ def size_table(
             _number(millions[number], decimals[0]),
             _number(billions[number], decimals[1]),
             "-" if row.weight is None else str(row.weight),
-            *(_score(row, name, best[name], is_bounded=name in bounded) for name in shown),
+            *(
+                score_cell(row.scores.get(name), best[name], ends=row.intervals.get(name) if name in bounded else None)
+                for name in shown
+            ),
             end_section=is_grouped and number + 1 < len(rows) and rows[number + 1].width != row.width,
         )
     if any(row.intact for row in rows):
@@ -183,13 +242,7 @@ def size_table(
 
 
 def fitting(rows: Sequence[SizeRow], scores: Sequence[str], *, bounded: Sequence[str] = ()) -> list[str]:
-    """As many of the first scores as a terminal has room for beside the sizes.
-
-    Args:
-        rows: Sizes.
-        scores: Names of scores.
-        bounded: As in ``size_table``.
-    """
+    """As many of the first scores as a terminal has room for beside the sizes; ``bounded`` as in ``size_table``."""
     console = Console(width=10 * WIDTH)
     shown = list(scores)
     while shown and console.measure(size_table(rows, scores=shown, bounded=bounded)).maximum > WIDTH:
@@ -220,12 +273,3 @@ def _number(value: float | None, decimals: int) -> str:
 
 def _name(row: SizeRow) -> Text:
     return Text(f"{row.size} *" if row.intact else str(row.size), style="bold" if row.intact else "")
-
-
-def _score(row: SizeRow, name: str, best: float, *, is_bounded: bool) -> Text:
-    value = row.scores.get(name)
-    text = _number(value, 1)
-    if is_bounded and name in row.intervals:
-        low, high = row.intervals[name]
-        text = f"{text} ±{(high - low) / 2:.1f}"
-    return Text(text, style="bold green" if value == best else "")

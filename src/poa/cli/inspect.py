@@ -1,0 +1,123 @@
+"""The commands ``poa embed`` and ``poa pictures``: features of images as files, and as pictures."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from poa.cli.evaluate import Names, Switch
+
+# torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
+
+Branch = Literal["teacher", "untrained", "initial"]
+Kind = Literal["attention", "colours", "neighbours", "matches", "prototypes"]
+Kinds = Annotated[tuple[Kind, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
+_MOST_NAMED = 3
+_plain = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def embed(
+    model: str,
+    /,
+    *,
+    data: str,
+    out: Path,
+    sizes: Names = (),
+    patches: Switch = False,
+    branch: Branch = "teacher",
+    image_size: int | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    overwrite: Switch = False,
+) -> None:
+    """Write the features of images from one or more sizes, for use in other programs.
+
+    Such as: poa embed runs/mine --data IMAGES --sizes 96x4 --out features.parquet
+
+    Args:
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        data: The images: a folder, a list of paths, an archive. Labels are written too if there are some.
+        out: FILE.parquet, FILE.npy (with FILE.json) or FILE.safetensors, the name of the size before the ending if
+            there are several; or a folder, for a .npy file of each size.
+        sizes: `all`, or names such as 384x12; needed for a run of several.
+        patches: Also write one feature for each patch.
+        branch: The trained teacher, untrained networks, or those cut out of the weights that the run began with.
+        image_size: Side of the images in pixels; that which the network is made for by default.
+        limit: Take only a class-balanced part of the images.
+        workers: Processes that decode images.
+        overwrite: Replace files that are there.
+    """
+    from poa.features import embed as embedding
+    from poa.models.source import model_source
+
+    written = embedding.embed(
+        model_source(model, branch=branch, image_size=image_size),
+        data,
+        out=out,
+        sizes=sizes,
+        patches=patches,
+        limit=limit,
+        workers=workers,
+        overwrite=overwrite,
+        console=Console(stderr=True),
+    )
+    for name, path in written.paths.items():
+        images, width = written.shape[name]
+        _plain.print(f"{path}: {images:,} images, {width} values each")
+    if written.bad:
+        more = f" and {len(written.bad) - _MOST_NAMED:,} more" if len(written.bad) > _MOST_NAMED else ""
+        named = ", ".join(written.bad[:_MOST_NAMED])
+        _plain.print(f"{len(written.bad):,} images could not be read and are left out: {named}{more}")
+
+
+def pictures(
+    *model: str,
+    images: str,
+    out: Path,
+    sizes: Names = (),
+    kinds: Kinds = ("attention", "colours", "neighbours", "matches", "prototypes"),
+    limit: int | None = None,
+    show: int = 8,
+    seed: int = 0,
+    branch: Branch = "teacher",
+    image_size: int | None = None,
+    workers: int = 0,
+    overwrite: Switch = False,
+) -> None:
+    """Draw what networks see in your images, side by side: PNG files and a page, index.html.
+
+    Such as: poa pictures runs/mine --images PHOTOS --sizes 192x12 384x12 --out pictures
+
+    Args:
+        model: Folders of runs; extracted sizes or other folders that timm loads; timm names. One or several.
+        images: A folder of images, a list, an archive or digits; class folders give frames and names.
+        out: Folder to write, new or empty.
+        sizes: Of runs: `all`, or names such as 384x12; the smallest and the largest by default.
+        kinds: Attention of the class token, features as colours, nearest images, matching patches, typical images of
+            prototypes; all by default.
+        limit: Images to look for neighbours and prototypes among; up to 1,000 by default.
+        show: Images that are shown one by one.
+        seed: Of the augmented views.
+        branch: The trained teacher, untrained networks, or those cut out of the weights that the run began with.
+        image_size: Side of the images in pixels; that which the network is made for by default. More show more patches.
+        workers: Processes that decode images.
+        overwrite: Replace earlier pictures in --out.
+    """
+    from poa.models.source import model_source
+    from poa.pictures import draw
+
+    page = draw.draw(
+        [model_source(name, branch=branch, image_size=image_size) for name in model],
+        images,
+        out=out,
+        sizes=sizes,
+        kinds=kinds,
+        limit=limit,
+        show=show,
+        seed=seed,
+        workers=workers,
+        overwrite=overwrite,
+        console=Console(stderr=True),
+    )
+    _plain.print(f"Page: {page}")
