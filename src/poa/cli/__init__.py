@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from poa.cli.compare import compare
-from poa.cli.detection import detection
 from poa.cli.evaluate import evaluate
 from poa.cli.inspect import embed, pictures
 from poa.cli.quality import quality
 from poa.cli.robustness import disturbances, robustness
-from poa.cli.tasks import finetune, segmentation, transfer
+from poa.cli.tasks import detection, finetune, segmentation, transfer
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
 from poa.config.values import explain, flag

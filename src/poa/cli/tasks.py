@@ -1,4 +1,4 @@
-"""The commands ``poa evaluate finetune``, ``transfer`` and ``segmentation``: train networks further, and test them."""
+"""The commands ``poa evaluate finetune``, ``transfer``, ``segmentation`` and ``detection``: train networks further."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from poa.cli.evaluate import DEFAULTS, Options
+from poa.cli.evaluate import DEFAULTS, Options, Switch
 from poa.cli.showing import show_scores, then
+from poa.config import detection as detecting
 from poa.config import finetune as finetuning
 from poa.config import segmentation as segmenting
+from poa.config.detection import Detection
 from poa.config.finetune import Finetune
 from poa.config.segmentation import Segmentation
 from poa.config.values import preset_of
@@ -152,6 +154,63 @@ def segmentation(
             sizes=options.sizes,
             name=options.name,
             limit=options.limit,
+            workers=options.workers,
+            save_every=save_every,
+            overwrite=options.overwrite,
+            console=Console(stderr=True),
+        )
+
+
+def detection(
+    model: str,
+    /,
+    *,
+    train_images: str,
+    train_annotations: Path,
+    test_images: str,
+    test_annotations: Path,
+    preset: str = "small-data",
+    together: Switch = False,
+    save_every: int = 1,
+    flags: Annotated[Detection, OVER_PRESET] = Detection(),  # noqa: B008
+    options: Options = DEFAULTS,
+) -> None:
+    """Detect objects: train a detector with boxes and masks on each network, and give COCO's AP on test images.
+
+    Args:
+        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
+        train_images: Images to train on: a folder, an archive or a folder in one (a.zip/train), a list.
+        train_annotations: Their objects: a file in COCO's format (instances_train2017.json).
+        test_images: Images to test on.
+        test_annotations: Their objects.
+        preset: Settings to begin with: small-data, or published ones: coco-vit-s, coco-vit-b.
+        together: Train one detector for all widths of a slimmable network, as SlimCLR does.
+        save_every: Epochs from one checkpoint to the next; a stopped training resumes from the last one.
+        flags: Settings that win over those of the preset.
+        options: As for all. --image-size is that which the network is made for; those of the images are --sides,
+            --test-side and --longest. --limit takes images evenly from the file.
+    """
+    from poa.models.source import model_source
+    from poa.tasks.detection.evaluate import PROTOCOL, InCoco, detect_by_networks
+    from poa.tasks.detection.train_one import HEADLINE
+
+    settings = flags.over(preset_of(detecting.PRESETS, preset))
+    source = model_source(model, branch=options.branch, image_size=options.image_size, out=options.out)
+    files = (
+        ("Detections", "detections", "which pycocotools reads"),
+        ("Models", "models", "one folder a network, whose README.md says how to load it"),
+        ("Pictures", "pictures", "test images with true and detected objects"),
+    )
+    with then(lambda: _show(source, options, PROTOCOL, HEADLINE, files)):
+        detect_by_networks(
+            source,
+            settings,
+            train=InCoco(train_images, train_annotations),
+            test=InCoco(test_images, test_annotations),
+            sizes=options.sizes,
+            name=options.name,
+            limit=options.limit,
+            together=together,
             workers=options.workers,
             save_every=save_every,
             overwrite=options.overwrite,

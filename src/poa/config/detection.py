@@ -1,172 +1,106 @@
-"""How a detector is trained and tested: settings that suit small data, and the published ones by name."""
+"""How a detector is trained and tested: settings for small data, and the published ones by name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Annotated, Literal
 
-from poa.config.values import check_counts, check_layer_decay, check_not_negative, check_positive, check_shares
+from pydantic import Field
+
+from poa.config.values import (
+    NO_FLAG,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+)
 from poa.errors import UserError
-from poa.tasks.detection.model import DetectorPlan
-
-HEADS = ("mask-rcnn", "cascade-mask-rcnn", "faster-rcnn", "cascade-rcnn")
-BOX_HEADS = ("mlp", "convolutions")
-BOX_LOSSES = ("smooth-l1", "giou")
 
 
-@dataclass(frozen=True)
-class Detection:
-    """How a detector is trained and tested; the defaults suit some hundred images and one CPU.
+class Detection(Settings):
+    """How a detector is trained and tested; the defaults suit some hundred images and one CPU."""
 
-    Attributes:
-        head: ``mask-rcnn``, ``cascade-mask-rcnn``, or without masks ``faster-rcnn``, ``cascade-rcnn``.
-        channels: Of the feature pyramid and the mask head; 256 as published.
-        hidden: Width of the box heads; 1024 as published.
-        box_head: ``mlp`` (two linear layers), or ``convolutions`` (four and a linear layer, with GroupNorm).
-        box_loss: ``smooth-l1``, or ``giou``, which only cascades know.
-        anchor_cells: Side of the square anchors in strides of their level; 8 as published, less for small images.
-        regions: Boxes of an image that the heads are trained on; 512 as published.
-        frozen: Train all but the backbone.
-        batch_norm: Train BatchNorm layers of the backbone too, in place of keeping their statistics and weights.
-        epochs: Passes over the training images.
-        batch_size: Images a step; those left over in an epoch sit out.
-        lr: Learning rate of what is new.
-        layer_decay: Factor from the learning rate of a layer of the backbone to that of the one before it.
-        warmup_share: Share of the steps over which the learning rate rises.
-        warmup_lr: Where it rises from.
-        min_lr: Where half a cosine takes it to, without milestones.
-        milestones: Or epochs after which it falls to a tenth.
-        weight_decay: Of AdamW; none of biases, norms, tokens and positions.
-        drop_path: Rate of the backbone's last block; 0 where it is frozen.
-        clip: Largest norm of all gradients together; 0 for any.
-        sides: Shorter sides of training images, one of which is drawn for each, in pixels.
-        test_side: Shorter side of test images, in pixels.
-        longest: Images are made smaller than that where their longer side were above it, in pixels.
-        flip: Probability of a mirror image.
-        min_score: Detections below it are dropped.
-        most: Detections of an image.
-        seed: Of everything drawn.
-    """
-
-    head: str = "mask-rcnn"
-    channels: int = 128
-    hidden: int = 512
-    box_head: str = "mlp"
-    box_loss: str = "smooth-l1"
-    anchor_cells: float = 4.0
-    regions: int = 128
+    head: Literal["mask-rcnn", "cascade-mask-rcnn", "faster-rcnn", "cascade-rcnn"] = "mask-rcnn"
+    """Mask R-CNN, a cascade of three box heads, or the same without masks."""
+    channels: Count = 128
+    """Channels of the feature pyramid and of the mask head; 256 as published."""
+    hidden: Count = 512
+    """Width of the box heads; 1024 as published."""
+    box_head: Literal["mlp", "convolutions"] = "mlp"
+    """Two linear layers, or four convolutions with GroupNorm and a linear layer."""
+    box_loss: Literal["smooth-l1", "giou"] = "smooth-l1"
+    """Smooth L1 loss, or GIoU, which needs a cascade."""
+    anchor_cells: Positive = 4.0
+    """Side of the square anchors in strides of their level; 8 as published, less for small images."""
+    regions: Count = 128
+    """Boxes of an image on which the heads are trained; 512 as published."""
     frozen: bool = False
+    """Train all but the network."""
     batch_norm: bool = False
-    epochs: int = 50
-    batch_size: int = 4
-    lr: float = 3e-4
-    layer_decay: float = 0.8
-    warmup_share: float = 0.05
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-6
-    milestones: tuple[int, ...] = ()
-    weight_decay: float = 0.05
-    drop_path: float = 0.0
-    clip: float = 1.0
-    sides: tuple[int, ...] = (224, 256, 288)
-    test_side: int = 256
-    longest: int = 384
-    flip: float = 0.5
-    min_score: float = 0.05
-    most: int = 100
-    seed: int = 0
+    """Train the BatchNorm layers of the network too, in place of keeping their statistics and weights."""
+    epochs: Count = 50
+    """Passes over the training images."""
+    batch_size: Count = 4
+    """Images a step; those left over at the end of an epoch are not used in it."""
+    lr: Positive = 3e-4
+    """Learning rate of what is new; layers of the network learn more slowly."""
+    layer_decay: ShareAboveZero = 0.8
+    """Factor from the learning rate of a layer to that of the one before it; usual are 0.4 to 1."""
+    warmup_share: ShareBelowOne = 0.05
+    """Share of the training over which the learning rate rises."""
+    warmup_lr: Annotated[NotNegative, NO_FLAG] = 1e-6
+    """Learning rate from which it rises."""
+    min_lr: NotNegative = 1e-6
+    """Learning rate at the end of half a cosine, without milestones."""
+    milestones: tuple[Count, ...] = ()
+    """Epochs after which the learning rate falls to a tenth, in place of half a cosine."""
+    weight_decay: NotNegative = 0.05
+    """Weight decay of AdamW; none for biases, norms, tokens and positions."""
+    drop_path: ShareBelowOne = 0.0
+    """Rate of stochastic depth in the last block; needs --no-frozen."""
+    clip: NotNegative = 1.0
+    """Largest norm of all gradients together; 0 for no limit."""
+    sides: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 288)
+    """Shorter sides of training images in pixels, such as 480 640 800, one of which is drawn for each."""
+    test_side: Count = 256
+    """Shorter side of test images in pixels."""
+    longest: Count = 384
+    """Largest longer side of an image in pixels; longer ones are made smaller."""
+    flip: Share = 0.5
+    """Probability of a mirror image."""
+    min_score: ShareBelowOne = 0.05
+    """Least score of a detection."""
+    most: Count = 100
+    """Largest number of detections in an image."""
+    seed: Natural = 0
+    """Seed of everything random."""
 
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("head", self.head, HEADS),
-            ("box-head", self.box_head, BOX_HEADS),
-            ("box-loss", self.box_loss, BOX_LOSSES),
-        ):
-            if value not in known:
-                raise UserError(f"--{name} is one of {', '.join(known)}, got {value!r}.")
-        self._check_numbers()
-        self._check_sides()
+    @property
+    def has_masks(self) -> bool:
+        """Whether masks are predicted besides boxes."""
+        return "mask" in self.head
+
+    def check(self) -> None:
+        """Values that exclude one another."""
         if self.frozen and self.drop_path:
             raise UserError(f"A frozen backbone drops no paths, got --drop-path {self.drop_path}. Add --no-frozen.")
         if self.frozen and self.batch_norm:
             raise UserError("A frozen backbone trains no BatchNorm, got --batch-norm. Add --no-frozen.")
         if self.box_loss == "giou" and not self.head.startswith("cascade"):
-            raise UserError(f"Only cascades know --box-loss giou, got --head {self.head}. Take cascade-{self.head}.")
-        if list(self.milestones) != sorted(set(self.milestones)) or any(
-            not 0 < each < self.epochs for each in self.milestones
-        ):
+            raise UserError(f"--box-loss giou needs a cascade, got --head {self.head}. Choose cascade-{self.head}.")
+        if list(self.milestones) != sorted(set(self.milestones)) or max(self.milestones, default=0) >= self.epochs:
             raise UserError(
-                f"--milestones are ascending epochs between 0 and --epochs {self.epochs}, got {self.milestones}. "
+                f"--milestones are ascending epochs below --epochs {self.epochs}, got {self.milestones}. "
                 "Leave them out for half a cosine."
-            )
-
-    def _check_numbers(self) -> None:
-        check_counts(
-            {
-                "epochs": self.epochs,
-                "batch-size": self.batch_size,
-                "channels": self.channels,
-                "hidden": self.hidden,
-                "regions": self.regions,
-                "most": self.most,
-            }
-        )
-        check_positive({"lr": self.lr, "anchor-cells": self.anchor_cells})
-        least = {
-            "warmup-lr": self.warmup_lr,
-            "min-lr": self.min_lr,
-            "weight-decay": self.weight_decay,
-            "clip": self.clip,
-            "seed": self.seed,
-        }
-        check_not_negative(least)
-        shares = {
-            "warmup-share": self.warmup_share,
-            "flip": self.flip,
-            "drop-path": self.drop_path,
-            "min-score": self.min_score,
-        }
-        check_shares(shares, whole=("flip",))
-        check_layer_decay(self.layer_decay)
-
-    def _check_sides(self) -> None:
-        if not self.sides or min(self.sides) < 1 or self.test_side < 1:
-            raise UserError(
-                f"--sides and --test-side take shorter sides in pixels such as 480 640 800, got {self.sides} and "
-                f"{self.test_side}."
             )
         if self.longest < max(*self.sides, self.test_side):
             raise UserError(
                 f"--longest {self.longest} is less than the shorter side {max(*self.sides, self.test_side)}, which no "
                 "image could then have. Give at least that; usual is 5/3 of it."
             )
-
-    def plan(
-        self, *, num_classes: int, mean: tuple[float, float, float], std: tuple[float, float, float]
-    ) -> DetectorPlan:
-        """What detector to build.
-
-        Args:
-            num_classes: Number of classes, without the background.
-            mean: Of the channels, of values in 0..1.
-            std: Of the channels.
-        """
-        return DetectorPlan(
-            head=self.head,
-            num_classes=num_classes,
-            mean=mean,
-            std=std,
-            side=self.test_side,
-            longest=self.longest,
-            train_sides=self.sides,
-            channels=self.channels,
-            box_head=self.box_head,
-            box_loss=self.box_loss,
-            hidden=self.hidden,
-            anchor_cells=self.anchor_cells,
-            regions=self.regions,
-            min_score=self.min_score,
-            most=self.most,
-        )
 
 
 _COCO = Detection(
@@ -189,8 +123,8 @@ _COCO = Detection(
 PRESETS: Mapping[str, Detection] = MappingProxyType(
     {
         "small-data": Detection(),
-        "coco-vit-s": replace(_COCO, lr=3e-4, layer_decay=0.7, drop_path=0.1),
-        "coco-vit-b": replace(_COCO, lr=1e-4, layer_decay=0.65, drop_path=0.2),
+        "coco-vit-s": _COCO.changed(lr=3e-4, layer_decay=0.7, drop_path=0.1),
+        "coco-vit-b": _COCO.changed(lr=1e-4, layer_decay=0.65, drop_path=0.2),
     }
 )
 """All settings by name. Batches are those of the eight GPUs of the published trainings together."""

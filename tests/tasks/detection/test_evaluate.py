@@ -1,11 +1,9 @@
 import contextlib
-import dataclasses
 import io
 import json
 import re
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from cyclopts import App
+from cyclopts import App, CycloptsError
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
 from poa import distributed
-from poa.cli.detection import Training, detection
+from poa.cli import tasks as commands
 from poa.cli.evaluate import Options
 from poa.config.detection import Detection
 from poa.elastic.space import SearchSpace, Size
@@ -147,7 +145,7 @@ def test_models_load_without_us(
 
 @pytest.mark.parametrize("head", ["faster-rcnn", "cascade-mask-rcnn"])
 def test_other_heads(tmp_path: Path, data: dict[str, InCoco], head: str) -> None:
-    settings = replace(SETTINGS, head=head, epochs=1, box_head="convolutions")
+    settings = SETTINGS.changed(head=head, epochs=1, box_head="convolutions")
     found = run(tmp_path, data, settings, sizes="16x1")["16x1"]
     assert ("mask_ap" in found) == ("mask" in head)
     files = sorted(path.name for path in (tmp_path / "detection/detections").iterdir())
@@ -178,14 +176,14 @@ def test_stopped_training_goes_on(
 def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
     tmp_path: Path, data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(SETTINGS, epochs=1)
+    settings = SETTINGS.changed(epochs=1)
     first = run(tmp_path, data, settings, sizes="16x1")
     models = Models(FAMILY)
     assert run(tmp_path, data, settings, models=models, sizes="16x1") == first
     assert models.made == []
     with pytest.raises(UserError, match=r"lr \(0.0003 there, 0.02 now\).*another --name.*--overwrite"):
-        run(tmp_path, data, replace(settings, lr=0.02), sizes="16x1")
-    other = run(tmp_path, data, replace(settings, lr=0.02), sizes="16x1", overwrite=True)
+        run(tmp_path, data, settings.changed(lr=0.02), sizes="16x1")
+    other = run(tmp_path, data, settings.changed(lr=0.02), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "detection/detection.json").read_text())["scores"] == other
     stop(monkeypatch, run, tmp_path, data, after=1, name="other")
     with pytest.raises(UserError, match=r"begun with other settings: train \(5 images .* there, 4 images"):
@@ -195,7 +193,7 @@ def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
 def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path, data: dict[str, InCoco]) -> None:
     models = Models(FAMILY, spoiled=("16x1",))
     with pytest.raises(NotScored, match=r"1 of 2 networks could not be trained; the others are in .* 16x1: .* nan"):
-        run(tmp_path, data, replace(SETTINGS, epochs=1), models=models)
+        run(tmp_path, data, SETTINGS.changed(epochs=1), models=models)
     written = json.loads((tmp_path / "detection/detection.json").read_text())
     assert list(written["scores"]) == ["32x1"]
     assert "loss is nan" in written["failed"]["16x1"]
@@ -230,7 +228,7 @@ def test_one_detector_for_all_widths(tmp_path: Path, data: dict[str, InCoco], mo
     slim = source(tmp_path, family=SLIM, names=names, timm_model=slim_model, network=SLIM.build)
 
     def detect(**options: Any) -> Scores:
-        return detect_by_networks(slim, replace(SETTINGS, epochs=1), **{"together": True, **data, **options})
+        return detect_by_networks(slim, SETTINGS.changed(epochs=1), **{"together": True, **data, **options})
 
     with monkeypatch.context() as patch:
         plain = together.assess_one
@@ -284,14 +282,14 @@ def test_widths_that_diverge_together(tmp_path: Path, data: dict[str, InCoco]) -
 
     slim = source(tmp_path, family=SLIM, names=tuple(map(str, SLIM.space.sizes)), timm_model=spoiled)
     with pytest.raises(NotScored, match="2 of 2 networks could not be trained"):
-        detect_by_networks(slim, replace(SETTINGS, epochs=1), together=True, **data)
+        detect_by_networks(slim, SETTINGS.changed(epochs=1), together=True, **data)
 
 
 def test_it_learns(tmp_path: Path) -> None:
     """A few images by heart, which is said; a backbone that stays as it was drawn is enough for coloured boxes."""
     given = InCoco(*write_coco(tmp_path / "data", num_images=4))
-    settings = replace(
-        SETTINGS, epochs=25, batch_size=4, lr=1e-2, frozen=True, flip=0.0, channels=16, hidden=32, sides=(48,), clip=5.0
+    settings = SETTINGS.changed(
+        epochs=25, batch_size=4, lr=1e-2, frozen=True, flip=0.0, channels=16, hidden=32, sides=(48,), clip=5.0
     )
     console = Console(file=io.StringIO(), width=200)
     found = run(tmp_path, {"train": given, "test": given}, settings, sizes="32x2", console=console)["32x2"]
@@ -307,7 +305,7 @@ def test_damaged_images_are_counted(tmp_path: Path) -> None:
     }
     for part in data:
         (tmp_path / part / "images/1.png").write_bytes(b"damaged")
-    run(tmp_path / "out", data, replace(SETTINGS, epochs=1), sizes="16x1")
+    run(tmp_path / "out", data, SETTINGS.changed(epochs=1), sizes="16x1")
     written = json.loads((tmp_path / "out/detection/detection.json").read_text())
     assert written["bad_images"] == {"train": 1, "test": 1}
     assert written["details"]["16x1"]["test_images"] == 3
@@ -348,7 +346,7 @@ def test_damaged_models_are_not_handed_out(
     plain = detected.program
     monkeypatch.setattr(detected, "program", lambda: plain().replace("(0.5, 1.0, 2.0)", "(0.5, 1.0, 9.0)"))
     with pytest.raises(RuntimeError, match="not the one that was trained"):
-        run(tmp_path, data, replace(SETTINGS, epochs=1), sizes="16x1")
+        run(tmp_path, data, SETTINGS.changed(epochs=1), sizes="16x1")
     assert not list((tmp_path / "detection/models").iterdir())
 
 
@@ -362,8 +360,10 @@ def test_command(
         "test_images": data["test"].images,
         "test_annotations": data["test"].annotations,
     }
-    training = Training(epochs=1, channels=8, hidden=16, sides=(32,), test_side=32, longest=48)
-    detection(path, **named, training=training, options=Options(out=tmp_path))
+    flags = Detection.model_validate(
+        {"epochs": 1, "channels": 8, "hidden": 16, "sides": (32,), "test_side": 32, "longest": 48}
+    )
+    commands.detection(path, **named, flags=flags, options=Options(out=tmp_path))
     shown = capsys.readouterr()
     assert "1 images without objects, which are kept as negatives" in shown.err
     assert "16x1" in shown.out
@@ -373,25 +373,24 @@ def test_command(
     settings = json.loads((tmp_path / "detection/detection.json").read_text())["settings"]
     assert (settings["epochs"], settings["sides"], settings["lr"]) == (1, [32], Detection().lr)
     with pytest.raises(UserError, match="no preset 'mine'"):
-        detection(path, **named, preset="mine")
+        commands.detection(path, **named, preset="mine")
 
 
 def test_flags() -> None:
     app = App()
-    app.command(detection)
+    app.command(commands.detection)
     words = (
         "detection runs/mine --train-images a --train-annotations b.json --test-images c --test-annotations d.json "
         "--head cascade-mask-rcnn --sides 480 640 --test-side 640 --longest 1000 --milestones 8 11 --frozen "
         "--sizes 16x1 32x1 --together"
     )
     _, bound, _ = app.parse_args(words.split())
-    training = bound.arguments["training"]
-    assert training == Training(
-        head="cascade-mask-rcnn", sides=(480, 640), test_side=640, longest=1000, milestones=(8, 11), frozen=True
-    )
-    assert training.over(replace(SETTINGS, epochs=12)).sides == (480, 640)
+    flags = bound.arguments["flags"]
+    given = {"head": "cascade-mask-rcnn", "sides": (480, 640), "test_side": 640, "longest": 1000, "milestones": (8, 11)}
+    assert flags.model_dump(exclude_unset=True) == given | {"frozen": True}
+    assert flags.over(SETTINGS.changed(epochs=12)) == SETTINGS.changed(**given, frozen=True, epochs=12)
     assert bound.arguments["options"].sizes == ("16x1", "32x1")
     assert bound.arguments["together"] is True
-    fields = {field.name for field in dataclasses.fields(Detection)}
-    assert {field.name for field in dataclasses.fields(Training)} == fields - {"warmup_lr"}
+    with pytest.raises(CycloptsError):
+        app.parse_args([*words.split(), "--warmup-lr", "1"], exit_on_error=False, print_error=False)
     assert source(Path("x"), branch="untrained").results("detection") == Path("x/detection-untrained")

@@ -17,7 +17,7 @@ from poa.errors import UserError
 from poa.tasks.detection.cascade import WEIGHTS, Cascade, _without
 from poa.tasks.detection.data import InstanceBatch
 from poa.tasks.detection.model import Anchors, DetectorPlan, Levels, Resizing, build_detector, fitted
-from poa.tasks.detection.train import DetectorTraining
+from poa.tasks.detection.train import DetectorTraining, detector_plan
 from poa.tasks.maps import Maps
 from poa.tasks.training import Diverged
 
@@ -27,7 +27,7 @@ RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_width": 8}
 
 
 def plan(settings: Detection = SETTINGS, **over: Any) -> DetectorPlan:
-    return replace(settings.plan(num_classes=2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)), **over)
+    return replace(detector_plan(settings, num_classes=2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)), **over)
 
 
 def vit(patch: int = 16) -> torch.nn.Module:
@@ -83,7 +83,7 @@ def batch(*, masks: bool = True) -> InstanceBatch:
 def test_every_head_trains_all_it_has_and_detects(head: str, terms: set[str]) -> None:
     has_masks = "mask" in head
     box_head = "convolutions" if head.endswith("faster-rcnn") else "mlp"
-    network = detector(replace(SETTINGS, head=head, box_head=box_head, box_loss="smooth-l1", min_score=0.0)).train()
+    network = detector(SETTINGS.changed(head=head, box_head=box_head, box_loss="smooth-l1", min_score=0.0)).train()
     images, targets, _ = batch(masks=has_masks)
     losses: dict[str, Tensor] = network(list(images), list(targets))
     assert set(losses) == terms | {"loss_objectness", "loss_rpn_box_reg"}
@@ -103,7 +103,7 @@ def test_every_head_trains_all_it_has_and_detects(head: str, terms: set[str]) ->
 
 
 def test_same_as_torchvision_where_torchvision_has_it() -> None:
-    network = detector(replace(SETTINGS, channels=256, hidden=1024, anchor_cells=8.0, regions=512, min_score=0.01))
+    network = detector(SETTINGS.changed(channels=256, hidden=1024, anchor_cells=8.0, regions=512, min_score=0.01))
     made = network.backbone
     made.out_channels = 256
     anchors = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
@@ -170,7 +170,7 @@ def test_cascade_without_what_was_true() -> None:
 
 
 def cascade(box_loss: str) -> tuple[Cascade, dict[str, Tensor], list[Tensor], list[dict[str, Tensor]]]:
-    settings = replace(SETTINGS, head="cascade-rcnn", box_loss=box_loss, min_score=0.0)
+    settings = SETTINGS.changed(head="cascade-rcnn", box_loss=box_loss, min_score=0.0)
     network = detector(settings)
     images, targets, _ = batch(masks=False)
     maps = network.backbone(torch.stack([images[0][:, :32, :32]]))
@@ -243,9 +243,9 @@ def rates(settings: Detection, num_steps: int = 8) -> list[float]:
 
 
 def test_schedules() -> None:
-    steps = replace(SETTINGS, lr=1.0, epochs=4, milestones=(2, 3), warmup_share=0.25, warmup_lr=0.2)
+    steps = SETTINGS.changed(lr=1.0, epochs=4, milestones=(2, 3), warmup_share=0.25, warmup_lr=0.2)
     assert rates(steps) == pytest.approx([0.2, 0.6, 1, 1, 0.1, 0.1, 0.01, 0.01])
-    cosine = replace(SETTINGS, lr=1.0, epochs=4, warmup_share=0.25, warmup_lr=0.2, min_lr=0.1)
+    cosine = SETTINGS.changed(lr=1.0, epochs=4, warmup_share=0.25, warmup_lr=0.2, min_lr=0.1)
     found = rates(cosine)
     assert found[:3] == pytest.approx([0.2, 0.6, 1])
     assert found[5] == pytest.approx(0.55)
@@ -253,7 +253,7 @@ def test_schedules() -> None:
 
 
 def test_layers_learn_the_more_slowly_the_earlier_they_come() -> None:
-    made = training(replace(SETTINGS, lr=1.0, layer_decay=0.5))
+    made = training(SETTINGS.changed(lr=1.0, layer_decay=0.5))
     of_parameter = {
         id(each): group.get("lr_scale", 1.0) for group in made._optimizer.param_groups for each in group["params"]
     }
@@ -274,20 +274,20 @@ def test_frozen_parts_stay() -> None:
         made.step(3, batch())
         return before, made.network.backbone.maps.state_dict()
 
-    before, now = after(replace(SETTINGS, frozen=True))
+    before, now = after(SETTINGS.changed(frozen=True))
     assert all(torch.equal(now[name], before[name]) for name in before)
     before, now = after(SETTINGS)
     changed = {name for name in before if not torch.equal(now[name], before[name])}
     assert "model.layer4.0.conv2.weight" in changed
     assert not any("bn" in name or "downsample.1" in name for name in changed)
-    before, now = after(replace(SETTINGS, batch_norm=True))
+    before, now = after(SETTINGS.changed(batch_norm=True))
     assert not torch.equal(now["model.bn1.running_mean"], before["model.bn1.running_mean"])
     assert not torch.equal(now["model.layer4.0.bn2.weight"], before["model.layer4.0.bn2.weight"])
 
 
 def test_gradients_are_clipped_and_steps_repeatable() -> None:
     def after(**over: Any) -> dict[str, Tensor]:
-        made = training(replace(SETTINGS, **over))
+        made = training(SETTINGS.changed(**over))
         torch.rand(len(over))  # what was drawn before does not matter
         made.step(3, batch())
         state: dict[str, Tensor] = made.network.state_dict()
@@ -295,7 +295,7 @@ def test_gradients_are_clipped_and_steps_repeatable() -> None:
 
     first, again = after(), after(clip=1.0, most=5)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    made = training(replace(SETTINGS, clip=1e-3))
+    made = training(SETTINGS.changed(clip=1e-3))
     made.step(3, batch())
     norms = [float(each.grad.norm()) for each in made.network.parameters() if each.grad is not None]
     assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
@@ -318,24 +318,24 @@ def test_backbones_without_four_maps() -> None:
 @pytest.mark.parametrize(
     ("over", "text"),
     [
-        ({"head": "yolo"}, r"--head is one of mask-rcnn, .* got 'yolo'"),
-        ({"box_head": "x"}, "--box-head is one of"),
-        ({"box_loss": "x"}, "--box-loss is one of"),
-        ({"box_loss": "giou"}, "Only cascades know --box-loss giou.*Take cascade-mask-rcnn"),
+        ({"head": "yolo"}, "--head cannot be 'yolo'. .*mask-rcnn"),
+        ({"box_head": "x"}, "--box-head cannot be 'x'"),
+        ({"box_loss": "x"}, "--box-loss cannot be 'x'"),
+        ({"box_loss": "giou"}, "--box-loss giou needs a cascade.*Choose cascade-mask-rcnn"),
         ({"frozen": True, "drop_path": 0.1}, "drops no paths"),
         ({"frozen": True, "batch_norm": True}, "trains no BatchNorm"),
         ({"milestones": (3, 2)}, "--milestones are ascending"),
-        ({"milestones": (50,)}, "between 0 and --epochs 50"),
-        ({"epochs": 0}, "--epochs must be at least 1"),
-        ({"regions": 0}, "--regions must be at least 1"),
-        ({"lr": 0.0}, "--lr must be above 0"),
-        ({"anchor_cells": -1.0}, "--anchor-cells must be above 0"),
-        ({"clip": -1.0}, "--clip must not be below 0"),
-        ({"flip": 1.5}, "--flip lies between 0 and 1"),
-        ({"min_score": 1.0}, "--min-score lies between"),
-        ({"layer_decay": 0.0}, "--layer-decay lies between"),
-        ({"sides": ()}, "--sides and --test-side take"),
-        ({"test_side": 0}, "--sides and --test-side take"),
+        ({"milestones": (50,)}, "below --epochs 50"),
+        ({"epochs": 0}, "--epochs cannot be 0: it should be greater than or equal to 1"),
+        ({"regions": 0}, "--regions cannot be 0"),
+        ({"lr": 0.0}, "--lr cannot be 0.0: it should be greater than 0"),
+        ({"anchor_cells": -1.0}, "--anchor-cells cannot be -1.0"),
+        ({"clip": -1.0}, "--clip cannot be -1.0"),
+        ({"flip": 1.5}, "--flip cannot be 1.5: it should be less than or equal to 1"),
+        ({"min_score": 1.0}, "--min-score cannot be 1.0: it should be less than 1"),
+        ({"layer_decay": 0.0}, "--layer-decay cannot be 0.0"),
+        ({"sides": ()}, "--sides cannot be"),
+        ({"test_side": 0}, "--test-side cannot be 0"),
         ({"longest": 50}, "--longest 50 is less than the shorter side 288"),
     ],
 )

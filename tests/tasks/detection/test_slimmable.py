@@ -1,4 +1,3 @@
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from poa.elastic.space import SearchSpace, Size
 from poa.families.slim_resnet import SlimResNet
 from poa.tasks.detection.model import DetectorPlan
 from poa.tasks.detection.slimmable import SlimDetectors, extract_detector, slim_detectors
-from poa.tasks.detection.train import DetectorTraining
+from poa.tasks.detection.train import DetectorTraining, detector_plan
 from tasks.detection.test_model import batch
 
 FAMILY = SlimResNet(SearchSpace.grid([8, 16], [(1, 1, 1, 1)]), image_size=32)
@@ -38,7 +37,7 @@ def weights(size: Size) -> dict[str, Tensor]:
 
 
 def plan(settings: Detection = SETTINGS) -> DetectorPlan:
-    return settings.plan(num_classes=2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+    return detector_plan(settings, num_classes=2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 
 
 def detectors(settings: Detection = SETTINGS) -> SlimDetectors:
@@ -118,18 +117,18 @@ def test_norms_of_each_width_stay_or_are_trained() -> None:
     kept = changed(SETTINGS)
     assert "backbone.maps.model.stages.0.blocks.0.conv1.weight" in kept
     assert not any(".norm" in name for name in kept)
-    trained = changed(replace(SETTINGS, batch_norm=True))
+    trained = changed(SETTINGS.changed(batch_norm=True))
     for number in range(2):
         assert f"backbone.maps.model.stages.0.blocks.0.norm1.{number}.running_mean" in trained
         assert f"backbone.maps.model.stages.3.blocks.0.norm2.{number}.weight" in trained
-    frozen = changed(replace(SETTINGS, frozen=True))
+    frozen = changed(SETTINGS.changed(frozen=True))
     assert not any(name.startswith("backbone.maps") for name in frozen)
     assert "backbone.fpn.inner_blocks.0.0.weight" in frozen
 
 
 @pytest.mark.parametrize("head", ["cascade-mask-rcnn", "faster-rcnn"])
 def test_other_heads(head: str) -> None:
-    settings = replace(SETTINGS, head=head)
+    settings = SETTINGS.changed(head=head)
     made = detectors(settings)
     loss = training(made, settings).step(0, batch(masks="mask" in head))
     assert 0 < loss < float("inf")

@@ -119,7 +119,7 @@ def _limited(annotations: Annotations, limit: int | None) -> Annotations:
 def _looked_through(
     annotations: Annotations, given: InCoco, part: str, settings: Detection, workers: int, console: Console
 ) -> tuple[InstanceImages, int]:
-    has_masks = "mask" in settings.head
+    has_masks = settings.has_masks
     if has_masks:
         check_masks(annotations)
     images = find_images(annotations, given.images, has_masks=has_masks)

@@ -1,6 +1,7 @@
 """Training of one detector on images with objects, and its test."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from poa.config.detection import Detection
 from poa.data.sampler import keyed_random, steps_per_epoch
 from poa.tasks.detection.coco import Entry, box_entries, mask_entries
 from poa.tasks.detection.data import InstanceBatch, InstanceImages, images_in_order, instance_batches
+from poa.tasks.detection.model import DetectorPlan
 from poa.tasks.training import Advance, Diverged, Reached, Save, Training, adamw, train_epochs
 
 _STEP = 5
@@ -23,6 +25,16 @@ LIKELY = 0.5
 """Score from which on detections in them are shown."""
 _FALL = 0.1
 """Factor of the learning rate at a milestone."""
+
+
+def detector_plan(
+    settings: Detection, *, num_classes: int, mean: Sequence[float], std: Sequence[float]
+) -> DetectorPlan:
+    """What detector to build for so many classes, without the background, on images of that mean and deviation."""
+    shared = settings.model_dump(include={field.name for field in fields(DetectorPlan)})
+    return DetectorPlan(
+        num_classes=num_classes, mean=mean, std=std, side=settings.test_side, train_sides=settings.sides, **shared
+    )
 
 
 class DetectorTraining(Training[InstanceBatch]):

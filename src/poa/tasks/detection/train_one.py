@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from poa.tasks.detection.coco import BOXES, MASKS, average_precision
 from poa.tasks.detection.data import InstanceImages
 from poa.tasks.detection.folder import write_detector
 from poa.tasks.detection.model import DetectorPlan, build_detector
-from poa.tasks.detection.train import LIKELY, Found, detect, train
+from poa.tasks.detection.train import LIKELY, Found, detect, detector_plan, train
 from poa.tasks.training import Reached
 from poa.training.checkpoint import saver, unfinished
 from poa.training.progress import bar
@@ -68,7 +68,7 @@ class Task:
             "image_size": self.source.preprocessing.image_size,
             "mean": self.source.preprocessing.mean,
             "std": self.source.preprocessing.std,
-            **asdict(self.settings),
+            **dict(self.settings),
         }
         known: dict[str, Any] = json.loads(json.dumps(content))
         return known
@@ -82,7 +82,7 @@ class Task:
     def plan(self) -> DetectorPlan:
         """What detector to build."""
         seen = self.source.preprocessing
-        return self.settings.plan(num_classes=len(self.categories), mean=seen.mean, std=seen.std)
+        return detector_plan(self.settings, num_classes=len(self.categories), mean=seen.mean, std=seen.std)
 
 
 def detect_one(task: Task, name: str, *, work: Path) -> tuple[Outcome, Mapping[str, int]]:
