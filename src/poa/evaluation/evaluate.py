@@ -1,6 +1,5 @@
-"""Scores and costs of what is scored: the sizes of a run, or one network."""
+"""Scores and costs of the networks of a source, on frozen features."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.linear import FewShot, Linear
 from poa.evaluation.probe import Probe
 from poa.evaluation.protocol import Protocol
-from poa.evaluation.results import Intervals, Results, Scores, intervals_of, size_of
+from poa.evaluation.results import Intervals, Results, Scores, size_of
 from poa.evaluation.retrieval import Retrieval
 from poa.evaluation.sweep import DEFAULTS, FrozenFeatures, SweepOptions, sweep
 from poa.families.base import Family
@@ -63,11 +62,7 @@ def evaluate(
 
 
 def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
-    """A protocol by name.
-
-    Args:
-        name: Such as ``knn``.
-        settings: Fields of its class.
+    """The protocol of a name, such as ``knn``, with some of its settings.
 
     Raises:
         UserError: There is no such protocol, or it has no such setting.
@@ -81,12 +76,6 @@ def rows(run: Run) -> list[SizeRow]:
     """All sizes with their costs and all scores so far.
 
     Scores carry the name of their evaluation, unless it is ``knn``, and those of an earlier checkpoint its step.
-
-    Args:
-        run: Whose sizes.
-
-    Raises:
-        UserError: A file of scores is damaged.
     """
     known: dict[str, dict[str, float]] = {}
     files = [(path, protocol) for protocol in SHOWN for path in run.paths.scores.glob(f"*/{protocol}.json")]
@@ -112,14 +101,7 @@ def _place(path: Path, protocol: str) -> tuple[Any, ...]:
 
 
 def headline(rows: Sequence[SizeRow]) -> list[str]:
-    """The scores to show: of several evaluations one each, of a single one all, top-1 before others.
-
-    Args:
-        rows: Sizes with all scores.
-
-    Returns:
-        Names of scores.
-    """
+    """Names of the scores to show: of several evaluations one each, of a single one all, top-1 before others."""
     evaluations: dict[str, list[str]] = {}
     for name in score_names(rows):
         evaluations.setdefault(name.rpartition(" ")[0], []).append(name)
@@ -134,13 +116,7 @@ def headline(rows: Sequence[SizeRow]) -> list[str]:
 def scored_rows(
     source: ModelSource, scores: Mapping[str, Mapping[str, float]], *, intervals: Intervals | None = None
 ) -> list[SizeRow]:
-    """The networks that have scores, with their costs.
-
-    Args:
-        source: Whose networks.
-        scores: Scores by name of the network.
-        intervals: Of the scores.
-    """
+    """The networks that have scores, with their costs."""
     if source.family is not None:
         found = rows_of(source.family, scores, intervals=intervals, image_size=source.preprocessing.image_size)
         return [row for row in found if row.scores]
@@ -165,29 +141,12 @@ def rows_of(
     intervals: Intervals | None = None,
     image_size: int | None = None,
 ) -> list[SizeRow]:
-    """All sizes of a family with their costs and the given scores.
-
-    Args:
-        family: Whose sizes.
-        scores: Scores by name of the size; none before any run.
-        intervals: Of the scores.
-        image_size: Side of the images, in pixels; the family's by default.
-    """
+    """All sizes of a family with their costs, for images of ``image_size`` pixels, and the given scores."""
     counted = costs(family.build, family.space.sizes, image_size=image_size or family.image_size)
     return size_rows(family.space, costs=counted, scores=scores, intervals=intervals)
 
 
 def read_scores(path: Path) -> tuple[Scores, Intervals, str]:
-    """Scores in a file of results, their intervals, and whose they are.
-
-    Args:
-        path: Such as ``RUN/eval/knn/knn.json``.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content["scores"], intervals_of(content), content["settings"]["weights"]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is not a file of scores, or damaged. Delete it, and score the sizes again.") from None
+    """Scores in a file of results, their intervals, and of which weights they are."""
+    results = Results.read(path)
+    return results.scores, results.intervals, results.settings["weights"]

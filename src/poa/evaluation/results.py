@@ -27,7 +27,7 @@ class Results:
     """The content of a file of results, by name of the network.
 
     Attributes:
-        protocol: How the networks were scored.
+        protocol: Name of the scorer.
         settings: All that the scores depend on.
         bad_images: How many images could not be read.
         scores: In percent.
@@ -43,6 +43,23 @@ class Results:
     intervals: Intervals = field(default_factory=dict)
     details: Scores = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """The content of a file such as ``RUN/eval/knn/knn.json``; older ones have no intervals.
+
+        Raises:
+            UserError: It is damaged, or of something else.
+        """
+        try:
+            content = json.loads(path.read_text())
+            ends = content.get("intervals", {})
+            content["intervals"] = {key: {name: tuple(pair) for name, pair in ends[key].items()} for key in ends}
+            return cls(**content)
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(
+                f"{path} is not a file of scores, or damaged. Choose another --name, or replace it with --overwrite."
+            ) from None
 
     def of(self, names: Iterable[str]) -> Scores:
         """The scores of some networks, which all have some."""
@@ -72,16 +89,12 @@ class Results:
 
     def in_order(self) -> "Results":
         """With sizes in their order, and other networks by name."""
-
-        def ordered(table: dict[str, Any]) -> dict[str, Any]:
-            return {name: table[name] for name in sorted(table, key=by_size)}
-
         return replace(
             self,
-            scores=ordered(self.scores),
-            intervals=ordered(self.intervals),
-            details=ordered(self.details),
-            failed=ordered(self.failed),
+            scores=_ordered(self.scores),
+            intervals=_ordered(self.intervals),
+            details=_ordered(self.details),
+            failed=_ordered(self.failed),
         )
 
 
@@ -151,12 +164,8 @@ class ResultFiles:
     def require(self, names: Sequence[str], *, done: str) -> None:
         """See that networks have scores.
 
-        Args:
-            names: Which, each once.
-            done: What could not be done to those that have none, such as ``scored``.
-
         Raises:
-            NotScored: Some of them have none.
+            NotScored: Some have none: they could not be ``done``, such as scored.
         """
         failed = {name: self.known.failed[name] for name in names if name in self.known.failed}
         assert self.known.scores.keys() | failed.keys() >= set(names)
@@ -206,7 +215,7 @@ class ResultFiles:
 
     def _read(self) -> None:
         for path in self._paths():
-            found = _parse(path)
+            found = Results.read(path)
             _check_same(path, found.settings, self.known.settings)
             self.known = self.known.joined(found)
 
@@ -215,13 +224,9 @@ class ResultFiles:
 
 
 def results_file(source: ModelSource, scorer: str, name: str | None = None) -> Path:
-    """Where the results of a scorer are written.
+    """Where the results of a scorer such as ``knn`` or ``detection`` are written, in a folder called ``name``.
 
-    Args:
-        source: Whose networks.
-        scorer: Such as ``knn`` or ``detection``.
-        name: Of the folder; by default that of the scorer, with the branch unless it is ``teacher``. For k-NN the
-            branch is enough.
+    By default that is the scorer's name, with the branch unless it is ``teacher``; for k-NN the branch is enough.
     """
     if name is None and scorer == "knn" and source.branch != "teacher":
         name = source.branch
@@ -229,44 +234,18 @@ def results_file(source: ModelSource, scorer: str, name: str | None = None) -> P
 
 
 def size_of(name: str) -> Size | None:
-    """The size that a network is named after, if it is.
-
-    Args:
-        name: Such as ``384x12``, or ``resnet18``.
-    """
+    """The size that a network is named after, if it is: ``384x12``, but not ``resnet18``."""
     return Size.parse(name) if re.fullmatch(r"\d+x\d+(-\d+)*", name) else None
 
 
-def by_size(name: str) -> tuple[bool, int, tuple[int, ...], str]:
-    """Sorts sizes in their order, then other networks by name.
+def _ordered(table: dict[str, Any]) -> dict[str, Any]:
+    return {name: table[name] for name in sorted(table, key=_place)}
 
-    Args:
-        name: Of a network.
-    """
+
+def _place(name: str) -> tuple[bool, int, tuple[int, ...], str]:
+    """Sorts sizes in their order, then other networks by name."""
     size = size_of(name)
     return (True, 0, (), name) if size is None else (False, size.width, size.depths, name)
-
-
-def intervals_of(content: Mapping[str, Any]) -> Intervals:
-    """Intervals in a file of results; older ones have none.
-
-    Args:
-        content: As JSON gives it back.
-    """
-    return {
-        network: {name: (low, high) for name, (low, high) in ends.items()}
-        for network, ends in content.get("intervals", {}).items()
-    }
-
-
-def _parse(path: Path) -> Results:
-    try:
-        content = json.loads(path.read_text())
-        return Results(**{**content, "intervals": intervals_of(content)})
-    except (AttributeError, TypeError, ValueError):
-        raise UserError(
-            f"{path} is not a file of scores, or damaged. Choose another --name, or replace it with --overwrite."
-        ) from None
 
 
 def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """The one sweep over the networks of a source: shared among processes, resumed after a stop, written as it goes.
 
-What is done to each network is said by a `Scorer`: `FrozenFeatures` here, others for robustness, for quality without
-labels, and for the tasks that train networks further.
+A `Scorer` says what is done to each network: `FrozenFeatures` here, others for robustness, quality and tasks.
 """
 
 import json
@@ -20,7 +19,7 @@ from rich.console import Console
 from poa import distributed
 from poa.data.index import ImageIndex, matched_labels
 from poa.errors import UserError
-from poa.evaluation.protocol import Outcome, Prepared, Protocol, Rows
+from poa.evaluation.protocol import Columns, Outcome, Protocol, Rows
 from poa.evaluation.results import ResultFiles, Results, results_file
 from poa.features.extract import Extracted, Progress, extract_features, read_batches
 from poa.models.source import ModelSource
@@ -164,31 +163,28 @@ def _groups(scorer: Scorer, names: Sequence[str]) -> list[Sequence[str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Training or test images, and the class of each as the training images number them."""
+class _Labelled:
+    """Images, and the class of each as the training images number them."""
 
-    index: ImageIndex | None
+    index: ImageIndex
     labels: npt.NDArray[np.int64]
+
+
+_NONE = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class FrozenFeatures(Scorer):
-    """Scores of features that no training changes, by a protocol.
+    """Scores of features that no training changes, by a protocol whose settings are resolved.
 
     Attributes:
-        source: Whose networks.
-        names: All that are scored.
-        protocol: How, with every setting as it will be used.
-        train: Labelled images to learn from, if the protocol needs them.
-        test: Labelled images to test on.
-        workers: Processes that prepare images.
+        images: Those to ``test`` on, and before them those to ``train`` on if the protocol needs them.
     """
 
     source: ModelSource
     names: tuple[str, ...]
     protocol: Protocol
-    train: _Part
-    test: _Part
+    images: Mapping[str, _Labelled]
     workers: int = 0
 
     @classmethod
@@ -203,9 +199,10 @@ class FrozenFeatures(Scorer):
         workers: int = 0,
     ) -> "FrozenFeatures":
         """The scorer, after checking the labels and the settings against one another."""
-        parts = _labelled(protocol, train, test)
-        protocol = protocol.resolved(*(torch.from_numpy(part.labels) for part in parts))
-        return cls(source, tuple(dict.fromkeys(names)), protocol, *parts, workers)
+        images = _labelled(protocol, train, test)
+        labels = {what: torch.from_numpy(each.labels) for what, each in images.items()}
+        protocol = protocol.resolved(labels.get("train", _NONE), labels["test"])
+        return cls(source, tuple(dict.fromkeys(names)), protocol, images, workers)
 
     @property
     def name(self) -> str:
@@ -215,10 +212,9 @@ class FrozenFeatures(Scorer):
     @property
     def settings(self) -> Mapping[str, Any]:
         """Weights, images, preprocessing and the protocol; of a joint one also which networks there are."""
-        parts = {"train": self.train, "test": self.test}
         return {
             "weights": self.source.weights,
-            **{name: part.index.identity for name, part in parts.items() if part.index is not None},
+            **{what: each.index.identity for what, each in self.images.items()},
             **asdict(self.source.preprocessing),
             "precision": "torch.float32",
             **dict(self.protocol),
@@ -232,59 +228,50 @@ class FrozenFeatures(Scorer):
 
     def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
         """Extract the features of all images from the networks, and hand them to the protocol."""
-        device = distributed.this_device()
-        networks = {name: self._prepared(name, device) for name in (self.names if self.protocol.joint else names)}
+        device, preprocessing = distributed.this_device(), self.source.preprocessing
+        prepared = {
+            name: self.protocol.prepare(
+                self.source.network(name).to(device).eval(), image_size=preprocessing.image_size
+            )
+            for name in (self.names if self.protocol.joint else names)
+        }
         found = {
-            what: self._extract(networks, part, work / what, progress)
-            for what, part in (("train", self.train), ("test", self.test))
-            if part.index is not None
+            what: extract_features(
+                {name: network for name, (network, _) in prepared.items()},
+                read_batches(each.index, preprocessing, batch_size=BATCH, workers=self.workers),
+                num_images=len(each.index),
+                folder=work / what,
+                settings=self.settings,
+                preprocessing=preprocessing,
+                device=device,
+                progress=progress,
+                what=f"{what} images",
+            )
+            for what, each in self.images.items()
         }
         rows = {
-            name: (
-                _rows(found.get("train"), name, network, self.train),
-                _rows(found["test"], name, network, self.test),
-            )
-            for name, network in networks.items()
+            name: (self._rows(found, "train", name, columns), self._rows(found, "test", name, columns))
+            for name, (_, columns) in prepared.items()
         }
-        labelled = self.train.index or self.test.index
-        assert labelled is not None
-        bad_images = {what: extracted.num_bad for what, extracted in found.items()}
-        for name, outcome in self.protocol.outcomes(rows, num_classes=len(labelled.classes), device=device):
+        num_classes = len(next(iter(self.images.values())).index.classes)
+        bad_images = {what: each.num_bad for what, each in found.items()}
+        for name, outcome in self.protocol.outcomes(rows, num_classes=num_classes, device=device):
             yield name, replace(outcome, bad_images=bad_images) if isinstance(outcome, Outcome) else outcome
 
-    def _prepared(self, name: str, device: torch.device) -> Prepared:
-        network = self.source.network(name).to(device).eval()
-        return self.protocol.prepare(network, image_size=self.source.preprocessing.image_size)
-
-    def _extract(self, networks: Mapping[str, Prepared], part: _Part, folder: Path, progress: Progress) -> Extracted:
-        assert part.index is not None
-        return extract_features(
-            {name: prepared.network for name, prepared in networks.items()},
-            read_batches(part.index, self.source.preprocessing, batch_size=BATCH, workers=self.workers),
-            num_images=len(part.index),
-            folder=folder,
-            settings=self.settings,
-            device=distributed.this_device(),
-            preprocessing=self.source.preprocessing,
-            progress=progress,
-            what=f"{folder.name} images",
-        )
+    def _rows(self, found: Mapping[str, Extracted], what: str, name: str, columns: Columns) -> Rows:
+        if what not in found:
+            return Rows(torch.empty(0, 0), _NONE, columns)
+        labels = torch.from_numpy(self.images[what].labels)[found[what].indices]
+        return Rows(found[what].features[name], labels, columns)
 
 
-def _labelled(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> tuple[_Part, _Part]:
+def _labelled(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> dict[str, _Labelled]:
     """Labels of both sets, those of the test images translated to the training images' numbers by name."""
     if not protocol.needs_train:
         if train is not None:
             raise UserError(f"The protocol {protocol.name} looks at the test images alone. Give no training images.")
-        return _Part(None, np.empty(0, np.int64)), _Part(test, test.require_labels())
+        return {"test": _Labelled(test, test.require_labels())}
     if train is None:
         raise UserError(f"The protocol {protocol.name} needs labelled training images. Give --train.")
     train_labels, test_labels = matched_labels(train, test)
-    return _Part(train, train_labels), _Part(test, test_labels)
-
-
-def _rows(extracted: Extracted | None, name: str, network: Prepared, part: _Part) -> Rows:
-    if extracted is None:
-        return Rows(torch.empty(0, 0), torch.empty(0, dtype=torch.int64), network.columns)
-    labels = torch.from_numpy(part.labels)[extracted.indices]
-    return Rows(extracted.features[name], labels, network.columns)
+    return {"train": _Labelled(train, train_labels), "test": _Labelled(test, test_labels)}
