@@ -21,6 +21,9 @@ BATCH, WIDTH = 4, 32
 def method(*, queue: int = 8, **further: Any) -> SEED:
     torch.manual_seed(0)
     teacher = ViT(SearchSpace((TEACHERS,), (1,)), image_size=16, patch_size=8, head_dim=16).build(TEACHERS)
+    with torch.no_grad():
+        for parameter in teacher.parameters():  # else the embeddings of all crops are nearly the same
+            parameter.add_(0.2 * torch.randn_like(parameter))
     return SEED(FAMILY, teacher, width=WIDTH, distillation=DistillSettings(queue=queue, **further))
 
 
@@ -55,6 +58,8 @@ def test_the_first_crop_of_each_image_is_enqueued_after_the_loss() -> None:
     for queue, crops in ((made.global_queue, batch.globals), (made.local_queue, batch.locals)):
         expected = nn.functional.normalize(made.teacher(crops[:BATCH]).cls, dim=1)
         torch.testing.assert_close(queue.rows[:BATCH], expected)
+        second = nn.functional.normalize(made.teacher(crops[BATCH : 2 * BATCH]).cls, dim=1)
+        assert (second - expected).abs().amax(dim=1).min() > 0.05, "other crops would be told apart"
         assert int(queue.place) == BATCH
 
 

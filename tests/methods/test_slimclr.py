@@ -85,6 +85,14 @@ def test_e_then_losses_are_weighed_and_added(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_e_contrast_and_distillation_share_the_weight_of_a_width(name: str) -> None:
+    """Distillation has the share that is set, contrast the rest."""
+    weights = method(name, distillation_share=0.25).weights((HALF,), num_locals=0)
+    assert weights["8x1-1-1-1/distillation"] == pytest.approx(weights["8x1-1-1-1/contrast"] / 3)
+    assert weights["8x1-1-1-1/distillation"] > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_f_the_full_width_learns_nothing_from_distillation(name: str) -> None:
     made = method(name)
     made(views(), (HALF,), temperature=1.0)["8x1-1-1-1/distillation"].backward()
