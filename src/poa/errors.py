@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: what was wrong, what was got, what is allowed, what to do."""
+"""Errors that the user can fix: what was wrong, what was got, what is allowed, what to do next."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,27 +9,19 @@ class UserError(ValueError):
 
 
 def reason(error: UserError | OSError) -> str:
-    """What to tell the user. Disks, permissions and connections are the user's to mend as well.
-
-    Args:
-        error: What happened.
-    """
+    """What to tell the user, who can fix disks, permissions and connections as well."""
     if not isinstance(error, OSError):
         return str(error)
-    return f"{error.filename or 'Reading or writing'}: {error.strerror or error}. Mend this and try again."
+    return f"{error.filename or 'Reading or writing'}: {error.strerror or error}. Fix this and try again."
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error of another library, to be quoted in brackets."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")
 
 
 def nearest(word: str, choices: Iterable[str], *, most: int = 12) -> str:
-    """Point from a wrong word to the right one.
-
-    Args:
-        word: What was given.
-        choices: What would have been accepted.
-        most: How many choices to list when none is near.
-
-    Returns:
-        ``"Did you mean 'x'?"``, or the choices where none is near.
-    """
+    """``Did you mean 'x'?``, or the first ``most`` of the choices where none is near the word."""
     known = list(choices)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:

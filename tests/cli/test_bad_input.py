@@ -116,7 +116,7 @@ REFUSED = {
     "model in use": ("extract run --size 32x2 --out used", "used already exists", "Choose another --out"),
     "model in a file": ("extract run --size 32x2 --out tiny.yaml/x", "Not a directory", "Choose another place"),
     "table": ("sizes run --out sizes.xlsx", "got sizes.xlsx", "Choose from .csv, .json"),
-    "table read-only": ("sizes run --out /proc/sizes.csv", "/proc", "No such file", "Mend this"),
+    "table read-only": ("sizes run --out /proc/sizes.csv", "/proc", "No such file", "Fix this"),
     # scores
     "branch": (f"{KNN} --branch teachers", '"teachers"', 'Did you mean "teacher"?'),
     "no labels": ("evaluate knn run --train images/all --test digits/test", "have no labels", "CSV list"),

@@ -245,7 +245,7 @@ def test_processes_that_die(tmp_path: Path) -> None:
     ("raised", "status", "told"),
     [
         (UserError("Do this."), 2, UserError("Do this.")),
-        (PermissionError(13, "Permission denied", "/x"), 2, UserError("/x: Permission denied. Mend this and try ")),
+        (PermissionError(13, "Permission denied", "/x"), 2, UserError("/x: Permission denied. Fix this and try ")),
         (ZeroDivisionError("a defect"), 1, RuntimeError("ZeroDivisionError: a defect")),
         (KeyboardInterrupt(), 130, KeyboardInterrupt("")),
     ],

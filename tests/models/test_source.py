@@ -88,7 +88,7 @@ def test_sizes_are_chosen_by_name(run: Run) -> None:
     for wanted, words in (
         ("40x2", "no size '40x2'. Did you mean '32x2'"),
         ("big", "'big' is not a size"),
-        ((), "Say which sizes"),
+        ((), "Name the sizes"),
     ):
         with pytest.raises(UserError, match=words):
             source.choose(wanted)

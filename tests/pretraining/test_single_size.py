@@ -102,7 +102,7 @@ def test_the_teacher_stays_as_it_was(whole: Whole, teacher: Path) -> None:
 
 def test_a_teacher_normalises_images_as_it_learnt_to(teacher: Path, tmp_path: Path) -> None:
     """The student's images are normalised in another way: the teacher sees them as in its own run."""
-    from poa.models.teacher import teacher_of
+    from poa.models.source import teacher_of
 
     views = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
     config = tiny.config(method="seed", distill={"teacher": str(teacher)}, views=views)
@@ -122,10 +122,10 @@ def test_a_teacher_normalises_images_as_it_learnt_to(teacher: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ({"distill": {"teacher": ""}}, r"Say who teaches: --distill\.teacher"),
+        ({"distill": {"teacher": ""}}, r"^--distill\.teacher"),
         ({"distill": {"queue": 24}}, r"--distill\.queue 24 is no multiple of the 16 images.*Set it to 16"),
         ({"distill": {"teacher": "no/such/run"}}, r"no/such/run"),
-        ({"views": {"local_size": 12}, "model": {"patch_size": 4}}, r"cannot see crops of 12 pixels.*num-locals 0"),
+        ({"views": {"local_size": 12}, "model": {"patch_size": 4}}, r"does not take crops of 12 pixels.*num-locals 0"),
         ({"model": {"depth_max": [2, 3]}}, r"--model\.depth-\w+ takes one number"),
     ],
 )

@@ -126,7 +126,7 @@ def test_loss_that_is_not_finite(at: Path, capsys: pytest.CaptureFixture[str]) -
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory."), "--accumulate"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Perhaps"), "fewer --workers"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x.jpg"), "/data/x.jpg: Permission denied. Mend"),
-        (OSError("the pipe burst"), "the pipe burst. Mend this and try again."),
+        (OSError("the pipe burst"), "the pipe burst. Fix this and try again."),
     ],
 )
 def test_what_goes_wrong_underway(

@@ -13,7 +13,7 @@ from torch import nn
 
 from poa.config.pretraining import ELASTIC, Config, ModelSettings
 from poa.elastic.space import SearchSpace, Size
-from poa.errors import UserError, nearest
+from poa.errors import UserError, first_line, nearest
 from poa.families.base import Family
 from poa.families.convnext import ConvNeXt
 from poa.families.dinov3 import DINOv3
@@ -157,9 +157,8 @@ def model_in(folder: Path, *, flag: str) -> tuple[nn.Module, str, Mapping[str, A
             model = timm.create_model(f"local-dir:{folder}", num_classes=0)
         return model, content["architecture"], content.get("model_args", {})
     except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
-            f"{flag} {folder}: timm cannot build a model from {folder / 'config.json'} ({why}). "
+            f"{flag} {folder}: timm cannot build a model from {folder / 'config.json'} ({first_line(error)}). "
             "Give a folder that timm.create_model('local-dir:FOLDER') loads."
         ) from None
 

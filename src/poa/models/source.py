@@ -1,4 +1,4 @@
-"""What is scored: the sizes of a run, a folder that timm loads, or a network that timm knows by name."""
+"""Networks by name: the sizes of a run, a folder that timm loads, or a timm model, with how images are prepared."""
 
 import inspect
 import json
@@ -16,8 +16,9 @@ from jaxtyping import Float
 from timm.data.constants import DEFAULT_CROP_PCT
 from torch import Tensor, nn
 
+from poa.config.pretraining import Config, ViewSettings
 from poa.data.images import Preprocessing
-from poa.errors import UserError, nearest
+from poa.errors import UserError, first_line, nearest
 from poa.export.timm import Blueprint
 from poa.families.base import Family, Features
 from poa.models import registry, weights
@@ -26,7 +27,7 @@ from poa.models.run import Paths, Run, load
 BRANCHES = ("teacher", "initial", "untrained")
 """Which parameters: the trained ones, those that a run began with, or freshly drawn ones."""
 KINDS = "the folder of a run, or a folder that timm loads (config.json and model.safetensors or pytorch_model.bin)"
-"""What can be scored without a network connection, besides a timm name with branch ``untrained``."""
+"""What can be loaded without an internet connection, besides a timm name with branch ``untrained``."""
 _REFUSALS = (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """How timm's models say that they cannot do something."""
 _ANY_SIZE = (("strict_img_size", False), ("dynamic_img_size", True))
@@ -35,7 +36,7 @@ _ANY_SIZE = (("strict_img_size", False), ("dynamic_img_size", True))
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Networks to score, and how images are prepared for them.
+    """Networks to evaluate or to train further, and how images are prepared for them.
 
     Attributes:
         name: As the user gave it.
@@ -43,11 +44,11 @@ class ModelSource:
         network: The network of a name; gives ``Features``, in evaluation mode and without gradients.
         timm_model: ``timm_model(name, num_classes=10, drop_path=0.1)`` is the plain timm model with its weights,
             to be trained further, with a fresh classifier.
-        weights: What the parameters are: other weights, other results.
+        weights: What the parameters are, in words: results depend on it.
         preprocessing: How images are prepared for all of them.
         out: Folder under which evaluations are written.
-        branch: Which parameters.
-        family: Of a run.
+        branch: One of ``BRANCHES``.
+        family: That of a run; None for a plain timm model.
     """
 
     name: str
@@ -61,36 +62,20 @@ class ModelSource:
     family: Family | None = None
 
     def results(self, kind: str, name: str | None = None) -> Path:
-        """Folder of results.
-
-        Args:
-            kind: What was found out, such as ``finetune``.
-            name: Of the folder; the kind, with the branch unless it is ``teacher``, by default.
-
-        Raises:
-            UserError: The name has slashes.
-        """
+        """Folder of the results of an evaluation such as ``finetune``, by default of that name (and the branch's)."""
         folder = name or (kind if self.branch == "teacher" else f"{kind}-{self.branch}")
         if Path(folder).name != folder:
             raise UserError(f"--name is the name of a folder in {self.out}, without slashes, got {folder!r}.")
         return self.out / folder
 
     def choose(self, sizes: str | Sequence[str]) -> tuple[str, ...]:
-        """Networks by name.
-
-        Args:
-            sizes: ``all``, or names, also as one text with commas.
-
-        Raises:
-            UserError: There is no network of a name.
-        """
-        chosen = [
-            name.strip() for text in ([sizes] if isinstance(sizes, str) else sizes) for name in text.split(",") if name
-        ]
+        """Names of networks out of ``all`` or a list of names, which may also be one text with commas."""
+        texts = [sizes] if isinstance(sizes, str) else sizes
+        chosen = [name.strip() for text in texts for name in text.split(",") if name]
         if chosen == ["all"]:
             return self.names
         if not chosen:
-            raise UserError(f"Say which sizes to score: --sizes all, or names such as --sizes {self.names[0]}.")
+            raise UserError(f"Name the sizes to evaluate: --sizes all, or some, such as --sizes {self.names[0]}.")
         if self.family is not None:
             return tuple(str(self.family.space.find(name)) for name in chosen)
         unknown = [name for name in chosen if name not in self.names]
@@ -105,21 +90,20 @@ class ModelSource:
 def model_source(
     name: str, *, branch: str = "teacher", image_size: int | None = None, out: Path | None = None
 ) -> ModelSource:
-    """The networks that are meant by a name.
+    """The networks that a name stands for.
 
     Args:
         name: Folder of a run; a folder that timm loads, such as an extracted size; or a timm name, such as
-            ``vit_small_patch16_224.dino``, whose trained weights are fetched.
+            ``vit_small_patch16_224.dino``, whose trained weights are downloaded.
         branch: ``teacher``; ``untrained`` for freshly drawn parameters; or ``initial``, of a run that began with
             trained weights, for sizes cut out of these.
         image_size: Side of the images, in pixels; that which the network is made for by default.
         out: Folder under which evaluations are written; ``eval`` in a run, else ``eval/NAME``.
 
     Raises:
-        UserError: There is nothing of that name, its weights cannot be had, or it cannot see images of that size.
+        UserError: Nothing has that name, its weights cannot be loaded, or it does not take images of that size.
     """
-    if branch not in BRANCHES:
-        raise UserError(f"There is no branch {branch!r} to score. Choose from {', '.join(BRANCHES)}.")
+    _check_branch(branch)
     folder = registry.folder_of(name)
     if is_run(folder):
         return run_source(load(folder), branch=branch, image_size=image_size, out=out)
@@ -131,11 +115,14 @@ def model_source(
     label = folder.resolve().name if folder.is_dir() else name.rpartition("/")[2]
     create = partial(_create, name, timm_name, image_size=image_size)
     model = create(state, num_classes=0).requires_grad_(False)
-    settings: Any = model.pretrained_cfg
-    made_for = int(settings["input_size"][-1])
-    wanted = image_size or made_for
+    known: Any = model.pretrained_cfg
+    made_for = int(known["input_size"][-1])
+    side = image_size or made_for
     network = _PlainNetwork(model).eval()
-    _try(name, network, image_size=wanted, made_for=made_for)
+    remedy = (
+        "Choose another network." if side == made_for else f"It is made for {made_for} pixels: leave out --image-size."
+    )
+    _features(network, side, refusal=f"{name} gives no features of images of", remedy=remedy)
 
     def trainable(_: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
         return _with_classifier(name, create(None, num_classes=num_classes, drop_path=drop_path), model.state_dict())
@@ -147,72 +134,58 @@ def model_source(
         timm_model=trainable,
         weights=of_what,
         preprocessing=Preprocessing(
-            wanted,
-            floor(wanted / (settings["crop_pct"] or DEFAULT_CROP_PCT) + 1e-6),
-            mean=_of_channels(settings["mean"]),
-            std=_of_channels(settings["std"]),
+            side,
+            floor(side / (known["crop_pct"] or DEFAULT_CROP_PCT) + 1e-6),
+            mean=_rgb(known["mean"]),
+            std=_rgb(known["std"]),
         ),
         out=out or Path("eval", label),
         branch=branch,
     )
 
 
-def _of_branch(run: Run, branch: str) -> tuple[Callable[[str], nn.Module], str]:
-    """Where the networks come from, and what their weights are."""
-    if branch == "teacher":
-        return run.network, f"teacher at step {run.step}"
-    if branch == "initial":
-        run.initial(run.space.sizes[0])  # if there is none, it is told before images are read
-        return run.initial, f"initial, from {run.config.init}"
-    return run.untrained, f"untrained, seed {run.config.seed}"
-
-
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run. One that timm loads as well is not.
-
-    Args:
-        folder: Which one; it need not exist.
-    """
+    """Whether a folder is that of a run; one that timm loads as well is not."""
     return Paths(folder).config.exists() and not (folder / "config.json").exists()
 
 
 def run_source(
     run: Run, *, branch: str = "teacher", image_size: int | None = None, out: Path | None = None
 ) -> ModelSource:
-    """The sizes of a run.
-
-    Args:
-        run: Whose sizes.
-        branch: As in ``model_source``.
-        image_size: As in ``model_source``.
-        out: As in ``model_source``.
-
-    Raises:
-        UserError: The run has no such branch, or its networks cannot see images of that size.
-    """
-    if branch not in BRANCHES:
-        raise UserError(f"There is no branch {branch!r} to score. Choose from {', '.join(BRANCHES)}.")
+    """The sizes of a run; arguments as in ``model_source``."""
+    _check_branch(branch)
     if image_size is not None:
         run.family.check_image_size(image_size, setting="image-size")
-    source, of_what = _of_branch(run, branch)
+    networks, weights_are = _of_branch(run, branch)
     views, resize = run.config.views, run.config.scoring_resize
-    wanted = image_size or views.global_size
+    side = image_size or views.global_size
+    resize = resize if image_size is None else round(side * resize / views.global_size)
     return ModelSource(
         name=str(run.folder),
         names=run.sizes(),
-        network=source,
-        timm_model=partial(_model_of_run, run, source),
-        weights=of_what,
-        preprocessing=Preprocessing(
-            wanted,
-            resize if image_size is None else round(wanted * resize / views.global_size),
-            mean=views.mean,
-            std=views.std,
-        ),
+        network=networks,
+        timm_model=partial(_timm_model_of_run, run, networks),
+        weights=weights_are,
+        preprocessing=Preprocessing(side, resize, mean=views.mean, std=views.std),
         out=out or run.paths.scores,
         branch=branch,
         family=run.family,
     )
+
+
+def _of_branch(run: Run, branch: str) -> tuple[Callable[[str], nn.Module], str]:
+    """Where the networks of a branch come from, and what their weights are."""
+    if branch == "teacher":
+        return run.network, f"teacher at step {run.step}"
+    if branch == "initial":
+        run.initial(run.space.sizes[0])  # where there is none, that is said before images are read
+        return run.initial, f"initial, from {run.config.init}"
+    return run.untrained, f"untrained, seed {run.config.seed}"
+
+
+def _check_branch(branch: str) -> None:
+    if branch not in BRANCHES:
+        raise UserError(f"There is no branch {branch!r} to evaluate. Choose from {', '.join(BRANCHES)}.")
 
 
 def blueprint(
@@ -252,9 +225,7 @@ def backbone_of(source: ModelSource, name: str, *, drop_path: float = 0.0) -> tu
     model = source.timm_model(name, num_classes=0, drop_path=0.0)
     found = blueprint(source, name, model)
     found = replace(found, arguments={**found.arguments, **any_size(model)})
-    further = {"drop_path_rate": drop_path} if drop_path else {}
-    with torch.random.fork_rng(devices=[]):
-        backbone: nn.Module = timm.create_model(found.architecture, **found.arguments, **further)
+    backbone: nn.Module = _fresh(found.architecture, drop_path, **found.arguments)
     backbone.load_state_dict(model.state_dict())
     return backbone, found
 
@@ -292,7 +263,7 @@ class _PlainNetwork(nn.Module):
 def _source(name: str, folder: Path, *, is_trained: bool) -> tuple[str, dict[str, Tensor] | None, str]:
     """How timm calls a network, its trained weights and what they are."""
     if folder.is_file():
-        raise UserError(f"{name} is a file, and says not of which network. Give {KINDS}, or a timm name.")
+        raise UserError(f"{name} is a file, which does not say of what network. Give {KINDS}, or a timm name.")
     is_timm = not folder.is_dir() and (":" in name or timm.is_model(name.partition(".")[0]))
     if not is_trained and is_timm:
         return name, None, f"untrained {name}, seed 0"
@@ -325,40 +296,40 @@ def _create(
     drop_path: float = 0.0,
 ) -> Any:
     """The timm model, with trained weights or always the same fresh ones."""
-    arguments: dict[str, Any] = {"num_classes": num_classes}
-    if drop_path > 0:
-        arguments["drop_path_rate"] = drop_path
+    given: dict[str, Any] = {"num_classes": num_classes}
+    trained: dict[str, Any] = {}
     if state is not None:
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state), "source": ""}}
+        trained = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state), "source": ""}}
     try:
         if image_size is not None and timm.create_model(timm_name).pretrained_cfg.get("fixed_input_size"):
-            arguments["img_size"] = image_size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return timm.create_model(timm_name, **arguments)
+            given["img_size"] = image_size
+        return _fresh(timm_name, drop_path, **given, **trained)
     except _REFUSALS as error:
-        wanted = ", ".join(f"{key}={value}" for key, value in arguments.items() if not key.startswith("pretrained"))
+        asked = given | ({"drop_path_rate": drop_path} if drop_path else {})
         raise UserError(
-            f"{name}: timm cannot build this network with {wanted} ({_first_line(error)}). "
-            "Leave out what it does not know, or choose another network."
+            f"{name}: timm cannot build this network with {', '.join(f'{key}={asked[key]}' for key in asked)} "
+            f"({first_line(error)}). Leave out what it does not know, or choose another network."
         ) from None
+
+
+def _fresh(architecture: str, drop_path: float, **arguments: Any) -> Any:
+    """A timm model whose fresh parameters are the same at every call."""
+    rate = {"drop_path_rate": drop_path} if drop_path > 0 else {}  # not all models know it
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return timm.create_model(architecture, **{**arguments, **rate})
 
 
 @torch.inference_mode()
-def _try(name: str, network: _PlainNetwork, *, image_size: int, made_for: int) -> None:
+def _features(network: nn.Module, side: int, *, refusal: str, remedy: str) -> Features:
+    """Features of a black image, or a sentence that the network does not take images of that size."""
     try:
-        features = network(torch.zeros(1, 3, image_size, image_size))
+        features: Features = network(torch.zeros(1, 3, side, side))
         assert features.cls.ndim == 2
         assert features.patches.ndim == 3
     except _REFUSALS as error:
-        advice = (
-            "Choose another network."
-            if image_size == made_for
-            else f"It is made for {made_for} pixels: leave out --image-size."
-        )
-        raise UserError(
-            f"{name} gives no features of images of {image_size} pixels ({_first_line(error)}). {advice}"
-        ) from None
+        raise UserError(f"{refusal} {side} pixels ({first_line(error)}). {remedy}") from None
+    return features
 
 
 def _with_classifier(name: str, model: Any, state: dict[str, Tensor]) -> nn.Module:
@@ -374,23 +345,62 @@ def _with_classifier(name: str, model: Any, state: dict[str, Tensor]) -> nn.Modu
     return trained
 
 
-def _model_of_run(
-    run: Run, source: Callable[[str], nn.Module], name: str, *, num_classes: int, drop_path: float = 0.0
+def _timm_model_of_run(
+    run: Run, networks: Callable[[str], nn.Module], name: str, *, num_classes: int, drop_path: float = 0.0
 ) -> nn.Module:
     """The timm model of a size, its classifier always the same fresh one."""
-    network: Any = source(name)
+    network: Any = networks(name)
     architecture, arguments = run.family.timm_config(run.space.find(name))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        further = {"num_classes": num_classes} | ({"drop_path_rate": drop_path} if drop_path > 0 else {})
-        model = timm.create_model(architecture, **{**arguments, **further})
+    model = _fresh(architecture, drop_path, **{**arguments, "num_classes": num_classes})
     return _with_classifier(name, model, network.model.state_dict())
 
 
-def _of_channels(values: Sequence[float]) -> tuple[float, float, float]:
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = map(float, values)
     return red, green, blue
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")
+# ---- teachers of a distillation --------------------------------------------------------------------------------------
+
+
+class Renormalised(nn.Module):
+    """A network that takes images normalised as those of a run, and was trained with other means and deviations."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, views: ViewSettings, own: Preprocessing) -> None:
+        super().__init__()
+        self.network = network
+        mean, std, own_mean, own_std = (
+            torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std, own.mean, own.std)
+        )
+        self.register_buffer("scale", std / own_std, persistent=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+
+    def forward(self, images: Float[Tensor, "batch 3 height side"]) -> Features:
+        """Features of images that are normalised as the run has them."""
+        features: Features = self.network(images * self.scale + self.shift)
+        return features
+
+
+def teacher_of(config: Config) -> tuple[nn.Module, int]:
+    """The frozen teacher of a distillation, for the run's own crops, and the width of its class features."""
+    name, views = config.distill.teacher, config.views
+    if not name:
+        raise UserError(
+            "--distill.teacher is required: the folder of a run, a folder that timm loads, or a timm name such as "
+            "vit_small_patch14_dinov2.lvd142m."
+        )
+    source = model_source(name, image_size=views.global_size)
+    network = source.network(source.names[-1])
+    if (source.preprocessing.mean, source.preprocessing.std) != (views.mean, views.std):
+        network = Renormalised(network, views, source.preprocessing)
+    network = network.requires_grad_(False).eval()
+    refusal = f"--distill.teacher {name} does not take crops of"
+    remedy = "Train with its image size, or choose another teacher."
+    width = _features(network, views.global_size, refusal=refusal, remedy=remedy).cls.shape[1]
+    if views.num_locals:
+        remedy = "Set --views.num-locals 0, or choose another teacher."
+        _features(network, views.local_size, refusal=refusal, remedy=remedy)
+    return network, width

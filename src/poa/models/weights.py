@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from poa.errors import UserError, nearest
+from poa.errors import UserError, first_line, nearest
 from poa.models import registry
 from poa.models import run as runs
 from poa.models.run import Paths
@@ -125,7 +125,7 @@ def _of_timm(name: str) -> Source:
         with _offline(unreachable is not None):  # weights that were fetched before are found without a network
             model = timm.create_model(name, pretrained=True)
     except OSError as error:
-        why = unreachable or _reason(error)
+        why = unreachable or first_line(error)
         raise UserError(
             f"--init {name}: its weights cannot be fetched ({why}). What works without a network: {OFFLINE_KINDS}."
         ) from None
@@ -133,7 +133,7 @@ def _of_timm(name: str) -> Source:
         architecture = name.partition(".")[0]
         known = "" if ":" in name else f" timm has these of it: {', '.join(timm.list_pretrained(f'{architecture}*'))}."
         raise UserError(
-            f"--init {name}: timm cannot load its weights ({_reason(error)}).{known} Or give {OFFLINE_KINDS}."
+            f"--init {name}: timm cannot load its weights ({first_line(error)}).{known} Or give {OFFLINE_KINDS}."
         ) from None
     flag = model.pretrained_cfg["architecture"] if ":" in name else name
     return Source(
@@ -181,7 +181,7 @@ def _read_file(name: str, file: Path) -> tuple[dict[str, Tensor], tuple[str, ...
     except (AttributeError, EOFError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise UserError(
             f"--init {name}: {file} cannot be read as a file of weights "
-            f"({_reason(error)}). Give a state dict, saved by safetensors or by "
+            f"({first_line(error)}). Give a state dict, saved by safetensors or by "
             "torch.save(model.state_dict(), FILE); whole pickled models are not opened, since they can run code."
         ) from None
     weights, aside = _unwrapped(content)
@@ -202,10 +202,6 @@ def _unwrapped(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str
         aside += [name for name in weights if name not in inside]
         weights = {name.removeprefix(prefix): value for name, value in inside.items()}
     return weights, tuple(aside)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")
 
 
 def _word(value: Any) -> str:

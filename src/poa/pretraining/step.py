@@ -21,7 +21,7 @@ from poa.families.base import Family
 from poa.methods.base import Method
 from poa.models.init import Listing, start_from
 from poa.models.registry import family_of
-from poa.models.teacher import teacher_of
+from poa.models.source import teacher_of
 from poa.pretraining import build
 from poa.pretraining import method as build_method
 from poa.pretraining.gradients import leading_singular_values, slice_norms
