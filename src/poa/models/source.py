@@ -119,9 +119,9 @@ def model_source(
     made_for = int(known["input_size"][-1])
     side = image_size or made_for
     network = _PlainNetwork(model).eval()
-    remedy = (
-        "Choose another network." if side == made_for else f"It is made for {made_for} pixels: leave out --image-size."
-    )
+    remedy = "Choose another network."
+    if side != made_for:
+        remedy = f"It is made for {made_for} pixels: leave out --image-size."
     _features(network, side, refusal=f"{name} gives no features of images of", remedy=remedy)
 
     def trainable(_: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
@@ -191,13 +191,7 @@ def _check_branch(branch: str) -> None:
 def blueprint(
     source: ModelSource, name: str, model: nn.Module, *, classes: Sequence[str] = (), is_linear: bool = True
 ) -> Blueprint:
-    """How timm builds a network of a source, found out before it is trained.
-
-    ``model`` is the network as a timm model with timm's own classifier, which training keeps if ``is_linear``.
-
-    Raises:
-        UserError: timm builds another model from what is known.
-    """
+    """How timm builds ``model``, a network of a source with its own classifier; that is kept if ``is_linear``."""
     known: Any = model.pretrained_cfg
     config = registry.folder_of(source.name) / "config.json"
     architecture, arguments = str(known["architecture"]), dict[str, Any]()
@@ -231,10 +225,7 @@ def backbone_of(source: ModelSource, name: str, *, drop_path: float = 0.0) -> tu
 
 
 def any_size(model: nn.Module) -> dict[str, Any]:
-    """Arguments with which timm builds the same network for images of any size; often none are needed.
-
-    Position tables of ViTs are then interpolated, and attention masks of Swins made anew, for each size of images.
-    """
+    """Arguments with which timm's ViTs and Swins take images of any size; other networks need none."""
     known = inspect.signature(type(model)).parameters
     return next(({name: value} for name, value in _ANY_SIZE if name in known), {})
 
@@ -358,9 +349,6 @@ def _timm_model_of_run(
 def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = map(float, values)
     return red, green, blue
-
-
-# ---- teachers of a distillation --------------------------------------------------------------------------------------
 
 
 class Renormalised(nn.Module):
