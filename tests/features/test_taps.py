@@ -5,7 +5,7 @@ from torch import nn
 
 import tiny
 from poa.errors import UserError
-from poa.features.taps import PATCHES, Taps, Variant, tapped_blocks, timm_model, variants_of, whole_rows
+from poa.features.taps import PATCHES, Taps, Variant, probed_blocks, timm_model, variants_of, whole_rows
 from poa.models.registry import family_of
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -22,7 +22,7 @@ def small_vit(**options: object) -> nn.Module:
     [(1, (0,)), (2, (0, 1)), (3, (1, 2)), (6, (2, 3, 4, 5)), (12, (3, 6, 9, 11)), (24, (6, 12, 18, 23))],
 )
 def test_blocks(num_blocks: int, expected: tuple[int, ...]) -> None:
-    assert tapped_blocks(num_blocks) == expected
+    assert probed_blocks(num_blocks) == expected
 
 
 def test_tokens_of_a_transformer() -> None:
@@ -131,7 +131,7 @@ def test_the_model_is_found_inside() -> None:
 
 
 def test_networks_without_layers() -> None:
-    with pytest.raises(UserError, match=r"Linear does not hand out intermediate layers.*k-NN"):
+    with pytest.raises(UserError, match=r"Linear gives no intermediate layers.*k-NN"):
         Taps(nn.Linear(2, 2), image_size=32)
-    with pytest.raises(UserError, match=r"layers of this VisionTransformer cannot be looked at.*k-NN"):
+    with pytest.raises(UserError, match=r"gives no layers of this VisionTransformer.*k-NN"):
         Taps(small_vit(dynamic_img_size=False), image_size=40)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from poa.errors import UserError
 from poa.models.source import any_size
-from poa.tasks.maps import Level, Maps, Pyramid, tapped_blocks
+from poa.tasks.maps import Level, Maps, Pyramid, level_blocks
 
 TINY = {
     "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 6, "num_heads": 2},
@@ -34,14 +34,14 @@ def network(name: str, **over: Any) -> nn.Module:
 
 
 def test_blocks() -> None:
-    assert tapped_blocks(12) == (3, 5, 7, 11)  # as published
-    assert tapped_blocks(24) == (7, 11, 15, 23)
-    assert tapped_blocks(6) == (1, 2, 3, 5)
-    assert tapped_blocks(4) == (1, 1, 2, 3)
-    assert tapped_blocks(1) == (0, 0, 0, 0)
+    assert level_blocks(12) == (3, 5, 7, 11)  # as published
+    assert level_blocks(24) == (7, 11, 15, 23)
+    assert level_blocks(6) == (1, 2, 3, 5)
+    assert level_blocks(4) == (1, 1, 2, 3)
+    assert level_blocks(1) == (0, 0, 0, 0)
     for depth in range(1, 40):
-        assert list(tapped_blocks(depth)) == sorted(tapped_blocks(depth))
-        assert tapped_blocks(depth)[-1] == depth - 1
+        assert list(level_blocks(depth)) == sorted(level_blocks(depth))
+        assert level_blocks(depth)[-1] == depth - 1
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -1,4 +1,4 @@
-"""Files of features with the names and labels of the images: Parquet, NumPy or safetensors, written bit by bit."""
+"""Files of features with the names and labels of the images: Parquet, NumPy or safetensors, written part by part."""
 
 import json
 import struct
@@ -50,11 +50,7 @@ class Table:
 
 
 def check_parquet() -> None:
-    """See that Parquet files can be written.
-
-    Raises:
-        UserError: The library for it is not installed.
-    """
+    """See that the library for Parquet files is installed."""
     if find_spec("pyarrow") is None:
         raise UserError(
             "Parquet files need pyarrow, which is not installed: pip install 'poa[embed]'. "
@@ -63,12 +59,7 @@ def check_parquet() -> None:
 
 
 def write_parquet(table: Table, path: Path) -> None:
-    """Columns ``name``, ``label`` (where there are labels; null without one), ``feature`` and perhaps ``patches``.
-
-    Args:
-        table: What to write.
-        path: A new file.
-    """
+    """Columns ``name``, ``label`` (where there are labels; null without one), ``feature`` and perhaps ``patches``."""
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -96,12 +87,7 @@ def write_parquet(table: Table, path: Path) -> None:
 
 
 def write_npy(table: Table, path: Path) -> None:
-    """The array of features, beside it ``.json`` with names and labels, and perhaps ``-patches.npy``.
-
-    Args:
-        table: What to write.
-        path: A new file, ending in ``.npy``.
-    """
+    """The array of features, beside it ``.json`` with names and labels, and perhaps ``-patches.npy``."""
     arrays = {path: table.features} | ({} if table.patches is None else {patches_file(path): table.patches})
     for file, rows in arrays.items():
         array = open_memmap(file, mode="w+", dtype=np.float32, shape=rows.shape)
@@ -119,11 +105,7 @@ def write_npy(table: Table, path: Path) -> None:
 
 
 def patches_file(path: Path) -> Path:
-    """Where NumPy's format has the features of patches.
-
-    Args:
-        path: Of the pooled features.
-    """
+    """Where NumPy's format has the features of patches."""
     return path.with_name(f"{path.stem}-patches.npy")
 
 
@@ -132,13 +114,6 @@ def write_safetensors(table: Table, path: Path) -> None:
 
     Written here, since safetensors' own function wants all of it in memory. The format: length of the header (8 bytes,
     little-endian), the header as JSON, padded to a multiple of 8 bytes, then the values.
-
-    Args:
-        table: What to write.
-        path: A new file.
-
-    Raises:
-        UserError: There are more names than the format can hold.
     """
     # whole numbers first: then the values of every tensor lie at multiples of their length
     arrays: dict[str, npt.NDArray[Any]] = {"indices": table.indices, "features": table.features}
@@ -176,9 +151,5 @@ FORMATS: Mapping[str, Callable[[Table, Path], None]] = {
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """All files that may belong to one network, that which the others stand beside last.
-
-    Args:
-        path: As asked for.
-    """
+    """All files that may belong to one network, ``path`` itself last."""
     return (patches_file(path), path.with_suffix(".json"), path) if path.suffix == ".npy" else (path,)

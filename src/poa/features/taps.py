@@ -1,4 +1,4 @@
-"""What a linear probe sees of a network: features of several layers and averaged patches, side by side in one row."""
+"""Features of several layers of a network and averaged patches, side by side in one row, for linear probes."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from poa.errors import UserError
+from poa.families.base import Features
 
 LAYERS = 4
 PATCHES = "patches"
@@ -17,20 +18,8 @@ PATCHES = "patches"
 _SEEN_AS_EQUAL = 1e-4
 
 
-class TappedFeatures(NamedTuple):
-    """As ``poa.families.base.Features``, with one wide row an image.
-
-    Attributes:
-        cls: The features of the tapped layers one after the other, the last layer's last, then the mean of its patches.
-        patches: Those of the last layer.
-    """
-
-    cls: Float[Tensor, "batch columns"]
-    patches: Float[Tensor, "batch patches width"]
-
-
 class Variant(NamedTuple):
-    """Part of a wide row that a classifier may look at.
+    """Part of a wide row that a classifier gets.
 
     Attributes:
         num_layers: Class tokens of how many layers.
@@ -49,24 +38,17 @@ class Variant(NamedTuple):
         return f"{layers} + {PATCHES}" if self.with_patches else layers
 
 
-def tapped_blocks(num_blocks: int) -> tuple[int, ...]:
-    """Which blocks of a transformer are looked at: ``round(num_blocks / 4 * i)`` for i = 1, 2, 3, and the last.
+def probed_blocks(num_blocks: int) -> tuple[int, ...]:
+    """Blocks of a transformer that a probe gets: ``round(num_blocks / 4 * i)`` for i = 1, 2, 3, and the last.
 
     Halves go to the even number (POA official code); in short networks fewer than four are left.
-
-    Args:
-        num_blocks: How many there are.
     """
     last = num_blocks - 1
     return tuple(sorted({min(round(num_blocks / LAYERS * i), last) for i in range(1, LAYERS)} | {last}))
 
 
 def variants_of(columns: Mapping[str, tuple[int, int]]) -> tuple[Variant, ...]:
-    """What the published probe chooses from: the last layer or all that are tapped, without or with patches.
-
-    Args:
-        columns: First column and the one after the last by name, in order, as ``Taps`` gives them.
-    """
+    """What the published probe chooses from: the last layer or all that are tapped, without or with patches."""
     layers = tuple(columns[name] for name in columns if name != PATCHES)
     patches = tuple(columns[name] for name in columns if name == PATCHES)
     found: list[Variant] = []
@@ -77,33 +59,27 @@ def variants_of(columns: Mapping[str, tuple[int, int]]) -> tuple[Variant, ...]:
 
 
 def whole_rows(width: int) -> tuple[Variant, ...]:
-    """The one variant of rows that were made without taps.
-
-    Args:
-        width: Of the rows.
-    """
+    """The one variant of rows of that width which were made without taps."""
     return (Variant(1, False, ((0, width),)),)
 
 
 class Taps(nn.Module):
-    """Runs a network and hands out what a linear probe looks at, as ``Features`` with one wide row an image.
+    """Runs a network and gives what a linear probe gets, as ``Features`` with one wide row an image.
 
-    The layers are the blocks that ``tapped_blocks`` names where tokens keep their number (ViT and its kin), else the
+    The row holds the features of the tapped layers one after the other, then the mean of the last layer's patches.
+
+    The layers are the blocks that ``probed_blocks`` names where tokens keep their number (ViT and its kin), else the
     last four stages. Tokens of a block go through the network's own last norm and pooling; maps of earlier stages are
     averaged. The last layer's features are those that the network itself returns, to the bit. Where these are the mean
-    of the patches (Swin, ResNet), the mean is not handed out a second time.
+    of the patches (Swin, ResNet), the mean is not given a second time.
 
     A run's position tables are resized as timm does it, also where the run was set to the official way.
 
-    Args:
-        network: A timm model, or a module around one, such as a ``Backbone``. Taken over and put into evaluation mode.
-        image_size: Side of the images, in pixels.
-
-    Attributes:
-        columns: First column and the one after the last of each piece of a row, in order.
+    The network, a timm model or a module around one, is taken over and put into evaluation mode. ``columns`` are the
+    first column and the one after the last of each piece of a row, in order.
 
     Raises:
-        UserError: The network does not hand out intermediate layers.
+        UserError: The network does not give intermediate layers.
     """
 
     columns: Mapping[str, tuple[int, int]]
@@ -126,14 +102,14 @@ class Taps(nn.Module):
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """What a classifier may look at."""
+        """What a classifier may get."""
         return variants_of(self.columns)
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> TappedFeatures:
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Features:
         """Features of a batch of images."""
         layers, patches = self._pieces(images)
         means = () if self._pools_patches else (patches.mean(dim=1),)
-        return TappedFeatures(torch.cat([*layers.values(), *means], dim=1), patches)
+        return Features(torch.cat([*layers.values(), *means], dim=1), patches)
 
     @torch.inference_mode()
     def _try(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -141,7 +117,7 @@ class Taps(nn.Module):
             return self._pieces(images)
         except Exception as error:  # some of timm's networks cannot do what others can, and each says so differently
             raise UserError(
-                f"The layers of this {type(self.model).__name__} cannot be looked at by timm's forward_intermediates "
+                f"timm's forward_intermediates gives no layers of this {type(self.model).__name__} "
                 f"({error}). Score it by k-NN or by logistic regression, or take another network."
             ) from error
 
@@ -150,11 +126,11 @@ class Taps(nn.Module):
         return self._of_blocks(images) if self._has_tokens else self._of_stages(images)
 
     def _of_blocks(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        chosen = tapped_blocks(len(self.model.feature_info))
+        chosen = probed_blocks(len(self.model.feature_info))
         last, found = self.model.forward_intermediates(
             images, indices=list(chosen), return_prefix_tokens=True, norm=True, output_fmt="NLC"
         )
-        # networks without prefix tokens hand out patches alone
+        # networks without prefix tokens give patches alone
         pairs = [pair if isinstance(pair, tuple) else (pair, pair[:, :0]) for pair in found]
         tokens = [torch.cat([prefix, patches], dim=1) for patches, prefix in pairs[:-1]]
         pooled = [self.model.forward_head(each, pre_logits=True) for each in (*tokens, last)]
@@ -171,18 +147,15 @@ class Taps(nn.Module):
 def timm_model(network: nn.Module) -> nn.Module:
     """The timm model inside a network, or the network itself if it is one.
 
-    Args:
-        network: A timm model, or a module around one.
-
     Raises:
-        UserError: There is none, or it does not hand out intermediate layers.
+        UserError: There is none, or it does not give intermediate layers.
     """
     for module in network.modules():
         if callable(getattr(module, "forward_intermediates", None)):
             return module
     raise UserError(
-        f"A {type(network).__name__} does not hand out intermediate layers (timm's forward_intermediates), which this "
-        "probe looks at. Score it by k-NN or by logistic regression, or take another network."
+        f"A {type(network).__name__} gives no intermediate layers (timm's forward_intermediates), which this probe "
+        "needs. Score it by k-NN or by logistic regression, or take another network."
     )
 
 

@@ -62,12 +62,7 @@ def corrupt(
 ) -> UInt8[Tensor, "batch 3 side side"]:
     """Images with a corruption, such as ``gaussian-noise``.
 
-    Args:
-        images: Square.
-        name: One of ``CORRUPTIONS``.
-        severity: From 1 to 5.
-        numbers: Of the images in their set; another number, another noise.
-        seed: Of all that is drawn.
+    The numbers of the images in their set and the seed key all that is drawn.
 
     Raises:
         UserError: There is no such corruption or severity.
@@ -81,11 +76,7 @@ def corrupt(
 
 
 def check_corruptions(names: Sequence[str], severities: Sequence[int]) -> None:
-    """See that corruptions and severities exist.
-
-    Raises:
-        UserError: One does not.
-    """
+    """See that corruptions and severities exist."""
     for name in names:
         if name not in CORRUPTIONS:
             raise UserError(f"There is no corruption {name!r}. {nearest(name, CORRUPTIONS)}")

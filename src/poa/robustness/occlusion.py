@@ -50,7 +50,7 @@ def hide(
     Args:
         images: Normalised.
         share: Of the cells, from 0 to 1.
-        grid: Rows and columns; divides the side.
+        grid: Rows and columns of cells; divides the side.
         numbers: Of the images in their set.
         seed: Of the choice.
     """
@@ -84,13 +84,8 @@ def swap_background(
     """The object of an image before the background of another one.
 
     Where the other image shows its own object, its nearest background pixel takes the place, so that nothing of that
-    object is left but its outline. (The published set tiles the largest rectangle of background.)
-
-    Args:
-        image: With the object.
-        mask: Where the object is.
-        other: With the background.
-        other_mask: Where its object is; not everywhere.
+    object is left but its outline. (The published set tiles the largest rectangle of background.) Masks are true where
+    the objects are.
     """
     nearest = ndimage.distance_transform_edt(other_mask.numpy(), return_distances=False, return_indices=True)
     filled = other[:, torch.from_numpy(nearest[0]).long(), torch.from_numpy(nearest[1]).long()]

@@ -31,7 +31,7 @@ class Level:
     stride: float
 
 
-def tapped_blocks(num_blocks: int) -> tuple[int, int, int, int]:
+def level_blocks(num_blocks: int) -> tuple[int, int, int, int]:
     """Which blocks of a plain transformer give the four maps, from 0: after 1/3, 1/2, 2/3 and all of them.
 
     At depth 12 these are 3, 5, 7 and 11 (POA official code, from iBOT and BEiT). Below six blocks some come twice.
@@ -46,7 +46,7 @@ def tapped_blocks(num_blocks: int) -> tuple[int, int, int, int]:
 class Maps(nn.Module):
     """Runs a timm model and gives maps of up to four levels, the finest first.
 
-    Of a plain transformer (ViT, DINOv3) these are the patch tokens after the blocks that ``tapped_blocks`` names, each
+    Of a plain transformer (ViT, DINOv3) these are the patch tokens after the blocks that ``level_blocks`` names, each
     through the network's last norm, all of one stride; of other networks the outputs of the last four stages, the very
     last one normalised where the network does so.
 
@@ -79,7 +79,7 @@ class Maps(nn.Module):
             )
         strides = [int(info["reduction"]) for info in infos]
         is_plain = len(set(strides)) == 1
-        self._places = tapped_blocks(len(infos)) if is_plain else tuple(range(len(infos)))[-LEVELS:]
+        self._places = level_blocks(len(infos)) if is_plain else tuple(range(len(infos)))[-LEVELS:]
         self.indices = tuple(sorted(set(self._places)))
         self.multiple = max(strides)
         self.levels = tuple(
