@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from poa.training.progress import StepReport, TrainingDisplay, bar, duration, gigabytes, memory_in_use, summary
+from poa.training.progress import Bars, StepReport, TrainingDisplay, bar, duration, gigabytes, memory_in_use, summary
 
 PANEL_LINES = 7
 
@@ -145,7 +145,8 @@ def test_output_to_a_file_has_no_control_characters_and_no_folded_lines() -> Non
         display.update(report(1, num_branches=20))
         display.message("x" * 300)
         with bar("scoring", total=3, console=console, every_seconds=0.0) as advance:
-            advance(3)
+            advance(1)
+            advance(2)
     assert all(character.isprintable() or character == "\n" for character in output.getvalue())
     assert [line.split()[0] for line in output.getvalue().splitlines()] == ["step", "x" * 300, "scoring:", "scoring:"]
 
@@ -174,7 +175,7 @@ def test_a_bar_shows_the_latest_note(is_lively: bool) -> None:
     with bar("images", total=4, console=console, every_seconds=0.0) as advance:
         advance(1, "loss 2.500")
         advance(3, "loss 1.250")
-    shown = visible(output) if is_lively else output.getvalue().splitlines()[-2]
+    shown = visible(output) if is_lively else output.getvalue().splitlines()[-1]
     assert "loss 1.250" in shown
     assert "loss 2.500" not in shown.splitlines()[-1]
 
@@ -189,23 +190,69 @@ def test_a_bar_is_shown_below_the_panel() -> None:
     assert last_frame(output)[0].startswith("╭─ poa pretrain")
 
 
-def test_plain_bar_lines_show_count_rate_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_bar_lines_show_count_rate_and_remaining_time() -> None:
     console, output = plain()
     clock = Clock()
-    monkeypatch.setattr("poa.training.progress.time.monotonic", clock)
-    with bar("indexing", total=3000, console=console) as advance:
+    with Bars(console, clock=clock) as bars:
+        advance = bars.add("indexing", 3000)
         for _ in range(30):
             clock.now += 0.5
             advance(100)
-    assert output.getvalue() == "indexing: 2,000/3,000  200.0/s  ETA 0:05\nindexing: 3,000 in 0:15\n"
+    assert output.getvalue() == "indexing: 2,000/3,000  200.0/s  ETA 0:05\nindexing: 3,000/3,000 in 0:15\n"
 
 
 def test_a_plain_bar_needs_no_total() -> None:
     console, output = plain()
     with bar("indexing", total=None, console=console, every_seconds=0.0) as advance:
-        advance(7)
-    assert output.getvalue().startswith("indexing: 7  ")
-    assert "ETA" not in output.getvalue()
+        advance(3)
+        advance(4)
+    first, second, end = output.getvalue().splitlines()
+    assert first == "indexing: 3"
+    assert second.startswith("indexing: 7  ")
+    assert second.endswith("/s")
+    assert end == "indexing: 7 in 0:00"
+
+
+def test_several_counts_in_plain_lines() -> None:
+    console, output = plain()
+    clock = Clock()
+    with Bars(console, clock=clock) as bars:
+        for done in range(5):
+            bars("a", done, 4)
+            bars("b", 2 * done, 20)
+            clock.now += 5
+        bars("a", 1, 4)
+        clock.now += 5
+        bars("b", 9, 20, "loss 0.5")
+    assert output.getvalue().splitlines() == [
+        "a: 2/4  0.2/s  ETA 0:10",
+        "b: 4/20  0.4/s  ETA 0:40",
+        "a: 4/4 in 0:20",
+        "b: 8/20  0.4/s  ETA 0:30",
+        "a: 1/4",
+        "b: 9/20  0.3/s  ETA 0:40  loss 0.5",
+        "a: 1/4 in 0:05",
+        "b: 9/20 in 0:30  loss 0.5",
+    ]
+
+
+def test_several_counts_in_a_terminal() -> None:
+    console, output = terminal()
+    with Bars(console) as bars:
+        bars("a", 4, 4)
+        bars("b", 20, 20)
+        bars("a", 1, 4)
+    first, second = visible(output).splitlines()[-2:]
+    assert first.startswith("a ")
+    assert "1/4" in first
+    assert "20/20" in second
+
+
+def test_an_error_ends_no_count() -> None:
+    console, output = plain()
+    with pytest.raises(KeyboardInterrupt), bar("scoring", total=3, console=console):
+        raise KeyboardInterrupt
+    assert output.getvalue() == ""
 
 
 def test_the_summary_keeps_paths_whole() -> None:

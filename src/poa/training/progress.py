@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console, Group, RenderableType
@@ -19,7 +19,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -33,12 +32,10 @@ _RECENT_STEPS = 100
 
 
 class StepReport(NamedTuple):
-    """What there is to say about a step."""
+    """What there is to say about a step. ``step`` and ``epoch`` include it; ``scores`` are the latest, by name."""
 
     step: int
-    """Number of steps done, this one included."""
     epoch: float
-    """Number of epochs done, with its fraction."""
     losses: Mapping[str, float]
     """Loss by branch."""
     lr: float
@@ -49,27 +46,10 @@ class StepReport(NamedTuple):
     size: str
     """The size or sizes trained in this step."""
     scores: Mapping[str, float]
-    """The latest scores by name, as they are to be shown; empty before the first."""
 
 
 class TrainingDisplay:
-    """Shows how a training goes on: a live panel in a terminal, one line now and then elsewhere.
-
-    Args:
-        total_steps: Steps of the whole run.
-        steps_per_epoch: Steps of an epoch.
-        start_step: Steps that were done before, in a resumed run.
-        console: Where to show it.
-        every_seconds: Time between two plain lines.
-        clock: Gives the time in seconds.
-
-    Example:
-        ```python
-        with TrainingDisplay(1000, steps_per_epoch=100, start_step=0, console=Console()) as display:
-            display.update(report)
-            display.message("saved step-00000100.pt")
-        ```
-    """
+    """Shows the progress of a training: a live panel in a terminal, elsewhere a line every ``every_seconds``."""
 
     def __init__(
         self,
@@ -102,11 +82,7 @@ class TrainingDisplay:
             self._live.stop()
 
     def update(self, report: StepReport) -> None:
-        """Take note of a step. Cheap enough to be called after each one.
-
-        Args:
-            report: The step.
-        """
+        """Show a step; cheap enough to be called after each one."""
         now = self._clock()
         if report.step >= self._first_mark:
             self._marks.append((report.step, now))
@@ -151,72 +127,77 @@ class TrainingDisplay:
         return Panel(Group(top, *texts), title="poa pretrain", title_align="left")
 
 
+@runtime_checkable
 class Advance(Protocol):
-    """Counts finished items of a piece of side work."""
+    """Counts finished items."""
 
     def __call__(self, num: int = 1, note: str = "") -> None:
-        """Add ``num`` items; the note is shown until the next one."""
+        """Add ``num`` items; the note, such as a loss, is shown until the next call."""
+
+
+class Bars:
+    """Progress of one or more counts, by name: bars in a terminal, elsewhere a line of each every ``every_seconds``.
+
+    It may be shown in the console of a ``TrainingDisplay`` that is entered.
+    """
+
+    def __init__(
+        self, console: Console, *, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        self._has_lines = not _is_lively(console)
+        self._progress = Progress(
+            *columns, TextColumn("{task.fields[note]}"), console=console, get_time=clock, disable=self._has_lines
+        )
+        self._console, self._every_seconds, self._clock = console, every_seconds, clock
+        self._counts: dict[str, Task] = {}
+        self._next_line: dict[str, float] = {}
+
+    def __enter__(self) -> "Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._progress.stop()
+        for count in self._counts.values():
+            if error is None and not count.finished:
+                self._print_end(count)
+
+    def __call__(self, name: str, done: int, total: int | None, note: str = "") -> None:
+        """Show that ``done`` of ``total`` items are finished; None if it is not known how many there are."""
+        if name not in self._counts:
+            self.add(name, total)
+        count = self._counts[name]
+        if done < count.completed:  # it starts again
+            self._progress.reset(count.id)
+        was_finished = count.finished
+        self._progress.update(count.id, completed=done, total=total, note=note)
+        if count.finished and not was_finished:
+            self._print_end(count)
+        elif self._has_lines and self._clock() >= self._next_line[name]:
+            self._next_line[name] = self._clock() + self._every_seconds
+            self._print(_count_line(count))
+
+    def add(self, name: str, total: int | None) -> Advance:
+        """Start a count, and return what adds to it."""
+        self._progress.add_task(name, total=total, note="")
+        count = self._counts[name] = self._progress.tasks[-1]
+        self._next_line[name] = self._clock() + self._every_seconds
+        return lambda num=1, note="": self(name, int(count.completed) + num, total, note)
+
+    def _print_end(self, count: Task) -> None:
+        self._print(f"{_counted(count)} in {duration(count.elapsed)}  {count.fields['note']}".rstrip())
+
+    def _print(self, text: str) -> None:
+        if self._has_lines:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def bar(description: str, *, total: int | None, console: Console, every_seconds: float = 10.0) -> Iterator[Advance]:
-    """Show the progress of long side work, such as indexing or scoring.
-
-    Args:
-        description: What is being done.
-        total: Number of items, or None if it is not known.
-        console: Where to show it. May be the console of a ``TrainingDisplay`` that is entered.
-        every_seconds: Time between two plain lines, where the output is not a terminal.
-
-    Yields:
-        A function to call after each item, or with a number after several; a note, such as a loss, is shown.
-    """
-    if _is_lively(console):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
-            task = progress.add_task(description, total=total, note="")
-            yield lambda num=1, note="": progress.update(task, advance=num, note=note)
-        return
-    lines = _BarLines(description, total=total, console=console, every_seconds=every_seconds)
-    yield lines
-    lines.end()
-
-
-class Bars:
-    """Progress of several counts at once, by name; plain lines where the output is not a terminal.
-
-    Args:
-        console: Where to show it.
-        every_seconds: Time between two plain lines of one name.
-    """
-
-    def __init__(self, console: Console, *, every_seconds: float = 10.0) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console) if _is_lively(console) else None
-        self._console, self._every_seconds = console, every_seconds
-        self._tasks: dict[str, TaskID] = {}
-        self._next_line: dict[str, float] = {}
-
-    def __enter__(self) -> "Bars":
-        if self._progress:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress:
-            self._progress.stop()
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        """Take note that ``done`` of ``total`` items of that name are done; it may start again from 0."""
-        if self._progress:
-            if name not in self._tasks:
-                self._tasks[name] = self._progress.add_task(name, total=total)
-            self._progress.update(self._tasks[name], completed=done, total=total)
-            return
-        now = time.monotonic()
-        if now >= self._next_line.get(name, 0.0) or done == total:
-            self._next_line[name] = now + self._every_seconds
-            self._console.print(f"{name}: {done:,}/{total:,}", markup=False, highlight=False)
+    """Show the progress of one count, such as images indexed or scored."""
+    with Bars(console, every_seconds=every_seconds) as bars:
+        yield bars.add(description, total)
 
 
 def summary(
@@ -231,17 +212,7 @@ def summary(
 ) -> RenderableType:
     """What to know at the end of a run. Print it with ``soft_wrap=True``, so that paths can be copied whole.
 
-    Args:
-        title: How the run ended, in a word or two.
-        seconds: Time spent by activity; together the time of the run.
-        num_images: Images trained on in that time.
-        memory_bytes: The most memory used.
-        scores: The last scores by name; may be empty.
-        files: What was written, by what it is.
-        next_command: What to type next.
-
-    Returns:
-        A rule with the title, and a line for each thing.
+    ``seconds`` is the time by activity, together the time of the run; ``files`` are those written, by what they are.
     """
     total = sum(seconds.values())
     split = ", ".join(f"{name} {spent / max(total, 1e-9):.0%}" for name, spent in seconds.items())
@@ -304,35 +275,17 @@ def _parts(report: StepReport) -> tuple[str, ...]:
     )
 
 
+def _counted(count: Task) -> str:
+    whole = "" if count.total is None else f"/{count.total:,.0f}"
+    return f"{count.description}: {count.completed:,.0f}{whole}"
+
+
+def _count_line(count: Task) -> str:
+    rate = f"{count.speed:,.1f}/s" if count.speed else ""
+    left = "" if count.time_remaining is None else f"ETA {duration(float(count.time_remaining))}"
+    return "  ".join(part for part in (_counted(count), rate, left, count.fields["note"]) if part)
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.1f}/s" if task.speed else "")
-
-
-class _BarLines:
-    """The ``bar`` of an output that is not a terminal."""
-
-    def __init__(self, description: str, *, total: int | None, console: Console, every_seconds: float) -> None:
-        self._description = description
-        self._total = total
-        self._console = console
-        self._every_seconds = every_seconds
-        self._start = self._last_line = time.monotonic()
-        self._num_done = 0
-
-    def __call__(self, num: int = 1, note: str = "") -> None:
-        self._num_done += num
-        now = time.monotonic()
-        if now - self._last_line < self._every_seconds:
-            return
-        self._last_line = now
-        rate = self._num_done / (now - self._start)
-        whole = f"/{self._total:,}" if self._total else ""
-        left = f"  ETA {duration((self._total - self._num_done) / rate)}" if self._total else ""
-        self._print(f"{self._num_done:,}{whole}  {rate:,.1f}/s{left}{note and '  '}{note}")
-
-    def end(self) -> None:
-        self._print(f"{self._num_done:,} in {duration(time.monotonic() - self._start)}")
-
-    def _print(self, text: str) -> None:
-        self._console.print(f"{self._description}: {text}", markup=False, highlight=False, soft_wrap=True)
