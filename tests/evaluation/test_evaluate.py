@@ -134,7 +134,7 @@ def test_linear_classifiers_of_all_sizes(run: Path, capsys: pytest.CaptureFixtur
     for wrong, told in (
         (("--learning-rates", "0.3"), "are for --classifier switchable"),
         (("--classifier", "slimmable", "--strengths", "1"), "--strengths are those of --classifier own"),
-        (("--classifier", "slimmable", "--epochs", "0"), "--epochs cannot be 0"),
+        (("--classifier", "slimmable", "--epochs", "0"), "--epochs cannot be '0'"),
     ):
         assert poa("evaluate", "linear", run, *IMAGES, *wrong) == 2
         assert told in capsys.readouterr().err

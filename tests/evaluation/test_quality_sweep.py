@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import tiny
-from poa.cli.quality import quality as command
+from poa.cli.evaluate import quality as command
 from poa.config import resolve
 from poa.data.augment import augment, normalise
 from poa.data.images import Preprocessing, decode

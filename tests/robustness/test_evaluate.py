@@ -154,13 +154,13 @@ def test_bad_images_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"occlusion": (0.5, 1.0)}, "between 0 and 1, got 1"),
+        ({"occlusion": (0.5, 1.0)}, "--occlusion cannot be 1.0: it should be less than 1"),
         ({"grid": 3}, "8 pixels cannot be cut into 3 x 3 .* Set --grid to one of 2, 4, 8"),
         ({"shuffle": (2, 5)}, "cut into 5 x 5 .* --shuffle"),
         ({"corruptions": ("rain",)}, "no corruption 'rain'"),
-        ({"severities": (0,)}, "from 1 to 5, got 0"),
+        ({"severities": (0,)}, "--severities cannot be 0: it should be greater than or equal to 1"),
         ({"severities": ()}, "at least one severity"),
-        ({"seed": -1}, "got -1"),
+        ({"seed": -1}, "--seed cannot be -1"),
         ({"k": 61}, "k=61 is not possible"),
     ],
 )
@@ -186,7 +186,7 @@ def test_wrong_requests(tmp_path: Path, options: dict[str, Any], words: str) -> 
 
 
 def test_usual_settings_suit_the_images() -> None:
-    settled = Robustness(occlusion=(0.5, 0.1, 0.5)).settled(16)
-    assert (settled.occlusion, settled.grid, settled.shuffle) == ((0.1, 0.5), 8, (2, 4, 8))
-    assert Robustness().settled(224).shuffle == (2, 4, 8, 14)
-    assert len(Robustness().settled(224).conditions()) == 1 + 9 + 4 + 5 * len(CORRUPTIONS)
+    resolved = Robustness(occlusion=(0.5, 0.1, 0.5)).resolved(16)
+    assert (resolved.occlusion, resolved.grid, resolved.shuffle) == ((0.1, 0.5), 8, (2, 4, 8))
+    assert Robustness().resolved(224).shuffle == (2, 4, 8, 14)
+    assert len(Robustness().resolved(224).conditions()) == 1 + 9 + 4 + 5 * len(CORRUPTIONS)

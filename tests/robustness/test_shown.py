@@ -8,7 +8,7 @@ import pytest
 from cyclopts import App
 from PIL import Image
 
-from poa.cli.robustness import disturbances, robustness
+from poa.cli.evaluate import disturbances, robustness
 from poa.errors import UserError
 from poa.plots.robustness import Panel, curves, robustness_table
 from poa.robustness import evaluate, sheet

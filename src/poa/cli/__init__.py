@@ -12,8 +12,6 @@ from rich.table import Table
 from poa.cli.compare import compare
 from poa.cli.evaluate import evaluate
 from poa.cli.inspect import embed, pictures
-from poa.cli.quality import quality
-from poa.cli.robustness import disturbances, robustness
 from poa.cli.tasks import detection, finetune, segmentation, transfer
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
@@ -29,9 +27,6 @@ app = App(
 )
 evaluate.command(finetune)
 evaluate.command(transfer)
-evaluate.command(quality)
-evaluate.command(robustness)
-evaluate.command(disturbances)
 evaluate.command(segmentation)
 evaluate.command(detection)
 app.command(evaluate)

@@ -1,28 +1,62 @@
-"""The command ``poa evaluate``: one sub-command for each way of scoring."""
+"""The command ``poa evaluate``: a sub-command for each way to score networks, and what they show."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from rich.console import Console
 
-from poa.cli.showing import show_scores, then
+from poa.config.protocols import (
+    ClusterSettings,
+    FewShotSettings,
+    JointLinearSettings,
+    KnnSettings,
+    LinearSettings,
+    ProbeSettings,
+    QualitySettings,
+    RetrievalSettings,
+    RobustnessSettings,
+)
+from poa.config.values import Settings
 from poa.errors import UserError
 
 if TYPE_CHECKING:
-    from poa.evaluation.protocol import Protocol
+    from poa.evaluation.results import Results, Scores
     from poa.evaluation.sweep import SweepOptions
     from poa.models.source import ModelSource
+    from poa.plots.tables import SizeRow
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
 evaluate = App(name="evaluate", help="Score networks on labelled images: sizes of a run, extracted ones, or timm's.")
 
+FLAGS = Parameter(name="*", consume_multiple=True, negative_iterable=())
+"""Of settings that are flags, each by its own name."""
+Model = Annotated[
+    str, Parameter(help="Folder of a run; an extracted size or another folder that timm loads; or a timm name.")
+]
+Kinds = Annotated[
+    tuple[Literal["occlusion", "shuffle", "corruptions"], ...] | None, Parameter(consume_multiple=True, negative=())
+]
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
-Numbers = Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())]
-Strengths = Annotated[list[float] | None, Parameter(consume_multiple=True, negative=())]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Images:
+    """Labelled images.
+
+    Attributes:
+        train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
+        test: Labelled images to test on.
+    """
+
+    train: str
+    test: str
 
 
 @Parameter(name="*")
@@ -51,6 +85,12 @@ class Options:
     workers: int = 0
     overwrite: Switch = False
 
+    def source(self, model: str) -> "ModelSource":
+        """The networks that are meant."""
+        from poa.models.source import model_source
+
+        return model_source(model, branch=self.branch, image_size=self.image_size, out=self.out)
+
     def of_sweep(self) -> "SweepOptions":
         """Those that all sweeps take."""
         from poa.evaluation.sweep import SweepOptions
@@ -61,56 +101,29 @@ class Options:
 DEFAULTS = Options()
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Together:
-    """How linear classifiers of all sizes are trained together.
+def _add(kind: type[KnnSettings | FewShotSettings | RetrievalSettings]) -> None:
+    """Make the command of a protocol, whose flags and help are its settings."""
 
-    Attributes:
-        learning_rates: To choose from on a fifth of the training images; six from 0.0003 to 0.1 by default.
-        epochs: Passes over the training images.
-        distil: Smaller sizes learn from the largest as well.
-    """
+    def command(model: Model, /, *, images: Images, settings: Settings = kind(), options: Options = DEFAULTS) -> None:  # noqa: B008
+        _score(model, kind.name, settings.given(), images.train, images.test, options)
 
-    learning_rates: Strengths = None
-    epochs: int = 90
-    distil: bool = True
-
-    def settings(self) -> dict[str, Any]:
-        """Of the protocol."""
-        rates = {} if self.learning_rates is None else {"learning_rates": tuple(self.learning_rates)}
-        return {"epochs": self.epochs, "distilled": self.distil, **rates}
+    command.__annotations__["settings"] = Annotated[kind, FLAGS]
+    evaluate.command(command, name=kind.name, help=kind.__doc__)
 
 
-TOGETHER = Together()
-
-
-@evaluate.command
-def knn(model: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
-    """Score by weighted k-nearest neighbours.
-
-    Args:
-        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
-        train: Labelled images that vote: a folder of class folders, a CSV list, an archive.
-        test: Labelled images that are classified.
-        k: Numbers of neighbours; 10, 20, 100 and 200 by default.
-        options: As for all.
-    """
-    from poa.evaluation.knn import Knn
-
-    _score(model, Knn(ks=None if k is None else tuple(k)), train, test, options)
+for _kind in (KnnSettings, FewShotSettings, RetrievalSettings):
+    _add(_kind)
 
 
 @evaluate.command
 def linear(
-    model: str,
+    model: Model,
     /,
     *,
-    train: str,
-    test: str,
+    images: Images,
     classifier: Literal["own", "switchable", "slimmable"] = "own",
-    strengths: Strengths = None,
-    together: Together = TOGETHER,
+    own: Annotated[LinearSettings, FLAGS] = LinearSettings(),  # noqa: B008
+    joint: Annotated[JointLinearSettings, FLAGS] = JointLinearSettings(),  # noqa: B008
     options: Options = DEFAULTS,
 ) -> None:
     """Score by logistic regression on all training images, its penalty chosen on a fifth of them.
@@ -118,164 +131,224 @@ def linear(
     Or, as SlimCLR does, by classifiers of all sizes that are trained together by SGD.
 
     Args:
-        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
-        train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
-        test: Labelled images that are classified.
         classifier: Each size by itself; or all together, a classifier for each (switchable), or one of which narrow
             sizes read the first columns (slimmable).
-        strengths: Of the penalty, to choose from; eleven around 1 / number of classes by default.
-        together: How classifiers are trained together.
-        options: As for all.
     """
-    from poa.evaluation.joint_linear import Slimmable, Switchable
-    from poa.evaluation.linear import Linear
-
-    protocol: Protocol
-    if classifier == "own":
-        _refuse(together != TOGETHER, "--learning-rates, --epochs and --no-distil are for --classifier switchable.")
-        protocol = Linear(strengths=None if strengths is None else tuple(strengths))
-    else:
-        _refuse(strengths is not None, "--strengths are those of --classifier own; others take --learning-rates.")
-        protocol = (Switchable if classifier == "switchable" else Slimmable)(**together.settings())
-    _score(model, protocol, train, test, options)
+    if classifier == "own" and joint.given():
+        raise UserError("--learning-rates, --epochs and --no-distil are for --classifier switchable.")
+    if classifier != "own" and own.given():
+        raise UserError("--strengths are those of --classifier own; others take --learning-rates.")
+    protocol = "linear" if classifier == "own" else f"linear-{classifier}"
+    _score(model, protocol, own.given() | joint.given(), images.train, images.test, options)
 
 
 @evaluate.command
 def probe(
-    model: str,
+    model: Model,
     /,
     *,
-    train: str,
-    test: str,
-    epochs: int = 100,
-    learning_rates: Strengths = None,
-    choose_on: Literal["held-out", "test"] = "held-out",
+    images: Images,
+    settings: Annotated[ProbeSettings, FLAGS] = ProbeSettings(),  # noqa: B008
     raw: Switch = False,
     options: Options = DEFAULTS,
 ) -> None:
     """Score by many linear classifiers on several layers, trained by SGD at once, of which one is kept.
 
     Args:
-        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
-        train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
-        test: Labelled images that are classified.
-        epochs: Passes over the training images, at most 12,500 steps.
-        learning_rates: To choose from, at batch size 256; thirteen from 1e-5 to 0.1 by default.
-        choose_on: A fifth of the training images, or, as published, the test images themselves.
         raw: Leave features as they are (as published) in place of standardising them.
-        options: As for all.
     """
-    from poa.evaluation.probe import Probe
-
-    given: dict[str, Any] = {} if learning_rates is None else {"learning_rates": tuple(learning_rates)}
-    _score(model, Probe(epochs=epochs, choose_on=choose_on, standardise=not raw, **given), train, test, options)
-
-
-@evaluate.command
-def few_shot(
-    model: str,
-    /,
-    *,
-    train: str,
-    test: str,
-    per_class: int | None = None,
-    share: float | None = None,
-    draws: int = 5,
-    strengths: Strengths = None,
-    options: Options = DEFAULTS,
-) -> None:
-    """Score by logistic regression on a few training images of each class, drawn several times.
-
-    Args:
-        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
-        train: Labelled images to draw from: a folder of class folders, a CSV list, an archive.
-        test: Labelled images that are classified.
-        per_class: Images of each class, such as 1, 5 or 10.
-        share: Or the share of each class's images, such as 0.01 or 0.1.
-        draws: How often to draw.
-        strengths: Of the penalty, to choose from; eleven around 1 / number of classes by default.
-        options: As for all.
-    """
-    from poa.evaluation.linear import FewShot
-
-    chosen = None if strengths is None else tuple(strengths)
-    protocol = FewShot(per_class=per_class, share=share, draws=draws, strengths=chosen)
-    _score(model, protocol, train, test, options)
+    given = settings.given() | ({"standardise": False} if raw else {})
+    _score(model, "probe", given, images.train, images.test, options)
 
 
 @evaluate.command
 def cluster(
-    model: str,
+    model: Model,
     /,
     *,
     test: str,
-    clusters: int | None = None,
-    seeds: int = 1,
-    restarts: int = 10,
-    normalise: Switch = False,
+    settings: Annotated[ClusterSettings, FLAGS] = ClusterSettings(),  # noqa: B008
+    seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     options: Options = DEFAULTS,
 ) -> None:
     """Score by k-means on the test images: how well clusters match classes.
 
     Args:
-        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         test: Labelled images that are clustered.
-        clusters: How many; as many as there are classes by default.
         seeds: Number of clusterings to average over.
-        restarts: Times that each begins anew.
-        normalise: Scale features to length 1 first.
-        options: As for all.
     """
-    from poa.evaluation.clustering import Cluster
+    _score(model, "cluster", settings.given() | {"seeds": tuple(range(seeds))}, None, test, options)
 
-    protocol = Cluster(clusters=clusters, seeds=tuple(range(seeds)), restarts=restarts, normalise=normalise)
-    _score(model, protocol, None, test, options)
+
+def _score(model: str, protocol: str, given: Mapping[str, Any], train: str | None, test: str, options: Options) -> None:
+    """Score by a protocol with the settings that are given; show a table, and draw a map of sizes."""
+    from poa.evaluation import evaluate as scoring
+    from poa.plots.sizes import map_of_rows
+
+    source, chosen = options.source(model), scoring.protocol_of(protocol, given)
+
+    def show(results: "Results", path: Path) -> None:
+        rows, headline = show_scores(source, results, path, headline=chosen.headline, sizes=options.sizes)
+        title = f"{Path(source.name).resolve().name}, {path.parent.name}"
+        if map_of_rows(rows, headline, out=path.with_suffix(".png"), title=title):
+            say(f"Map: {path.with_suffix('.png')}")
+
+    sweep = partial(scoring.evaluate, source, chosen, train=train, test=test, limit=options.limit)
+    show_results(sweep, show, source, options)
 
 
 @evaluate.command
-def retrieval(model: str, /, *, train: str, test: str, k: Numbers = None, options: Options = DEFAULTS) -> None:
-    """Score by how early the training images of a test image's class come, by cosine.
+def quality(
+    model: Model,
+    /,
+    *,
+    data: str,
+    settings: Annotated[QualitySettings, FLAGS] = QualitySettings(),  # noqa: B008
+    options: Options = DEFAULTS,
+) -> None:
+    """Measure features without labels: RankMe, alignment, uniformity, neighbours, and CKA with the intact network.
 
     Args:
-        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
-        train: Labelled images to find: a folder of class folders, a CSV list, an archive.
-        test: Labelled images to find them by.
-        k: For recall; 1, 5 and 10 by default.
-        options: As for all.
+        data: Images, labelled or not; some thousand are enough, see --limit.
     """
-    from poa.evaluation.retrieval import Retrieval
+    from poa.evaluation import quality as measuring
+    from poa.plots.tables import quality_table
 
-    _score(model, Retrieval(ks=None if k is None else tuple(k)), train, test, options)
+    source = options.source(model)
 
+    def show(results: "Results", path: Path) -> None:
+        Console().print(quality_table(_asked(source, results, options)))
+        say(f"Measures: {path.with_suffix('.csv')}")
 
-def _refuse(wrong: bool, sentence: str) -> None:
-    if wrong:
-        raise UserError(sentence)
-
-
-def _score(name: str, protocol: "Protocol", train: str | None, test: str, options: Options) -> None:
-    """Score, show the table and say where the rest is; networks that could not be scored are told after that."""
-    from poa.evaluation import evaluate as scoring
-    from poa.models.source import model_source
-
-    source = model_source(name, branch=options.branch, image_size=options.image_size, out=options.out)
-    with then(lambda: _show(source, protocol, options)):
-        scoring.evaluate(
-            source,
-            protocol,
-            train=train,
-            test=test,
-            limit=options.limit,
-            options=options.of_sweep(),
-        )
+    sweep = partial(measuring.evaluate, source, data, **settings.given(), limit=options.limit)
+    show_results(sweep, show, source, options)
 
 
-def _show(source: "ModelSource", protocol: "Protocol", options: Options) -> None:
-    from poa.evaluation.results import results_file
-    from poa.plots.sizes import map_of_rows
+@evaluate.command
+def robustness(
+    model: Model,
+    /,
+    *,
+    images: Images,
+    masks: Path | None = None,
+    test_limit: int | None = None,
+    kinds: Kinds = None,
+    settings: Annotated[RobustnessSettings, FLAGS] = RobustnessSettings(),  # noqa: B008
+    options: Options = DEFAULTS,
+) -> None:
+    """Score under conditions: hidden cells, shuffled cells, common corruptions, other backgrounds.
 
-    path = results_file(source, protocol.name, options.name)
-    rows, headline = show_scores(source, path, headline=protocol.headline, sizes=options.sizes)
-    title = f"{Path(source.name).resolve().name}, {path.parent.name}"
-    if map_of_rows(rows, headline, out=path.with_suffix(".png"), title=title):
-        Console(soft_wrap=True, highlight=False).print(f"Map: {path.with_suffix('.png')}")
+    A classifier of frozen features is fitted to clean training images, once for each network. `poa evaluate
+    disturbances` shows the conditions.
+
+    Args:
+        masks: Folder with a mask of each test image, its name with the ending .png, not 0 where the object is: also
+            swap backgrounds.
+        test_limit: Take only a class-balanced part of the test images.
+        kinds: Conditions besides other backgrounds; occlusion, shuffle and corruptions by default.
+    """
+    from poa.plots.robustness import curves, robustness_table
+    from poa.robustness import evaluate as scoring
+    from poa.robustness.conditions import Robustness
+
+    given = settings.given()
+    for kind in ("occlusion", "shuffle", "corruptions"):
+        if kinds is not None and kind not in kinds:
+            if kind in given:
+                raise UserError(
+                    f"--{kind} is given, but --kinds leaves it out. Name it there, or leave one of them out."
+                )
+            given[kind] = ()
+    source = options.source(model)
+
+    def show(results: "Results", path: Path) -> None:
+        shown = _asked(source, results, options)
+        Console().print(robustness_table(shown, results.intervals))
+        say("±: half of the 95 % interval over test images; all are means over strengths")
+        say(f"Scores: {path.with_suffix('.csv')}")
+        title = f"{Path(source.name).resolve().name}, {path.parent.name}"
+        if panels := scoring.panels(shown):
+            curves(panels, out=path.with_suffix(".png"), title=title)
+            say(f"Curves: {path.with_suffix('.png')}")
+
+    sweep = partial(scoring.evaluate, source, Robustness(**given), train=images.train, test=images.test, masks=masks)
+    show_results(partial(sweep, limit=options.limit, test_limit=test_limit), show, source, options)
+
+
+@evaluate.command
+def disturbances(*, images: str, out: Path, image_size: int = 224, number: int = 0, seed: int = 0) -> None:
+    """Show the conditions of `poa evaluate robustness` on an image: a table of strengths, and a picture of them all.
+
+    Args:
+        images: A folder of images, an archive, a list, or digits.
+        out: PNG file to write.
+        image_size: Side in pixels, to which lengths such as those of blur are scaled.
+        number: Which of the images, from 0.
+        seed: Of all that is drawn.
+    """
+    from poa.robustness.sheet import show
+
+    Console().print(show(images, out=out, image_size=image_size, number=number, seed=seed))
+    say(f"Picture: {out}")
+
+
+def say(line: str) -> None:
+    """Print a line as it is, however long."""
+    Console(soft_wrap=True, highlight=False, markup=False).print(line)
+
+
+def show_results(
+    sweep: Callable[..., "Results"],
+    show: Callable[["Results", Path], None],
+    source: "ModelSource",
+    options: Options,
+) -> None:
+    """Run a sweep and show its results, if some were asked for; networks without scores are reported after that."""
+    from poa.evaluation.results import NotScored, results_file
+
+    problem = None
+    try:
+        results = sweep(options=options.of_sweep())
+    except NotScored as error:
+        results, problem = error.results, error
+    if _asked(source, results, options):
+        show(results, results_file(source, results.protocol, options.name))
+    if problem is not None:
+        raise problem
+
+
+def _asked(source: "ModelSource", results: "Results", options: Options) -> "Scores":
+    """The scores of the networks asked for, as far as they have some."""
+    return {name: results.scores[name] for name in source.choose(options.sizes) if name in results.scores}
+
+
+def show_scores(
+    source: "ModelSource",
+    results: "Results",
+    path: Path,
+    *,
+    headline: str,
+    sizes: Sequence[str],
+    further: Sequence[str] = (),
+) -> "tuple[list[SizeRow], str]":
+    """Print the table of the networks asked for, where the files are, and further lines.
+
+    Returns:
+        All networks with scores, those that were not asked for too, and the score shown with its interval, of which the
+        table has room for one: ``headline``, or the first score where it is missing.
+    """
+    from poa.evaluation.evaluate import scored_rows
+    from poa.plots.tables import fitting, score_names, size_table
+
+    rows = scored_rows(source, results.scores, intervals=results.intervals)
+    chosen = set(source.choose(sizes))
+    shown = [row for row in rows if str(row.size) in chosen]
+    names = sorted(score_names(shown), key=lambda name: not name.startswith("top1"))
+    headline = headline if headline in names else names[0]
+    columns = fitting(shown, names, bounded=[headline])
+    Console().print(size_table(shown, scores=columns, bounded=[headline]))
+    if any(headline in row.intervals for row in shown):
+        say("±: half of the 95 % interval over test images")
+    for line in (f"Scores: {path.with_suffix('.csv')}", *further):
+        say(line)
+    return rows, headline

@@ -1,19 +1,23 @@
 """Settings of the protocols that score frozen features: at once flags and arguments. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 from pydantic import Field
 
 from poa.config.values import NO_FLAG, Count, Natural, Positive, Settings, ShareAboveZero, ShareBelowOne
 
+NO_DEFAULT = Parameter(show_default=False)
+"""Of settings whose help says what is usual."""
 SWITCH = Parameter(negative=(), show_default=False)
-LearningRates = Annotated[tuple[Positive, ...], Field(min_length=1), Parameter(show_default=False)]
+LearningRates = Annotated[tuple[Positive, ...], Field(min_length=1), NO_DEFAULT]
 Strengths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
 class KnnSettings(Settings):
-    """Weighted k-nearest neighbours (POA, Sec. 4.1; official code, after DINO)."""
+    """Score by weighted k-nearest neighbours."""
+
+    name: ClassVar[str] = "knn"
 
     ks: Annotated[tuple[int, ...] | None, Parameter(name="k")] = None
     """Numbers of neighbours; 10, 20, 100 and 200 by default."""
@@ -33,7 +37,9 @@ class LinearSettings(Settings):
 
 
 class FewShotSettings(Settings):
-    """Logistic regression on a few training images of each class, drawn several times."""
+    """Score by logistic regression on a few training images of each class, drawn several times."""
+
+    name: ClassVar[str] = "few-shot"
 
     per_class: Count | None = None
     """Images of each class, such as 1, 5 or 10."""
@@ -73,8 +79,7 @@ class JointLinearSettings(Settings):
     """Linear classifiers of all sizes, trained together by SGD (SlimCLR, official linear evaluation)."""
 
     learning_rates: LearningRates = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
-    """To choose from on a fifth of the training images; six from 0.0003 to 0.1 by default. (Published: 0.4 or 60, for
-    features that are not standardised.)"""
+    """To choose from on a fifth of the training images; six from 0.0003 to 0.1 by default."""
     schedule: Annotated[Literal["cosine", "steps"], NO_FLAG] = "cosine"
     """Of the learning rate: ``steps`` divides it by 10 after 60 % and 80 % of the epochs (published after MoCo v2)."""
     epochs: Count = 90
@@ -103,7 +108,41 @@ class ClusterSettings(Settings):
 
 
 class RetrievalSettings(Settings):
-    """Images of the same class by cosine."""
+    """Score by how early the training images of a test image's class come, by cosine."""
+
+    name: ClassVar[str] = "retrieval"
 
     ks: Annotated[tuple[int, ...] | None, Parameter(name="k")] = None
     """For recall; 1, 5 and 10 by default."""
+
+
+class QualitySettings(Settings):
+    """Measures without labels."""
+
+    k: int = 10
+    """Number of neighbours to compare."""
+    seed: Natural = 0
+    """Of the augmented views."""
+
+
+class RobustnessSettings(Settings):
+    """Conditions under which images are classified, and by what."""
+
+    occlusion: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], NO_DEFAULT] = tuple(
+        tenth / 10 for tenth in range(1, 10)
+    )
+    """Shares of hidden cells; 0.1 to 0.9 by default."""
+    grid: int | None = None
+    """Rows and columns of the cells that are hidden; up to 14, as many as divide the images, by default."""
+    shuffle: tuple[int, ...] | None = None
+    """Rows and columns of shuffled cells; of 2, 4, 8 and 14 those that divide the images by default."""
+    corruptions: tuple[str, ...] | None = None
+    """Such as jpeg; all by default."""
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], NO_DEFAULT] = (1, 2, 3, 4, 5)
+    """From 1 to 5; all by default."""
+    judge: Literal["knn", "linear"] = "knn"
+    """The classifier: nearest neighbours, or logistic regression."""
+    k: int = 20
+    """Number of neighbours."""
+    seed: Natural = 0
+    """Of all that is drawn."""

@@ -58,7 +58,11 @@ class Settings(BaseModel):
 
     def over(self: S, preset: S) -> S:
         """The preset, with the values given here in place of its own."""
-        return preset.changed(**{name: getattr(self, name) for name in self.model_fields_set})
+        return preset.changed(**self.given())
+
+    def given(self) -> dict[str, Any]:
+        """The values that were given, in place of those of the class."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 def check_counts(counts: Mapping[str, int]) -> None:

@@ -71,7 +71,9 @@ class JointLinear(JointLinearSettings, Protocol):
 
     The loss is summed over networks. Of networks but the largest, where ``distilled``, half of the cross-entropy is
     against the largest one's probabilities, through which no gradient flows. The learning rate is the one with which
-    the largest network does best on a held-out fifth of each class. Features are taken once, without augmentation.
+    the largest network does best on a held-out fifth of each class. Features are taken once, without augmentation, and
+    standardised; the published learning rates, 0.4 (after MoCo v3 and SimCLR) and 60 (after MoCo v2), are for features
+    as they are.
     """
 
     headline: ClassVar[str] = "top1"

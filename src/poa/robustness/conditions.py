@@ -3,23 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from poa.config.protocols import RobustnessSettings
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex
 from poa.data.loader import Plan, centre_crop, prepare, read_or_none
 from poa.errors import UserError
 from poa.robustness.backgrounds import MaskedImages
-from poa.robustness.corruptions import CORRUPTIONS, SEVERITIES, check_corruptions, corrupt
+from poa.robustness.corruptions import CORRUPTIONS, check_corruptions, corrupt
 from poa.robustness.occlusion import check_grid, hide, shuffle, usual_grid
 
-Kind = Literal["knn", "linear"]
-"""Of the classifier."""
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 GRIDS = (2, 4, 8, 14)
 """Square ones of the published grids, as far as they divide the images."""
 _MOST = 128
@@ -69,62 +67,37 @@ def corrupted(name: str, severity: int, seed: int) -> Condition:
     return Condition(f"{name} {severity}", partial(corrupt, name=name, severity=severity, seed=seed))
 
 
-@dataclass(frozen=True)
-class Robustness:
-    """Conditions and classifier.
+class Robustness(RobustnessSettings):
+    """Conditions and classifier."""
 
-    Attributes:
-        occlusion: Shares of hidden cells, above 0 and below 1; none leaves occlusion out.
-        grid: Rows and columns of cells that are hidden; None for ``occlusion.usual_grid``.
-        shuffle: Rows and columns of shuffled cells; None for the usual ones that divide the images.
-        corruptions: By name; none leaves them out.
-        severities: Of the corruptions, from 1 to 5.
-        judge: The classifier of frozen features.
-        k: Number of neighbours of ``knn``.
-        seed: Of all that is drawn.
-    """
-
-    occlusion: tuple[float, ...] = SHARES
-    grid: int | None = None
-    shuffle: tuple[int, ...] | None = None
-    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
-    severities: tuple[int, ...] = SEVERITIES
-    judge: Kind = "knn"
-    k: int = 20
-    seed: int = 0
-
-    def settled(self, side: int) -> "Robustness":
+    def resolved(self, side: int) -> "Robustness":
         """The same with every setting as it will be used on images of ``side`` pixels, without repetitions.
 
         Raises:
             UserError: A setting makes no sense, or does not suit images of that side.
         """
-        wrong = [share for share in self.occlusion if not 0 < share < 1]
-        if wrong:
-            raise UserError(f"Shares of hidden cells lie between 0 and 1, got {wrong[0]:g}. Such as --occlusion 0.5.")
-        if self.seed < 0:
-            raise UserError(f"A seed is 0 or more, got {self.seed}.")
-        if self.corruptions and not self.severities:
+        corruptions = tuple(CORRUPTIONS) if self.corruptions is None else self.corruptions
+        if corruptions and not self.severities:
             raise UserError("Corruptions need at least one severity from 1 to 5.")
-        check_corruptions(self.corruptions, self.severities)
+        check_corruptions(corruptions, self.severities)
         grid = usual_grid(side) if self.grid is None else self.grid
         shuffles = tuple(each for each in GRIDS if side % each == 0) if self.shuffle is None else self.shuffle
         check_grid(grid, side, setting="--grid")
         for each in shuffles:
             check_grid(each, side, setting="--shuffle")
-        return replace(
-            self,
+        return self.changed(
             occlusion=tuple(sorted(set(self.occlusion))),
             grid=grid,
             shuffle=tuple(sorted(set(shuffles))),
-            corruptions=tuple(dict.fromkeys(self.corruptions)),
+            corruptions=tuple(dict.fromkeys(corruptions)),
             severities=tuple(sorted(set(self.severities))),
         )
 
     def conditions(self, masked: MaskedImages | None = None) -> tuple[Condition, ...]:
-        """All conditions, clean images first; of settled settings. With masks, backgrounds are swapped as well."""
+        """All conditions, clean images first; of resolved settings. With masks, backgrounds are swapped as well."""
         assert self.grid is not None
         assert self.shuffle is not None
+        assert self.corruptions is not None
         own = Condition("background own", needs_object=True)
         return (
             Condition("clean"),

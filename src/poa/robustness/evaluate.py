@@ -69,7 +69,7 @@ def evaluate(
         UserError: Sizes, images, masks or settings are not as they must be, or the name holds results of others.
     """
     names, preprocessing = source.choose(options.sizes), source.preprocessing
-    robustness = robustness.settled(preprocessing.image_size)
+    robustness = robustness.resolved(preprocessing.image_size)
     train_index, test_index = open_index(train, limit=limit), open_index(test, limit=test_limit)
     labels = matched_labels(train_index, test_index)
     if robustness.judge == "knn":
@@ -105,7 +105,7 @@ class RobustnessScorer(Scorer):
             "test": self.test.identity,
             **asdict(self.source.preprocessing),
             "masks": None if self.masked is None else self.masked.fingerprint,
-            **asdict(self.robustness),
+            **dict(self.robustness),
         }
 
     @cached_property

@@ -38,7 +38,7 @@ def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed
     if image is None:
         raise UserError(f"{index.name(number)!r} cannot be read. Choose another --number.")
     crop = centre_crop(image, size=image_size, resize_to=image_size)
-    settings = Robustness(seed=seed).settled(image_size)
+    settings = Robustness(seed=seed).resolved(image_size)
     assert settings.grid is not None
     kinds: dict[str, list[Condition]] = {
         "occlusion": [occluded(share, settings.grid, seed) for share in _SHARES],
