@@ -11,6 +11,8 @@ from torch import nn
 
 from poa.data.images import Preprocessing
 from poa.elastic.space import SearchSpace, Size
+from poa.evaluation.results import Results, Scores
+from poa.evaluation.sweep import SweepOptions
 from poa.families.vit import ViT
 from poa.models.source import ModelSource
 from poa.training import checkpoint
@@ -55,6 +57,13 @@ def source_of_models(out: Path, models: Models, **options: Any) -> ModelSource:
         "family": vit,
     }
     return ModelSource(**settings | options)
+
+
+def scores_of(run: Callable[..., Results], source: ModelSource, *arguments: Any, **options: Any) -> Scores:
+    """Scores of the networks asked for; those of ``options`` that all sweeps take are put together."""
+    of_sweep = {name: options.pop(name) for name in ("sizes", "name", "workers", "overwrite") if name in options}
+    results = run(source, *arguments, **options, options=SweepOptions(**of_sweep))
+    return results.of(source.choose(of_sweep.get("sizes", "all")))
 
 
 def stop(patch: pytest.MonkeyPatch, run: Callable[..., Any], *arguments: Any, after: int, **options: Any) -> None:

@@ -1,17 +1,16 @@
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
-from poa.config.values import check_layer_decay, check_not_negative, check_positive, check_shares, preset_of
-from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
-from poa.evaluation.results import NotScored, ResultFiles
-from poa.tasks.training import Diverged, Reached, Training, train_epochs, train_share
-
-NAN = float("nan")
+from poa.evaluation.results import NotScored
+from poa.evaluation.sweep import SweepOptions, sweep
+from poa.tasks.training import Diverged, EpochSummary, Hooks, Task, Training, train_epochs
+from supervised import Models, family, source_of_models
 
 
 class Numbers(NamedTuple):
@@ -51,10 +50,12 @@ def test_epochs() -> None:
         numbers,
         epochs=3,
         steps=2,
-        save=lambda epoch, state: saved.update({epoch: state}),
-        advance=lambda num, note: told.append((num, note)),
+        hooks=Hooks(
+            save=lambda epoch, state: saved.update({epoch: state}),
+            advance=lambda num, note: told.append((num, note)),
+        ),
     )
-    assert reached == Reached(3, 4.5, (1, 3, 5))
+    assert reached == EpochSummary(3, 4.5, (1, 3, 5))
     assert training.seen == [(number, number) for number in range(6)]
     assert [state["epoch"] for state in saved.values()] == list(saved) == [1, 2, 3]
     assert saved[2] == {"epoch": 2, "loss": 2.5, "bad": [1, 3], "training": {"seen": training.seen[:4]}}
@@ -65,46 +66,38 @@ def test_epochs() -> None:
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_training_goes_on_where_it_was(epoch: int) -> None:
     whole, saved = Sum(), dict[int, Any]()
-    reached = train_epochs(whole, numbers, epochs=3, steps=2, save=lambda epoch, state: saved.update({epoch: state}))
+    reached = train_epochs(
+        whole, numbers, epochs=3, steps=2, hooks=Hooks(save=lambda epoch, state: saved.update({epoch: state}))
+    )
     again = Sum()
-    assert train_epochs(again, numbers, epochs=3, steps=2, start=saved[epoch]) == reached
+    assert train_epochs(again, numbers, epochs=3, steps=2, hooks=Hooks(saved[epoch])) == reached
     assert again.seen == whole.seen
 
 
-def test_a_network_that_diverges_is_told_and_the_others_are_trained(tmp_path: Path) -> None:
-    files = ResultFiles(tmp_path, "sum", {"seed": 0})
-    files.start(overwrite=False)
-    trained: list[str] = []
+@dataclass(frozen=True)
+class Summing(Task):
+    """Networks that are trained to give a number; one diverges."""
 
-    def train(name: str, work: Path) -> tuple[Outcome, Mapping[str, int]]:
-        trained.append(name)
+    trained: list[str]
+
+    name = "sum"
+    done = "summed"
+    settings: ClassVar[Mapping[str, Any]] = {"seed": 0}
+
+    def evaluate(self, name: str, work: Path) -> Outcome:
+        self.trained.append(name)
+        assert [path.name for path in work.parent.glob("*")] == (["b"] if name == "c" else [])  # kept in case of a stop
         work.mkdir(parents=True)
         if name == "b":
             raise Diverged("The loss is nan.")
-        return Outcome({"top1": 50.0}), {"train": 1}
-
-    files.add("a", Outcome({"top1": 10.0}), bad_images={"train": 1})
-    train_share(files, ["a", "b", "c"], train)
-    assert trained == ["b", "c"]
-    assert [path.name for path in files.work.iterdir()] == ["b"]  # what a lost network had saved is kept
-    with pytest.raises(NotScored, match=r"1 of 3 networks could not be summed; .* b: The loss is nan\."):
-        files.finished(["a", "b", "c"], what="summed")
-    assert files.known.scores == {"a": {"top1": 10.0}, "c": {"top1": 50.0}}
+        return Outcome({"top1": 10.0 * len(self.trained)}, bad_images={"train": 1})
 
 
-def test_settings_are_checked_by_the_name_of_their_flag() -> None:
-    check_positive({"lr": 1e-3})
-    check_not_negative({"seed": 0, "min-lr": 0.0})
-    check_shares({"flip": 1.0, "drop-path": 0.0}, whole=("flip",))
-    for values in ({"lr": 0.0}, {"lr": NAN}, {"lr": float("inf")}):
-        with pytest.raises(UserError, match="--lr must be above 0"):
-            check_positive(values)
-    with pytest.raises(UserError, match="--min-lr must not be below 0, got nan"):
-        check_not_negative({"min-lr": NAN})
-    for share in (1.0, -0.1, NAN):
-        with pytest.raises(UserError, match=f"--drop-path lies between 0 and 1, got {share}"):
-            check_shares({"drop-path": share})
-    with pytest.raises(UserError, match="--layer-decay lies between 0 and 1, got 0"):
-        check_layer_decay(0.0)
-    with pytest.raises(UserError, match=r"There is no preset 'tiny'. .*small"):
-        preset_of({"small": 1, "large": 2}, "tiny")
+def test_a_network_that_diverges_is_told_and_the_others_are_trained(tmp_path: Path) -> None:
+    models = source_of_models(tmp_path, Models(family(image_size=8, patch_size=4)))
+    task = Summing(models, SweepOptions(), 1, [])
+    sweep(models, task, ["a"])
+    with pytest.raises(NotScored, match=r"1 of 3 networks could not be summed; .* b: The loss is nan\.") as caught:
+        sweep(models, task, ["a", "b", "c"])
+    assert task.trained == ["a", "b", "c"]
+    assert caught.value.results.scores == {"a": {"top1": 10.0}, "c": {"top1": 30.0}}

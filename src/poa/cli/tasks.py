@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from poa.cli.evaluate import DEFAULTS, Options, Switch
 from poa.cli.showing import show_scores, then
@@ -80,23 +79,19 @@ def transfer(
 
 def _finetune(model: str, settings: Finetune, train: str, test: str, save_every: int, options: Options) -> None:
     from poa.models.source import model_source
-    from poa.tasks.classification.evaluate import HEADLINE, PROTOCOL, finetune_networks
+    from poa.tasks.evaluate import finetune_networks
 
     source = model_source(model, branch=options.branch, image_size=options.image_size, out=options.out)
     files = (("Models", "models", "one folder a network, which timm loads"),)
-    with then(lambda: _show(source, options, PROTOCOL, HEADLINE, files)):
+    with then(lambda: _show(source, options, "finetune", "top1", files)):
         finetune_networks(
             source,
             settings,
             train=train,
             test=test,
-            sizes=options.sizes,
-            name=options.name,
             limit=options.limit,
-            workers=options.workers,
             save_every=save_every,
-            overwrite=options.overwrite,
-            console=Console(stderr=True),
+            options=options.of_sweep(),
         )
 
 
@@ -132,8 +127,8 @@ def segmentation(
         options: As for all.
     """
     from poa.models.source import model_source
-    from poa.tasks.segmentation.evaluate import PROTOCOL, Masked, segment_networks
-    from poa.tasks.segmentation.train_one import HEADLINE
+    from poa.tasks.evaluate import segment_networks
+    from poa.tasks.segmentation.masks import MaskedImages
 
     settings = flags.over(preset_of(segmenting.PRESETS, preset))
     image_size = options.image_size or settings.crop or None
@@ -143,21 +138,17 @@ def segmentation(
         ("Models", "models", "one folder a network, whose README.md says how to load it"),
         ("Pictures", "pictures", "test images with true and predicted masks"),
     )
-    with then(lambda: _show(source, options, PROTOCOL, HEADLINE, files)):
+    with then(lambda: _show(source, options, "segmentation", "miou", files)):
         segment_networks(
             source,
             settings,
-            train=Masked(train, train_masks),
-            test=Masked(test, test_masks),
+            train=MaskedImages(train, train_masks),
+            test=MaskedImages(test, test_masks),
             classes=classes,
             ignore=ignore,
-            sizes=options.sizes,
-            name=options.name,
             limit=options.limit,
-            workers=options.workers,
             save_every=save_every,
-            overwrite=options.overwrite,
-            console=Console(stderr=True),
+            options=options.of_sweep(),
         )
 
 
@@ -214,7 +205,7 @@ def detection(
             workers=options.workers,
             save_every=save_every,
             overwrite=options.overwrite,
-            console=Console(stderr=True),
+            console=options.of_sweep().console,
         )
 
 

@@ -151,7 +151,8 @@ def _score_share(scorer: Scorer, names: Sequence[str], files: ResultFiles, progr
             for name, outcome in scorer.score(pending, work, progress):
                 files.add(name, outcome)
                 tell()
-            shutil.rmtree(work, ignore_errors=True)
+            if not files.known.failed.keys() & set(group):  # what a failed training had saved is kept
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _groups(scorer: Scorer, names: Sequence[str]) -> list[Sequence[str]]:

@@ -1,13 +1,17 @@
-"""What all trainings with labels, boxes or masks share: epochs, going on after a stop, one network after the other."""
+"""What supervised trainings share: epochs, resuming after a stop, and a task that networks are trained for."""
 
+import json
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
+from rich.console import Console
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
@@ -16,15 +20,20 @@ from poa.config.detection import Detection
 from poa.config.segmentation import Segmentation
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
-from poa.evaluation.results import ResultFiles
+from poa.evaluation.results import ResultFiles, results_file
+from poa.evaluation.sweep import Scorer, SweepOptions
+from poa.features.extract import Progress
+from poa.models.source import ModelSource
+from poa.training.checkpoint import saver, unfinished
+from poa.training.progress import bar
 
 Save = Callable[[int, dict[str, Any]], None]
-"""Takes the number of epochs done and a state to go on from."""
+"""Takes the number of epochs done and a state to resume from."""
 Advance = Callable[[int, str], None]
 """Takes how many images were trained on, and a note for the user."""
 
 
-class Diverged(UserError):  # noqa: N818  # named like the thing
+class Diverged(UserError):  # noqa: N818  # named like the event
     """The training loss is infinite or not a number."""
 
 
@@ -49,88 +58,64 @@ class Training(ABC, Generic[B]):
 
     @abstractmethod
     def step(self, step: int, batch: B) -> float:
-        """Train on one batch.
-
-        Args:
-            step: Number of the step, from 0.
-            batch: Its images.
-
-        Returns:
-            The loss.
-
-        Raises:
-            Diverged: The loss is not finite.
-        """
+        """The loss of training on one batch; ``Diverged`` if it is not finite. Steps count from 0."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """All that must be saved to go on."""
+        """All that must be saved to resume."""
 
     @abstractmethod
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave.
-
-        Args:
-            state: Of a training with the same settings.
-        """
+        """Resume from what ``state`` gave in a training with the same settings."""
 
 
-class Reached(NamedTuple):
-    """How far a training has come.
-
-    Attributes:
-        epoch: Epochs done.
-        loss: Mean loss of the last one.
-        bad: Numbers of images that could not be read.
-    """
+class EpochSummary(NamedTuple):
+    """Epochs done, the mean loss of the last one, and the numbers of images that could not be read in any."""
 
     epoch: int = 0
     loss: float = 0.0
     bad: tuple[int, ...] = ()
 
 
-def train_epochs(
-    training: Training[B],
-    batches: Callable[..., Iterator[B]],
-    *,
-    epochs: int,
-    steps: int,
-    start: Mapping[str, Any] | None = None,
-    save: Save | None = None,
-    advance: Advance | None = None,
-) -> Reached:
-    """Train the epochs that are left.
+class Hooks(NamedTuple):
+    """What a training resumes from and tells.
 
-    Args:
-        training: What is trained; takes over the state to go on from.
-        batches: Those of some steps, given as ``start_step`` and ``num_steps``.
-        epochs: Of the whole training.
-        steps: Of an epoch.
-        start: A state to go on from, as ``save`` was given it.
+    Attributes:
+        start: A state to resume from, as ``save`` was given it.
         save: Called after each epoch.
-        advance: Told of images that were trained on, with the loss and the share of the time spent waiting for data.
-
-    Raises:
-        Diverged: The loss is not finite.
+        advance: Called after each step, with the loss and the share of the time spent waiting for data.
     """
-    reached = Reached()
-    if start is not None:
-        training.load(start["training"])
-        reached = Reached(start["epoch"], start["loss"], tuple(start["bad"]))
-    following = _Timed(batches(start_step=reached.epoch * steps, num_steps=(epochs - reached.epoch) * steps))
-    for epoch in range(reached.epoch, epochs):
-        total, bad = 0.0, set(reached.bad)
+
+    start: Mapping[str, Any] | None = None
+    save: Save | None = None
+    advance: Advance | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+def train_epochs(
+    training: Training[B], batches: Callable[..., Iterator[B]], *, epochs: int, steps: int, hooks: Hooks = NO_HOOKS
+) -> EpochSummary:
+    """Train the epochs that are left, of ``steps`` each; ``batches`` takes a ``start_step`` and ``num_steps``."""
+    done = EpochSummary()
+    if hooks.start is not None:
+        training.load(hooks.start["training"])
+        done = EpochSummary(hooks.start["epoch"], hooks.start["loss"], tuple(hooks.start["bad"]))
+    following = _Timed(batches(start_step=done.epoch * steps, num_steps=(epochs - done.epoch) * steps))
+    for epoch in range(done.epoch, epochs):
+        total, bad = 0.0, set(done.bad)
         for step in range(epoch * steps, (epoch + 1) * steps):
             batch = next(following)
             loss = training.step(step, batch)
             total += loss
             bad.update(batch.bad)
-            if advance is not None:
-                advance(batch.num_images, f"loss {loss:.3f}  data-wait {following.share:.0%}")
-        reached = Reached(epoch + 1, total / steps, tuple(sorted(bad)))
-        if save is not None:
-            save(reached.epoch, {**reached._asdict(), "bad": list(reached.bad), "training": training.state()})
-    return reached
+            if hooks.advance is not None:
+                hooks.advance(batch.num_images, f"loss {loss:.3f}  data-wait {following.share:.0%}")
+        done = EpochSummary(epoch + 1, total / steps, tuple(sorted(bad)))
+        if hooks.save is not None:
+            hooks.save(done.epoch, {**done._asdict(), "bad": list(done.bad), "training": training.state()})
+    return done
 
 
 class _Timed(Iterator[B]):
@@ -157,17 +142,65 @@ class _Timed(Iterator[B]):
         return self._waited / spent if spent else 0.0
 
 
+@dataclass(frozen=True)
+class Task(Scorer):
+    """A task that networks are trained for, and tested after the last epoch; a subclass says how.
+
+    Attributes:
+        source: Whose networks.
+        options: Of the sweep over them.
+        save_every: Epochs from one checkpoint to the next.
+    """
+
+    source: ModelSource
+    options: SweepOptions
+    save_every: int
+
+    done = "trained"
+    headline = ""
+
+    @abstractmethod
+    def evaluate(self, name: str, work: Path) -> Outcome:
+        """Train a network, with checkpoints in ``work``, and test it; write the model and what else there is."""
+
+    def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:  # noqa: ARG002
+        """Train and test networks; the training of some may diverge."""
+        for name in names:
+            try:
+                outcome: Outcome | UserError = self.evaluate(name, work)
+            except Diverged as error:  # after other errors the checkpoint is worth keeping, and all trainings end
+                outcome = error
+            yield name, outcome
+
+    @property
+    def folder(self) -> Path:
+        """Of all results."""
+        return results_file(self.source, self.name, self.options.name).parent
+
+    @property
+    def console(self) -> Console:
+        """Where to show progress."""
+        return self.options.console or Console(stderr=True)
+
+    @property
+    def origin(self) -> str:
+        """Where the networks come from, for model cards."""
+        return f"{self.source.name}, {self.source.weights}"
+
+    @contextmanager
+    def hooks(self, name: str, work: Path, *, epochs: int, images: int) -> Iterator[Hooks]:
+        """Checkpoints of a training of ``images`` an epoch in ``work``, and a bar of those that are left."""
+        settings = json.loads(json.dumps(self.settings))
+        start = unfinished(work, settings=settings, what="training")
+        left = epochs - (0 if start is None else start["epoch"])
+        with bar(f"{name} images", total=left * images, console=self.console) as advance:
+            yield Hooks(start, saver(work, settings=settings, every=self.save_every, last=epochs), advance)
+
+
 def train_share(
     files: ResultFiles, networks: Sequence[str], train: Callable[[str, Path], tuple[Outcome, Mapping[str, int]]]
 ) -> None:
-    """Train this process's share of networks and write their scores down, those that have scores left out.
-
-    Args:
-        files: Where scores are.
-        networks: Names of all networks.
-        train: Trains and tests a network, given the folder of its checkpoints, which is removed when all is written;
-            gives its scores, and how many images of each kind could not be read.
-    """
+    """Train this process's share of networks; until detection is a ``Task``."""
     for each in networks[distributed.rank() :: distributed.world_size()]:
         if each in files.known.scores:
             continue
@@ -182,13 +215,7 @@ def train_share(
 
 
 def adamw(backbone: nn.Module, new: Sequence[nn.Module], settings: Segmentation | Detection) -> torch.optim.Optimizer:
-    """AdamW; the backbone's layers learn the more slowly the earlier they come, or not at all where it is frozen.
-
-    Args:
-        backbone: A timm model.
-        new: All else that is trained.
-        settings: With learning rate, its decay from layer to layer, and weight decay.
-    """
+    """AdamW; the layers of a timm backbone learn the more slowly the earlier they come, or not at all if frozen."""
     options: dict[str, Any] = {"opt": "adamw", "lr": settings.lr, "weight_decay": settings.weight_decay}
     groups = [group for part in new for group in param_groups_weight_decay(part, settings.weight_decay)]
     groups = [group for group in groups if group["params"]]

@@ -23,10 +23,10 @@ from poa.data.loader import images_for_scoring
 from poa.errors import UserError
 from poa.evaluation.results import NotScored, Scores
 from poa.models.source import ModelSource, model_source
-from poa.tasks.classification import evaluate
-from poa.tasks.classification.evaluate import finetune_networks
+from poa.tasks.classification import train as training
+from poa.tasks.evaluate import finetune_networks
 from poa.training import checkpoint
-from supervised import MEAN, STD, Models, family, source_of_models, stop
+from supervised import MEAN, STD, Models, family, scores_of, source_of_models, stop
 
 FAMILY = family(image_size=8, patch_size=4)
 SETTINGS = Finetune(epochs=3, batch_size=16, crop_scale=(0.8, 1.0), flip=0.0, lr=3e-3)
@@ -38,7 +38,7 @@ def source(out: Path, models: Models | None = None, **options: Any) -> ModelSour
 
 def run(out: Path, settings: Finetune = SETTINGS, models: Models | None = None, **options: Any) -> Scores:
     defaults = {"train": "digits/train", "test": "digits/test", "limit": 64, "sizes": ("16x1", "32x1")}
-    return finetune_networks(source(out, models), settings, **{**defaults, **options})
+    return scores_of(finetune_networks, source(out, models), settings, **{**defaults, **options})
 
 
 def folder(root: Path, *, classes: Sequence[str], seed: int = 0, per_class: int = 4) -> str:
@@ -117,8 +117,8 @@ def test_stopped_training_goes_on(
 ) -> None:
     stop(monkeypatch, run, tmp_path, after=after)
     assert (tmp_path / "finetune/work-finetune/16x1").exists() == (after < 4)
-    models, begun, plain = Models(FAMILY), [], evaluate.finetune
-    monkeypatch.setattr(evaluate, "finetune", lambda *a, **k: (begun.append(k["start"]), plain(*a, **k))[1])
+    models, begun, plain = Models(FAMILY), [], training.finetune
+    monkeypatch.setattr(training, "finetune", lambda *a, **k: (begun.append(k["hooks"].start), plain(*a, **k))[1])
     assert run(tmp_path, models=models) == whole[1]
     assert models.made == (["32x1"] if after == 4 else ["16x1", "32x1"])
     assert models.drop_paths == {SETTINGS.drop_path}
@@ -198,7 +198,7 @@ def test_processes_share_the_networks(
 def test_folders_can_be_fine_tuned(tmp_path: Path, whole: tuple[Path, Scores]) -> None:
     again = model_source(str(whole[0] / "finetune/models/16x1"), out=tmp_path / "again")
     options = {"train": "digits/train", "test": "digits/test", "limit": 64}
-    (name,) = finetune_networks(again, SETTINGS.changed(epochs=1), **options)
+    (name,) = finetune_networks(again, SETTINGS.changed(epochs=1), **options).scores
     assert name == "16x1"
     assert timm.create_model(f"local-dir:{tmp_path}/again/finetune/models/16x1", pretrained=True).num_classes == 10
 
@@ -207,7 +207,7 @@ def test_folders_can_be_fine_tuned(tmp_path: Path, whole: tuple[Path, Scores]) -
 def test_timm_networks(tmp_path: Path, name: str) -> None:
     plain = model_source(name, branch="untrained", image_size=32, out=tmp_path)
     options = {"train": "digits/train", "test": "digits/test", "limit": 32}
-    found = finetune_networks(plain, SETTINGS.changed(epochs=1, drop_path=0.0), **options)
+    found = finetune_networks(plain, SETTINGS.changed(epochs=1, drop_path=0.0), **options).scores
     assert list(found) == [name]
     model = timm.create_model(f"local-dir:{tmp_path}/finetune-untrained/models/{name}", pretrained=True)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

@@ -1,15 +1,15 @@
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from poa.config.segmentation import Segmentation
+from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.tasks.segmentation.crops import (
     CropBatch,
-    Cropping,
     crop_of,
     nearest_resized,
     scaled_sides,
@@ -20,8 +20,13 @@ from poa.tasks.segmentation.masks import Pair, Pairs, pair_up
 from tasks.segmentation.mask_images import COLOURS, IGNORE, write_pairs
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-PLAIN = Cropping(16, MEAN, STD, IGNORE, resize=0, scale=(1.0, 1.0), most=1.0, flip=0.0, jitter=0.0)
-RANDOM = replace(PLAIN, scale=(0.5, 2.0), flip=0.5, jitter=0.4, most=0.75)
+PREPROCESSING = Preprocessing(16, 16, MEAN, STD)
+PLAIN = Segmentation(crop=16, scale=(1.0, 1.0), most=1.0, flip=0.0, jitter=0.0)
+RANDOM = PLAIN.changed(scale=(0.5, 2.0), flip=0.5, jitter=0.4, most=0.75)
+
+
+def crop(pair: Pair, settings: Segmentation, *, ignore: int = IGNORE) -> CropBatch:
+    return crop_of(pair, settings, PREPROCESSING, ignore=ignore)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +49,9 @@ def shown_colours(batch: CropBatch) -> np.ndarray:
 
 
 def test_image_and_mask_stay_together(pairs: Pairs) -> None:
-    settings = replace(RANDOM, jitter=0.0, size=40)
+    settings = RANDOM.changed(jitter=0.0, crop=40)
     for _ in range(20):
-        batch = crop_of(pairs.read(0), settings)
+        batch = crop(pairs.read(0), settings)
         assert batch.images.shape == (1, 3, 40, 40)
         assert batch.masks.shape == (1, 40, 40)
         present = [each for each in range(3) if bool((batch.masks == each).sum() > 30)]
@@ -59,19 +64,19 @@ def test_crops_are_cut_out_of_the_image(pairs: Pairs) -> None:
     values = (pair.image[0] / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     seen = set()
     for _ in range(80):
-        crop = crop_of(pair, PLAIN)
+        found = crop(pair, PLAIN)
         places = [
             (top, left)
             for top in range(9)
             for left in range(17)
-            if torch.allclose(crop.images[0], values[:, top : top + 16, left : left + 16], atol=1e-5)
+            if torch.allclose(found.images[0], values[:, top : top + 16, left : left + 16], atol=1e-5)
         ]
         ((top, left),) = places
-        assert torch.equal(crop.masks[0], pair.mask[top : top + 16, left : left + 16])
+        assert torch.equal(found.masks[0], pair.mask[top : top + 16, left : left + 16])
         seen.add((top, left))
     assert {top for top, _ in seen} == set(range(9))  # both ends too
     assert {0, 16} <= {left for _, left in seen}
-    mirrored = crop_of(pair, replace(PLAIN, size=64, flip=1.0))
+    mirrored = crop(pair, PLAIN.changed(crop=64, flip=1.0))
     assert torch.allclose(mirrored.images[0].flip(2)[:, :24, :32], values, atol=1e-5)
     assert torch.equal(mirrored.masks[0].flip(1)[:24, :32], pair.mask)
     assert (mirrored.masks[0].flip(1)[24:] == IGNORE).all()
@@ -87,7 +92,7 @@ def test_scales() -> None:
     assert scaled_sides(2, 200, shorter=0, factor=0.1) == (1, 20)
     pair = Pair(torch.zeros(1, 3, 20, 20, dtype=torch.uint8), torch.arange(400).view(20, 20))
     sides = [
-        int((crop_of(pair, replace(PLAIN, size=50, ignore=-1, scale=(0.5, 2.0), resize=10)).masks[0, 0] >= 0).sum())
+        int((crop(pair, PLAIN.changed(crop=50, scale=(0.5, 2.0), resize=10), ignore=-1).masks[0, 0] >= 0).sum())
         for _ in range(60)
     ]
     assert 5 <= min(sides) < 7
@@ -112,7 +117,7 @@ def test_crops_of_one_class_are_drawn_again() -> None:
 
     def mixed(most: float) -> int:
         """How many of 60 crops have both classes, the rarer one with a quarter of the pixels at least."""
-        drawn = [crop_of(pair, replace(PLAIN, most=most)).masks for _ in range(60)]
+        drawn = [crop(pair, PLAIN.changed(most=most)).masks for _ in range(60)]
         shares = [float((each == 1).sum() / (each != IGNORE).sum()) for each in drawn if (each != IGNORE).any()]
         return sum(0.25 <= share <= 0.75 for share in shares)
 
@@ -121,21 +126,21 @@ def test_crops_of_one_class_are_drawn_again() -> None:
 
 
 def test_batches_depend_on_seed_and_step_alone(pairs: Pairs) -> None:
-    options = {"batch_size": 3, "seed": 5}
-    whole = list(training_crops(pairs, RANDOM, start_step=0, num_steps=5, **options))
-    later = list(training_crops(pairs, RANDOM, start_step=3, num_steps=2, **options))
+    settings = RANDOM.changed(batch_size=3, seed=5)
+    whole = list(training_crops(pairs, settings, PREPROCESSING, start_step=0, num_steps=5))
+    later = list(training_crops(pairs, settings, PREPROCESSING, start_step=3, num_steps=2))
     for one, other in zip(whole[3:], later, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.masks, other.masks)
     assert not torch.equal(whole[0].images, whole[2].images)
-    other = next(training_crops(pairs, RANDOM, start_step=0, num_steps=1, batch_size=3, seed=6))
+    other = next(training_crops(pairs, settings.changed(seed=6), PREPROCESSING, start_step=0, num_steps=1))
     assert not torch.equal(whole[0].masks, other.masks)
     assert whole[0].images.shape == (3, 3, 16, 16)
 
 
 def test_an_epoch_sees_each_image_once(pairs: Pairs) -> None:
-    settings = replace(PLAIN, size=32)
-    batches = training_crops(pairs, settings, batch_size=4, seed=0, start_step=2, num_steps=2)
+    settings = PLAIN.changed(crop=32, batch_size=4)
+    batches = training_crops(pairs, settings, PREPROCESSING, start_step=2, num_steps=2)
     masks = [each[:24] for batch in batches for each in batch.masks]
     assert all(sum(torch.equal(each, pairs.read(i).mask) for each in masks) == 1 for i in range(8))
 
@@ -150,8 +155,8 @@ def test_whole_images(pairs: Pairs, tmp_path: Path) -> None:
 
 def test_colours_change_and_masks_do_not(pairs: Pairs) -> None:
     torch.manual_seed(3)
-    plain = crop_of(pairs.read(2), replace(PLAIN, size=32))
+    plain = crop(pairs.read(2), PLAIN.changed(crop=32))
     torch.manual_seed(3)
-    changed = crop_of(pairs.read(2), replace(PLAIN, size=32, jitter=0.4))
+    changed = crop(pairs.read(2), PLAIN.changed(crop=32, jitter=0.4))
     assert torch.equal(plain.masks, changed.masks)
     assert 0.05 < float((plain.images - changed.images).abs().mean()) < 2

@@ -21,10 +21,11 @@ from poa.errors import UserError
 from poa.evaluation.results import NotScored, Scores
 from poa.models.source import ModelSource, model_source
 from poa.plots.masks import class_colours, coloured
+from poa.tasks.evaluate import segment_networks
 from poa.tasks.segmentation import folder as segmented
-from poa.tasks.segmentation import train_one
-from poa.tasks.segmentation.evaluate import Masked, segment_networks
-from supervised import MEAN, STD, Models, family, source_of_models, stop
+from poa.tasks.segmentation import train as training
+from poa.tasks.segmentation.masks import MaskedImages
+from supervised import MEAN, STD, Models, family, scores_of, source_of_models, stop
 from tasks.segmentation.mask_images import write_pairs
 
 FAMILY = family(image_size=24, patch_size=8)
@@ -34,15 +35,15 @@ SETTINGS = Segmentation(epochs=2, batch_size=4, lr=1e-2, scale=(0.8, 1.2))
 @pytest.fixture(autouse=True)
 def plain_pictures(whole: tuple[Path, Scores], monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn in earnest for the networks of ``whole`` alone, as it takes half a second each."""
-    monkeypatch.setattr(train_one, "mask_sheet", lambda rows, **options: options["out"].write_bytes(b""))
+    monkeypatch.setattr(training, "mask_sheet", lambda rows, **options: options["out"].write_bytes(b""))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Masked]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MaskedImages]:
     root = tmp_path_factory.mktemp("data")
     return {
-        "train": Masked(*write_pairs(root / "train", num_images=9)),
-        "test": Masked(*write_pairs(root / "test", num_images=5, seed=1)),
+        "train": MaskedImages(*write_pairs(root / "train", num_images=9)),
+        "test": MaskedImages(*write_pairs(root / "test", num_images=5, seed=1)),
     }
 
 
@@ -52,16 +53,16 @@ def source(out: Path, models: Models | None = None, **options: Any) -> ModelSour
 
 def run(
     out: Path,
-    data: dict[str, Masked],
+    data: dict[str, MaskedImages],
     settings: Segmentation = SETTINGS,
     models: Models | None = None,
     **options: Any,
 ) -> Scores:
-    return segment_networks(source(out, models), settings, **{"sizes": ("16x1", "32x1"), **data, **options})
+    return scores_of(segment_networks, source(out, models), settings, **{"sizes": ("16x1", "32x1"), **data, **options})
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Masked]) -> tuple[Path, Scores]:
+def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, MaskedImages]) -> tuple[Path, Scores]:
     """Both networks, trained without a stop."""
     out = tmp_path_factory.mktemp("whole")
     return out, run(out, data, sizes=("32x1", "16x1"))
@@ -99,7 +100,7 @@ def predicted(scores: torch.Tensor) -> torch.Tensor:
     return scores.argmax(dim=1)
 
 
-def test_linear_models_load_with_what_their_card_says(whole: tuple[Path, Scores], data: dict[str, Masked]) -> None:
+def test_linear_models_load_as_their_card_says(whole: tuple[Path, Scores], data: dict[str, MaskedImages]) -> None:
     folder = whole[0] / "segmentation/models/32x1"
     card = (folder / "README.md").read_text()
     assert "with a linear head for 3 classes (runs/mine, teacher at step 5)" in card
@@ -119,7 +120,7 @@ def test_linear_models_load_with_what_their_card_says(whole: tuple[Path, Scores]
     assert (about["indices"], about["window"], about["multiple"], about["mean"]) == ([0], 24, 8, list(MEAN))
 
 
-def test_loaded_model_scores_the_same(whole: tuple[Path, Scores], data: dict[str, Masked]) -> None:
+def test_loaded_model_scores_the_same(whole: tuple[Path, Scores], data: dict[str, MaskedImages]) -> None:
     folder = whole[0] / "segmentation/models/16x1"
     names: dict[str, Any] = {"images": torch.zeros(1, 3, 24, 24)}
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
@@ -140,7 +141,7 @@ def test_loaded_model_scores_the_same(whole: tuple[Path, Scores], data: dict[str
     assert 100 * hits / total == pytest.approx(whole[1]["16x1"]["pixel_accuracy"])
 
 
-def test_upernet_models_load_as_a_program(tmp_path: Path, data: dict[str, Masked]) -> None:
+def test_upernet_models_load_as_a_program(tmp_path: Path, data: dict[str, MaskedImages]) -> None:
     settings = SETTINGS.changed(head="upernet", channels=4, frozen=False, epochs=1)
     run(tmp_path, data, settings, sizes="16x1")
     folder = tmp_path / "segmentation/models/16x1"
@@ -157,14 +158,14 @@ def test_upernet_models_load_as_a_program(tmp_path: Path, data: dict[str, Masked
 def test_stopped_training_goes_on(
     tmp_path: Path,
     whole: tuple[Path, Scores],
-    data: dict[str, Masked],
+    data: dict[str, MaskedImages],
     monkeypatch: pytest.MonkeyPatch,
     after: int,
 ) -> None:
     stop(monkeypatch, run, tmp_path, data, after=after)
     assert (tmp_path / "segmentation/work-segmentation/16x1").exists() == (after < 3)
-    models, begun, plain = Models(FAMILY), [], train_one.train
-    monkeypatch.setattr(train_one, "train", lambda *a, **k: (begun.append(k["start"]), plain(*a, **k))[1])
+    models, begun, plain = Models(FAMILY), [], training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: (begun.append(k["hooks"].start), plain(*a, **k))[1])
     assert run(tmp_path, data, models=models) == whole[1]
     assert models.made == (["32x1"] if after == 3 else ["16x1", "32x1"])
     assert begun[0]["epoch"] == (1 if after == 3 else after)
@@ -176,7 +177,7 @@ def test_stopped_training_goes_on(
 
 
 def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
-    tmp_path: Path, data: dict[str, Masked], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: dict[str, MaskedImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = SETTINGS.changed(epochs=1)
     first = run(tmp_path, data, settings, sizes="16x1")
@@ -196,7 +197,7 @@ def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
         run(tmp_path, data, name="other", limit=8)
 
 
-def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path, data: dict[str, Masked]) -> None:
+def test_diverged_training_does_not_keep_others(tmp_path: Path, data: dict[str, MaskedImages]) -> None:
     models = Models(FAMILY, spoiled=("16x1",))
     with pytest.raises(NotScored, match=r"1 of 2 networks could not be trained; the others are in .* 16x1: .* nan"):
         run(tmp_path, data, SETTINGS.changed(epochs=1), models=models)
@@ -206,7 +207,7 @@ def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Pat
 
 
 def test_processes_share_the_networks(
-    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, Masked], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, MaskedImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = Models(FAMILY)
     with monkeypatch.context() as patch:
@@ -220,7 +221,7 @@ def test_processes_share_the_networks(
 
 
 def test_bad_images_are_counted_and_classes_named(tmp_path: Path) -> None:
-    train, test = (Masked(*write_pairs(tmp_path / part, seed=i)) for i, part in enumerate(("a", "b")))
+    train, test = (MaskedImages(*write_pairs(tmp_path / part, seed=i)) for i, part in enumerate(("a", "b")))
     (tmp_path / "a/images/2.jpg").write_bytes(b"damaged")
     names = tmp_path / "names.txt"
     names.write_text("ground\nred\ngreen\nblue\n")
@@ -250,7 +251,7 @@ def test_bad_images_are_counted_and_classes_named(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_do_not_suit_the_images(
-    tmp_path: Path, data: dict[str, Masked], over: dict[str, Any], text: str
+    tmp_path: Path, data: dict[str, MaskedImages], over: dict[str, Any], text: str
 ) -> None:
     models = Models(FAMILY)
     with pytest.raises(UserError, match=text):
@@ -259,23 +260,23 @@ def test_settings_that_do_not_suit_the_images(
     assert not (tmp_path / "segmentation").exists()
 
 
-def test_wrong_requests(tmp_path: Path, data: dict[str, Masked]) -> None:
+def test_wrong_requests(tmp_path: Path, data: dict[str, MaskedImages]) -> None:
     for options, text in (
         ({"save_every": 0}, "--save-every must be at least 1"),
         ({"name": "a/b"}, "without slashes, got 'a/b'"),
         ({"sizes": "64x1"}, "64x1"),
         ({"limit": 99}, "--limit 99 is more than the 9 images"),
         ({"test": data["train"]}, "training and the test images are the same"),
-        ({"train": Masked(data["train"].images, data["test"].masks)}, "9 images in .* have no mask in .*'5.jpg'"),
+        ({"train": MaskedImages(data["train"].images, data["test"].masks)}, "9 images in .* have no mask in .*'5.jpg'"),
         ({"classes": tmp_path / "none.txt"}, "class names in .* cannot be read"),
         ({"ignore": 2}, "only 3 of the ids from 0 to 255"),
     ):
         with pytest.raises(UserError, match=text):
-            segment_networks(source(tmp_path), SETTINGS, **{**data, "sizes": "16x1", **options})
+            scores_of(segment_networks, source(tmp_path), SETTINGS, **{**data, "sizes": "16x1", **options})
     assert not (tmp_path / "segmentation").exists()
 
 
-def test_last_map_of_a_short_transformer(tmp_path: Path, data: dict[str, Masked]) -> None:
+def test_last_map_of_a_short_transformer(tmp_path: Path, data: dict[str, MaskedImages]) -> None:
     run(tmp_path, data, SETTINGS.changed(epochs=1, taps="last"), sizes="16x2")
     about = json.loads((tmp_path / "segmentation/models/16x2/segmentation.json").read_text())
     assert about["indices"] == [1]
@@ -283,7 +284,7 @@ def test_last_map_of_a_short_transformer(tmp_path: Path, data: dict[str, Masked]
 
 
 def test_damaged_models_are_not_handed_out(
-    tmp_path: Path, data: dict[str, Masked], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: dict[str, MaskedImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(segmented, "_indices", lambda network: [0])  # of blocks 0 and 1
     with pytest.raises(RuntimeError, match="not the one that was trained"):
@@ -291,13 +292,13 @@ def test_damaged_models_are_not_handed_out(
     assert not list((tmp_path / "segmentation/models").iterdir())
 
 
-def test_networks_of_one_image_size(tmp_path: Path, data: dict[str, Masked]) -> None:
+def test_networks_of_one_image_size(tmp_path: Path, data: dict[str, MaskedImages]) -> None:
     mixer = model_source("mixer_s32_224", branch="untrained", out=tmp_path, image_size=None)
     with pytest.raises(UserError, match=r"gives no maps of images of 32x32 pixels"):
         segment_networks(mixer, SETTINGS.changed(crop=24), **data)
 
 
-def test_whole_images_and_scales(tmp_path: Path, data: dict[str, Masked]) -> None:
+def test_whole_images_and_scales(tmp_path: Path, data: dict[str, MaskedImages]) -> None:
     settings = SETTINGS.changed(epochs=1, whole=True, test_scales=(0.75, 1.0), test_flip=True, crop=16)
     found = run(tmp_path, data, settings, sizes="16x1")
     windows = run(tmp_path / "windows", data, settings.changed(whole=False), sizes="16x1")
@@ -305,7 +306,7 @@ def test_whole_images_and_scales(tmp_path: Path, data: dict[str, Masked]) -> Non
 
 
 def test_command(
-    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, Masked], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, MaskedImages], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(whole[0] / "segmentation/models/16x1")
     named = {f"{part}{what}": value for part, each in data.items() for what, value in (

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -9,7 +10,7 @@ from PIL import Image
 
 from poa.data.index import open_index
 from poa.errors import UserError
-from poa.tasks.segmentation.masks import Pairs, Survey, class_names, pair_up, read_names, survey
+from poa.tasks.segmentation.masks import Pairs, PairStatistics, class_names, pair_up, read_names, statistics
 from tasks.segmentation.mask_images import IGNORE, write_pairs
 
 
@@ -17,8 +18,12 @@ def pairs_of(images: str | Path, masks: str | Path) -> Pairs:
     return pair_up(open_index(str(images)), open_index(str(masks)))
 
 
-def surveyed(root: Path, **options: Any) -> Survey:
-    return survey(pairs_of(*write_pairs(root, **options)))
+def ignoring(found: PairStatistics, ignore: int) -> PairStatistics:
+    return replace(found, pairs=replace(found.pairs, ignore=ignore))
+
+
+def statistics_of(root: Path, **options: Any) -> PairStatistics:
+    return statistics(pairs_of(*write_pairs(root, **options)))
 
 
 def test_pairs_by_name(tmp_path: Path) -> None:
@@ -68,7 +73,7 @@ def test_ids_of_all_kinds_of_masks(tmp_path: Path) -> None:
     assert pairs_of(images, masks).read(0).mask.tolist() == [[0, 1], [1, 0]]
 
 
-def test_survey(tmp_path: Path) -> None:
+def test_statistics(tmp_path: Path) -> None:
     images, masks = write_pairs(tmp_path, num_images=6)
     write_pairs(tmp_path / "small", num_images=1, height=10, width=40)
     for part, ending in (("images", "jpg"), ("masks", "png")):
@@ -76,14 +81,14 @@ def test_survey(tmp_path: Path) -> None:
     (tmp_path / "images/4.jpg").write_bytes(b"damaged")
     (tmp_path / "masks/1.png").write_bytes((tmp_path / "masks/1.png").read_bytes()[:60])
     told: list[int] = []
-    found = survey(pairs_of(images, masks), advance=told.append)
+    found = statistics(pairs_of(images, masks), advance=told.append)
     assert (len(found.pairs), found.num_bad, sum(told)) == (4, 2, 6)
     assert [found.pairs.name(i) for i in range(4)] == ["0.jpg", "2.jpg", "3.jpg", "5.jpg"]
     assert found.smallest == ("2.jpg", 10)
     every = np.concatenate([found.pairs.read(i).mask.numpy().flatten() for i in range(4)])
     assert found.pixels == {number: int((every == number).sum()) for number in (0, 1, 2, IGNORE)}
-    assert class_names(found, found, names=None, ignore=IGNORE) == ("0", "1", "2")
-    assert class_names(found, found, names=("ground", "red", "green", "blue"), ignore=IGNORE)[3] == "blue"
+    assert class_names(found, found, names=None) == ("0", "1", "2")
+    assert class_names(found, found, names=("ground", "red", "green", "blue"))[3] == "blue"
 
 
 def test_bad_masks(tmp_path: Path) -> None:
@@ -97,10 +102,10 @@ def test_bad_masks(tmp_path: Path) -> None:
     ):
         image.save(file)
         with pytest.raises(UserError, match=words):
-            survey(pairs_of(images, masks))
+            statistics(pairs_of(images, masks))
     Image.new("L", (32, 24)).save(file, "JPEG")
     with pytest.raises(UserError, match=r"'1.png' in .* is a JPEG file, whose compression changes class ids"):
-        survey(pairs_of(images, masks))
+        statistics(pairs_of(images, masks))
     file.unlink()
     with pytest.raises(UserError, match=r"1 of 3 images in .* have no mask in .*, such as '1.jpg'; .* called '0.png'"):
         pairs_of(images, masks)
@@ -112,11 +117,11 @@ def test_bad_masks(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"images/{number}.jpg").write_bytes(b"damaged")
     with pytest.raises(UserError, match="None of the 3 images"):
-        survey(pairs_of(images, masks))
+        statistics(pairs_of(images, masks))
 
 
 def test_classes_that_do_not_fit(tmp_path: Path) -> None:
-    found = surveyed(tmp_path / "all")
+    found = statistics_of(tmp_path / "all")
     for number in (0, 1):
         Image.new("L", (32, 24), number).save(tmp_path / f"all/masks/{number}.png")
     for options, words in (
@@ -124,23 +129,23 @@ def test_classes_that_do_not_fit(tmp_path: Path) -> None:
         ({"names": ("a", "b", "c"), "ignore": 1}, r"class id 255"),
     ):
         with pytest.raises(UserError, match=words):
-            class_names(found, found, **options)
-    one = Survey(found.pairs, 0, {1: 5, IGNORE: 3}, {1: "x.png"}, ("x.jpg", 9))
+            class_names(ignoring(found, options["ignore"]), found, names=options["names"])
+    one = PairStatistics(found.pairs, 0, {1: 5, IGNORE: 3}, {1: "x.png"}, ("x.jpg", 9))
     with pytest.raises(UserError, match=r"hold the one class id 1 besides 255, .*two classes.*--ignore"):
-        class_names(one, found, names=None, ignore=IGNORE)
+        class_names(one, found, names=None)
     with pytest.raises(UserError, match=r"hold no class id at all besides 1"):
-        class_names(Survey(found.pairs, 0, {1: 5}, {}), found, names=None, ignore=1)
-    binary = Survey(found.pairs, 0, {0: 5, IGNORE: 3}, {IGNORE: "x.png"}, ("x.jpg", 9))
+        class_names(ignoring(PairStatistics(found.pairs, 0, {1: 5}, {}), 1), found, names=None)
+    binary = PairStatistics(found.pairs, 0, {0: 5, IGNORE: 3}, {IGNORE: "x.png"}, ("x.jpg", 9))
     with pytest.raises(
         UserError, match=r"only 2 of the ids from 0 to 255. If 255 \(in 'x.png'\) .*--ignore 255.*--class"
     ):
-        class_names(binary, found, names=None, ignore=-1)
-    strange = Survey(found.pairs, 0, {0: 5, 7: 3}, {7: "x.png"}, ("x.jpg", 9))
+        class_names(ignoring(binary, -1), found, names=None)
+    strange = PairStatistics(found.pairs, 0, {0: 5, 7: 3}, {7: "x.png"}, ("x.jpg", 9))
     with pytest.raises(UserError, match=r"'x.png' in .* class id 7, but the highest of the training masks is 2"):
-        class_names(found, strange, names=None, ignore=IGNORE)
+        class_names(found, strange, names=None)
     with pytest.raises(UserError, match=r"test masks .* hold only id 255"):
-        class_names(found, Survey(found.pairs, 0, {IGNORE: 4}), names=None, ignore=IGNORE)
-    assert class_names(found, one, names=None, ignore=IGNORE) == ("0", "1", "2")  # a test without class 0 and 2
+        class_names(found, PairStatistics(found.pairs, 0, {IGNORE: 4}), names=None)
+    assert class_names(found, one, names=None) == ("0", "1", "2")  # a test without class 0 and 2
 
 
 def test_names(tmp_path: Path) -> None:

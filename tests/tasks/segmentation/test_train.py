@@ -9,20 +9,23 @@ from torch import nn
 
 from poa.config.segmentation import PRESETS, Segmentation
 from poa.config.values import preset_of
+from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.errors import UserError
 from poa.tasks.maps import Maps
-from poa.tasks.segmentation.crops import CropBatch, Cropping
+from poa.tasks.segmentation.crops import CropBatch
 from poa.tasks.segmentation.masks import Pairs, pair_up
 from poa.tasks.segmentation.model import Segmenter
-from poa.tasks.segmentation.predict import Sliding, agreement, count
-from poa.tasks.segmentation.train import SegmenterTraining, assess, pixel_loss, train
-from poa.tasks.training import Diverged
+from poa.tasks.segmentation.predict import agreement, count
+from poa.tasks.segmentation.train import SegmenterTraining, evaluate, pixel_loss, train
+from poa.tasks.training import Diverged, Hooks
 from tasks.segmentation.mask_images import IGNORE, write_pairs
 
-MEAN, STD = (0.3, 0.3, 0.3), (0.3, 0.3, 0.3)
+PREPROCESSING = Preprocessing(24, 24, (0.3, 0.3, 0.3), (0.3, 0.3, 0.3))
 CPU = torch.device("cpu")
-LINEAR = Segmentation(epochs=3, batch_size=4, lr=2e-2, crop=24)
+LINEAR = Segmentation(
+    epochs=3, batch_size=4, lr=2e-2, crop=24, stride=16, scale=(0.8, 1.2), most=1.0, flip=0.5, jitter=0.1
+)
 TUNED = LINEAR.changed(frozen=False, lr=3e-3, layer_decay=0.5, drop_path=0.1)
 UPERNET = TUNED.changed(head="upernet", channels=8)
 
@@ -42,10 +45,6 @@ def resnet() -> nn.Module:
 def segmenter(settings: Segmentation = LINEAR, model: nn.Module | None = None, *, num_classes: int = 3) -> Segmenter:
     model = model or vit(drop_path_rate=settings.drop_path)
     return Segmenter(Maps(model, image_size=(24, 24)), settings, num_classes=num_classes)
-
-
-def cropping(settings: Segmentation = LINEAR) -> Cropping:
-    return Cropping(settings.crop, MEAN, STD, IGNORE, 0, (0.8, 1.2), 1.0, 0.5, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ def test_loss_is_the_mean_over_pixels_with_a_class() -> None:
 
 
 def score(network: Segmenter, pairs: Pairs) -> float:
-    found = assess(network, pairs, Sliding(MEAN, STD, 24, 16), num_classes=3, ignore=IGNORE, device=CPU)
+    found = evaluate(network, pairs, LINEAR, PREPROCESSING, num_classes=3, device=CPU)
     return agreement(found.counts).miou
 
 
@@ -124,7 +123,7 @@ def score(network: Segmenter, pairs: Pairs) -> float:
 def test_training_learns(pairs: Pairs, settings: Segmentation, model: Any) -> None:
     network = segmenter(settings, model())
     before, weights = score(network, pairs), {k: v.clone() for k, v in network.maps.state_dict().items()}
-    reached = train(network, pairs, settings=settings, cropping=cropping(), device=CPU)
+    reached = train(network, pairs, settings, PREPROCESSING, device=CPU)
     assert before < 20 < 50 < score(network, pairs)
     assert reached.epoch == settings.epochs
     changed = [name for name, value in network.maps.state_dict().items() if not torch.equal(value, weights[name])]
@@ -139,16 +138,16 @@ def test_going_on_changes_no_bit(pairs: Pairs, settings: Segmentation) -> None:
     def save(epoch: int, state: dict[str, Any]) -> None:
         states[epoch] = {**state, "training": _copied(state["training"])}
 
-    options: dict[str, Any] = {"settings": settings, "cropping": cropping(), "device": CPU}
     whole = segmenter(settings)
     told: list[int] = []
-    reached = train(whole, pairs, save=save, advance=lambda num, _: told.append(num), **options)
+    hooks = Hooks(save=save, advance=lambda num, _: told.append(num))
+    reached = train(whole, pairs, settings, PREPROCESSING, device=CPU, hooks=hooks)
     assert (list(states), sum(told)) == ([1, 2, 3], 24)  # of nine images one sits out each epoch
     assert ("maps" in str(list(states[1]["training"]["network"]))) == (not settings.frozen)
     for epoch in (1, 3):
         torch.manual_seed(epoch)
         again = segmenter(settings)
-        assert train(again, pairs, start=states[epoch], **options) == reached
+        assert train(again, pairs, settings, PREPROCESSING, device=CPU, hooks=Hooks(states[epoch])) == reached
         expected = whole.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
 
@@ -213,18 +212,20 @@ def test_one_window_equals_whole_images(pairs: Pairs, tmp_path_factory: pytest.T
     square, network = pair_up(open_index(images), open_index(masks)), segmenter().eval()
     nn.init.normal_(network.head.layers[1].weight)
 
-    def found(of: Pairs, *, window: int) -> Any:
-        return assess(network, of, Sliding(MEAN, STD, window, 16), num_classes=3, ignore=IGNORE, device=CPU)
+    whole = LINEAR.changed(whole=True, stride=0)
 
-    assert torch.equal(found(square, window=24).counts, found(square, window=0).counts)
-    assert not torch.equal(found(pairs, window=24).counts, found(pairs, window=0).counts)  # two windows
-    tested = found(square, window=24)
+    def found(of: Pairs, settings: Segmentation = LINEAR) -> Any:
+        return evaluate(network, of, settings, PREPROCESSING, num_classes=3, device=CPU)
+
+    assert torch.equal(found(square).counts, found(square, whole).counts)
+    assert not torch.equal(found(pairs).counts, found(pairs, whole).counts)  # two windows
+    tested = found(square)
     for each in tested.examples:
         number = int(each.name.removesuffix(".jpg"))
         counted = count(each.pair.mask, each.predicted, num_classes=3, ignore=IGNORE)
         assert torch.equal(counted, tested.counts[number])
     assert [each.name for each in tested.examples] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
-    smaller = assess(network, square, Sliding(MEAN, STD, 0, 1), num_classes=3, ignore=IGNORE, resize=12, device=CPU)
+    smaller = found(square, whole.changed(resize=12))
     assert smaller.examples[0].pair.image.shape == (1, 3, 12, 12)
     assert smaller.examples[0].predicted.shape == (24, 24)
 

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poa.tasks.segmentation.predict import Sliding, predict, slide, starts
+from poa.config.segmentation import Segmentation
+from poa.data.images import Preprocessing
+from poa.tasks.segmentation.predict import predict, slide, starts
 
-MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+PREPROCESSING = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 CPU = torch.device("cpu")
 
 
@@ -76,8 +78,8 @@ def pixels(*size: int) -> Tensor:
 
 
 def predicted(score: Any, image: Tensor, sides: tuple[int, int], **options: Any) -> Tensor:
-    defaults = {"window": 0, "stride": 1}
-    return predict(score, image, Sliding(MEAN, STD, **{**defaults, **options}), sides=sides, device=CPU)
+    settings = Segmentation(whole=True, **options)
+    return predict(score, image, settings, PREPROCESSING, sides=sides, device=CPU)
 
 
 def test_predictions_are_the_best_class_at_the_size_of_the_mask() -> None:
@@ -86,11 +88,11 @@ def test_predictions_are_the_best_class_at_the_size_of_the_mask() -> None:
     assert torch.equal(predicted(by_pixel, image, (12, 16)), scores.argmax(dim=1)[0])
     larger = F.interpolate(scores, size=(24, 32), mode="bilinear").argmax(dim=1)[0]
     assert torch.equal(predicted(by_pixel, image, (24, 32)), larger)
-    shifted = Sliding((0.5, 0.0, 0.0), (0.5, 1.0, 1.0), 0, 1)
+    shifted = Preprocessing(8, 8, (0.5, 0.0, 0.0), (0.5, 1.0, 1.0))
     changed = by_pixel(
         (image / 255 - torch.tensor([0.5, 0, 0])[:, None, None]) / torch.tensor([0.5, 1, 1])[:, None, None]
     )
-    found = predict(by_pixel, image, shifted, sides=(12, 16), device=CPU)
+    found = predict(by_pixel, image, Segmentation(whole=True), shifted, sides=(12, 16), device=CPU)
     assert torch.equal(found, changed.argmax(dim=1)[0])
 
 
@@ -104,17 +106,17 @@ def test_mirror_images_and_scales_are_averaged() -> None:
 
     one = lopsided(image / 255).softmax(dim=1)
     other = lopsided(image.flip(3) / 255).flip(3).softmax(dim=1)
-    assert torch.equal(predicted(lopsided, image, (12, 16), flip=True), (one + other).argmax(dim=1)[0])
-    assert not torch.equal(predicted(lopsided, image, (12, 16)), predicted(lopsided, image, (12, 16), flip=True))
+    assert torch.equal(predicted(lopsided, image, (12, 16), test_flip=True), (one + other).argmax(dim=1)[0])
+    assert not torch.equal(predicted(lopsided, image, (12, 16)), predicted(lopsided, image, (12, 16), test_flip=True))
     sizes: list[tuple[int, ...]] = []
 
     def noting(images: Tensor) -> Tensor:
         sizes.append(tuple(images.shape[2:]))
         return by_pixel(images) * (10.0 if images.shape[2] == 6 else 1.0)
 
-    found = predicted(noting, image, (12, 16), scales=(0.5, 1.0, 2.0))
+    found = predicted(noting, image, (12, 16), test_scales=(0.5, 1.0, 2.0))
     assert sizes == [(6, 8), (12, 16), (24, 32)]
-    small = predicted(noting, image, (12, 16), scales=(0.5,))
+    small = predicted(noting, image, (12, 16), test_scales=(0.5,))
     plain = predicted(noting, image, (12, 16))
     assert float((found == small).double().mean()) > float((plain == small).double().mean())
 

@@ -6,12 +6,13 @@ rates, mixup and cutmix, RandAugment, random erasing, drop path, and a moving av
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -19,15 +20,18 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from poa import distributed
 from poa.config.finetune import Finetune
 from poa.data.augment import normalise
 from poa.data.images import Preprocessing
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
-from poa.evaluation.protocol import class_ranks
+from poa.evaluation.protocol import Outcome, class_ranks
+from poa.export.timm import write_finetuned
+from poa.models.source import blueprint
 from poa.tasks.classification.data import Labelled, TrainingBatch, draw_rows, step_random, training_batches
-from poa.tasks.training import Advance, Diverged, Save, Training, train_epochs
+from poa.tasks.training import NO_HOOKS, Diverged, EpochSummary, Hooks, Task, Training, train_epochs
 
 TESTED_AT_ONCE = 256
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,57 +39,17 @@ HIDDEN = 2048
 """Width between the two layers of an ``mlp`` head."""
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneResult:
-    """Accuracy in percent after the last epoch; no epoch is picked by the test images.
-
-    Attributes:
-        top1: Share of test images whose class comes first.
-        top5: Share of test images whose class is among the first five.
-        ranks: Place of the class of each test image that could be read from 0, on the CPU.
-        loss: Mean training loss of the last epoch.
-        num_images: How many images were trained on.
-        bad_images: How many images of each kind could not be read.
-    """
-
-    top1: float
-    top5: float
-    ranks: Int[Tensor, " test"]
-    loss: float
-    num_images: int
-    bad_images: Mapping[str, int]
-
-    @property
-    def correct(self) -> Bool[Tensor, " test"]:
-        """Whether each test image's class comes first."""
-        return self.ranks < 1
-
-
 class CorrectedEma(ModelEmaV3):  # type: ignore[misc]  # timm is untyped
     """A moving average that forgets where it began: step t counts ``decay ** (now - t)``, shares add up to 1."""
 
     def get_decay(self, step: int | None = None) -> float:
-        """Share of the old average that a step keeps.
-
-        Args:
-            step: Number of steps done, this one included.
-        """
+        """Share of the old average that a step keeps, of which ``step`` are done with this one."""
         assert step is not None
         return float(1 - (1 - self.decay) / (1 - self.decay**step))
 
 
 def with_head(model: nn.Module, head: str, *, num_classes: int, seed: int) -> nn.Module:
-    """The model with the classifier wanted, in place.
-
-    Args:
-        model: A timm model with a linear classifier.
-        head: ``linear`` or ``mlp``.
-        num_classes: Number of classes.
-        seed: Of the new layers.
-
-    Raises:
-        UserError: The model's classifier is not one linear layer.
-    """
+    """The timm model with the wanted classifier in place of its linear one, drawn by the seed."""
     if head == "linear":
         return model
     settings: Any = model.pretrained_cfg
@@ -101,15 +65,7 @@ def with_head(model: nn.Module, head: str, *, num_classes: int, seed: int) -> nn
 
 
 class ModelTraining(Training[TrainingBatch]):
-    """A model that is being trained, and all that a step changes.
-
-    Args:
-        model: A timm model with its classifier; taken over.
-        settings: How to train it.
-        num_classes: Number of classes.
-        num_steps: Of the whole training.
-        device: Where to compute.
-    """
+    """A timm model with its classifier that is being trained for ``num_steps``, and all that a step changes."""
 
     def __init__(
         self, model: nn.Module, settings: Finetune, *, num_classes: int, num_steps: int, device: torch.device
@@ -151,18 +107,7 @@ class ModelTraining(Training[TrainingBatch]):
         return averaged
 
     def step(self, step: int, batch: TrainingBatch) -> float:
-        """Train on one batch.
-
-        Args:
-            step: Number of the step, from 0.
-            batch: Its images.
-
-        Returns:
-            The loss.
-
-        Raises:
-            Diverged: The loss is not finite.
-        """
+        """Train on one batch; the loss."""
         self.model.train()
         self._scheduler.step_update(step)
         images, targets = batch.images.to(self._device), batch.labels.to(self._device)
@@ -187,7 +132,7 @@ class ModelTraining(Training[TrainingBatch]):
         return value
 
     def state(self) -> dict[str, Any]:
-        """All that must be saved to go on."""
+        """All that must be saved to resume."""
         return {
             "model": self.model.state_dict(),
             "ema": {} if self._ema is None else self._ema.module.state_dict(),
@@ -196,11 +141,7 @@ class ModelTraining(Training[TrainingBatch]):
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave.
-
-        Args:
-            state: Of a training with the same settings.
-        """
+        """Resume from what ``state`` gave."""
         self.model.load_state_dict(state["model"])
         if self._ema is not None:
             self._ema.module.load_state_dict(state["ema"])
@@ -214,71 +155,32 @@ class ModelTraining(Training[TrainingBatch]):
 
 def finetune(
     model: nn.Module,
-    train: Labelled,
-    test: Labelled,
-    *,
+    images: Labelled,
     settings: Finetune,
     preprocessing: Preprocessing,
-    num_classes: int,
+    *,
     device: torch.device,
     workers: int = 0,
-    start: Mapping[str, Any] | None = None,
-    save: Save | None = None,
-    advance: Advance | None = None,
-) -> tuple[nn.Module, FinetuneResult]:
-    """Train a model on labelled images, and test it after the last epoch.
+    hooks: Hooks = NO_HOOKS,
+) -> tuple[nn.Module, EpochSummary]:
+    """Train a model on labelled images; the weights that are to be tested, and what the last epoch was like.
 
-    A training that was stopped and goes on from a saved state ends with the same bits as one that was not.
-
-    Args:
-        model: A timm model with a classifier of ``num_classes``, and with the drop path of the settings; taken over.
-        train: Images to train on; the settings may ask for a part of them.
-        test: Images to test on.
-        settings: How to train.
-        preprocessing: How images are prepared.
-        num_classes: Number of classes.
-        device: Where to compute.
-        workers: Processes that prepare images.
-        start: A state to go on from.
-        save: Called after each epoch with the number of epochs done and a state to go on from.
-        advance: Told of images that were trained on.
-
-    Returns:
-        The model that was tested, and how it fared.
-
-    Raises:
-        Diverged: The loss is not finite.
-        UserError: The settings do not suit the images.
+    The model is a timm model with a classifier and with the drop path of the settings; it is changed. A training that
+    was stopped and resumes ends with the same bits as one that was not.
     """
-    chosen = train.take(draw_rows(train.labels, settings))
-    steps = steps_per_epoch(len(chosen.labels), settings.batch_size)
-    training = ModelTraining(model, settings, num_classes=num_classes, num_steps=settings.epochs * steps, device=device)
-    batches = partial(training_batches, chosen, settings, preprocessing, workers=workers)
-    reached = train_epochs(
-        training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance
-    )
-    ranks = ranks_of(training.scored, test, preprocessing=preprocessing, device=device, workers=workers)
-    top1, top5 = (100.0 * float((ranks < places).double().mean()) for places in (1, 5))
-    bad_images = {"train": len(reached.bad), "test": len(test.labels) - len(ranks)}
-    return training.scored, FinetuneResult(top1, top5, ranks, reached.loss, len(chosen.labels), bad_images)
+    steps = steps_per_epoch(len(images.labels), settings.batch_size)
+    num_classes, num_steps = len(images.index.classes), settings.epochs * steps
+    training = ModelTraining(model, settings, num_classes=num_classes, num_steps=num_steps, device=device)
+    batches = partial(training_batches, images, settings, preprocessing, workers=workers)
+    summary = train_epochs(training, batches, epochs=settings.epochs, steps=steps, hooks=hooks)
+    return training.scored, summary
 
 
 @torch.inference_mode()
 def ranks_of(
     model: nn.Module, test: Labelled, *, preprocessing: Preprocessing, device: torch.device, workers: int = 0
 ) -> Int[Tensor, " read"]:
-    """Place of the class of each test image that can be read from 0, equal logits decided by class number.
-
-    Args:
-        model: A classifier; put into evaluation mode.
-        test: The images.
-        preprocessing: How they are prepared.
-        device: Where to compute.
-        workers: Processes that prepare images.
-
-    Raises:
-        UserError: No image can be read.
-    """
+    """Place of the class of each test image that can be read from 0, on the CPU; equal logits by class number."""
     model.eval()
     labels = torch.from_numpy(test.labels)
     found = [torch.empty(0, dtype=torch.int64)]
@@ -296,3 +198,50 @@ def ranks_of(
     if not len(ranks):
         raise UserError(f"None of the {len(labels)} test images in {test.index.source} could be read. Check the data.")
     return ranks
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Fine-tuning on labelled images, all weights and a new classifier."""
+
+    config: Finetune
+    train: Labelled
+    test: Labelled
+
+    name = "finetune"
+    done = "fine-tuned"
+    headline = "top1"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the scores depend on."""
+        return {
+            "weights": self.source.weights,
+            "train": self.train.index.identity,
+            "test": self.test.index.identity,
+            **asdict(self.source.preprocessing),
+            **dict(self.config),
+        }
+
+    @property
+    def images(self) -> Labelled:
+        """Those that are trained on."""
+        return self.train.take(draw_rows(self.train.labels, self.config))
+
+    def evaluate(self, name: str, work: Path) -> Outcome:
+        """Fine-tune a network, test it and write it."""
+        config, preprocessing, images = self.config, self.source.preprocessing, self.images
+        classes, device = images.index.classes, distributed.this_device()
+        model = self.source.timm_model(name, num_classes=len(classes), drop_path=config.drop_path)
+        plan = blueprint(self.source, name, model, classes=classes, is_linear=config.head == "linear")
+        an_epoch = steps_per_epoch(len(images.labels), config.batch_size) * config.batch_size
+        with self.hooks(name, work, epochs=config.epochs, images=an_epoch) as hooks:
+            model, summary = finetune(
+                model, images, config, preprocessing, device=device, workers=self.options.workers, hooks=hooks
+            )
+            ranks = ranks_of(model, self.test, preprocessing=preprocessing, device=device, workers=self.options.workers)
+        folder = self.folder / "models" / name
+        write_finetuned(model, plan, name=name, folder=folder, preprocessing=preprocessing, source=self.origin)
+        details = {"training_loss": summary.loss, "training_images": float(len(images.labels))}
+        bad_images = {"train": len(summary.bad), "test": len(self.test.labels) - len(ranks)}
+        return replace(Outcome.of_ranks(ranks, details), bad_images=bad_images)

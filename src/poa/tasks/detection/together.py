@@ -16,7 +16,7 @@ from poa.families.slim_resnet import SlimResNet
 from poa.models.source import ModelSource, any_size, blueprint
 from poa.tasks.detection.slimmable import SlimDetectors, extract_detector, slim_detectors
 from poa.tasks.detection.train_one import Task, assess_one, train_detector
-from poa.tasks.training import Reached
+from poa.tasks.training import EpochSummary
 
 WORK = "together"
 """Folder of the checkpoints."""
@@ -45,7 +45,7 @@ def check_slimmable(source: ModelSource, chosen: Sequence[str]) -> None:
         )
 
 
-def train_together(task: Task, chosen: Sequence[str], *, work: Path) -> tuple[SlimDetectors, Reached]:
+def train_together(task: Task, chosen: Sequence[str], *, work: Path) -> tuple[SlimDetectors, EpochSummary]:
     """Train one detector on several widths, from its last checkpoint on.
 
     Args:
@@ -72,7 +72,7 @@ def train_together(task: Task, chosen: Sequence[str], *, work: Path) -> tuple[Sl
 
 
 def assess_width(
-    task: Task, name: str, detectors: SlimDetectors, reached: Reached
+    task: Task, name: str, detectors: SlimDetectors, reached: EpochSummary
 ) -> tuple[Outcome, Mapping[str, int]]:
     """Test a width, and write it as an ordinary detector.
 

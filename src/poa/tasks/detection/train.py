@@ -15,7 +15,7 @@ from poa.data.sampler import keyed_random, steps_per_epoch
 from poa.tasks.detection.coco import Entry, box_entries, mask_entries
 from poa.tasks.detection.data import InstanceBatch, InstanceImages, images_in_order, instance_batches
 from poa.tasks.detection.model import DetectorPlan
-from poa.tasks.training import Advance, Diverged, Reached, Save, Training, adamw, train_epochs
+from poa.tasks.training import Advance, Diverged, EpochSummary, Hooks, Save, Training, adamw, train_epochs
 
 _STEP = 5
 """What random numbers are for: sizes of images, boxes drawn, drop path of a step."""
@@ -161,7 +161,7 @@ def train(
     start: Mapping[str, Any] | None = None,
     save: Save | None = None,
     advance: Advance | None = None,
-) -> Reached:
+) -> EpochSummary:
     """Train a detector in place; one that was stopped and goes on from a saved state ends with the same bits on a CPU.
 
     Args:
@@ -191,7 +191,7 @@ def train(
         seed=settings.seed,
         workers=workers,
     )
-    return train_epochs(training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance)
+    return train_epochs(training, batches, epochs=settings.epochs, steps=steps, hooks=Hooks(start, save, advance))
 
 
 class Example(NamedTuple):

@@ -23,7 +23,7 @@ from poa.tasks.detection.data import InstanceImages
 from poa.tasks.detection.folder import write_detector
 from poa.tasks.detection.model import DetectorPlan, build_detector
 from poa.tasks.detection.train import LIKELY, Found, detect, detector_plan, train
-from poa.tasks.training import Reached
+from poa.tasks.training import EpochSummary
 from poa.training.checkpoint import saver, unfinished
 from poa.training.progress import bar
 
@@ -106,7 +106,7 @@ def detect_one(task: Task, name: str, *, work: Path) -> tuple[Outcome, Mapping[s
 
 
 def assess_one(
-    task: Task, name: str, network: Any, plan: Blueprint, reached: Reached
+    task: Task, name: str, network: Any, plan: Blueprint, reached: EpochSummary
 ) -> tuple[Outcome, Mapping[str, int]]:
     """Test a trained detector, write it and what it found.
 
@@ -199,7 +199,7 @@ def _scores(task: Task, name: str, found: Found) -> Mapping[str, float]:
 
 def train_detector(
     task: Task, network: Any, name: str, *, work: Path, known: Mapping[str, Any], narrower: Sequence[Any] = ()
-) -> Reached:
+) -> EpochSummary:
     """Train a detector in place, from its last checkpoint on.
 
     Args:

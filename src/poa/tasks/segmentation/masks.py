@@ -1,10 +1,10 @@
-"""Images with a class for each pixel: pairs of image and mask, read, looked through and checked before training."""
+"""Images with a class for each pixel: pairs of image and mask, read and checked before training."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from poa.data.images import BadImage, decode
-from poa.data.index import ImageIndex
+from poa.data.index import ImageIndex, open_index
 from poa.data.loader import Plan, prepare
 from poa.data.views import image_tensor
 from poa.errors import UserError
@@ -28,12 +28,7 @@ _OF_IDS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class Pair(NamedTuple):
-    """An image and its mask.
-
-    Attributes:
-        image: RGB, 0..255.
-        mask: Class of each pixel, or the id that is ignored.
-    """
+    """An image, RGB in 0..255, and its mask: the class of each pixel, or the id that is ignored."""
 
     image: UInt8[Tensor, "1 3 height width"]
     mask: Int[Tensor, "height width"]
@@ -41,19 +36,13 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Images and masks that belong together.
-
-    Attributes:
-        images: To choose from.
-        masks: To choose from.
-        image_rows: Number of each pair's image.
-        mask_rows: Number of each pair's mask.
-    """
+    """Images and masks that belong together, by their numbers in both indices; ``ignore`` is the id of no class."""
 
     images: ImageIndex
     masks: ImageIndex
     image_rows: npt.NDArray[np.int64]
     mask_rows: npt.NDArray[np.int64]
+    ignore: int = IGNORED
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -68,21 +57,12 @@ class Pairs:
         return self.images.name(int(self.image_rows[i]))
 
     def take(self, chosen: Sequence[int]) -> "Pairs":
-        """Some of the pairs.
-
-        Args:
-            chosen: Which ones.
-        """
+        """Some of the pairs."""
         rows = np.array(chosen, np.int64)
         return replace(self, image_rows=self.image_rows[rows], mask_rows=self.mask_rows[rows])
 
     def read(self, i: int) -> Pair:
-        """Read pair ``i``.
-
-        Raises:
-            BadImage: The image or the mask is damaged.
-            UserError: The mask is no picture of class ids, or has another size than the image.
-        """
+        """Read pair ``i``; BadImage if image or mask is damaged, UserError if they do not belong together."""
         image = decode(self.images.read(int(self.image_rows[i])))
         row = int(self.mask_rows[i])
         mask = _ids(self.masks.read(row), name=self.masks.name(row), source=self.masks.source)
@@ -95,16 +75,20 @@ class Pairs:
         return Pair(image_tensor(image), torch.from_numpy(mask))
 
 
-def pair_up(images: ImageIndex, masks: ImageIndex) -> Pairs:
-    """Find the mask of each image: that of the same path and name, whatever their endings.
+@dataclass(frozen=True, slots=True)
+class MaskedImages:
+    """Images with masks as the user names them: each a folder, an archive or a list; masks are named like images."""
 
-    Args:
-        images: Each needs a mask.
-        masks: Some may be left over.
+    images: str
+    masks: str
 
-    Raises:
-        UserError: Images without a mask, or names that occur twice.
-    """
+    def open(self, *, limit: int | None = None, ignore: int = IGNORED) -> Pairs:
+        """Their pairs, of ``limit`` images at most."""
+        return pair_up(open_index(self.images, limit=limit), open_index(self.masks), ignore=ignore)
+
+
+def pair_up(images: ImageIndex, masks: ImageIndex, *, ignore: int = IGNORED) -> Pairs:
+    """Find the mask of each image: that of the same path and name, whatever their endings; masks may be left over."""
     of_mask = _by_stem(masks)
     rows = [of_mask.get(stem, -1) for stem in _by_stem(images)]
     missing = [i for i, row in enumerate(rows) if row < 0]
@@ -114,7 +98,7 @@ def pair_up(images: ImageIndex, masks: ImageIndex) -> Pairs:
             f"{images.name(missing[0])!r}; a mask there is called {masks.name(0)!r}. Name each mask like its image, "
             "but for the ending, in folders of the same names."
         )
-    return Pairs(images, masks, np.arange(len(images), dtype=np.int64), np.array(rows, np.int64))
+    return Pairs(images, masks, np.arange(len(images), dtype=np.int64), np.array(rows, np.int64), ignore)
 
 
 def _by_stem(index: ImageIndex) -> dict[str, int]:
@@ -152,14 +136,8 @@ def _ids(encoded: bytes, *, name: str, source: str) -> npt.NDArray[np.int64]:
         raise BadImage(f"cannot be decoded: {error}") from error
 
 
-class Looked(NamedTuple):
-    """What was seen of one pair.
-
-    Attributes:
-        sides: Height and width in pixels; None if image or mask is damaged.
-        ids: Class ids of the mask.
-        pixels: How many pixels have each.
-    """
+class _Contents(NamedTuple):
+    """Of one pair: height and width (None if image or mask is damaged), class ids, and how many pixels have each."""
 
     sides: tuple[int, int] | None
     ids: tuple[int, ...] = ()
@@ -167,16 +145,16 @@ class Looked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What was seen of all pairs.
+class PairStatistics:
+    """What masks hold.
 
     Attributes:
         pairs: Those that can be read.
         num_bad: How many cannot.
         pixels: Number of pixels by class id.
         examples: Name of a mask by class id.
-        smallest: Name and shorter side, in pixels, of the image that is the smallest.
-        fingerprint: Of all pairs that were looked at.
+        smallest: Name of the smallest image, and its shorter side in pixels.
+        fingerprint: Of all pairs that were read.
     """
 
     pairs: Pairs
@@ -188,46 +166,37 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class _LookingPlan(Plan[Looked]):
+class _ContentsPlan(Plan[_Contents]):
     pairs: Pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def make(self, number: int) -> Looked:
+    def make(self, number: int) -> _Contents:
         try:
             pair = self.pairs.read(number)
         except (BadImage, OSError):
-            return Looked(None)
+            return _Contents(None)
         ids, pixels = np.unique(pair.mask.numpy(), return_counts=True)
         height, width = pair.mask.shape
-        return Looked((height, width), tuple(ids.tolist()), tuple(pixels.tolist()))
+        return _Contents((height, width), tuple(ids.tolist()), tuple(pixels.tolist()))
 
 
-def survey(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None] | None = None) -> Survey:
-    """Read all pairs once.
-
-    Args:
-        pairs: To look at.
-        workers: Processes that read them.
-        advance: Told of pairs that were read.
-
-    Raises:
-        UserError: A mask is no picture of class ids or has another size than its image, or no pair can be read.
-    """
+def statistics(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None] | None = None) -> PairStatistics:
+    """Read all pairs once; UserError if a mask does not fit its image, or no pair can be read."""
     good: list[int] = []
     pixels: dict[int, int] = {}
     examples: dict[int, str] = {}
     smallest: tuple[str, int] | None = None
-    for i, looked in enumerate(prepare(_LookingPlan(pairs), workers=workers)):
+    for i, contents in enumerate(prepare(_ContentsPlan(pairs), workers=workers)):
         if advance is not None:
             advance(1)
-        if looked.sides is None:
+        if contents.sides is None:
             continue
         good.append(i)
-        if smallest is None or min(looked.sides) < smallest[1]:
-            smallest = pairs.name(i), min(looked.sides)
-        for number, count in zip(looked.ids, looked.pixels, strict=True):
+        if smallest is None or min(contents.sides) < smallest[1]:
+            smallest = pairs.name(i), min(contents.sides)
+        for number, count in zip(contents.ids, contents.pixels, strict=True):
             pixels[number] = pixels.get(number, 0) + count
             examples.setdefault(number, pairs.masks.name(int(pairs.mask_rows[i])))
     if smallest is None:
@@ -235,22 +204,16 @@ def survey(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None] | N
             f"None of the {len(pairs)} images in {pairs.images.source} could be read together with its mask in "
             f"{pairs.masks.source}. Check that the data are still where they were and that they are images."
         )
-    return Survey(pairs.take(good), len(pairs) - len(good), pixels, examples, smallest, pairs.fingerprint)
+    return PairStatistics(pairs.take(good), len(pairs) - len(good), pixels, examples, smallest, pairs.fingerprint)
 
 
-def class_names(train: Survey, test: Survey, *, names: Sequence[str] | None, ignore: int) -> tuple[str, ...]:
+def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the classes, after checking that the masks have no others.
 
-    Args:
-        train: What the training masks hold; without names, there are as many classes as their highest id asks for.
-        test: What the test masks hold.
-        names: In the order of the ids; None to call the classes by their ids.
-        ignore: Id of pixels that have no class.
-
-    Raises:
-        UserError: Ids without a class, or fewer than two classes in the training masks, or none in the test masks; or
-            without names, ids most of which do not occur.
+    ``names`` are in the order of the ids; without them, classes are called by their ids, up to the highest one in the
+    training masks, most of which have to occur.
     """
+    ignore = train.pairs.ignore
     seen = sorted(set(train.pixels) - {ignore})
     if len(seen) < 2:
         found = f"the one class id {seen[0]}" if seen else "no class id at all"
@@ -271,7 +234,7 @@ def class_names(train: Survey, test: Survey, *, names: Sequence[str] | None, ign
         if strange:
             raise UserError(
                 f"The mask {each.examples[strange[0]]!r} in {each.pairs.masks.source} has pixels of class id "
-                f"{strange[0]}, but {why}, so that ids go from 0 to {len(known) - 1}. Mend the masks or the names, "
+                f"{strange[0]}, but {why}, so that ids go from 0 to {len(known) - 1}. Correct the masks or the names, "
                 f"or leave these pixels out with --ignore {strange[0]}."
             )
     if not set(test.pixels) - {ignore}:
@@ -283,30 +246,17 @@ def class_names(train: Survey, test: Survey, *, names: Sequence[str] | None, ign
 
 
 def read_names(file: Path) -> tuple[str, ...]:
-    """Names of classes from a text file, one a line, in the order of their ids.
-
-    Raises:
-        UserError: The file cannot be read, or has empty lines between names or a name twice.
-    """
+    """Names of classes from a text file, one a line, in the order of their ids."""
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"The class names in {file} cannot be read ({error}). Give a text file with one name a line."
         ) from None
-    twice = _first_twice(names)
+    twice = next((name for name in names if name and names.count(name) > 1), None)
     if "" in names or twice is not None or not names:
         what = f"the name {twice!r} twice" if twice else "an empty line" if "" in names else "no names"
         raise UserError(
             f"{file} holds {what}. Give one name a line, in the order of the class ids from 0, each name once."
         )
     return tuple(names)
-
-
-def _first_twice(names: Iterable[Any]) -> Any:
-    seen = set()
-    for name in names:
-        if name and name in seen:
-            return name
-        seen.add(name)
-    return None

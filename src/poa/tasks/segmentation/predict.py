@@ -1,7 +1,6 @@
-"""Sliding: scores by a window that slides over an image, averaged over scales and mirror images."""
+"""Predicted masks, by a window that slides over an image, averaged over scales and mirror images; and their mIoU."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 from math import ceil
 from typing import NamedTuple
@@ -11,45 +10,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from poa.config.segmentation import Segmentation
 from poa.data.augment import normalise
+from poa.data.images import Preprocessing
 from poa.evaluation.protocol import LEVEL, RESAMPLES
 from poa.tasks.segmentation.crops import resized, scaled_sides
 
 WINDOWS_AT_ONCE = 8
+_RESAMPLED_AT_ONCE = 100
 
 Scorer = Callable[[Tensor], Tensor]
 """From normalised images to scores of each class for each pixel."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sliding:
-    """How an image is tested.
-
-    Attributes:
-        mean: Of the channels, of values in 0..1.
-        std: Of the channels.
-        window: Side of the square window in pixels; 0 for whole images.
-        stride: From one window to the next, in pixels; not larger than the window.
-        scales: Factors by which the image is scaled.
-        flip: Whether the mirror image is tested too.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    window: int
-    stride: int
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-
-
 def starts(side: int, *, window: int, stride: int) -> tuple[int, ...]:
-    """Where windows begin along a side; the last one is moved back so that it ends with the image.
-
-    Args:
-        side: Of the image, in pixels.
-        window: Side of the window, at most ``side``.
-        stride: From one window to the next.
-    """
+    """Where windows begin along a side that is no shorter; the last one is moved back to end with the image."""
     steps = ceil((side - window) / stride)
     return tuple(min(number * stride, side - window) for number in range(steps + 1))
 
@@ -57,13 +32,9 @@ def starts(side: int, *, window: int, stride: int) -> tuple[int, ...]:
 def slide(
     score: Scorer, image: Float[Tensor, "1 3 height width"], *, window: int, stride: int
 ) -> Float[Tensor, "1 classes height width"]:
-    """Scores of each class for each pixel, the mean over all windows that cover it.
+    """Scores of each class for each pixel of a normalised image, the mean over all windows that cover it.
 
-    Args:
-        score: Scores a batch of windows.
-        image: Normalised. Where a side is shorter than the window, so is the window.
-        window: Side of the window in pixels; 0 for the whole image at once.
-        stride: From one window to the next.
+    A window is no larger than the image; 0 is one as large as the image.
     """
     height, width = image.shape[2:]
     if not window or (window >= height and window >= width):
@@ -86,34 +57,26 @@ def slide(
 def predict(
     score: Scorer,
     image: UInt8[Tensor, "1 3 height width"],
-    sliding: Sliding,
+    settings: Segmentation,
+    preprocessing: Preprocessing,
     *,
     sides: tuple[int, int],
     device: torch.device,
 ) -> Int[Tensor, "high wide"]:
-    """Class of each pixel, on the CPU: that of the highest mean probability over scales and mirror images.
+    """Class of each pixel of a mask of these sides, on the CPU: that of the highest mean probability.
 
-    Args:
-        score: Scores a batch of windows, on the device.
-        image: RGB, 0..255.
-        sliding: How.
-        sides: Height and width of the mask wanted, in pixels.
-        device: Where to compute.
+    The mean is over scales and mirror images, as the settings say; ``score`` computes on the device.
     """
+    window = 0 if settings.whole else settings.crop
     total = torch.zeros((), device=device)
-    for scale in sliding.scales:
+    for scale in settings.test_scales:
         scaled = resized(image, scaled_sides(image.shape[2], image.shape[3], shorter=0, factor=scale))
-        values = normalise(scaled.to(device), mean=sliding.mean, std=sliding.std)
-        for is_mirrored in (False, True) if sliding.flip else (False,):
-            found = slide(
-                score, values.flip(3) if is_mirrored else values, window=sliding.window, stride=sliding.stride
-            )
+        values = normalise(scaled.to(device), mean=preprocessing.mean, std=preprocessing.std)
+        for is_mirrored in (False, True) if settings.test_flip else (False,):
+            found = slide(score, values.flip(3) if is_mirrored else values, window=window, stride=settings.stride)
             upright = found.flip(3) if is_mirrored else found
             total = total + F.interpolate(upright.float(), size=sides, mode="bilinear").softmax(dim=1)
     return total[0].argmax(dim=0).cpu()
-
-
-_RESAMPLED_AT_ONCE = 100
 
 
 class Agreement(NamedTuple):
@@ -136,12 +99,6 @@ def count(
     """Pixels of one image by class: predicted and true, true, predicted. Ignored pixels count nowhere.
 
     These are the diagonal and the sums of the rows and of the columns of the confusion matrix.
-
-    Args:
-        truth: Class of each pixel.
-        predicted: The same.
-        num_classes: Number of classes.
-        ignore: Id of true pixels that have no class.
     """
     kept = truth != ignore
     truth, predicted = truth[kept], predicted[kept]
@@ -150,11 +107,7 @@ def count(
 
 
 def agreement(counts: Int[Tensor, "images 3 classes"]) -> Agreement:
-    """Measures over all images together: pixels are summed over images first, as is the custom for data sets.
-
-    Args:
-        counts: One ``count`` an image.
-    """
+    """Measures over all images together: pixels are summed over images first, as is the custom for data sets."""
     iou, accuracy = _measures(counts.sum(dim=0)[None].double())
     return Agreement(float(iou.nanmean()), float(accuracy), iou[0])
 
@@ -165,12 +118,6 @@ def intervals(
     """Percentile bootstrap intervals of ``miou`` and ``pixel_accuracy``: images are drawn with replacement.
 
     A class that no drawn image has is left out of that draw's mean. One image has no interval.
-
-    Args:
-        counts: One ``count`` an image.
-        level: Probability of the intervals, between 0 and 1.
-        resamples: How often to draw.
-        seed: Of the draws.
     """
     num_images = len(counts)
     if num_images < 2:
@@ -185,7 +132,7 @@ def intervals(
         iou, accuracy = _measures((times @ flat).view(rows, *counts.shape[1:]))
         found.append(torch.stack([iou.nanmean(dim=1), accuracy]))
     tail = (1 - level) / 2
-    # a draw of images without any class says nothing
+    # a draw of images without any class has no measures
     ends = torch.nanquantile(torch.cat(found, dim=1), torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=1)
     low, high = ends.tolist()
     return {name: (low[place], high[place]) for place, name in enumerate(("miou", "pixel_accuracy"))}

@@ -1,7 +1,10 @@
-"""Training of one segmentation network on images with masks, and its test, put together from timm's parts."""
+"""Training and testing of segmentation networks on images with masks, put together from timm's parts."""
 
+import csv
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,30 +13,33 @@ from jaxtyping import Float, Int
 from timm.scheduler import PolyLRScheduler
 from torch import Tensor
 
+from poa import distributed
 from poa.config.segmentation import Segmentation
+from poa.data.images import Preprocessing
 from poa.data.sampler import keyed_random, steps_per_epoch
-from poa.tasks.segmentation.crops import CropBatch, Cropping, training_crops, whole_pairs
-from poa.tasks.segmentation.masks import Pair, Pairs
+from poa.evaluation.protocol import Outcome
+from poa.evaluation.results import Results
+from poa.export.timm import Blueprint
+from poa.files import whole_file
+from poa.models.source import backbone_of
+from poa.plots.masks import Row, mask_sheet
+from poa.tasks.maps import Maps
+from poa.tasks.segmentation.crops import CropBatch, training_crops, whole_pairs
+from poa.tasks.segmentation.folder import write_segmenter
+from poa.tasks.segmentation.masks import Pair, Pairs, PairStatistics
 from poa.tasks.segmentation.model import Segmenter
-from poa.tasks.segmentation.predict import Sliding, count, predict
-from poa.tasks.training import Advance, Diverged, Reached, Save, Training, adamw, train_epochs
+from poa.tasks.segmentation.predict import agreement, count, intervals, predict
+from poa.tasks.training import NO_HOOKS, Diverged, EpochSummary, Hooks, Task, Training, adamw, train_epochs
+from poa.training.progress import bar
 
 _STEP = 3
 """What random numbers are for: dropout and drop path of a step."""
 EXAMPLES = 4
-"""How many test images are kept to be looked at."""
+"""How many test images are drawn."""
 
 
 class SegmenterTraining(Training[CropBatch]):
-    """A network that is being trained, and all that a step changes.
-
-    Args:
-        network: Taken over.
-        settings: How to train it.
-        num_steps: Of the whole training.
-        ignore: Id of pixels without a class.
-        device: Where to compute.
-    """
+    """A network that is being trained for ``num_steps``, and all that a step changes."""
 
     def __init__(
         self, network: Segmenter, settings: Segmentation, *, num_steps: int, ignore: int, device: torch.device
@@ -55,18 +61,7 @@ class SegmenterTraining(Training[CropBatch]):
         )
 
     def step(self, step: int, batch: CropBatch) -> float:
-        """Train on one batch.
-
-        Args:
-            step: Number of the step, from 0.
-            batch: Its images and masks.
-
-        Returns:
-            The loss.
-
-        Raises:
-            Diverged: The loss is not finite.
-        """
+        """Train on one batch; the loss."""
         self.network.train()
         self._scheduler.step_update(step)
         masks = batch.masks.to(self._device)
@@ -84,15 +79,11 @@ class SegmenterTraining(Training[CropBatch]):
         return value
 
     def state(self) -> dict[str, Any]:
-        """All that must be saved to go on."""
+        """All that must be saved to resume."""
         return {"network": self.network.trained.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave.
-
-        Args:
-            state: Of a training with the same settings.
-        """
+        """Resume from what ``state`` gave."""
         self.network.trained.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
 
@@ -100,13 +91,7 @@ class SegmenterTraining(Training[CropBatch]):
 def pixel_loss(
     scores: Float[Tensor, "batch classes height width"], masks: Int[Tensor, "batch height width"], *, ignore: int
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pixels that have a class; 0 where none has.
-
-    Args:
-        scores: Of each class.
-        masks: Class of each pixel.
-        ignore: Id of pixels without a class.
-    """
+    """Mean cross-entropy over the pixels that have a class; 0 where none has."""
     total = F.cross_entropy(scores.float(), masks, ignore_index=ignore, reduction="sum")
     return total / (masks != ignore).sum().clamp(min=1)
 
@@ -114,102 +99,178 @@ def pixel_loss(
 def train(
     network: Segmenter,
     pairs: Pairs,
-    *,
     settings: Segmentation,
-    cropping: Cropping,
+    preprocessing: Preprocessing,
+    *,
     device: torch.device,
     workers: int = 0,
-    start: Mapping[str, Any] | None = None,
-    save: Save | None = None,
-    advance: Advance | None = None,
-) -> Reached:
-    """Train a network in place; one that was stopped and goes on from a saved state ends with the same bits on a CPU.
+    hooks: Hooks = NO_HOOKS,
+) -> EpochSummary:
+    """Train a network with a fresh head in place on pairs that can be read.
 
-    Args:
-        network: With a fresh head.
-        pairs: Images and masks that can be read.
-        settings: How to train.
-        cropping: How crops are made.
-        device: Where to compute.
-        workers: Processes that prepare crops.
-        start: A state to go on from.
-        save: Called after each epoch with the number of epochs done and a state to go on from.
-        advance: Told of images that were trained on.
-
-    Raises:
-        Diverged: The loss is not finite.
-        UserError: There are fewer images than a batch needs.
+    A training that was stopped and resumes ends with the same bits as one that was not, on a CPU.
     """
     steps = steps_per_epoch(len(pairs), settings.batch_size)
-    training = SegmenterTraining(
-        network, settings, num_steps=settings.epochs * steps, ignore=cropping.ignore, device=device
-    )
-    batches = partial(
-        training_crops, pairs, cropping, batch_size=settings.batch_size, seed=settings.seed, workers=workers
-    )
-    return train_epochs(training, batches, epochs=settings.epochs, steps=steps, start=start, save=save, advance=advance)
+    num_steps = settings.epochs * steps
+    training = SegmenterTraining(network, settings, num_steps=num_steps, ignore=pairs.ignore, device=device)
+    batches = partial(training_crops, pairs, settings, preprocessing, workers=workers)
+    return train_epochs(training, batches, epochs=settings.epochs, steps=steps, hooks=hooks)
 
 
 class Example(NamedTuple):
-    """A test image to be looked at.
-
-    Attributes:
-        name: Of its file.
-        pair: The image and its true mask.
-        predicted: Class of each pixel.
-    """
+    """A test image to be shown: the name of its file, the image with its true mask, and the predicted one."""
 
     name: str
     pair: Pair
     predicted: Int[Tensor, "height width"]
 
 
-class Assessed(NamedTuple):
-    """What a test gave.
-
-    Attributes:
-        counts: Pixels by class of each test image, see ``poa.tasks.segmentation.predict.count``.
-        examples: Some of the images, evenly spread.
-    """
+class Evaluation(NamedTuple):
+    """Pixels by class of each test image (``poa.tasks.segmentation.predict.count``); some images, evenly spread."""
 
     counts: Int[Tensor, "images 3 classes"]
     examples: tuple[Example, ...]
 
 
-def assess(
+def evaluate(
     network: Segmenter,
     pairs: Pairs,
-    sliding: Sliding,
+    settings: Segmentation,
+    preprocessing: Preprocessing,
     *,
     num_classes: int,
-    ignore: int,
-    resize: int = 0,
     device: torch.device,
     workers: int = 0,
     advance: Callable[[int], None] | None = None,
-) -> Assessed:
-    """Predict the masks of all test images, each at its own size, and compare.
-
-    Args:
-        network: Put into evaluation mode.
-        pairs: Images and masks that can be read.
-        sliding: How images are tested.
-        num_classes: Number of classes.
-        ignore: Id of pixels without a class.
-        resize: Shorter side of the images the network sees, in pixels; 0 leaves them.
-        device: Where to compute.
-        workers: Processes that read images.
-        advance: Told of images that were tested.
-    """
+) -> Evaluation:
+    """Predict the masks of all test images, each at its own size, and compare."""
     network.eval().to(device)
     shown = {number * len(pairs) // EXAMPLES for number in range(EXAMPLES)}
     counts, examples = [], []
-    for i, pair in enumerate(whole_pairs(pairs, resize=resize, workers=workers)):
+    for i, pair in enumerate(whole_pairs(pairs, resize=settings.resize, workers=workers)):
         height, width = pair.mask.shape
-        predicted = predict(network, pair.image, sliding, sides=(height, width), device=device)
-        counts.append(count(pair.mask, predicted, num_classes=num_classes, ignore=ignore))
+        predicted = predict(network, pair.image, settings, preprocessing, sides=(height, width), device=device)
+        counts.append(count(pair.mask, predicted, num_classes=num_classes, ignore=pairs.ignore))
         if i in shown:
             examples.append(Example(pairs.name(i), pair, predicted))
         if advance is not None:
             advance(1)
-    return Assessed(torch.stack(counts), tuple(examples))
+    return Evaluation(torch.stack(counts), tuple(examples))
+
+
+@dataclass(frozen=True)
+class SegmentationTask(Task):
+    """Segmentation by a head on each network, which is trained further or stays as it is.
+
+    Attributes:
+        config: With the crop and the stride that are used.
+        train: Images to train on.
+        test: Images to test on.
+        classes: Names by id.
+    """
+
+    config: Segmentation
+    train: PairStatistics
+    test: PairStatistics
+    classes: tuple[str, ...]
+
+    name = "segmentation"
+    headline = "miou"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the scores depend on."""
+        return {
+            "weights": self.source.weights,
+            "train": self.train.fingerprint,
+            "test": self.test.fingerprint,
+            "classes": self.classes,
+            "ignore": self.train.pairs.ignore,
+            "mean": self.source.preprocessing.mean,
+            "std": self.source.preprocessing.std,
+            **dict(self.config),
+        }
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """That of the source, for crops."""
+        return replace(self.source.preprocessing, image_size=self.config.crop, resize=self.config.crop)
+
+    def evaluate(self, name: str, work: Path) -> Outcome:
+        """Train a head on a network, test it, write it and draw some test images."""
+        config, preprocessing, workers = self.config, self.preprocessing, self.options.workers
+        pairs, device = self.train.pairs, distributed.this_device()
+        network, blueprint = self._network(name)
+        an_epoch = steps_per_epoch(len(pairs), config.batch_size) * config.batch_size
+        with self.hooks(name, work, epochs=config.epochs, images=an_epoch) as hooks:
+            summary = train(network, pairs, config, preprocessing, device=device, workers=workers, hooks=hooks)
+        with bar(f"{name} test images", total=len(self.test.pairs), console=self.console) as advance:
+            found = evaluate(
+                network,
+                self.test.pairs,
+                config,
+                preprocessing,
+                num_classes=len(self.classes),
+                device=device,
+                workers=workers,
+                advance=advance,
+            )
+        self._draw(name, found)
+        write_segmenter(
+            network,
+            blueprint,
+            self.folder / "models" / name,
+            name=name,
+            source=self.origin,
+            classes=self.classes,
+            ignore=pairs.ignore,
+            preprocessing=preprocessing,
+        )
+        return self._outcome(found, network, summary)
+
+    def finish(self, results: Results, folder: Path) -> None:
+        """Write ``classes.csv``: the IoU of each class, a line a class, a column a network."""
+        networks = list(results.in_order().scores)
+        with whole_file(folder / "classes.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["class", *networks])
+            for name in self.classes:
+                writer.writerow([name, *(results.details[network].get(f"iou {name}", "") for network in networks)])
+
+    def _network(self, name: str) -> tuple[Segmenter, Blueprint]:
+        """A network with a fresh head, for images of any size where it can, and how timm builds its backbone."""
+        config = self.config
+        backbone, blueprint = backbone_of(self.source, name, drop_path=config.drop_path)
+        is_square = not config.whole and min(config.test_scales) >= 1
+        maps = Maps(backbone.eval(), image_size=(config.crop, config.crop + (0 if is_square else 1)))
+        return Segmenter(maps, config, num_classes=len(self.classes)), blueprint
+
+    def _draw(self, name: str, found: Evaluation) -> None:
+        rows = []
+        for each in found.examples:
+            image = F.interpolate(each.pair.image, tuple(each.pair.mask.shape), mode="nearest")
+            truth = each.pair.mask.masked_fill(each.pair.mask == self.test.pairs.ignore, -1)
+            rows.append(Row(each.name, image[0].permute(1, 2, 0).numpy(), truth.numpy(), each.predicted.numpy()))
+        pictures = self.folder / "pictures"
+        pictures.mkdir(exist_ok=True)
+        whose = dict.fromkeys((Path(self.source.name).name, name))
+        title = f"{' '.join(whose)}: mIoU {agreement(found.counts).miou:.1f} %"
+        mask_sheet(rows, classes=self.classes, title=title, out=pictures / f"{name}.png")
+
+    def _outcome(self, found: Evaluation, network: Segmenter, summary: EpochSummary) -> Outcome:
+        """Scores of all test images together, which are no means over images."""
+        measured = agreement(found.counts)
+        of_class = zip(self.classes, measured.iou.tolist(), measured.iou.isfinite().tolist(), strict=True)
+        details = {
+            "training_loss": summary.loss,
+            "training_images": float(len(self.train.pairs)),
+            "test_images": float(len(self.test.pairs)),
+            "head_parameters": float(sum(each.numel() for each in network.head.parameters())),
+            **{f"iou {name}": value for name, value, occurs in of_class if occurs},
+        }
+        return Outcome(
+            {"miou": measured.miou, "pixel_accuracy": measured.pixel_accuracy},
+            details=details,
+            bad_images={"train": self.train.num_bad, "test": self.test.num_bad},
+            ends=intervals(found.counts),
+        )

@@ -1,0 +1,113 @@
+"""Networks of a source trained for a task and tested: the images are opened and checked, then one sweep does the rest.
+
+Under the folder of the results, scores are in ``<task>.json`` and ``.csv`` and models in ``models``. A network with
+scores is not trained again, and one that was stopped resumes from its last checkpoint, with the same result. All raise
+``NotScored`` if some trainings diverged, and other kinds of ``UserError`` if images and settings do not fit together.
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from poa.config.finetune import Finetune
+from poa.config.segmentation import Segmentation
+from poa.data.index import open_index
+from poa.data.sampler import steps_per_epoch
+from poa.errors import UserError
+from poa.evaluation.results import Results
+from poa.evaluation.sweep import DEFAULTS, SweepOptions, sweep
+from poa.models.source import ModelSource
+from poa.tasks.classification.data import labelled, training_transform
+from poa.tasks.classification.train import Classification
+from poa.tasks.segmentation.crops import scaled_sides
+from poa.tasks.segmentation.masks import (
+    IGNORED,
+    MaskedImages,
+    Pairs,
+    PairStatistics,
+    class_names,
+    read_names,
+    statistics,
+)
+from poa.tasks.segmentation.train import SegmentationTask
+from poa.tasks.training import Task
+from poa.training.progress import bar
+
+
+def finetune_networks(
+    source: ModelSource,
+    config: Finetune,
+    *,
+    train: str,
+    test: str,
+    limit: int | None = None,
+    save_every: int = 1,
+    options: SweepOptions = DEFAULTS,
+) -> Results:
+    """Train networks on labelled images, or a class-balanced ``limit`` of them, all weights and a new classifier."""
+    images = labelled(open_index(train, limit=limit), open_index(test))
+    task = Classification(source, options, save_every, config, *images)
+    training_transform(config, source.preprocessing)
+    steps_per_epoch(len(task.images.labels), config.batch_size)
+    return _run(task)
+
+
+def segment_networks(
+    source: ModelSource,
+    config: Segmentation,
+    *,
+    train: MaskedImages,
+    test: MaskedImages,
+    classes: Path | None = None,
+    ignore: int = IGNORED,
+    limit: int | None = None,
+    save_every: int = 1,
+    options: SweepOptions = DEFAULTS,
+) -> Results:
+    """Train a head on each network, with or without the network itself, for images with masks.
+
+    ``classes`` is a text file of their names, which are their ids by default; pixels of id ``ignore`` have none (-1 if
+    all have one). IoU by class is written to ``classes.csv``, pictures to ``pictures``.
+    """
+    names = None if classes is None else read_names(classes)
+    train_pairs, test_pairs = train.open(limit=limit, ignore=ignore), test.open(ignore=ignore)
+    if train_pairs.images.fingerprint == test_pairs.images.fingerprint:
+        raise UserError(
+            f"The training and the test images are the same ({train.images}), so that the test would prove nothing. "
+            "Give other images to test on."
+        )
+    found = _statistics(train_pairs, "training", options), _statistics(test_pairs, "test", options)
+    known = class_names(*found, names=names)
+    config = _resolved(config, source.preprocessing.image_size, *found)
+    return _run(SegmentationTask(source, options, save_every, config, *found, known))
+
+
+def _run(task: Task) -> Results:
+    if task.save_every < 1:
+        raise UserError(f"--save-every must be at least 1, got {task.save_every}.")
+    return sweep(task.source, task, task.source.choose(task.options.sizes), task.options)
+
+
+def _statistics(pairs: Pairs, part: str, options: SweepOptions) -> PairStatistics:
+    with bar(f"reading {part} masks", total=len(pairs), console=options.console or Console(stderr=True)) as advance:
+        return statistics(pairs, workers=options.workers, advance=advance)
+
+
+def _resolved(config: Segmentation, image_size: int, train: PairStatistics, test: PairStatistics) -> Segmentation:
+    """The settings with the window and its stride as they will be used, after checking them against the images."""
+    crop = config.crop or image_size
+    stride = config.stride or max(1, round(crop * 2 / 3))
+    if stride > crop:
+        raise UserError(
+            f"Windows of {crop} pixels that begin {stride} pixels apart leave gaps. Set --stride to at most {crop}."
+        )
+    steps_per_epoch(len(train.pairs), config.batch_size)
+    name, side = test.smallest
+    side = min(scaled_sides(side, side, shorter=config.resize))
+    if not config.whole and side < crop:
+        after = " after --resize" if config.resize else ""
+        raise UserError(
+            f"The test image {name!r} is {side} pixels on its shorter side{after}, smaller than the window of {crop}. "
+            f"Set --crop to at most {side}, enlarge images with --resize {crop}, or test on whole images with --whole."
+        )
+    return config.changed(crop=crop, stride=0 if config.whole else stride)
