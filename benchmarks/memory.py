@@ -20,7 +20,8 @@ from poa.config import resolve
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.elastic.space import Size
-from poa.pretraining.step import Parts, assemble, train_step
+from poa.pretraining.build import Parts, assemble
+from poa.pretraining.step import train_step
 from poa.training.progress import memory_in_use
 
 MIB = 2**20

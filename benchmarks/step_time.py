@@ -26,7 +26,8 @@ from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
 from poa.losses.prototypes import prototype_logits, sinkhorn
 from poa.methods.poa import POA, BranchOutput
-from poa.pretraining.step import Parts, assemble, train_step
+from poa.pretraining.build import Parts, assemble
+from poa.pretraining.step import train_step
 from poa.training.optimizer import clip_gradients
 
 TARGET = 1.25

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tiny
 from poa.data.index import open_index
 from poa.models.registry import family_of
-from poa.pretraining.step import Parts, assemble
+from poa.pretraining.build import Parts, assemble
 
 State = dict[str, Tensor]
 

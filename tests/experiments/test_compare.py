@@ -16,7 +16,7 @@ from poa.errors import UserError
 from poa.experiments import compare
 from poa.plots.contest import Score, contest_plot, contest_tables
 from poa.pretraining import loop
-from poa.pretraining.metrics import read_metrics
+from poa.pretraining.logger import read_metrics
 
 TRAIN, TEST = "digits/train", "digits/test"
 GIVEN = {"data": TRAIN, "limit": 32, "epochs": 1, "heads": {"prototypes": [16]}}

@@ -12,7 +12,7 @@ from poa.experiments import compute
 from poa.experiments.compute import training_flops
 from poa.experiments.plan import plan
 from poa.models.registry import family_of, only
-from poa.pretraining import method as build_method
+from poa.pretraining import build
 
 SMALL, LARGE = Size(32, (2,)), Size(64, (3,))
 IMAGES = 70
@@ -38,7 +38,7 @@ def views(config: Config) -> Views:
 def test_counted_from_shapes_as_while_running(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the patches of every crop are hidden, so that the mean is a whole number."""
     chosen = tiny.config(family, method="single", views={"mask_share": 1.0, "mask_ratio": (0.5, 0.5)})
-    method = build_method.method_of(chosen, family_of(chosen))
+    method = build.method_of(chosen, family_of(chosen))
     with FlopCounterMode(display=False) as forward:
         total = torch.stack(list(method(views(chosen), (), temperature=0.05).values())).sum()
     with FlopCounterMode(display=False) as backward:

@@ -9,7 +9,7 @@ import tiny
 from poa.config.pretraining import Config
 from poa.errors import UserError
 from poa.models.registry import family_of
-from poa.pretraining.method import memory_warning, method_of
+from poa.pretraining.build import memory_warning, method_of
 from trained import started
 
 
@@ -42,7 +42,7 @@ def test_runs_of_usual_size_get_none(settings: dict[str, Any]) -> None:
 def test_it_is_said_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("poa.pretraining.method.MANY_PIXELS", 8 * 16**2)
+    monkeypatch.setattr("poa.pretraining.build.MANY_PIXELS", 8 * 16**2)
     poa.pretrain(**tiny.settings(out=str(tmp_path / "run"), epochs=1, optimizer={"warmup_epochs": 0}))
     told = capsys.readouterr().err
     assert re.search(r"Note: Passes of 16 images .*--accumulate 2,.*step 1/", told, re.DOTALL)

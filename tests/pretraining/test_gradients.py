@@ -33,9 +33,7 @@ def test_by_hand() -> None:
     whole = math.sqrt(9 + 16 + 144 + 84**2)
     torch.testing.assert_close(found.norms, torch.tensor([[whole, 5.0], [10.0, 6.0]], dtype=torch.float64))
     assert found.means() == pytest.approx(((whole + 10) / 2, 5.5))
-    assert found.ratio(1) == pytest.approx((whole + 10) / 11)
     assert found.rest_ratio(1) == pytest.approx((math.sqrt(144 + 84**2) + 8) / 11)
-    assert found.ratio(0) == 1.0
     assert found.rest_ratio(0) == 0.0
 
 

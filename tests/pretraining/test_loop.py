@@ -20,7 +20,7 @@ from PIL import Image
 import poa
 import tiny
 from poa.errors import UserError
-from poa.pretraining.metrics import read_metrics
+from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, step_of
 
 EPOCHS, STEPS = 2, 8

@@ -13,7 +13,7 @@ import torch
 import poa
 import tiny
 from poa.errors import UserError
-from poa.pretraining.metrics import read_metrics
+from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import checkpoints, load_checkpoint, step_of
 
 STEPS = 8
@@ -144,5 +144,5 @@ def test_a_queue_longer_than_the_data_is_noted(
 
 @pytest.mark.parametrize("method", ["poa", "single"])
 def test_a_restart_without_a_slow_start_is_told(method: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"--optimizer\.restart-lr says nothing to --method {method}"):
+    with pytest.raises(UserError, match=rf"--optimizer\.restart-lr has no effect with --method {method}"):
         poa.pretrain(**tiny.settings(method=method, out=str(tmp_path / "run"), optimizer={"restart_lr": 0.1}))

@@ -14,9 +14,8 @@ from poa.config import resolve
 from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import build
-from poa.pretraining import method as build_method
 from poa.pretraining import step as poa_step
-from poa.pretraining.metrics import read_metrics
+from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import checkpoints, load_checkpoint, step_of
 
 STEPS_PER_EPOCH = 1251  # of ImageNet, 1024 images at a time
@@ -111,9 +110,9 @@ def test_h_learning_rates_of_the_published_recipes(recipe: str, epoch: int, lr: 
 
 def test_published_recipes_name_the_published_constants() -> None:
     config = resolve.resolve(recipe="slimclr-mocov3")
-    assert build_method.SLIMCLR[config.method].__name__ == "MoCoV3"
+    assert build.SLIMCLR[config.method].__name__ == "MoCoV3"
     assert [str(size) for size in family_of(config).space.sizes] == [f"{width}x3-4-6-3" for width in (16, 32, 48, 64)]
-    subnets = build_method.subnets_of(config, family_of(config), steps_per_epoch=10)
+    subnets = build.subnets_of(config, family_of(config), steps_per_epoch=10)
     assert subnets(1499) == ()
     assert [size.width for size in subnets(1500)] == [48, 32, 16]
     momentum = build.schedules_of(config, steps_per_epoch=10)
@@ -148,7 +147,7 @@ def test_what_cannot_be_slimmed_is_told(tmp_path: Path, over: dict[str, Any], sa
 def test_only_moco_v2_minds_the_queue() -> None:
     for recipe in ("slimclr-simclr", "slimclr-mocov3"):
         config = resolve.resolve({**TINY, "slim": {"queue": 40}}, recipe=recipe)
-        method = build_method.method_of(config, family_of(config))
+        method = build.method_of(config, family_of(config))
         assert method.served is method.get_submodule(config.served)
 
 

@@ -15,7 +15,8 @@ from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import FACTORS, RawViews, Views
 from poa.methods.poa import POA, Targets
-from poa.pretraining.step import Parts, assemble, train_step
+from poa.pretraining.build import Parts, assemble
+from poa.pretraining.step import train_step
 from poa.training.health import NonFiniteLoss
 from processes import run_processes
 
@@ -94,15 +95,12 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale)
 
 
-# ---- one process -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_step_trains_the_student_and_moves_the_teacher_after_it(family: str) -> None:
     config = tiny.config(family)
     parts = parts_of(config)
     before = state_of(parts)["method"]
-    measured = train_step(parts, 5, batches_of(config, parts)[0])
+    measured = train_step(parts, 5, batches_of(config, parts)[0]).metrics
     momentum = parts.schedules.at(5).momentum
     after = parts.method.state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
@@ -111,7 +109,7 @@ def test_a_step_trains_the_student_and_moves_the_teacher_after_it(family: str) -
         student = after[name.replace("teacher", "student")]
         torch.testing.assert_close(after[name], momentum * before[name] + (1 - momentum) * student)
     weights = parts.method.weights((), num_locals=parts.views.num_locals)
-    expected = {*weights, "loss", "grad_norm/backbone", "grad_norm/heads", "stop"}
+    expected = {*weights, "loss", "grad_norm/backbone", "grad_norm/heads"}
     assert measured.keys() == expected
     total = sum(weight * measured[name] for name, weight in weights.items())
     assert measured["loss"] == pytest.approx(total, rel=1e-5)
@@ -121,8 +119,9 @@ def test_a_step_trains_the_student_and_moves_the_teacher_after_it(family: str) -
 def test_learning_rate_and_decay_of_the_step_reach_the_optimizer() -> None:
     config = tiny.config()
     parts = parts_of(config)
-    train_step(parts, 6, batches_of(config, parts)[0])
+    result = train_step(parts, 6, batches_of(config, parts)[0])
     values = parts.schedules.at(6)
+    assert (result.lr, result.sizes, result.stop) == (values.lr, parts.subnets(6), False)
     assert max(group["lr"] for group in parts.optimizer.param_groups) == pytest.approx(values.lr)
     decays = sorted({group["weight_decay"] for group in parts.optimizer.param_groups})
     assert decays == pytest.approx([0.0, values.weight_decay])
@@ -154,8 +153,8 @@ def test_masks_start_when_they_shall() -> None:
     batch = batches_of(config, parts)[0]
     assert batch[0].masks.any()
     first = parts.steps_per_epoch
-    assert train_step(parts, first - 1, batch)["intact/ibot"] == 0.0
-    assert train_step(parts, first, batch)["intact/ibot"] > 0.0
+    assert train_step(parts, first - 1, batch).metrics["intact/ibot"] == 0.0
+    assert train_step(parts, first, batch).metrics["intact/ibot"] > 0.0
 
 
 @pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family != "resnet"])  # which drops nothing
@@ -166,7 +165,7 @@ def test_a_step_depends_on_nothing_random_but_its_number(family: str) -> None:
     for step, seed in ((4, 0), (4, 1), (5, 1)):
         parts = parts_of(config)
         torch.manual_seed(seed)
-        results.append(train_step(parts, step, batches_of(config, parts)[0])["intact/global"])
+        results.append(train_step(parts, step, batches_of(config, parts)[0]).metrics["intact/global"])
     assert results[0] == results[1] != results[2]
 
 
@@ -189,7 +188,7 @@ def test_accumulated_gradients_are_the_mean_over_micro_batches(clip: float) -> N
             assert parameter.grad is not None
             expected[name] = expected.get(name, 0.0) + parameter.grad / 2
     kept = keep_gradients(parts)
-    measured = train_step(parts, 3, batch)
+    measured = train_step(parts, 3, batch).metrics
     assert measured["loss"] == pytest.approx(sum(totals) / 2, rel=1e-5)
     assert len(kept) == 1
     assert_same_gradients(kept[0], clipped(expected, most=parts.clip))
@@ -243,11 +242,12 @@ def test_what_is_not_finite_stops_the_run_and_changes_nothing(
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_bf16_on_the_cpu(family: str) -> None:
     drops = {} if family == "resnet" else {"drop_path": 0.2}
-    full, low = (tiny.config(family, precision=precision, model=drops) for precision in ("fp32", "bf16"))
     results = []
-    for config in (full, low):
+    for config in (tiny.config(family, precision=precision, model=drops) for precision in ("fp32", "bf16")):
         parts = parts_of(config)
-        losses = [train_step(parts, step, batch) for step, batch in enumerate(batches_of(config, parts, num_steps=2))]
+        losses = [
+            train_step(parts, step, batch).metrics for step, batch in enumerate(batches_of(config, parts, num_steps=2))
+        ]
         assert {value.dtype for value in parts.method.state_dict().values()} == {torch.float32}
         assert all(math.isfinite(value) for measured in losses for value in measured.values())
         results.append(losses[0])
@@ -258,12 +258,10 @@ def test_bf16_on_the_cpu(family: str) -> None:
 def test_moving_average_centring_trains() -> None:
     config = tiny.config(losses={"centering": "moving-average"})
     parts = parts_of(config)
-    measured = train_step(parts, 2, batches_of(config, parts)[0])
+    measured = train_step(parts, 2, batches_of(config, parts)[0]).metrics
     assert math.isfinite(measured["loss"])
     assert parts.method.state_dict()["cls_centers.0.center"].abs().max() > 0
 
-
-# ---- two processes ---------------------------------------------------------------------------------------------------
 
 SAME_SIZES: dict[str, Any] = {
     "same_sizes_on_all_ranks": True,
@@ -286,8 +284,9 @@ def train_here(config: Config) -> dict[str, Any]:
     parts = parts_of(config)
     gradients = keep_gradients(parts)
     shares = batches_of(config, parts, num_steps=STEPS, rank=rank, world_size=world_size)
-    measured = [train_step(parts, step, batch, stop=rank == 1) for step, batch in enumerate(shares)]
-    return {"gradients": gradients, "measured": measured, "state": state_of(parts)}
+    results = [train_step(parts, step, batch, stop=rank == 1) for step, batch in enumerate(shares)]
+    measured, stops = [result.metrics for result in results], [result.stop for result in results]
+    return {"gradients": gradients, "measured": measured, "stops": stops, "state": state_of(parts)}
 
 
 def poison_one_process() -> str:
@@ -316,7 +315,7 @@ def two_processes() -> list[dict[str, Any]]:
 def test_processes_stay_in_step(two_processes: list[dict[str, Any]], case: str) -> None:
     first, second = (result[case] for result in two_processes)
     assert first["measured"] == second["measured"]
-    assert all(measured["stop"] == 0.5 for measured in first["measured"])
+    assert first["stops"] == second["stops"] == [True] * STEPS
     for name, value in first["state"]["method"].items():
         assert torch.equal(value, second["state"]["method"][name]), name
 
@@ -334,12 +333,12 @@ def test_two_processes_with_equal_sizes_equal_one(two_processes: list[dict[str, 
     halves = [batches_of(config, alone, num_steps=STEPS, rank=rank, world_size=2) for rank in range(2)]
     # one process's micro-batches hold what both processes together hold at a time
     steps = [[merge(first, second) for first, second in zip(*pair, strict=True)] for pair in zip(*halves, strict=True)]
-    measured = [train_step(alone, step, batch) for step, batch in enumerate(steps)]
+    measured = [train_step(alone, step, batch).metrics for step, batch in enumerate(steps)]
     found = two_processes[0][family]
     assert_same_gradients(found["gradients"][0], gradients[0])
     for ours, theirs in zip(measured, found["measured"], strict=True):
         assert ours.keys() == theirs.keys()
-        for name in ours.keys() - {"stop"}:
+        for name in ours:
             assert theirs[name] == pytest.approx(ours[name], rel=1e-3), name
 
 

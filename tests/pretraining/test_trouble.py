@@ -12,7 +12,7 @@ from command import STEPS, poa, tiny_file
 from complaints import TRAIN, picture, refused, truncate
 from poa.errors import UserError
 from poa.pretraining import loop
-from poa.pretraining.metrics import MetricsLog
+from poa.pretraining.logger import MetricsLog
 from poa.training import checkpoint
 
 

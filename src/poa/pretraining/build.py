@@ -1,26 +1,136 @@
-"""From settings to parts: the only place where a configuration is taken apart."""
+"""From settings to the parts of a training: the only place where they are taken apart."""
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
-from poa.config.pretraining import Config
+from poa import distributed
+from poa.config.pretraining import ELASTIC, SLIMMABLE, Config, ViewSettings
+from poa.data.index import ImageIndex
 from poa.data.masks import Masking
+from poa.data.sampler import steps_per_epoch
+from poa.elastic.space import Size, SubnetSchedule
 from poa.errors import UserError
 from poa.families.base import Family
+from poa.families.slim_resnet import SlimResNet
+from poa.methods.base import Method
+from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
+from poa.methods.poa import POA
+from poa.methods.seed import SEED
+from poa.models.init import Listing, start_from
+from poa.models.registry import drop_path_of, family_of
+from poa.models.source import teacher_of
+from poa.pretraining.gradients import GradientDiagnosis
+from poa.training.optimizer import OPTIMIZERS, norm_parameters, parameter_groups
 from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr, switched
+
+SLIMCLR: Mapping[str, type[SimCLR | MoCoV2 | MoCoV3]] = {
+    "slimclr-simclr": SimCLR,
+    "slimclr-mocov2": MoCoV2,
+    "slimclr-mocov3": MoCoV3,
+}
+MANY_PIXELS = 256 * 224**2
+"""Of global crops in a pass, above which a CPU's memory may be too small for common networks."""
+Subnets = Callable[..., tuple[Size, ...]]
+"""Which sub-networks are trained at a step, called as ``subnets(step, rank=rank)``."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a step works on, on this process.
+
+    Attributes:
+        wrapped: The method, wrapped for data parallelism.
+        scaler: Of fp16 gradients; does nothing in other precisions.
+        dtype: Precision of the backbones.
+        ibot_start: First step with masks.
+        clip: Largest gradient norm of backbone and heads each.
+        gradients: How gradients are measured by width, if they are.
+        listing: What became of the trained weights that the run starts from, if there are any.
+    """
+
+    family: Family
+    method: Method
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    schedules: Schedules
+    subnets: Subnets
+    views: ViewSettings
+    masking: Masking
+    dtype: torch.dtype
+    device: torch.device
+    steps_per_epoch: int
+    ibot_start: int
+    clip: float
+    seed: int
+    gradients: GradientDiagnosis | None
+    listing: Listing | None
+
+
+def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: bool = True) -> Parts:
+    """Build everything a run needs, freshly initialised from its seed.
+
+    A fresh run may start from trained weights; one that is resumed has its weights in a checkpoint.
+
+    Raises:
+        UserError: Settings do not fit the images or the device, or trained weights do not fit the network.
+    """
+    views, every = config.views, config.monitor.gradients_every
+    views.check()
+    dtype = precision_of(config, device)
+    # on the CPU the fused attention kernel is several times slower in bf16 than matrix products and a softmax
+    family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
+    epoch = steps_per_epoch(len(index), config.batch_size)
+    torch.manual_seed(config.seed)
+    teacher = teacher_of(config) if config.method == "seed" else None
+    method = method_of(config, family, teacher=teacher)
+    listing = None
+    if fresh and config.init is not None:
+        backbones = {branch.backbone: None for branch in (method.student, method.served)}
+        listing = start_from(config.init, *backbones, normalisation=(views.mean, views.std))
+    method = method.to(device).train()
+    groups = parameter_groups(
+        method.student.named_parameters(),
+        layer_of=family.layer,
+        num_layers=family.num_layers,
+        layer_decay=config.optimizer.layer_decay,
+        patch_embed_multiplier=config.optimizer.patch_embed_multiplier,
+        norms=norm_parameters(method.student),
+        decay_all=config.optimizer.decay_all,
+    )
+    return Parts(
+        family=family,
+        method=method,
+        wrapped=distributed.data_parallel(method, device=device, find_unused=config.method in SLIMMABLE),
+        optimizer=OPTIMIZERS[config.optimizer.kind](groups),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        schedules=schedules_of(config, steps_per_epoch=epoch),
+        subnets=subnets_of(config, family, steps_per_epoch=epoch),
+        views=views,
+        masking=Masking(grid=family.mask_grid(views.global_size), share=views.mask_share, ratio=views.mask_ratio),
+        dtype=dtype,
+        device=device,
+        steps_per_epoch=epoch,
+        ibot_start=round(config.losses.ibot_start_epoch * epoch),
+        clip=config.optimizer.clip,
+        seed=config.seed,
+        gradients=None if every is None else GradientDiagnosis.of(family, every=every),
+        listing=listing,
+    )
+
+
+# ---- machine ---------------------------------------------------------------------------------------------------------
 
 
 def precision_of(config: Config, device: torch.device) -> torch.dtype:
-    """Precision of the backbones' forward pass.
-
-    ``auto`` is bf16 where the hardware multiplies it (GPUs from Ampere on, CPUs with AVX512-BF16 or AMX), else fp32.
-
-    Raises:
-        UserError: The precision does not exist on the device.
-    """
+    """Precision of the backbones; ``auto`` is bf16 where the hardware has it, else fp16 on GPUs, fp32 on CPUs."""
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU. Use bf16 or fp32 on the CPU.")
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,12 +138,9 @@ def precision_of(config: Config, device: torch.device) -> torch.dtype:
         return named[config.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
-
-
-def _cpu_multiplies_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
+    multiplies_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
+    return torch.bfloat16 if multiplies_bf16 else torch.float32
 
 
 def workers_of(config: Config) -> int:
@@ -45,14 +152,11 @@ def workers_of(config: Config) -> int:
     return max(1, min(12, (os.cpu_count() or 1) // config.devices - 1))
 
 
-def masking_of(config: Config, family: Family) -> Masking:
-    """How much of the global crops is hidden."""
-    grid = family.mask_grid(config.views.global_size)
-    return Masking(grid=grid, share=config.views.mask_share, ratio=config.views.mask_ratio)
+# ---- what changes from step to step ----------------------------------------------------------------------------------
 
 
 def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
-    """All values that change from step to step."""
+    """Learning rate, weight decay, momentum and temperature of the teacher at each step."""
     settings, num_steps = config.optimizer, config.epochs * steps_per_epoch
 
     def steps(epochs: float) -> int:
@@ -70,10 +174,11 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
 
     start, end = config.losses.teacher_temperature
     ramp = steps(config.losses.teacher_temperature_epochs)
-    lr = curve(peak_lr(config), settings.final_lr, warmup_epochs=settings.warmup_epochs)
+    peak = config.lr or scaled_lr(settings.base_lr, batch_size=config.batch_size)
+    lr = curve(peak, settings.final_lr, warmup_epochs=settings.warmup_epochs)
     if settings.restart_lr is not None:
         after = curve(settings.restart_lr, settings.final_lr, warmup_epochs=settings.warmup_epochs)
-        lr = partial(switched, before=lr, after=after, at=slow_start_steps(config, steps_per_epoch=steps_per_epoch))
+        lr = partial(switched, before=lr, after=after, at=_slow_start(config, steps_per_epoch))
     return Schedules(
         lr=lr,
         weight_decay=curve(*settings.weight_decay),
@@ -83,12 +188,147 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
     )
 
 
-def slow_start_steps(config: Config, *, steps_per_epoch: int) -> int:
+def subnets_of(config: Config, family: Family, *, steps_per_epoch: int) -> Subnets:
+    """Which sub-networks are trained at a step: none where a method trains one size."""
+    if config.method in SLIMMABLE:
+        narrower = family.space.sizes[-2::-1]  # descending
+        return partial(_from_step, sizes=narrower, start=_slow_start(config, steps_per_epoch))
+    if config.method not in ELASTIC:
+        return partial(_from_step, sizes=(), start=0)
+    return SubnetSchedule(
+        family.space, seed=config.seed, samples=config.elastic_samples, shared=config.same_sizes_on_all_ranks
+    )
+
+
+def _from_step(step: int, *, sizes: tuple[Size, ...], start: int, rank: int = 0) -> tuple[Size, ...]:  # noqa: ARG001
+    """The same sizes at all steps from one on."""
+    return sizes if step >= start else ()
+
+
+def _slow_start(config: Config, steps_per_epoch: int) -> int:
     """Steps in which the full width of a slimmable network learns alone."""
     epochs = config.slim.slow_start_epochs
     return round((config.epochs / 2 if epochs is None else epochs) * steps_per_epoch)
 
 
-def peak_lr(config: Config) -> float:
-    """The learning rate after warm-up."""
-    return config.lr or scaled_lr(config.optimizer.base_lr, batch_size=config.batch_size)
+# ---- the method ------------------------------------------------------------------------------------------------------
+
+
+def method_of(config: Config, family: Family, *, teacher: tuple[nn.Module, int] | None = None) -> Method:
+    """The method, with freshly initialised networks; SEED needs a frozen teacher and the width of its features.
+
+    Raises:
+        UserError: Method, network and batch do not fit one another.
+    """
+    is_slim = isinstance(family, SlimResNet)
+    if is_slim != (config.method in SLIMMABLE):
+        slim_only = "Its network is a slimmable ResNet with BatchNorm: --model slim-resnet."
+        remedy = f"Train it with --method {', '.join(SLIMMABLE)}." if is_slim else slim_only
+        raise UserError(f"--method {config.method} does not train a {type(family).__name__}. {remedy}")
+    if config.compile:  # every width and crop size is a graph of its own, and past the limit torch runs without one
+        widths = {size.width for size in family.space.sizes}
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(widths))
+    if is_slim:
+        _check_slimmable(config)
+        return SLIMCLR[config.method](family, config.slim)
+    if config.optimizer.restart_lr is not None:
+        raise UserError(
+            f"--optimizer.restart-lr has no effect with --method {config.method}, which has no slow start. "
+            "Leave it out."
+        )
+    students: dict[str, Any] = {
+        "drop_path": drop_path_of(config.model),
+        "checkpointing": config.checkpointing,
+        "compile_blocks": config.compile,
+    }
+    if teacher is not None:
+        network, width = teacher
+        _check_queue("--distill.queue", config.distill.queue, config)
+        return SEED(family, network, width=width, distillation=config.distill, **students)
+    return POA(family, heads=config.heads, losses=config.losses, elastic=config.method == "poa", **students)
+
+
+def _check_slimmable(config: Config) -> None:
+    refused = {
+        "--views.num-locals": config.views.num_locals > 0,
+        "--accumulate": config.accumulate > 1,
+        "--checkpointing": config.checkpointing,
+        "--init": config.init is not None,
+    }
+    wrong = [flag for flag, is_set in refused.items() if is_set]
+    if wrong:
+        raise UserError(
+            f"--method {config.method} takes two global crops an image, and BatchNorms that see each batch once, as a "
+            f"whole, from their first step on: {', '.join(wrong)} cannot be set with it."
+        )
+    processes = config.devices * config.num_nodes
+    if config.batch_size // processes < 2:
+        raise UserError(
+            f"BatchNorm needs two images or more on each process, got a --batch-size of {config.batch_size} over "
+            f"{processes}. Raise --batch-size."
+        )
+    if (config.slim.slow_start_epochs or 0) > config.epochs:
+        raise UserError(
+            f"--slim.slow-start-epochs {config.slim.slow_start_epochs} is beyond the end: the run has {config.epochs} "
+            "epochs. Choose fewer; half of all are usual."
+        )
+    if config.method == "slimclr-mocov2":
+        if config.slim.hidden is not None:
+            raise UserError(
+                "--slim.hidden has no effect on MoCo v2, whose head is as wide as its features. Leave it out."
+            )
+        _check_queue("--slim.queue", config.slim.queue, config)
+
+
+def _check_queue(flag: str, length: int, config: Config) -> None:
+    at_once = config.batch_size // config.accumulate
+    if length % at_once:
+        raise UserError(
+            f"{flag} {length} is no multiple of the {at_once} images that are put in at once. "
+            f"Set it to {max(1, length // at_once) * at_once}, for example."
+        )
+
+
+# ---- what the user should know ---------------------------------------------------------------------------------------
+
+
+def warnings_of(config: Config, *, num_images: int) -> list[str]:
+    """Sentences about settings that are allowed but rarely right for so many images."""
+    queues = {"seed": ("--distill.queue", config.distill.queue), "slimclr-mocov2": ("--slim.queue", config.slim.queue)}
+    if config.method in queues:
+        flag, length = queues[config.method]
+        repeated = f"A queue of {length} holds each of the {num_images} images more than once; set {flag} to at most"
+        return [f"{repeated} {num_images}."] if length > num_images else []
+    if config.method in SLIMMABLE:
+        return []
+    found = []
+    most = max(config.heads.prototypes)
+    # every image shows up in two global views; a prototype that never wins in an epoch is only noise in the targets
+    if most > 2 * num_images:
+        found.append(
+            f"{most} prototypes are more than {num_images} images can fill; "
+            f"set --heads.prototypes to at most {2 ** int(math.log2(num_images))}, or begin with a recipe for small "
+            "data (`poa recipes`)."
+        )
+    per_pass = config.batch_size // config.accumulate
+    if per_pass < 32:
+        found.append(f"Sinkhorn-Knopp sees only {per_pass} images at a time; below 32 its targets are noisy.")
+    if config.losses.koleo == 0:
+        found.append("Without KoLeo (losses.koleo = 0) small runs collapse silently.")
+    return found
+
+
+def memory_warning(config: Config) -> str | None:
+    """A warning of runs on a CPU that take much memory, since the system ends them without a message."""
+    processes, side = config.devices * config.num_nodes, config.views.global_size
+    images = config.batch_size // (config.accumulate * processes)
+    most = max(1, MANY_PIXELS // side**2)
+    if distributed.this_device(config.device).type != "cpu" or images <= most:
+        return None
+    of_process = config.batch_size // processes
+    parts = next(parts for parts in range(1, of_process + 1) if of_process % parts == 0 and of_process // parts <= most)
+    return (
+        f"Passes of {images} images of {side} pixels on a CPU may need more memory than there is, and the system then "
+        f"ends the run without a message. Split them with --accumulate {parts}, lower --batch-size, or begin with a "
+        "recipe for small machines (`poa recipes`)."
+    )

@@ -15,9 +15,9 @@ from poa.data.index import ImageIndex
 from poa.data.loader import batches
 from poa.models import registry
 from poa.models import run as runs
-from poa.pretraining import build, method
+from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
 from poa.pretraining.loop import find_images, say
-from poa.pretraining.step import Parts, assemble, train_step
+from poa.pretraining.step import train_step
 from poa.training.health import explained_memory
 from poa.training.progress import bar, duration, memory_in_use
 
@@ -94,7 +94,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     say(parts, config, console)
     with bar("training steps", total=NUM_STEPS, console=console) as advance:
         *_, (training, preparing) = _timed_steps(parts, config, index, advance)
-    workers = build.workers_of(config)
+    workers = workers_of(config)
     waiting = max(0.0, preparing / workers - training) if workers else preparing
     seconds = training + waiting
     num_steps = config.epochs * parts.steps_per_epoch
@@ -115,7 +115,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
         device="of the process" if device.type == "cpu" else torch.cuda.get_device_name(device),
         checkpoint_bytes=checkpoint,
         disk_bytes=disk,
-        notes=(*method.warnings_of(config, num_images=len(index)), *_notes(config, disk=disk)),
+        notes=(*warnings_of(config, num_images=len(index)), *_notes(config, disk=disk)),
     )
 
 

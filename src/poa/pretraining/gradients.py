@@ -1,4 +1,4 @@
-"""Whether small widths push the large ones aside: gradients looked at slice by slice (SlimCLR, arXiv 2209.15525)."""
+"""Whether small widths push the large ones aside: gradients measured slice by slice (SlimCLR, arXiv 2209.15525)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +9,45 @@ from torch import Tensor
 
 from poa.elastic.plan import SlicePlan
 from poa.errors import UserError
+from poa.families.base import Family
+from poa.methods.base import Branch
+
+
+@dataclass(frozen=True)
+class GradientDiagnosis:
+    """Measures, every so many steps, how widths pull at the weights that they share (SlimCLR, Sec. 3, official code).
+
+    Attributes:
+        plans: By size, how gradients of the intact network are cut; the intact size comes first.
+        every: Steps between two measurements.
+    """
+
+    plans: Mapping[str, SlicePlan]
+    every: int
+
+    @classmethod
+    def of(cls, family: Family, *, every: int) -> "GradientDiagnosis":
+        """Of all widths at full depth."""
+        networks = family.sub_networks()
+        deepest = [size for size in family.space.sizes[::-1] if size.depths == family.space.intact.depths]
+        return cls({str(size): networks.plan(size) for size in deepest}, every)
+
+    def measure(self, student: Branch, step: int) -> dict[str, float]:
+        """Mean norms over the weights that each width uses, and of the other weights by these; nothing between times.
+
+        Also the two leading singular values of the gradient of the heads' last matrix, which are near each other where
+        widths pull different ways.
+        """
+        if (step + 1) % self.every:
+            return {}
+        named = student.backbone.named_parameters()
+        gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+        found = slice_norms(gradients, list(self.plans.values()))
+        measured = {f"gradient/{size}": mean for size, mean in zip(self.plans, found.means(), strict=True)}
+        measured |= {f"gradient_rest/{size}": found.rest_ratio(n) for n, size in enumerate(self.plans) if n}
+        last = [matrix.grad for matrix in student.heads.parameters() if matrix.ndim == 2][-1]
+        assert last is not None
+        return measured | dict(zip(("gradient_first", "gradient_second"), leading_singular_values(last), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +66,11 @@ class SliceNorms:
         """Of each width, the mean over layers."""
         return tuple(self.norms.mean(0).tolist())
 
-    def ratio(self, width: int) -> float:
-        """Mean norm over the whole weights by that over a width's part.
-
-        Args:
-            width: Number of the width, in the order of the plans.
-        """
-        means = self.norms.mean(0)
-        return float(means[0] / means[width])
-
     def rest_ratio(self, width: int) -> float:
-        """Mean norm over what a width does *not* use by that over what it uses; below 1 the full network is led.
+        """Mean norm over what a width, named by its number, does *not* use by that over what it uses; below 1 it leads.
 
         The rest is taken layer by layer, ``sqrt(|whole|^2 - |part|^2)``, before the mean. (The official code does so
         after it, which is near.)
-
-        Args:
-            width: Number of the width, in the order of the plans.
         """
         whole, part = self.norms[:, 0], self.norms[:, width]
         rest = (whole.square() - part.square()).clamp(min=0).sqrt()
@@ -74,19 +101,14 @@ def slice_norms(gradients: Mapping[str, Tensor], plans: Sequence[SlicePlan]) -> 
     norms = torch.stack(rows).cpu() if rows else torch.zeros(0, len(plans), dtype=torch.float64)
     finite = norms.isfinite().all(1)
     if not finite.any():
-        raise UserError("None of the weights has a finite gradient. Look at gradients after a backward pass.")
+        raise UserError("None of the weights has a finite gradient. Measure gradients after a backward pass.")
     kept = tuple(layer for layer, good in zip(layers, finite.tolist(), strict=True) if good)
     return SliceNorms(kept, norms[finite])
 
 
 @torch.no_grad()
 def leading_singular_values(gradient: Float[Tensor, "rows columns"], *, number: int = 2) -> tuple[float, ...]:
-    """The largest singular values, descending; a second one near the first says that widths pull different ways.
-
-    Args:
-        gradient: Such as of the last layer's weight. NaN where it is not finite.
-        number: How many; no more than the shorter side has.
-    """
+    """The largest singular values, descending, or NaN; a second one near the first says that widths pull apart."""
     if not gradient.isfinite().all():
         return (float("nan"),) * number
     return tuple(torch.linalg.svdvals(gradient.double())[:number].tolist())

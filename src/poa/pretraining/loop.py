@@ -18,9 +18,9 @@ from poa.errors import UserError
 from poa.models import init, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
-from poa.pretraining import build, method
-from poa.pretraining.logger import Journal
-from poa.pretraining.step import Parts, assemble, train_step
+from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
+from poa.pretraining.logger import Logger
+from poa.pretraining.step import train_step
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from poa.training.health import explained_memory
 from poa.training.interrupt import StopSignal
@@ -55,7 +55,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         parts = assemble(config, index, device=device, fresh=fresh)
         start = 0 if fresh else _restore(parts, config, index, paths)
         loader = _loader(parts, config, index, start=start)
-        journal = Journal(config, index, parts, paths, start=start, console=console)
+        logger = Logger(config, index, parts, paths, start=start, console=console)
         if distributed.is_main():
             if not resume:
                 runs.create(config)  # last: a folder is only left behind where a run has begun
@@ -63,13 +63,13 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                 init.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()
         say(parts, config, console)
-        for sentence in method.warnings_of(config, num_images=len(index)):
+        for sentence in warnings_of(config, num_images=len(index)):
             console.print(f"Note: {sentence}", highlight=False, soft_wrap=not console.is_terminal)
         save = partial(_save, parts, config, paths, images=index.fingerprint)
-        with journal:
-            done = _loop(parts, config, journal, loader, save, start=start)
+        with logger:
+            done = _loop(parts, config, logger, loader, save, start=start)
             out = shlex.quote(config.out)
-            journal.close(done, how_on=f"poa pretrain --out {out} --resume", how_next=f"poa sizes {out}")
+            logger.finish(done, resume_command=f"poa pretrain --out {out} --resume", next_command=f"poa sizes {out}")
         distributed.barrier()
     return runs.load(config.out)
 
@@ -114,7 +114,7 @@ def say(parts: Parts, config: Config, console: Console) -> None:
         config: Its settings.
         console: Where to.
     """
-    warning = method.memory_warning(config)
+    warning = memory_warning(config)
     if warning is not None:
         console.print(f"Note: {warning}", highlight=False, soft_wrap=not console.is_terminal)
     for line in parts.listing.lines() if parts.listing is not None else ():
@@ -157,7 +157,7 @@ def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> I
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         micro_batches=config.accumulate,
-        workers=build.workers_of(config),
+        workers=workers_of(config),
         pin_memory=parts.device.type == "cuda",
     )
 
@@ -165,7 +165,7 @@ def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> I
 def _loop(
     parts: Parts,
     config: Config,
-    journal: Journal,
+    logger: Logger,
     loader: Iterator[list[RawViews]],
     save: Callable[[int], None],
     *,
@@ -179,19 +179,19 @@ def _loop(
 
     step = start
     with StopSignal() as asked:
-        for batch in journal.waiting(loader):
-            with journal.timed("training"):
-                measured = train_step(parts, step, batch, stop=asked.requested)
+        for batch in logger.waiting(loader):
+            with logger.timed("training"):
+                result = train_step(parts, step, batch, stop=asked.requested)
             step += 1
-            asked_to_stop, last = measured.pop("stop") > 0, step == num_steps
+            last, scores = step == num_steps, {}
             if last or due(step, config.monitor.every_epochs):
-                with journal.timed("scoring"):
-                    measured |= journal.look(step, measured)
-            journal.write(step, measured, batch)
-            if last or asked_to_stop or due(step, config.saving.every_epochs):
-                with journal.timed("saving"):
+                with logger.timed("scoring"):
+                    scores = logger.score(step, result)
+            logger.log(step, result, batch, scores=scores)
+            if last or result.stop or due(step, config.saving.every_epochs):
+                with logger.timed("saving"):
                     save(step)
-            if asked_to_stop:
+            if result.stop:
                 break
     return step
 

@@ -17,7 +17,7 @@ from poa.elastic.network import state
 from poa.elastic.space import Size
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Rows
-from poa.pretraining.step import Parts
+from poa.pretraining.build import Parts
 from poa.training.health import CollapseWatch, mean_cosine, rankme
 
 BATCH = 128
@@ -75,12 +75,12 @@ class Monitor:
         self._sub_networks = parts.family.sub_networks()
         self._watch = CollapseWatch(grace_steps=2 * parts.steps_per_epoch)
 
-    def look(self, step: int, losses: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+    def score(self, step: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         """Score the teacher as it is now.
 
         Args:
             step: Steps done.
-            losses: Terms of the last step.
+            metrics: Of the last step.
 
         Returns:
             Scores by name, and sentences about branches that have collapsed.
@@ -94,7 +94,7 @@ class Monitor:
                 scores[f"knn/{size}"] = self._knn(features)
         sentences = self._watch.look(
             step,
-            losses=self._parts.method.headlines(losses),
+            losses=self._parts.method.headlines(metrics),
             log_prototypes=self._parts.method.log_prototypes,
             rank=scores["rankme"],
             cosine=scores["cosine"],
