@@ -36,6 +36,7 @@ DRAWN = (
     *("blur_sigma", "blur_kernel", "solarize_probability", "solarize_threshold"),
 )
 """What decides how two views of an image are drawn."""
+FIXED = {"ratio": RATIO, "blur_sigma": BLUR_SIGMA, "solarize_threshold": SOLARIZE_THRESHOLD}
 VIEWS = 3
 """Of each image: as it is scored, and two augmented ones."""
 _ALIKE = 1e-12  # of the squared features: deviations of a few last places of float32, which is rounding
@@ -244,8 +245,7 @@ class Quality(Scorer):
     @property
     def settings(self) -> Mapping[str, Any]:
         """Weights, images, preprocessing, and how views are drawn."""
-        fixed = {"ratio": RATIO, "blur_sigma": BLUR_SIGMA, "solarize_threshold": SOLARIZE_THRESHOLD}
-        views = self.views.model_dump() | fixed
+        views = self.views.model_dump() | FIXED
         return {
             "weights": self.source.weights,
             "images": self.index.identity,

@@ -4,10 +4,10 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from poa import distributed
 from poa.elastic.space import Size
@@ -58,7 +58,7 @@ class Results:
             return cls(**content)
         except (AttributeError, TypeError, ValueError):
             raise UserError(
-                f"{path} is not a file of scores, or damaged. Choose another --name, or replace it with --overwrite."
+                f"{path} is not a file of scores, or damaged. Score with another --name, or replace it with --overwrite."
             ) from None
 
     def of(self, names: Iterable[str]) -> Scores:
@@ -156,7 +156,7 @@ class ResultFiles:
         distributed.barrier()
         if distributed.is_main():
             self._write(self.main)
-            _replace(self.main.with_suffix(".csv"), lambda file: _write_csv(self.known, file))
+            _write_csv(self.known.in_order(), self.main.with_suffix(".csv"))
             self._remove(set(self._paths()) - {self.main})
         distributed.barrier()
         return self.known
@@ -220,7 +220,8 @@ class ResultFiles:
             self.known = self.known.joined(found)
 
     def _write(self, path: Path) -> None:
-        _replace(path, lambda file: json.dump(asdict(self.known.in_order()), file, indent=1))
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self.known.in_order()), indent=1), encoding="utf-8")
 
 
 def results_file(source: ModelSource, scorer: str, name: str | None = None) -> Path:
@@ -258,28 +259,18 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
         )
 
 
-def _replace(path: Path, write: Callable[[TextIO], object]) -> None:
-    """Write a file that is there whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        write(file)
-
-
-def _write_csv(results: Results, file: TextIO) -> None:
+def _write_csv(results: Results, path: Path) -> None:
     """A line a network: each score, and the ends of its interval where some network has one."""
-    results = results.in_order()
     names = list(dict.fromkeys(name for of_network in results.scores.values() for name in of_network))
     bounded = {name for of_network in results.intervals.values() for name in of_network}
-    columns = [
-        column for name in names for column in ((name, f"{name}_low", f"{name}_high") if name in bounded else (name,))
-    ]
-    writer = csv.DictWriter(file, ["size", "width", "depth", *columns], lineterminator="\n")
-    writer.writeheader()
-    for network, scores in results.scores.items():
-        size = size_of(network)
-        named = {"width": size.width, "depth": "-".join(map(str, size.depths))} if size else {}
-        ends = {
-            f"{name}_{end}": value
-            for name, pair in results.intervals.get(network, {}).items()
-            for end, value in zip(("low", "high"), pair, strict=True)
-        }
-        writer.writerow({"size": network, **named, **scores, **ends})
+    columns = [f"{name}{end}" for name in names for end in (("", "_low", "_high") if name in bounded else ("",))]
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["size", "width", "depth", *columns], lineterminator="\n")
+        writer.writeheader()
+        for network, scores in results.scores.items():
+            size = size_of(network)
+            named = {"width": size.width, "depth": "-".join(map(str, size.depths))} if size else {}
+            ends = results.intervals.get(network, {})
+            low = {f"{name}_low": pair[0] for name, pair in ends.items()}
+            high = {f"{name}_high": pair[1] for name, pair in ends.items()}
+            writer.writerow({"size": network, **named, **scores, **low, **high})

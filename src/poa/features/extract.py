@@ -69,23 +69,13 @@ def extract_features(
     progress: Progress | None = None,
     what: str = "images",
 ) -> Extracted:
-    """Run every batch through all networks and keep the class features.
+    """Run every batch through all networks, which are put into evaluation mode, and keep the ``cls`` of their features.
 
     The pass can be stopped at any time: called again with the same folder and settings it resumes after the last batch
     saved, and the features are the same as without the stop. Images that cannot be read are left out.
 
-    Args:
-        networks: By name, on ``device``; called as ``network(images)``, of whose ``Features`` the class token is kept.
-            Put into evaluation mode.
-        batches: Gives the batches from an image on, in order.
-        num_images: Number of images in all.
-        folder: Where features are kept; emptied if it holds other networks' or settings' features.
-        settings: What the features depend on besides the names of the networks; anything that JSON can hold.
-        preprocessing: Of which mean and standard deviation are used here.
-        device: Where to compute.
-        save_every: Batches after which to save.
-        progress: Told the number of images done.
-        what: What progress calls them.
+    ``batches`` gives those from an image on, in order. The folder is emptied if it holds features of other networks or
+    other settings, which are all that the features depend on. Progress is told of images under the name ``what``.
 
     Raises:
         UserError: The disk has too little room, or no image can be read.
@@ -109,12 +99,7 @@ def extract_features(
 
 
 class _Store:
-    """The rows written so far, an array a network and one of image numbers, and how far the pass has come.
-
-    Attributes:
-        next_image: First image that is still to be done.
-        num_rows: Rows written.
-    """
+    """The rows written so far, an array a network and one of image numbers, and the image that comes next."""
 
     def __init__(self, folder: Path, networks: tuple[str, ...], num_images: int, settings: Any) -> None:
         self._folder, self._networks, self._num_images, self._settings = folder, networks, num_images, settings
@@ -132,7 +117,7 @@ class _Store:
         same = saved.get("num_images") == num_images and saved.get("settings") == store._settings
         if same and set(networks) <= set(saved["networks"]):
             store.next_image, store.num_rows = saved["next_image"], saved["num_rows"]
-            _log.info("features in %s: going on at image %d of %d", folder, store.next_image, num_images)
+            _log.info("features in %s: resuming at image %d of %d", folder, store.next_image, num_images)
             return store
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
