@@ -182,8 +182,8 @@ def detection(
             --test-side and --longest. --limit takes images evenly from the file.
     """
     from poa.models.source import model_source
-    from poa.tasks.detection.evaluate import PROTOCOL, InCoco, detect_by_networks
-    from poa.tasks.detection.train_one import HEADLINE
+    from poa.tasks.detection.data import CocoImages
+    from poa.tasks.evaluate import detect_networks
 
     settings = flags.over(preset_of(detecting.PRESETS, preset))
     source = model_source(model, branch=options.branch, image_size=options.image_size, out=options.out)
@@ -192,20 +192,16 @@ def detection(
         ("Models", "models", "one folder a network, whose README.md says how to load it"),
         ("Pictures", "pictures", "test images with true and detected objects"),
     )
-    with then(lambda: _show(source, options, PROTOCOL, HEADLINE, files)):
-        detect_by_networks(
+    with then(lambda: _show(source, options, "detection", "box_ap", files)):
+        detect_networks(
             source,
             settings,
-            train=InCoco(train_images, train_annotations),
-            test=InCoco(test_images, test_annotations),
-            sizes=options.sizes,
-            name=options.name,
+            train=CocoImages(train_images, train_annotations),
+            test=CocoImages(test_images, test_annotations),
             limit=options.limit,
             together=together,
-            workers=options.workers,
             save_every=save_every,
-            overwrite=options.overwrite,
-            console=options.of_sweep().console,
+            options=options.of_sweep(),
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from poa.config.detection import Detection
 from poa.config.finetune import Finetune
 from poa.config.segmentation import Segmentation
 from poa.data.index import open_index
@@ -19,6 +20,10 @@ from poa.evaluation.sweep import DEFAULTS, SweepOptions, sweep
 from poa.models.source import ModelSource
 from poa.tasks.classification.data import labelled, training_transform
 from poa.tasks.classification.train import Classification
+from poa.tasks.detection.coco import Annotations, check_categories, check_masks, coco_tools
+from poa.tasks.detection.data import CocoImages, InstanceImages, find_images, readable_images
+from poa.tasks.detection.slimmable import SlimmableDetectionTask, check_slimmable
+from poa.tasks.detection.train import DetectionTask
 from poa.tasks.segmentation.crops import scaled_sides
 from poa.tasks.segmentation.masks import (
     IGNORED,
@@ -80,6 +85,55 @@ def segment_networks(
     known = class_names(*found, names=names)
     config = _resolved(config, source.preprocessing.image_size, *found)
     return _run(SegmentationTask(source, options, save_every, config, *found, known))
+
+
+def detect_networks(
+    source: ModelSource,
+    config: Detection,
+    *,
+    train: CocoImages,
+    test: CocoImages,
+    limit: int | None = None,
+    together: bool = False,
+    save_every: int = 1,
+    options: SweepOptions = DEFAULTS,
+) -> Results:
+    """Train a detector on each network, or one for all widths of a slimmable one (``together``), for boxes and masks.
+
+    Training takes ``limit`` images, evenly spread over the file. Test images that are trained on tell how well they are
+    memorised, which is shown. What is detected is written to ``detections``, pictures to ``pictures``.
+    """
+    coco_tools()
+    console, names = options.console or Console(stderr=True), source.choose(options.sizes)
+    if together:
+        check_slimmable(source, names)
+    found = train.read(limit=limit), test.read()
+    check_categories(*found)
+    (train_images, bad_train), (test_images, bad_test) = (
+        _readable(annotations, named.images, part, config.has_masks, options.workers, console)
+        for annotations, named, part in zip(found, (train, test), ("training", "test"), strict=True)
+    )
+    if train_images.fingerprint == test_images.fingerprint:
+        console.print("The test images are the training images: the scores say how well they are memorised.")
+    if not train_images.annotations.num_objects:
+        raise UserError(f"{train.annotations} has no object to learn from. Give images with objects.")
+    steps_per_epoch(len(train_images), config.batch_size)
+    parts = (source, options, save_every, config, train_images, test_images, {"train": bad_train, "test": bad_test})
+    return _run(SlimmableDetectionTask(*parts, names) if together else DetectionTask(*parts))
+
+
+def _readable(
+    annotations: Annotations, images: str, part: str, has_masks: bool, workers: int, console: Console
+) -> tuple[InstanceImages, int]:
+    """Images that can be read, after all checks, and how many cannot."""
+    if has_masks:
+        check_masks(annotations)
+    found = find_images(annotations, images, has_masks=has_masks)
+    with bar(f"reading {part} images", total=len(found), console=console) as advance:
+        found, num_bad = readable_images(found, workers=workers, advance=advance)
+    bad = f", {num_bad:,} damaged images left out" if num_bad else ""
+    console.print(f"{part}: {found.annotations.describe()}{bad}", highlight=False, soft_wrap=True)
+    return found, num_bad
 
 
 def _run(task: Task) -> Results:

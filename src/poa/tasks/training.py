@@ -1,7 +1,6 @@
 """What supervised trainings share: epochs, resuming after a stop, and a task that networks are trained for."""
 
 import json
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +14,11 @@ from rich.console import Console
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
-from poa import distributed
 from poa.config.detection import Detection
 from poa.config.segmentation import Segmentation
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
-from poa.evaluation.results import ResultFiles, results_file
+from poa.evaluation.results import results_file
 from poa.evaluation.sweep import Scorer, SweepOptions
 from poa.features.extract import Progress
 from poa.models.source import ModelSource
@@ -195,23 +193,6 @@ class Task(Scorer):
         left = epochs - (0 if start is None else start["epoch"])
         with bar(f"{name} images", total=left * images, console=self.console) as advance:
             yield Hooks(start, saver(work, settings=settings, every=self.save_every, last=epochs), advance)
-
-
-def train_share(
-    files: ResultFiles, networks: Sequence[str], train: Callable[[str, Path], tuple[Outcome, Mapping[str, int]]]
-) -> None:
-    """Train this process's share of networks; until detection is a ``Task``."""
-    for each in networks[distributed.rank() :: distributed.world_size()]:
-        if each in files.known.scores:
-            continue
-        work = files.work / each
-        try:
-            outcome, bad_images = train(each, work)
-        except Diverged as error:  # else the checkpoint is worth keeping, and all trainings end
-            files.fail(each, str(error))
-            continue
-        files.add(each, outcome, bad_images=bad_images)
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def adamw(backbone: nn.Module, new: Sequence[nn.Module], settings: Segmentation | Detection) -> torch.optim.Optimizer:

@@ -27,9 +27,10 @@ from poa.evaluation.results import NotScored, Scores
 from poa.families.slim_resnet import SlimResNet
 from poa.models.source import ModelSource
 from poa.tasks.detection import folder as detected
-from poa.tasks.detection import together, train_one
-from poa.tasks.detection.evaluate import InCoco, detect_by_networks
-from supervised import Models, family, source_of_models, stop
+from poa.tasks.detection import train as training
+from poa.tasks.detection.data import CocoImages
+from poa.tasks.evaluate import detect_networks
+from supervised import Models, family, scores_of, source_of_models, stop
 from tasks.detection.coco_images import changed, write_coco
 
 FAMILY = family(image_size=32, patch_size=8)
@@ -39,18 +40,18 @@ SETTINGS = Detection(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InCoco]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CocoImages]:
     root = tmp_path_factory.mktemp("data")
     return {
-        "train": InCoco(*write_coco(root / "train", num_images=5)),
-        "test": InCoco(*write_coco(root / "test", num_images=3, seed=1)),
+        "train": CocoImages(*write_coco(root / "train", num_images=5)),
+        "test": CocoImages(*write_coco(root / "test", num_images=3, seed=1)),
     }
 
 
 @pytest.fixture(autouse=True)
 def plain_pictures(whole: tuple[Path, Scores], monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn in earnest for the networks of ``whole`` alone, as it takes half a second each."""
-    monkeypatch.setattr(train_one, "detection_sheet", lambda rows, **options: options["out"].write_bytes(b""))
+    monkeypatch.setattr(training, "object_sheet", lambda *_, **__: None)
 
 
 def source(out: Path, models: Models | None = None, **options: Any) -> ModelSource:
@@ -58,19 +59,19 @@ def source(out: Path, models: Models | None = None, **options: Any) -> ModelSour
 
 
 def run(
-    out: Path, data: dict[str, InCoco], settings: Detection = SETTINGS, models: Models | None = None, **options: Any
+    out: Path, data: dict[str, CocoImages], settings: Detection = SETTINGS, models: Models | None = None, **options: Any
 ) -> Scores:
-    return detect_by_networks(source(out, models), settings, **{"sizes": ("16x1", "32x1"), **data, **options})
+    return scores_of(detect_networks, source(out, models), settings, **{"sizes": ("16x1", "32x1"), **data, **options})
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, InCoco]) -> tuple[Path, Scores]:
+def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, CocoImages]) -> tuple[Path, Scores]:
     """Both networks, trained without a stop."""
     out = tmp_path_factory.mktemp("whole")
     return out, run(out, data, sizes=("32x1", "16x1"))
 
 
-def test_files(whole: tuple[Path, Scores], data: dict[str, InCoco]) -> None:
+def test_files(whole: tuple[Path, Scores], data: dict[str, CocoImages]) -> None:
     root, found = whole
     folder = root / "detection"
     written = json.loads((folder / "detection.json").read_text())
@@ -97,7 +98,7 @@ def test_files(whole: tuple[Path, Scores], data: dict[str, InCoco]) -> None:
         assert {each["category_id"] for each in boxes} <= {3, 7}
 
 
-def test_scores_are_those_of_pycocotools_alone(whole: tuple[Path, Scores], data: dict[str, InCoco]) -> None:
+def test_scores_are_those_of_pycocotools_alone(whole: tuple[Path, Scores], data: dict[str, CocoImages]) -> None:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -115,7 +116,7 @@ def test_scores_are_those_of_pycocotools_alone(whole: tuple[Path, Scores], data:
 
 
 def test_models_load_without_us(
-    whole: tuple[Path, Scores], data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, Scores], data: dict[str, CocoImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the model card says, and where this package cannot be imported; it finds what was found."""
     folder = whole[0] / "detection/models/32x1"
@@ -144,7 +145,7 @@ def test_models_load_without_us(
 
 
 @pytest.mark.parametrize("head", ["faster-rcnn", "cascade-mask-rcnn"])
-def test_other_heads(tmp_path: Path, data: dict[str, InCoco], head: str) -> None:
+def test_other_heads(tmp_path: Path, data: dict[str, CocoImages], head: str) -> None:
     settings = SETTINGS.changed(head=head, epochs=1, box_head="convolutions")
     found = run(tmp_path, data, settings, sizes="16x1")["16x1"]
     assert ("mask_ap" in found) == ("mask" in head)
@@ -157,11 +158,11 @@ def test_other_heads(tmp_path: Path, data: dict[str, InCoco], head: str) -> None
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_stopped_training_goes_on(
-    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, CocoImages], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     stop(monkeypatch, run, tmp_path, data, after=after)
-    models, begun, plain = Models(FAMILY), [], train_one.train
-    monkeypatch.setattr(train_one, "train", lambda *a, **k: (begun.append(k["start"]), plain(*a, **k))[1])
+    models, begun, plain = Models(FAMILY), [], training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: (begun.append(k["hooks"].start), plain(*a, **k))[1])
     assert run(tmp_path, data, models=models) == whole[1]
     assert models.made == (["32x1"] if after == 3 else ["16x1", "32x1"])
     assert begun[0]["epoch"] == 1
@@ -174,7 +175,7 @@ def test_stopped_training_goes_on(
 
 
 def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
-    tmp_path: Path, data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: dict[str, CocoImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = SETTINGS.changed(epochs=1)
     first = run(tmp_path, data, settings, sizes="16x1")
@@ -190,7 +191,7 @@ def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
         run(tmp_path, data, name="other", limit=4)
 
 
-def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path, data: dict[str, InCoco]) -> None:
+def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path, data: dict[str, CocoImages]) -> None:
     models = Models(FAMILY, spoiled=("16x1",))
     with pytest.raises(NotScored, match=r"1 of 2 networks could not be trained; the others are in .* 16x1: .* nan"):
         run(tmp_path, data, SETTINGS.changed(epochs=1), models=models)
@@ -200,7 +201,7 @@ def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Pat
 
 
 def test_processes_share_the_networks(
-    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, CocoImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = Models(FAMILY)
     with monkeypatch.context() as patch:
@@ -223,24 +224,26 @@ def slim_model(name: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Mod
     return model
 
 
-def test_one_detector_for_all_widths(tmp_path: Path, data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_detector_for_all_widths(
+    tmp_path: Path, data: dict[str, CocoImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = tuple(map(str, SLIM.space.sizes))
     slim = source(tmp_path, family=SLIM, names=names, timm_model=slim_model, network=SLIM.build)
 
     def detect(**options: Any) -> Scores:
-        return detect_by_networks(slim, SETTINGS.changed(epochs=1), **{"together": True, **data, **options})
+        return scores_of(detect_networks, slim, SETTINGS.changed(epochs=1), **{"together": True, **data, **options})
 
     with monkeypatch.context() as patch:
-        plain = together.assess_one
-        patch.setattr(together, "assess_one", lambda *a: stop() if a[1] == names[1] else plain(*a))
+        plain = training.DetectionTask.assess
+        patch.setattr(training.DetectionTask, "assess", lambda *a: interrupt() if a[1] == names[1] else plain(*a))
 
-        def stop() -> None:
+        def interrupt() -> None:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             detect()
-    begun, plain_train = [], train_one.train
-    monkeypatch.setattr(train_one, "train", lambda *a, **k: (begun.append(k["start"]), plain_train(*a, **k))[1])
+    begun, plain_train = [], training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: (begun.append(k["hooks"].start), plain_train(*a, **k))[1])
     found = detect()
     assert [start["epoch"] for start in begun] == [1]  # trained before
     assert list(found) == list(names)
@@ -262,19 +265,19 @@ def test_one_detector_for_all_widths(tmp_path: Path, data: dict[str, InCoco], mo
 
 
 def test_one_detector_for_what_is_not_slimmable(
-    tmp_path: Path, data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: dict[str, CocoImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"needs the widths of a slimmable network \(SlimCLR\), got runs/mine"):
         run(tmp_path, data, together=True)
     slim = source(tmp_path, family=SLIM, names=tuple(map(str, SLIM.space.sizes)), timm_model=slim_model)
     with pytest.raises(UserError, match="needs at least two of them, got 8x1-1-1-1"):
-        detect_by_networks(slim, SETTINGS, sizes="8x1-1-1-1", together=True, **data)
+        scores_of(detect_networks, slim, SETTINGS, sizes="8x1-1-1-1", together=True, **data)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UserError, match="trained by one process, got 2"):
-        detect_by_networks(slim, SETTINGS, together=True, **data)
+        scores_of(detect_networks, slim, SETTINGS, together=True, **data)
 
 
-def test_widths_that_diverge_together(tmp_path: Path, data: dict[str, InCoco]) -> None:
+def test_widths_that_diverge_together(tmp_path: Path, data: dict[str, CocoImages]) -> None:
     def spoiled(name: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
         model: Any = slim_model(name, num_classes=num_classes)
         nn.init.constant_(model.stages[3].blocks[0].norm1.weight, torch.nan)
@@ -282,12 +285,12 @@ def test_widths_that_diverge_together(tmp_path: Path, data: dict[str, InCoco]) -
 
     slim = source(tmp_path, family=SLIM, names=tuple(map(str, SLIM.space.sizes)), timm_model=spoiled)
     with pytest.raises(NotScored, match="2 of 2 networks could not be trained"):
-        detect_by_networks(slim, SETTINGS.changed(epochs=1), together=True, **data)
+        scores_of(detect_networks, slim, SETTINGS.changed(epochs=1), together=True, **data)
 
 
 def test_it_learns(tmp_path: Path) -> None:
     """A few images by heart, which is said; a backbone that stays as it was drawn is enough for coloured boxes."""
-    given = InCoco(*write_coco(tmp_path / "data", num_images=4))
+    given = CocoImages(*write_coco(tmp_path / "data", num_images=4))
     settings = SETTINGS.changed(
         epochs=25, batch_size=4, lr=1e-2, frozen=True, flip=0.0, channels=16, hidden=32, sides=(48,), clip=5.0
     )
@@ -295,12 +298,12 @@ def test_it_learns(tmp_path: Path) -> None:
     found = run(tmp_path, {"train": given, "test": given}, settings, sizes="32x2", console=console)["32x2"]
     assert found["box_ap50"] > 20  # about 0 untrained
     assert found["mask_ap50"] > 20
-    assert "learnt by heart" in console.file.getvalue()
+    assert "are memorised" in console.file.getvalue()
 
 
 def test_damaged_images_are_counted(tmp_path: Path) -> None:
     data = {
-        part: InCoco(*write_coco(tmp_path / part, num_images=4, seed=seed))
+        part: CocoImages(*write_coco(tmp_path / part, num_images=4, seed=seed))
         for seed, part in enumerate(("train", "test"))
     }
     for part in data:
@@ -311,10 +314,10 @@ def test_damaged_images_are_counted(tmp_path: Path) -> None:
     assert written["details"]["16x1"]["test_images"] == 3
 
 
-def test_wrong_requests(tmp_path: Path, data: dict[str, InCoco]) -> None:
+def test_wrong_requests(tmp_path: Path, data: dict[str, CocoImages]) -> None:
     train, test = data["train"], data["test"]
-    bare = InCoco(*write_coco(tmp_path / "bare", masks=False))
-    empty = InCoco(train.images, changed(train.annotations, annotations=[]))
+    bare = CocoImages(*write_coco(tmp_path / "bare", masks=False))
+    empty = CocoImages(train.images, changed(train.annotations, annotations=[]))
     models = Models(FAMILY)
     for options, text in (
         ({"save_every": 0}, "--save-every must be at least 1"),
@@ -322,11 +325,11 @@ def test_wrong_requests(tmp_path: Path, data: dict[str, InCoco]) -> None:
         ({"sizes": "64x1"}, "64x1"),
         ({"limit": 9}, "--limit is between 1 and the 5 images in .* got 9"),
         ({"limit": 1}, "A batch of 2 images is larger"),
-        ({"train": InCoco(test.images, train.annotations)}, "2 of 5 images that .* names are not in"),
+        ({"train": CocoImages(test.images, train.annotations)}, "2 of 5 images that .* names are not in"),
         ({"train": bare}, "10 of 10 objects in .* have no mask"),
         ({"test": bare}, "10 of 10 objects in .* have no mask"),
         ({"train": empty}, "has no object to learn from"),
-        ({"train": InCoco(train.images, tmp_path / "none.json")}, "cannot be read"),
+        ({"train": CocoImages(train.images, tmp_path / "none.json")}, "cannot be read"),
     ):
         with pytest.raises(UserError, match=text):
             run(tmp_path, models=models, **{"data": data, "sizes": "16x1", **_merged(data, options)})
@@ -334,14 +337,14 @@ def test_wrong_requests(tmp_path: Path, data: dict[str, InCoco]) -> None:
     assert not (tmp_path / "detection").exists()
 
 
-def _merged(data: dict[str, InCoco], options: dict[str, Any]) -> dict[str, Any]:
+def _merged(data: dict[str, CocoImages], options: dict[str, Any]) -> dict[str, Any]:
     parts = {name: value for name, value in options.items() if name in data}
     rest = {name: value for name, value in options.items() if name not in data}
     return {**rest, "data": {**data, **parts}}
 
 
 def test_damaged_models_are_not_handed_out(
-    tmp_path: Path, data: dict[str, InCoco], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: dict[str, CocoImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = detected.program
     monkeypatch.setattr(detected, "program", lambda: plain().replace("(0.5, 1.0, 2.0)", "(0.5, 1.0, 9.0)"))
@@ -351,7 +354,7 @@ def test_damaged_models_are_not_handed_out(
 
 
 def test_command(
-    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, InCoco], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, whole: tuple[Path, Scores], data: dict[str, CocoImages], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(whole[0] / "detection/models/16x1")
     named = {

@@ -304,7 +304,7 @@ def test_gradients_are_clipped_and_steps_repeatable() -> None:
 def test_lost_networks() -> None:
     model: Any = resnet()
     torch.nn.init.constant_(model.layer4[0].bn2.weight, torch.nan)
-    with pytest.raises(Diverged, match=r"The training loss is nan at step 3 \(.*loss_classifier.*\), so that"):
+    with pytest.raises(Diverged, match=r"The training loss is nan at step 3 \(.*loss_classifier.*\), so the detector"):
         training(model=model).step(3, batch())
 
 

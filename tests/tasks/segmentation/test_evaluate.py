@@ -20,7 +20,7 @@ from poa.data.augment import normalise
 from poa.errors import UserError
 from poa.evaluation.results import NotScored, Scores
 from poa.models.source import ModelSource, model_source
-from poa.plots.masks import class_colours, coloured
+from poa.plots.overlays import class_colours, coloured
 from poa.tasks.evaluate import segment_networks
 from poa.tasks.segmentation import folder as segmented
 from poa.tasks.segmentation import train as training

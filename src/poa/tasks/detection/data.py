@@ -18,7 +18,7 @@ from poa.data.loader import BAD_IN_A_ROW, Plan, prepare
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
 from poa.data.views import image_tensor
 from poa.errors import UserError
-from poa.tasks.detection.coco import Annotations, ImageAnnotation, decoded_mask
+from poa.tasks.detection.coco import Annotations, ImageAnnotation, decoded_mask, read_annotations
 
 _FLIP = 4
 """What random numbers are for; smaller ones are taken by others."""
@@ -100,6 +100,24 @@ def _masks(about: ImageAnnotation, file: Path) -> UInt8[Tensor, "objects height 
             f"A mask in {about.file_name!r} in {file} cannot be read ({type(error).__name__}: {error}). Fix its "
             "'segmentation', or take the object out."
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImages:
+    """Images with objects as the user names them: a folder, an archive or a list, and a file in COCO's format."""
+
+    images: str
+    annotations: Path
+
+    def read(self, *, limit: int | None = None) -> Annotations:
+        """Their annotations, of ``limit`` images evenly spread over the file."""
+        annotations = read_annotations(self.annotations)
+        num_images = len(annotations.images)
+        if limit is None:
+            return annotations
+        if not 0 < limit <= num_images:
+            raise UserError(f"--limit is between 1 and the {num_images} images in {self.annotations}, got {limit}.")
+        return annotations.take([number * num_images // limit for number in range(limit)])
 
 
 def find_images(annotations: Annotations, images: str, *, has_masks: bool) -> InstanceImages:

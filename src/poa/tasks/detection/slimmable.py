@@ -1,24 +1,35 @@
 """One detector for all widths of a slimmable network (SlimCLR, official code, its Mask R-CNN on COCO).
 
-Only the backbone has widths. What a narrow one hands to the feature pyramid is filled up with channels of zeros, so
+Only the backbone has widths. The maps of a narrow one are filled up with channels of zeros for the feature pyramid, so
 that one pyramid and one set of heads serve all. Zeros add nothing: a detector of one width is an ordinary one, whose
 pyramid has the weights of the channels that are there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from poa import distributed
 from poa.elastic.network import state
 from poa.elastic.space import Size
 from poa.elastic.switchable import SwitchableNetworks
+from poa.errors import UserError
+from poa.evaluation.protocol import Outcome
+from poa.families.slim_resnet import SlimResNet
+from poa.features.extract import Progress
+from poa.models.source import ModelSource, any_size, blueprint
 from poa.tasks.detection.model import DetectorPlan, Levels, detector_on
+from poa.tasks.detection.train import DetectionTask
 from poa.tasks.maps import Maps
+from poa.tasks.training import Diverged
 
 _INNER = "backbone.fpn.inner_blocks."
 _MAPS = "backbone.maps."
@@ -41,11 +52,7 @@ class SlimDetectors(NamedTuple):
 class NarrowLevels(nn.Module):
     """The maps of a narrow network, filled up with zeros, through the pyramid of the whole one.
 
-    Args:
-        whole: Maps and pyramid of the widest network.
-        networks: Its widths.
-        size: Which one.
-        trains_norms: Whether its BatchNorm layers look at the batch in training.
+    ``trains_norms`` is whether its BatchNorm layers use the batch in training.
     """
 
     def __init__(self, whole: Levels, networks: SwitchableNetworks, size: Size, *, trains_norms: bool) -> None:
@@ -54,11 +61,7 @@ class NarrowLevels(nn.Module):
         self._networks, self._size, self._trains_norms = networks, size, trains_norms
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Tensor]:
-        """Maps by name, as ``Levels``.
-
-        Args:
-            images: Normalised; sides are multiples of that of the maps.
-        """
+        """Maps by name, as ``Levels`` gives them."""
         training = self.training and self._trains_norms
         narrow = self._networks.bind(self._size, state(self.whole.maps), training=training)
         filled = [
@@ -75,16 +78,13 @@ def slim_detectors(
     *,
     trains_norms: bool,
 ) -> SlimDetectors:
-    """Put the detectors of all widths together; new layers are drawn by torch's global generator.
+    """The detectors of all widths; new layers are drawn by torch's global generator.
 
     Args:
         build: Makes the plain timm model of a width.
         weights: State dicts of the models of all widths.
         plan: What to build.
         trains_norms: Whether BatchNorm layers are trained.
-
-    Raises:
-        UserError: The networks have no maps for a detector.
     """
     sizes = sorted(weights, key=lambda size: size.width, reverse=True)
     networks = SwitchableNetworks(lambda size: Maps(build(size), image_size=(plan.side, plan.longest)), sizes)
@@ -121,14 +121,7 @@ def _joined(
 
 @torch.no_grad()
 def extract_detector(detectors: SlimDetectors, size: Size, backbone: nn.Module, plan: DetectorPlan) -> Any:
-    """The detector of a width as an ordinary one, with copies of what it needs.
-
-    Args:
-        detectors: Of all widths.
-        size: Which one.
-        backbone: The plain timm model of that width; its weights are replaced.
-        plan: As they were built by.
-    """
+    """The detector of a width as an ordinary one on a plain timm model, with copies of the parameters it needs."""
     network = detector_on(Maps(backbone, image_size=(plan.side, plan.longest)), plan)
     maps = detectors.networks.extract(size, detectors.whole.backbone.maps).state_dict()
     wanted = network.state_dict()
@@ -139,3 +132,56 @@ def extract_detector(detectors: SlimDetectors, size: Size, backbone: nn.Module, 
             found[name] = (value[:, : wanted[name].shape[1]] if is_inner else value).clone()
     network.load_state_dict(found | {f"{_MAPS}{name}": value.clone() for name, value in maps.items()})
     return network.eval()
+
+
+def check_slimmable(source: ModelSource, names: Sequence[str]) -> None:
+    """Raise a ``UserError`` if no one detector can be trained for these networks."""
+    if not isinstance(source.family, SlimResNet):
+        raise UserError(
+            f"One detector for all sizes needs the widths of a slimmable network (SlimCLR), got {source.name}. "
+            "Leave out --together: each size then gets a detector of its own."
+        )
+    if len(names) < 2:
+        raise UserError(f"One detector for all sizes needs at least two of them, got {names[0]}. Name more --sizes.")
+    if distributed.world_size() > 1:
+        raise UserError(
+            f"One detector for all sizes is trained by one process, got {distributed.world_size()}. Start one."
+        )
+
+
+@dataclass(frozen=True)
+class SlimmableDetectionTask(DetectionTask):
+    """Detection by one detector for all widths, trained once, then tested and written width by width."""
+
+    widths: tuple[str, ...]
+    at_once = None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the scores depend on."""
+        return {**super().settings, "together": self.widths}
+
+    def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:  # noqa: ARG002
+        """Train the detector on all widths, and test those that have no scores yet."""
+        weights = {Size.parse(name): self.source.timm_model(name, num_classes=0).state_dict() for name in self.widths}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            detectors = slim_detectors(self._plain, weights, self.plan, trains_norms=self.config.batch_norm)
+        try:
+            summary = self.fit(detectors.whole, "all widths:", work, narrower=detectors.narrower)
+        except Diverged as error:
+            yield from ((name, error) for name in names)
+            return
+        for name in names:
+            backbone = self._plain(Size.parse(name))
+            described = blueprint(self.source, name, backbone)
+            network = extract_detector(detectors, Size.parse(name), backbone, self.plan)
+            yield name, self.assess(name, network, described, summary)
+
+    def _plain(self, size: Size) -> nn.Module:
+        """The timm model of a width on the current default device, with whatever weights."""
+        assert self.source.family is not None
+        architecture, arguments = self.source.family.timm_config(size)
+        model: nn.Module = timm.create_model(architecture, **{**arguments, "num_classes": 0})
+        assert not any_size(model), "ResNets take images of any size as they are"
+        return model

@@ -1,8 +1,10 @@
-"""Training of one detector on images with objects, and its test."""
+"""Training of a detector on images with objects, and its test."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,44 +12,36 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from poa import distributed
 from poa.config.detection import Detection
 from poa.data.sampler import keyed_random, steps_per_epoch
-from poa.tasks.detection.coco import Entry, box_entries, mask_entries
+from poa.evaluation.protocol import Outcome
+from poa.export.timm import Blueprint, num_parameters
+from poa.files import whole_file
+from poa.models.source import backbone_of
+from poa.plots.overlays import ImageWithObjects, Objects, object_sheet
+from poa.tasks.detection.coco import BOXES, MASKS, Entry, average_precision, box_entries, mask_entries
 from poa.tasks.detection.data import InstanceBatch, InstanceImages, images_in_order, instance_batches
-from poa.tasks.detection.model import DetectorPlan
-from poa.tasks.training import Advance, Diverged, EpochSummary, Hooks, Save, Training, adamw, train_epochs
+from poa.tasks.detection.folder import write_detector
+from poa.tasks.detection.model import DetectorPlan, build_detector
+from poa.tasks.training import NO_HOOKS, Diverged, EpochSummary, Hooks, Task, Training, adamw, train_epochs
+from poa.training.progress import bar
 
 _STEP = 5
 """What random numbers are for: sizes of images, boxes drawn, drop path of a step."""
 EXAMPLES = 4
-"""How many test images are kept to be looked at."""
+"""How many test images are drawn with their objects."""
 LIKELY = 0.5
-"""Score from which on detections in them are shown."""
+"""Least score of the detections that are drawn."""
 _FALL = 0.1
 """Factor of the learning rate at a milestone."""
 
 
-def detector_plan(
-    settings: Detection, *, num_classes: int, mean: Sequence[float], std: Sequence[float]
-) -> DetectorPlan:
-    """What detector to build for so many classes, without the background, on images of that mean and deviation."""
-    shared = settings.model_dump(include={field.name for field in fields(DetectorPlan)})
-    return DetectorPlan(
-        num_classes=num_classes, mean=mean, std=std, side=settings.test_side, train_sides=settings.sides, **shared
-    )
-
-
 class DetectorTraining(Training[InstanceBatch]):
-    """A detector that is being trained, and all that a step changes.
+    """A detector that is being trained for ``num_steps``, with ``steps`` an epoch, and all that a step changes.
 
-    Args:
-        network: As ``build_detector`` makes it; taken over.
-        settings: How to train it.
-        num_steps: Of the whole training.
-        steps: Of an epoch.
-        device: Where to compute.
-        narrower: Further detectors with the same parameters or parts of them. Each is trained on every batch before the
-            network is; their gradients are added, and there is one step for all.
+    ``narrower`` are further detectors with parts of its parameters. Each is trained on every batch before the network
+    is; their gradients are added, and there is one step for all.
     """
 
     def __init__(
@@ -63,44 +57,24 @@ class DetectorTraining(Training[InstanceBatch]):
         self._settings, self._device = settings, device
         self.network = network.to(device)
         self._all = (*narrower, self.network)
-        self._held = _held(network.backbone.maps, settings)
+        self._constant = _constant_parts(network.backbone.maps, settings)
         levels = network.backbone
-        self._optimizer = adamw(
-            levels.maps.model, (levels.pyramid, levels.fpn, network.rpn, network.roi_heads), settings
-        )
+        new = (levels.pyramid, levels.fpn, network.rpn, network.roi_heads)
+        self._optimizer = optimizer = adamw(levels.maps.model, new, settings)
         warmup = min(round(settings.warmup_share * num_steps), num_steps - 1)
         rising = {"warmup_t": warmup, "warmup_lr_init": min(settings.warmup_lr, settings.lr), "t_in_epochs": False}
-        self._scheduler = (
-            # timm's falls one step early
-            MultiStepLRScheduler(
-                self._optimizer,
-                [each * steps + 1 for each in settings.milestones],
-                _FALL,
-                warmup_prefix=False,
-                **rising,
-            )
-            if settings.milestones
-            else CosineLRScheduler(
-                self._optimizer, num_steps - warmup, lr_min=settings.min_lr, warmup_prefix=True, **rising
-            )
-        )
+        if settings.milestones:
+            milestones = [each * steps + 1 for each in settings.milestones]  # timm's falls one step early
+            self._scheduler = MultiStepLRScheduler(optimizer, milestones, _FALL, warmup_prefix=False, **rising)
+        else:
+            falling = {"t_initial": num_steps - warmup, "lr_min": settings.min_lr}
+            self._scheduler = CosineLRScheduler(optimizer, warmup_prefix=True, **falling, **rising)
 
     def step(self, step: int, batch: InstanceBatch) -> float:
-        """Train on one batch.
-
-        Args:
-            step: Number of the step, from 0.
-            batch: Its images and objects.
-
-        Returns:
-            The loss, all terms together; of several detectors their mean.
-
-        Raises:
-            Diverged: The loss is not finite.
-        """
+        """Train on one batch; the loss, all terms together, and of several detectors their mean."""
         for each in self._all:
             each.train()
-        for each in self._held:
+        for each in self._constant:
             each.eval()
         self._scheduler.step_update(step)
         images = [each.to(self._device) for each in batch.images]
@@ -115,7 +89,7 @@ class DetectorTraining(Training[InstanceBatch]):
                 if not loss.isfinite():
                     terms = ", ".join(name for name, term in losses.items() if not term.isfinite())
                     raise Diverged(
-                        f"The training loss is {value} at step {step} ({terms}), so that the network is lost. "
+                        f"The training loss is {value} at step {step} ({terms}), so the detector is lost. "
                         "Lower --lr, or --clip the gradients."
                     )
                 torch.autograd.backward(loss)
@@ -126,87 +100,53 @@ class DetectorTraining(Training[InstanceBatch]):
         return total
 
     def state(self) -> dict[str, Any]:
-        """All that must be saved to go on."""
+        """All that must be saved to resume."""
         return {"network": self.network.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave.
-
-        Args:
-            state: Of a training with the same settings.
-        """
+        """Resume from what ``state`` gave."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-def _held(maps: nn.Module, settings: Detection) -> list[nn.Module]:
+def _constant_parts(maps: nn.Module, settings: Detection) -> list[nn.Module]:
     """Parts of the backbone that stay as they are; their parameters get no gradient."""
     if settings.frozen:
-        held = [maps]
+        parts = [maps]
     else:
-        held = [] if settings.batch_norm else [each for each in maps.modules() if isinstance(each, _BatchNorm)]
-    for each in held:
+        parts = [] if settings.batch_norm else [each for each in maps.modules() if isinstance(each, _BatchNorm)]
+    for each in parts:
         each.requires_grad_(False)
-    return held
+    return parts
 
 
 def train(
     network: Any,
     images: InstanceImages,
-    *,
     settings: Detection,
+    *,
     device: torch.device,
     narrower: Sequence[Any] = (),
     workers: int = 0,
-    start: Mapping[str, Any] | None = None,
-    save: Save | None = None,
-    advance: Advance | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> EpochSummary:
-    """Train a detector in place; one that was stopped and goes on from a saved state ends with the same bits on a CPU.
-
-    Args:
-        network: As ``build_detector`` makes it.
-        images: To train on.
-        settings: How to train.
-        device: Where to compute.
-        narrower: Further detectors with the same parameters, see ``DetectorTraining``.
-        workers: Processes that prepare images.
-        start: A state to go on from.
-        save: Called after each epoch with the number of epochs done and a state to go on from.
-        advance: Told of images that were trained on.
-
-    Raises:
-        Diverged: The loss is not finite.
-        UserError: There are fewer images than a batch needs.
-    """
+    """Train a detector in place; one that was stopped and resumes ends with the same bits on a CPU."""
     steps = steps_per_epoch(len(images), settings.batch_size)
-    training = DetectorTraining(
-        network, settings, num_steps=settings.epochs * steps, steps=steps, device=device, narrower=narrower
-    )
-    batches = partial(
-        instance_batches,
-        images,
-        flip=settings.flip,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=workers,
-    )
-    return train_epochs(training, batches, epochs=settings.epochs, steps=steps, hooks=Hooks(start, save, advance))
+    num_steps = settings.epochs * steps
+    training = DetectorTraining(network, settings, num_steps=num_steps, steps=steps, device=device, narrower=narrower)
+    flip, batch_size, seed = settings.flip, settings.batch_size, settings.seed
+    batches = partial(instance_batches, images, flip=flip, batch_size=batch_size, seed=seed, workers=workers)
+    return train_epochs(training, batches, epochs=settings.epochs, steps=steps, hooks=hooks)
 
 
 class Example(NamedTuple):
-    """A test image to be looked at.
-
-    Attributes:
-        i: Number of the image.
-        found: What was detected with a score of at least ``LIKELY``, as torchvision gives it, on the CPU.
-    """
+    """Number of a test image to be drawn, and its likely detections as torchvision gives them, on the CPU."""
 
     i: int
-    found: Mapping[str, Tensor]
+    detected: Mapping[str, Tensor]
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """What was detected in test images.
 
     Attributes:
@@ -218,8 +158,8 @@ class Found(NamedTuple):
 
     boxes: list[Entry]
     masks: list[Entry]
-    images: tuple[int, ...]
-    examples: tuple[Example, ...]
+    images: list[int]
+    examples: list[Example]
 
 
 @torch.inference_mode()
@@ -227,41 +167,156 @@ def detect(
     network: Any,
     images: InstanceImages,
     *,
-    categories: Sequence[int],
     device: torch.device,
     workers: int = 0,
     advance: Callable[[int], None] | None = None,
-) -> Found:
-    """Detect objects in all test images, one image at a time.
-
-    Args:
-        network: Put into evaluation mode.
-        images: To test on.
-        categories: Ids in the order of the labels.
-        device: Where to compute.
-        workers: Processes that read images.
-        advance: Told of images that were tested.
-    """
+) -> Detections:
+    """Detect objects in all test images, one image at a time."""
     network.eval().to(device)
-    boxes, masks, read, examples = list[Entry](), list[Entry](), list[int](), list[Example]()
+    found = Detections([], [], [], [])
     filled = [i for i in range(len(images)) if images.annotation(i).objects]
-    shown = {filled[number * len(filled) // EXAMPLES] for number in range(EXAMPLES) if filled}
+    drawn = {filled[number * len(filled) // EXAMPLES] for number in range(EXAMPLES) if filled}
     for i, (about, pixels) in enumerate(images_in_order(images, workers=workers)):
         if pixels is not None:
             detected = {name: value.cpu() for name, value in network([pixels.to(device).float() / 255])[0].items()}
-            found = _entries(detected, about.id, categories)
-            boxes += found[0]
-            masks += found[1]
-            read.append(about.id)
-            if i in shown:
-                likely = detected["scores"] >= LIKELY
-                examples.append(Example(i, {name: value[likely] for name, value in detected.items()}))
+            boxes, labels, scores = (detected[name] for name in ("boxes", "labels", "scores"))
+            entries = box_entries(about.id, boxes, labels, scores, categories=list(images.annotations.categories))
+            found.boxes.extend(entries)
+            found.masks.extend(mask_entries(entries, detected["masks"]) if "masks" in detected else ())
+            found.images.append(about.id)
+            if i in drawn:
+                found.examples.append(Example(i, {name: value[scores >= LIKELY] for name, value in detected.items()}))
         if advance is not None:
             advance(1)
-    return Found(boxes, masks, tuple(read), tuple(examples))
+    return found
 
 
-def _entries(detected: Mapping[str, Tensor], image: int, categories: Sequence[int]) -> tuple[list[Entry], list[Entry]]:
-    boxes, labels, scores = (detected[name] for name in ("boxes", "labels", "scores"))
-    entries = box_entries(image, boxes, labels, scores, categories=categories)
-    return entries, mask_entries(entries, detected["masks"]) if "masks" in detected else []
+def detector_plan(
+    settings: Detection, *, num_classes: int, mean: Sequence[float], std: Sequence[float]
+) -> DetectorPlan:
+    """What detector to build for so many classes, without the background, on images of that mean and deviation."""
+    shared = settings.model_dump(include={field.name for field in fields(DetectorPlan)})
+    return DetectorPlan(
+        num_classes=num_classes, mean=mean, std=std, side=settings.test_side, train_sides=settings.sides, **shared
+    )
+
+
+@dataclass(frozen=True)
+class DetectionTask(Task):
+    """Detection by a detector on each network, which is trained along or stays as it is.
+
+    Attributes:
+        config: How to train and to test.
+        train: Images to train on.
+        test: Images to test on.
+        num_bad: How many images of each kind are left out since they cannot be read.
+    """
+
+    config: Detection
+    train: InstanceImages
+    test: InstanceImages
+    num_bad: Mapping[str, int]
+    name = "detection"
+    headline = "box_ap"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the scores depend on."""
+        return {
+            "weights": self.source.weights,
+            "train": self.train.fingerprint,
+            "test": self.test.fingerprint,
+            "image_size": self.source.preprocessing.image_size,
+            "mean": self.source.preprocessing.mean,
+            "std": self.source.preprocessing.std,
+            **dict(self.config),
+        }
+
+    @property
+    def plan(self) -> DetectorPlan:
+        """What detector to build."""
+        own, categories = self.source.preprocessing, self.train.annotations.categories
+        return detector_plan(self.config, num_classes=len(categories), mean=own.mean, std=own.std)
+
+    def evaluate(self, name: str, work: Path) -> Outcome:
+        """Train a detector on a network, test it and write it."""
+        backbone, blueprint = backbone_of(self.source, name, drop_path=self.config.drop_path)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            network = build_detector(backbone, self.plan)
+        return self.assess(name, network, blueprint, self.fit(network, name, work))
+
+    def fit(self, network: Any, name: str, work: Path, *, narrower: Sequence[Any] = ()) -> EpochSummary:
+        """Train a detector in place, with checkpoints in ``work``."""
+        config, device, workers = self.config, distributed.this_device(), self.options.workers
+        an_epoch = steps_per_epoch(len(self.train), config.batch_size) * config.batch_size
+        with self.hooks(name, work, epochs=config.epochs, images=an_epoch) as hooks:
+            return train(network, self.train, config, device=device, narrower=narrower, workers=workers, hooks=hooks)
+
+    def assess(self, name: str, network: Any, blueprint: Blueprint, summary: EpochSummary) -> Outcome:
+        """Test a trained detector, write it and what it found, and draw some test images."""
+        device, workers, own = distributed.this_device(), self.options.workers, self.source.preprocessing
+        with bar(f"{name} test images", total=len(self.test), console=self.console) as advance:
+            found = detect(network, self.test, device=device, workers=workers, advance=advance)
+        scores = self._scores(name, found)
+        self._draw(name, found, scores)
+        write_detector(
+            network,
+            blueprint,
+            self.folder / "models" / name,
+            plan=self.plan,
+            categories=self.train.annotations.categories,
+            preprocessing=replace(own, resize=own.image_size),
+            name=name,
+            source=self.origin,
+        )
+        details = {
+            "training_loss": summary.loss,
+            "training_images": float(len(self.train)),
+            "training_objects": float(self.train.annotations.num_objects),
+            "test_images": float(len(found.images)),
+            "detections": float(len(found.boxes)),
+            "detector_parameters": float(num_parameters(network)),
+        }
+        bad_images = {
+            "train": self.num_bad["train"] + len(summary.bad),
+            "test": self.num_bad["test"] + len(self.test) - len(found.images),
+        }
+        return Outcome(scores, details=details, bad_images=bad_images)
+
+    def _scores(self, name: str, found: Detections) -> Mapping[str, float]:
+        """COCO's average precision of the files of detections, which are written first."""
+        scores: dict[str, float] = {}
+        kinds = {BOXES: ("boxes", found.boxes)} | ({MASKS: ("masks", found.masks)} if self.config.has_masks else {})
+        for kind, (what, entries) in kinds.items():
+            file = self.folder / "detections" / f"{name}-{what}.json"
+            with whole_file(file) as path:
+                path.write_text(json.dumps(entries))
+            scores |= average_precision(self.test.annotations.file, file, kind=kind, images=found.images)
+        return scores
+
+    def _draw(self, name: str, found: Detections, scores: Mapping[str, float]) -> None:
+        """A sheet of some test images with true and detected objects."""
+        if not found.examples:
+            return
+        called = list(self.train.annotations.categories.values())
+        rows = []
+        for each in found.examples:
+            truth, detected = self.test.read(each.i), each.detected
+            true_masks = None if truth.masks is None else truth.masks.bool().numpy()
+            masks = detected["masks"][:, 0].gt(0.5).numpy() if "masks" in detected else None
+            rows.append(
+                ImageWithObjects(
+                    self.test.annotation(each.i).file_name,
+                    truth.image.mul(255).round().byte().permute(1, 2, 0).numpy(),
+                    Objects(truth.boxes.numpy(), [called[label - 1] for label in truth.labels], true_masks),
+                    Objects(detected["boxes"].numpy(), [called[label - 1] for label in detected["labels"]], masks),
+                )
+            )
+        whose = dict.fromkeys((Path(self.source.name).name, name))
+        object_sheet(
+            rows,
+            found=f"detected, scores from {LIKELY}",
+            title=f"{' '.join(whose)}: AP {scores[self.headline]:.1f} %",
+            out=self.folder / "pictures" / f"{name}.png",
+        )

@@ -22,7 +22,7 @@ from poa.evaluation.results import Results
 from poa.export.timm import Blueprint
 from poa.files import whole_file
 from poa.models.source import backbone_of
-from poa.plots.masks import Row, mask_sheet
+from poa.plots.overlays import ImageWithMasks, mask_sheet
 from poa.tasks.maps import Maps
 from poa.tasks.segmentation.crops import CropBatch, training_crops, whole_pairs
 from poa.tasks.segmentation.folder import write_segmenter
@@ -250,7 +250,9 @@ class SegmentationTask(Task):
         for each in found.examples:
             image = F.interpolate(each.pair.image, tuple(each.pair.mask.shape), mode="nearest")
             truth = each.pair.mask.masked_fill(each.pair.mask == self.test.pairs.ignore, -1)
-            rows.append(Row(each.name, image[0].permute(1, 2, 0).numpy(), truth.numpy(), each.predicted.numpy()))
+            rows.append(
+                ImageWithMasks(each.name, image[0].permute(1, 2, 0).numpy(), truth.numpy(), each.predicted.numpy())
+            )
         pictures = self.folder / "pictures"
         pictures.mkdir(exist_ok=True)
         whose = dict.fromkeys((Path(self.source.name).name, name))

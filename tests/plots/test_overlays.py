@@ -5,7 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from poa.plots.boxes import Objects, Row, detection_sheet
+from poa.plots.overlays import ImageWithObjects, Objects, object_sheet
 
 NOTHING = Objects(np.zeros((0, 4), dtype=np.float32), (), None)
 
@@ -23,8 +23,11 @@ def test_truth_on_the_left_and_what_was_found_on_the_right(tmp_path: Path, monke
     truth = Objects(np.array([[4, 5, 8, 10]], dtype=np.float32), ("cat",), masks)
     found = Objects(np.array([[3, 5, 8, 11], [20, 1, 29, 9]], dtype=np.float32), ("cat", "dog"), None)
     out = tmp_path / "sheet.png"
-    detection_sheet(
-        [Row("a.jpg", image, truth, found), Row("b.jpg", image, NOTHING, NOTHING)], found="found", title="t", out=out
+    object_sheet(
+        [ImageWithObjects("a.jpg", image, truth, found), ImageWithObjects("b.jpg", image, NOTHING, NOTHING)],
+        found="found",
+        title="t",
+        out=out,
     )
     left, right, *empty = shown
     changed = (left != image / 255).any(axis=2)
@@ -40,5 +43,7 @@ def test_truth_on_the_left_and_what_was_found_on_the_right(tmp_path: Path, monke
 
 def test_images_without_objects_alone(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), dtype=np.uint8)
-    detection_sheet([Row("a.jpg", image, NOTHING, NOTHING)], found="found", title="t", out=tmp_path / "sheet.png")
+    object_sheet(
+        [ImageWithObjects("a.jpg", image, NOTHING, NOTHING)], found="found", title="t", out=tmp_path / "sheet.png"
+    )
     assert (tmp_path / "sheet.png").is_file()
