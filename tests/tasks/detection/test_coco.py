@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from poa.config.detection import Detection
 from poa.errors import UserError
 from poa.tasks.detection.coco import (
     Annotations,
@@ -45,7 +46,7 @@ def test_reading(data: tuple[str, Path]) -> None:
     assert list(annotations.categories) == [3, 7]  # the order of the labels
     assert [image.id for image in annotations.images] == [100, 101, 102, 103]
     assert (annotations.num_objects, annotations.num_skipped) == (6, 0)
-    assert annotations.has_masks
+    assert all(each.mask is not None for image in annotations.images for each in image.objects)
     assert annotations.describe() == (
         "4 images, 6 objects of 2 categories, 1 images without objects, which are kept as negatives"
     )
@@ -193,8 +194,8 @@ def test_mirror_images(data: tuple[str, Path]) -> None:
 
 
 def batches(images: InstanceImages, **over: Any) -> list[InstanceBatch]:
-    settings = {"flip": 0.5, "batch_size": 2, "seed": 3, "start_step": 0, "num_steps": 4} | over
-    return list(instance_batches(images, **settings))
+    steps = {name: over.pop(name, usual) for name, usual in (("start_step", 0), ("num_steps", 4))}
+    return list(instance_batches(images, Detection(**{"batch_size": 2, "seed": 3, **over}), **steps))
 
 
 def test_batches_depend_on_the_step_alone(data: tuple[str, Path]) -> None:

@@ -99,21 +99,13 @@ _Polygon = Annotated[list[FiniteFloat], Field(min_length=6)]
 _MASK = TypeAdapter[Any](_RunLengths | list[_Polygon])
 _WANTED = {
     "bbox": "a list of four numbers: left, top, width and height in pixels",
-    "height": "a whole number of pixels above 0",
-    "width": "a whole number of pixels above 0",
-    "file_name": "a text",
-    "name": "a text",
+    **dict.fromkeys(("height", "width"), "a whole number of pixels above 0"),
+    **dict.fromkeys(("file_name", "name"), "a text"),
 }
 
 
 class ObjectAnnotation(NamedTuple):
-    """An object in an image.
-
-    Attributes:
-        category: Id of its category in the file.
-        box: Left, top, right and bottom edge in pixels, inside the image.
-        mask: Which pixels belong to it.
-    """
+    """An object in an image; its box has left, top, right and bottom edge in pixels, inside the image."""
 
     category: int
     box: tuple[float, float, float, float]
@@ -131,16 +123,10 @@ class ImageAnnotation(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """The content of a file.
+    """The content of a file: images in its order, names of categories by id, ascending.
 
-    Attributes:
-        file: Where it is.
-        images: In the order of the file.
-        categories: Names by id, ascending.
-        num_skipped: Objects left out because their boxes have no area or lie outside of the image.
-        num_crowds: Groups of objects with one mask, which are left out too.
-        has_masks: Whether all objects that are left have masks.
-        fingerprint: Digest of the file.
+    ``num_skipped`` objects are left out as their boxes have no area or lie outside of the image, and ``num_crowds``
+    groups of objects with one mask. ``fingerprint`` is a digest of the file.
     """
 
     file: Path
@@ -148,7 +134,6 @@ class Annotations:
     categories: Mapping[int, str]
     num_skipped: int
     num_crowds: int
-    has_masks: bool
     fingerprint: str
 
     @property
@@ -204,7 +189,6 @@ def read_annotations(file: Path) -> Annotations:
         {each.id: each.name for each in sorted(found.categories, key=lambda each: each.id)},
         num_skipped,
         num_crowds,
-        all(each.mask is not None for of_image in objects.values() for each in of_image),
         sha256(encoded).hexdigest()[:16],
     )
 
@@ -306,15 +290,7 @@ def box_entries(
     *,
     categories: Sequence[int],
 ) -> list[Entry]:
-    """Boxes found in the image of an id.
-
-    Args:
-        image: The id.
-        boxes: Left, top, right, bottom, in pixels.
-        labels: From 1.
-        scores: Between 0 and 1.
-        categories: Ids in the order of the labels.
-    """
+    """Boxes (left, top, right, bottom in pixels) found in the image of an id; ``categories``: ids by label from 1."""
     found = zip(boxes.double().tolist(), labels.tolist(), scores.double().tolist(), strict=True)
     return [
         {
@@ -340,16 +316,9 @@ def mask_entries(boxes: Iterable[Entry], masks: Float[Tensor, "found 1 height wi
 
 
 def average_precision(annotations: Path, results: Path, *, kind: str, images: Sequence[int]) -> Mapping[str, float]:
-    """COCO's scores in percent, of the images of these ids; those of object sizes that do not occur are left out.
+    """COCO's scores in percent, such as ``box_ap``: mean over IoUs from 0.5 to 0.95 and over categories that occur.
 
-    Args:
-        annotations: The truth, in COCO's format.
-        results: What was found, in COCO's format for results.
-        kind: ``bbox`` or ``segm``.
-        images: Ids of the images to score.
-
-    Returns:
-        Such as ``box_ap``: averaged over IoUs from 0.5 to 0.95, and over the categories that occur.
+    ``results`` are scored in the images of these ids; scores of object sizes that do not occur are left out.
     """
     with (
         contextlib.redirect_stdout(io.StringIO()),  # pycocotools prints what it does

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from poa.config.detection import Detection
 from poa.data.images import BadImage, decode
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import BAD_IN_A_ROW, Plan, prepare
@@ -27,14 +28,7 @@ _ON_THEIR_SIDE = (5, 6, 7, 8)
 
 
 class Instances(NamedTuple):
-    """An image and its objects.
-
-    Attributes:
-        image: RGB, 0..1.
-        boxes: Left, top, right, bottom, in pixels.
-        labels: Their categories, from 1.
-        masks: Their pixels; None where they are not asked for.
-    """
+    """An image (RGB, 0..1) and its objects: left, top, right and bottom edge in pixels, labels from 1."""
 
     image: Float[Tensor, "3 height width"]
     boxes: Float[Tensor, "objects 4"]
@@ -182,12 +176,9 @@ def readable_images(
 
 
 class InstanceBatch(NamedTuple):
-    """The images of a step.
+    """The images of a step, each of its own size, their objects as torchvision wants them.
 
-    Attributes:
-        images: Each of its own size.
-        targets: Their objects, as torchvision's detectors want them.
-        bad: Numbers of images that could not be read and were replaced by the next good ones.
+    ``bad`` are numbers of images that could not be read and were replaced by the next good ones.
     """
 
     images: tuple[Tensor, ...]
@@ -201,28 +192,16 @@ class InstanceBatch(NamedTuple):
 
 
 def instance_batches(
-    images: InstanceImages,
-    *,
-    flip: float,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    num_steps: int,
-    workers: int = 0,
+    images: InstanceImages, settings: Detection, *, start_step: int, num_steps: int, workers: int = 0
 ) -> Iterator[InstanceBatch]:
-    """The batches of some steps; they depend on the seed and the step alone.
-
-    ``flip`` is the probability of a mirror image; ``workers`` processes prepare batches ahead.
-    """
-    return prepare(_BatchPlan(images, flip, batch_size, seed, start_step, num_steps), workers=workers)
+    """The batches of some steps; they depend on the seed and the step alone."""
+    return prepare(_BatchPlan(images, settings, start_step, num_steps), workers=workers)
 
 
 @dataclass(frozen=True)
 class _BatchPlan(Plan[InstanceBatch]):
     images: InstanceImages
-    flip: float
-    batch_size: int
-    seed: int
+    settings: Detection
     start_step: int
     num_steps: int
 
@@ -230,15 +209,15 @@ class _BatchPlan(Plan[InstanceBatch]):
         return self.num_steps
 
     def make(self, number: int) -> InstanceBatch:
-        step = self.start_step + number
-        epoch, batch = divmod(step, steps_per_epoch(len(self.images), self.batch_size))
-        order = epoch_order(len(self.images), self.seed, epoch)
+        step, size, seed = self.start_step + number, self.settings.batch_size, self.settings.seed
+        epoch, batch = divmod(step, steps_per_epoch(len(self.images), size))
+        order = epoch_order(len(self.images), seed, epoch)
         drawn, bad = [], []
-        for place, wanted in enumerate(order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()):
-            found, passed_over = _read_or_next(self.images, wanted)
-            bad += passed_over
-            with keyed_random(self.seed, _FLIP, step, place):
-                drawn.append(found.flipped() if float(torch.rand(())) < self.flip else found)
+        for place, wanted in enumerate(order[batch * size : (batch + 1) * size].tolist()):
+            found, replaced = _read_or_next(self.images, wanted)
+            bad += replaced
+            with keyed_random(seed, _FLIP, step, place):
+                drawn.append(found.flipped() if float(torch.rand(())) < self.settings.flip else found)
         return InstanceBatch(tuple(each.image for each in drawn), tuple(each.target() for each in drawn), tuple(bad))
 
 

@@ -134,8 +134,7 @@ def train(
     steps = steps_per_epoch(len(images), settings.batch_size)
     num_steps = settings.epochs * steps
     training = DetectorTraining(network, settings, num_steps=num_steps, steps=steps, device=device, narrower=narrower)
-    flip, batch_size, seed = settings.flip, settings.batch_size, settings.seed
-    batches = partial(instance_batches, images, flip=flip, batch_size=batch_size, seed=seed, workers=workers)
+    batches = partial(instance_batches, images, settings, workers=workers)
     return train_epochs(training, batches, epochs=settings.epochs, steps=steps, hooks=hooks)
 
 
