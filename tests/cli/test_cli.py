@@ -98,7 +98,11 @@ def test_from_run_to_models(run: Path, capsys: pytest.CaptureFixture[str], monke
 def test_scores_of_an_earlier_checkpoint_say_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = run / "eval" / "old" / "knn.json"
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"settings": {"weights": "teacher at step 4"}, "scores": {"32x2": {"top1@20": 50.0}}}))
+    file.write_text(
+        json.dumps(
+            {"protocol": "knn", "settings": {"weights": "teacher at step 4"}, "scores": {"32x2": {"top1@20": 50.0}}}
+        )
+    )
     table = run.parent / "old.csv"
     assert poa("sizes", run, "--out", table) == 0
     assert "old step 4 top1@20" in table.read_text().splitlines()[0].split(",")

@@ -130,8 +130,9 @@ def test_few_shot_of_all_images_is_the_linear_score(amount: dict[str, Any]) -> N
 
 def test_few_shot_tells_mean_and_spread_of_different_draws() -> None:
     data = make()
-    result = few_shot(*data, per_class=2, draws=4, seed=3)
-    draws = [few_shot(*data, per_class=2, draws=1, seed=seed) for seed in (3, 4, 5, 6)]
+    few: dict[str, Any] = {"per_class": 2, "strengths": (0.1,)}
+    result = few_shot(*data, draws=4, seed=3, **few)
+    draws = [few_shot(*data, draws=1, seed=seed, **few) for seed in (3, 4, 5, 6)]
     assert len({draw.scores["top1"] for draw in draws}) > 1
     assert list(result.scores) == ["top1", "top5", "top1_spread", "top5_spread"]
     for name in ("top1", "top5"):

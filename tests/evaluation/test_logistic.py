@@ -37,7 +37,8 @@ def objective(fit: LogisticFit, number: int, features: Tensor, labels: Tensor) -
 def scikit_learn(features: Tensor, labels: Tensor, strength: float) -> tuple[float, np.ndarray]:
     """The least objective, and the probabilities there."""
     rows = StandardScaler().fit_transform(features.double().numpy())
-    model = LogisticRegression(C=1 / (strength * len(rows)), tol=1e-10, max_iter=10_000).fit(rows, labels)
+    model = LogisticRegression(C=1 / (strength * len(rows)), tol=1e-10, max_iter=10_000, solver="newton-cg")
+    model.fit(rows, labels)
     probabilities = model.predict_proba(rows)
     entropy = -np.log(probabilities[np.arange(len(rows)), labels]).mean()
     return entropy + 0.5 * strength * np.square(model.coef_).sum(), probabilities

@@ -58,7 +58,7 @@ class Results:
             return cls(**content)
         except (AttributeError, TypeError, ValueError):
             raise UserError(
-                f"{path} is not a file of scores, or damaged. Score with another --name, or replace it with --overwrite."
+                f"{path} is not a file of scores, or damaged. Delete it, or score with another --name."
             ) from None
 
     def of(self, names: Iterable[str]) -> Scores:
