@@ -47,22 +47,14 @@ def alignment(
     first: Float[Tensor, "images width"],
     second: Float[Tensor, "other_images other_width"],
     *,
-    power: float = 2.0,
     device: torch.device | None = None,
     chunk: int = 8192,
 ) -> float:
     """How far apart the features of two views of one image are (Wang & Isola 2020).
 
-    ``mean over images of |u - v| ** power``, where u and v are the features of the two views at length 1. 0 if views
-    make no difference, 2 for ``power`` 2 if they are at right angles. Only of use together with uniformity: features
-    that are the same for all images have alignment 0.
-
-    Args:
-        first: One row an image, not yet normalised.
-        second: Another view of the same images in the same order, by the same network.
-        power: Of the distance; 2 as published.
-        device: Where to compute; that of ``first`` if None.
-        chunk: Images at a time.
+    ``mean over images of |u - v| ** 2``, where u and v are the features of the two views at length 1. 0 if views make
+    no difference, 2 if they are at right angles. Only of use together with uniformity: features that are the same for
+    all images have alignment 0. They are of one network, not yet normalised, and in the same order.
 
     Raises:
         UserError: The features do not match, or are not finite.
@@ -71,35 +63,29 @@ def alignment(
     check_widths(first, second, names=("first", "second"))
     device = first.device if device is None else device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for u, v in _units(first, second, chunk=chunk, device=device):
-        total += (u - v).square().sum(dim=1).pow(power / 2).sum(dtype=torch.float64)
+    for u, v in _pairs(first, second, chunk=chunk):
+        total += (unit_rows(u, device) - unit_rows(v, device)).square().sum(dim=1).sum(dtype=torch.float64)
     return float(total) / len(first)
 
 
 @torch.inference_mode()
 def uniformity(
-    features: Float[Tensor, "images width"],
-    *,
-    sharpness: float = 2.0,
-    device: torch.device | None = None,
-    chunk: int = 2048,
+    features: Float[Tensor, "images width"], *, device: torch.device | None = None, chunk: int = 2048
 ) -> float:
     """How evenly features are spread over the sphere; lower is more even (Wang & Isola 2020).
 
-    ``log of the mean over pairs of different images of exp(-sharpness * |u - v| ** 2)``, where u and v are features at
-    length 1. 0 if all images have one feature, towards ``-2 * sharpness`` for many images in many dimensions. The
-    sharpness, called t in the paper, is 2 as published; blocks of pairs have ``chunk`` a side.
+    ``log of the mean over pairs of different images of exp(-2 * |u - v| ** 2)``, where u and v are features at length
+    1. 0 if all images have one feature, towards -4 for many images in many dimensions. Blocks of pairs have ``chunk``
+    images a side.
 
     Raises:
-        UserError: There are fewer than two images, features are not finite, or the sharpness is not positive.
+        UserError: There are fewer than two images, or features are not finite.
     """
     check_features(features, name="scored", least=2)
-    if not sharpness > 0:
-        raise UserError(f"Uniformity needs a sharpness above 0, got {sharpness}. Published is 2.")
     units = unit_rows(features, features.device if device is None else device)
     parts = torch.split(units, chunk)
     logs = [
-        _log_sum_of_pairs(u, v, sharpness=sharpness, same=further == 0)
+        _log_sum_of_pairs(u, v, same=further == 0)
         for number, u in enumerate(parts)
         for further, v in enumerate(parts[number:])
     ]
@@ -107,12 +93,10 @@ def uniformity(
     return float(torch.stack(logs).double().logsumexp(dim=0).cpu() - num_pairs.log())
 
 
-def _log_sum_of_pairs(
-    u: Float[Tensor, "n width"], v: Float[Tensor, "m width"], *, sharpness: float, same: bool
-) -> Float[Tensor, ""]:
+def _log_sum_of_pairs(u: Float[Tensor, "n width"], v: Float[Tensor, "m width"], *, same: bool) -> Float[Tensor, ""]:
     with full_precision(u.device):
         distances = u.square().sum(dim=1)[:, None] + v.square().sum(dim=1) - 2 * (u @ v.T)
-    logs = -sharpness * distances.clamp_min_(0)
+    logs = -2.0 * distances.clamp_min_(0)
     if same:  # each pair once, and no image with itself
         logs = logs.masked_fill_(torch.ones_like(logs, dtype=torch.bool).tril(), -torch.inf)
     return logs.flatten().logsumexp(dim=0)
@@ -136,11 +120,7 @@ def neighbour_stability(
         UserError: The features do not match or are not finite, or k is not from 1 to the number of other images.
     """
     _check_same_images(first, second, least=2)
-    if not 0 < k < len(first):
-        raise UserError(
-            f"Neighbour stability with k={k} is not possible: k goes from 1 to the number of other images, here "
-            f"{len(first) - 1}. Give another k or more images."
-        )
+    _check_k(k, num_images=len(first))
     device = first.device if device is None else device
     near, also_near = (_neighbours(rows, k=k, device=device, chunk=chunk) for rows in (first, second))
     at_once = max(1, chunk * chunk // (k * k))
@@ -202,8 +182,9 @@ def _pairs(first: Tensor, second: Tensor, *, chunk: int) -> Iterator[tuple[Tenso
     return zip(torch.split(first, chunk), torch.split(second, chunk), strict=True)
 
 
-def _units(first: Tensor, second: Tensor, *, chunk: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((unit_rows(u, device), unit_rows(v, device)) for u, v in _pairs(first, second, chunk=chunk))
+def _check_k(k: int, *, num_images: int) -> None:
+    if not 0 < k < num_images:
+        raise UserError(f"--k must be between 1 and the number of other images, here {num_images - 1}, got {k}.")
 
 
 def _check_same_images(first: Tensor, second: Tensor, *, least: int = 1) -> None:
@@ -368,8 +349,7 @@ def evaluate(
     """
     names = source.choose(options.sizes)
     index = open_index(data, limit=limit)
-    if not 0 < k < len(index):
-        raise UserError(f"--k must be between 1 and the number of other images, here {len(index) - 1}, got {k}.")
+    _check_k(k, num_images=len(index))
     return sweep(source, Quality(source, index, views_of(source), k, seed, options.workers), names, options)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy on disturbed images: curves for each size, and tables."""
+"""Accuracy under conditions: curves for each size, and tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +30,7 @@ _SHORT = {"corruptions": "corrupt", "occlusion": "hidden", "background own": "ow
 
 @dataclass(frozen=True)
 class Panel:
-    """Accuracy by how strong one kind of disturbance is.
-
-    Attributes:
-        title: The kind.
-        axis: What the ticks are.
-        ticks: In order, from no disturbance on.
-        values: Accuracy in percent at each tick, by name of the network.
-    """
+    """Accuracy in percent by the strength of one kind of condition: at each tick, by name of the network."""
 
     title: str
     axis: str
@@ -46,12 +39,7 @@ class Panel:
 
 
 def curves(panels: Sequence[Panel], *, out: Path, title: str) -> None:
-    """Draw a panel for each kind of disturbance, a line for each network.
-
-    Args:
-        panels: Of the same networks, small ones first.
-        out: PNG file to write.
-        title: Heading.
+    """Draw a panel for each kind of condition, a line for each network, small ones first.
 
     Raises:
         UserError: There is nothing to draw.
@@ -111,11 +99,7 @@ def robustness_table(
 
 
 def strengths_table(strengths: Mapping[str, tuple[str, Sequence[float]]]) -> Table:
-    """What the severities of corruptions are.
-
-    Args:
-        strengths: By name of the corruption, what the strengths are in words, and one a severity.
-    """
+    """What the strengths of corruptions are in words, and one a severity, by name of the corruption."""
     table = plain_table()
     table.add_column("corruption", no_wrap=True)
     for severity in range(1, 6):

@@ -26,12 +26,7 @@ _DRAWING, _TRIES = 103, 100
 class MaskedImages:
     """Images and their masks, cropped alike. The mask of ``cat/1.jpg`` is ``cat/1.png`` in the folder of masks.
 
-    Attributes:
-        index: The images.
-        labels: The class of each.
-        folder: Of the masks: PNG files of the same height and width, not 0 where the object is.
-        preprocessing: Of which the sides are used here.
-        seed: Of the choice of backgrounds.
+    Masks are PNG files of the height and width of their images, not 0 where the object is; backgrounds follow the seed.
     """
 
     index: ImageIndex
@@ -41,11 +36,7 @@ class MaskedImages:
     seed: int = 0
 
     def check(self) -> None:
-        """See that every image has a mask, and that there are classes to take other backgrounds from.
-
-        Raises:
-            UserError: One has none, or all images are of one class.
-        """
+        """See that every image has a mask, and that there are classes to take other backgrounds from."""
         if not self.folder.is_dir():
             raise UserError(f"There is no folder {self.folder} of masks. Give --masks FOLDER, or leave it out.")
         missing = [number for number in range(len(self.index)) if not self.path(number).is_file()]
@@ -72,11 +63,7 @@ class MaskedImages:
         return self.folder / (name.name if name.is_absolute() else name)
 
     def mask(self, number: int) -> Bool[Tensor, "size size"]:
-        """Where the crop of an image, which can be read, shows its object.
-
-        Raises:
-            UserError: The mask is damaged or of another size.
-        """
+        """Where the crop of an image, which can be read, shows its object."""
         image = read_or_none(self.index, number)
         assert image is not None
         return self._cropped_mask(number, image)
