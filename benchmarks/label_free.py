@@ -1,6 +1,6 @@
-"""How well measures without labels foretell k-NN scores over the sizes of a run.
+"""How well measures without labels predict k-NN scores over the sizes of a run.
 
-Every size is judged by `poa evaluate quality` and scored by k-NN, as far as the run's folder does not hold that yet;
+Every size is measured by `poa evaluate quality` and scored by k-NN, as far as the run's folder does not hold that yet;
 then the correlations over sizes are printed. Those of the number of parameters stand beside them: a measure that does
 not do better says no more than that larger is better.
 
@@ -19,7 +19,7 @@ from poa import distributed
 from poa.evaluation import evaluate, quality
 from poa.evaluation.cost import parameters
 from poa.evaluation.knn import Knn
-from poa.evaluation.results import Scores, results_file
+from poa.evaluation.results import Results, Scores, results_file
 from poa.evaluation.sweep import SweepOptions
 from poa.models.source import model_source
 from poa.plots.tables import LOWER_IS_BETTER
@@ -35,7 +35,7 @@ def main() -> None:
     measured = quality.evaluate(source, arguments.data, limit=arguments.limit, options=options).scores
     path = results_file(source, Knn.name)
     if path.exists():
-        scores, _, _ = evaluate.read_scores(path)
+        scores = Results.read(path).scores
     else:
         scores = evaluate.evaluate(
             source,

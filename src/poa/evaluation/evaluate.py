@@ -80,14 +80,14 @@ def rows(run: Run) -> list[SizeRow]:
     known: dict[str, dict[str, float]] = {}
     files = [(path, protocol) for protocol in SHOWN for path in run.paths.scores.glob(f"*/{protocol}.json")]
     for path, protocol in sorted(files, key=lambda file: _place(*file)):
-        scores, _, weights = read_scores(path)
+        results = Results.read(path)
         evaluation = path.parent.name
-        teacher, _, step = weights.partition(" at step ")
+        teacher, _, step = results.settings["weights"].partition(" at step ")
         marks = [] if evaluation == Knn.name else [evaluation]
         marks += [] if protocol == Knn.name or evaluation.startswith(protocol) else [protocol]
         marks += [f"step {step}"] if teacher == "teacher" and step != str(run.step) else []
         prefix = "".join(f"{mark} " for mark in marks)
-        for size, values in scores.items():
+        for size, values in results.scores.items():
             known.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in values.items()})
     return rows_of(run.family, known)
 

@@ -138,12 +138,9 @@ class ResultFiles:
             ) from None
         self._read()
 
-    def add(
-        self, name: str, outcome: Outcome | UserError, *, bad_images: Mapping[str, int] | None = None
-    ) -> None:  # `bad_images` only until all tasks give it with the outcome
+    def add(self, name: str, outcome: Outcome | UserError) -> None:
         """Write the scores of a network, or why it has none."""
         if isinstance(outcome, Outcome):
-            outcome = outcome if bad_images is None else replace(outcome, bad_images=bad_images)
             self.known = self.known.with_outcome(name, outcome)
         else:
             self.known = replace(self.known, failed=self.known.failed | {name: str(outcome)})
@@ -177,17 +174,6 @@ class ResultFiles:
         lines = " ".join(f"{', '.join(same)}: {why}" for why, same in reasons.items())
         rest = f"; the others are in {self.main}" if len(failed) < len(names) else ""
         raise NotScored(f"{len(failed)} of {len(names)} networks could not be {done}{rest}. {lines}", self.known)
-
-    def fail(self, name: str, why: str) -> None:
-        """The same as ``add`` of an error, until all tasks are scorers."""
-        self.add(name, UserError(why))
-
-    def finished(self, names: Iterable[str], *, what: str) -> Scores:
-        """``finish`` and ``require``, until all tasks are scorers."""
-        names = list(dict.fromkeys(names))
-        results = self.finish()
-        self.require(names, done=what)
-        return results.of(names)
 
     @property
     def work(self) -> Path:
