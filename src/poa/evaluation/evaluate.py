@@ -13,7 +13,7 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.linear import FewShot, Linear
 from poa.evaluation.probe import Probe
 from poa.evaluation.protocol import Protocol
-from poa.evaluation.results import Intervals, Results, Scores, size_of
+from poa.evaluation.results import Intervals, Results, size_of
 from poa.evaluation.retrieval import Retrieval
 from poa.evaluation.sweep import DEFAULTS, FrozenFeatures, SweepOptions, sweep
 from poa.families.base import Family
@@ -144,9 +144,3 @@ def rows_of(
     """All sizes of a family with their costs, for images of ``image_size`` pixels, and the given scores."""
     counted = costs(family.build, family.space.sizes, image_size=image_size or family.image_size)
     return size_rows(family.space, costs=counted, scores=scores, intervals=intervals)
-
-
-def read_scores(path: Path) -> tuple[Scores, Intervals, str]:
-    """Scores in a file of results, their intervals, and of which weights they are."""
-    results = Results.read(path)
-    return results.scores, results.intervals, results.settings["weights"]
