@@ -168,7 +168,7 @@ def test_the_advice_for_a_damaged_checkpoint_names_the_newest_intact_one(tmp_pat
     with pytest.raises(UserError) as error:
         load_checkpoint(tmp_path / "step-00000030.pt")
     assert "before it is step-00000010.pt: delete" in str(error.value)
-    assert str(error.value).endswith("step-00000030.pt and go on with --resume.")
+    assert str(error.value).endswith("step-00000030.pt and resume with --resume.")
     assert names(tmp_path)[2] == "step-00000030.pt"
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from poa.config.pretraining import Config
 from poa.models.registry import family_of
-from poa.training.optimizer import build_optimizer, clip_gradients, norm_parameters, parameter_groups, set_schedule
+from poa.training.optimizer import build_adamw, clip_gradients, norm_parameters, parameter_groups, set_schedule
 from poa.training.schedules import StepValues
 
 VALUES = StepValues(lr=0.5, weight_decay=0.2, momentum=0.99, temperature=0.05, last_layer_lr=0.1)
@@ -182,7 +182,7 @@ def test_groups_are_fused_and_in_order() -> None:
 
 def test_set_schedule() -> None:
     groups = parameter_groups(parameters(VIT_NAMES), layer_of=vit_layer, num_layers=24, layer_decay=0.9)
-    optimizer = build_optimizer(groups)
+    optimizer = build_adamw(groups)
     assert {group["lr"] for group in optimizer.param_groups} == {0.0}
     set_schedule(optimizer, VALUES)
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
@@ -198,7 +198,7 @@ def test_step_is_adamw() -> None:
     """Three steps of the formula, in float64."""
     pairs = parameters(["heads.0.layers.0.weight"])
     parameter = pairs[0][1]
-    optimizer = build_optimizer(parameter_groups(pairs, layer_of=vit_layer, num_layers=24, layer_decay=0.9))
+    optimizer = build_adamw(parameter_groups(pairs, layer_of=vit_layer, num_layers=24, layer_decay=0.9))
     set_schedule(optimizer, VALUES)
     expected = parameter.detach().double()
     first, second = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)

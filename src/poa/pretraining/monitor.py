@@ -18,7 +18,7 @@ from poa.elastic.space import Size
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Rows
 from poa.pretraining.build import Parts
-from poa.training.health import CollapseWatch, mean_cosine, rankme
+from poa.training.health import CollapseCheck, mean_cosine, rankme
 
 BATCH = 128
 BANK_SHARE = 0.75
@@ -73,7 +73,7 @@ class Monitor:
         sizes = parts.family.space.sizes
         self._sizes = dict.fromkeys((sizes[0], sizes[len(sizes) // 2], sizes[-1])) if labelled else {sizes[-1]: None}
         self._sub_networks = parts.family.sub_networks()
-        self._watch = CollapseWatch(grace_steps=2 * parts.steps_per_epoch)
+        self._collapse = CollapseCheck(grace_steps=2 * parts.steps_per_epoch)
 
     def score(self, step: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         """Score the teacher as it is now.
@@ -92,7 +92,7 @@ class Monitor:
                 scores |= {"rankme": rankme(features), "cosine": mean_cosine(features)}
             if self._sample.labels is not None:
                 scores[f"knn/{size}"] = self._knn(features)
-        sentences = self._watch.look(
+        sentences = self._collapse.check(
             step,
             losses=self._parts.method.headlines(metrics),
             log_prototypes=self._parts.method.log_prototypes,

@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or absent, and that know whether they are damaged.
+"""Checkpoints that are whole or absent, with a checksum.
 
-A checkpoint is one file, so that one rename makes it appear and one deletion removes it. Its checksum travels inside
-it: torch writes a zip archive, and a zip archive may end with a comment, which readers skip and ``unzip -z`` shows.
+A checkpoint is one file, so that one rename makes it appear and one deletion removes it. Its checksum is inside it:
+torch writes a zip archive, and a zip archive may end with a comment, which readers skip and ``unzip -z`` shows. (The
+CRC-32 of its records does not cover the directory of the archive, where one flipped bit can change what is loaded.)
 """
 
 import errno
@@ -37,12 +38,9 @@ def save_checkpoint(
     Args:
         folder: Where the checkpoints are; made if it is missing.
         step: Number of steps done.
-        state: What to save: tensors, numbers, strings, and dicts, lists and tuples of them.
+        state: Tensors, numbers, strings, and dicts, lists and tuples of them.
         keep_last: How many of the newest to keep, this one included.
         keep_every: Also keep those whose step is a multiple of this number.
-
-    Returns:
-        The path of the new checkpoint.
 
     Raises:
         UserError: The disk is full or the folder cannot be written. The earlier checkpoints are kept.
@@ -65,20 +63,14 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU, after comparing it with its checksum.
 
-    Args:
-        path: A file written by ``save_checkpoint``.
-
-    Returns:
-        The state that was saved.
-
     Raises:
-        UserError: There is no such file, or it is damaged; says which earlier one is intact.
+        UserError: There is no such file, or it is damaged; names an earlier one that is intact.
     """
     if not path.is_file():
         raise UserError(f"There is no checkpoint at {path}. Give the path of a step-....pt file.")
     damage = _damage(path)
     if damage:
-        raise UserError(f"Checkpoint {path} is damaged: {damage}. {_way_on(path)}")
+        raise UserError(f"Checkpoint {path} is damaged: {damage}. {_advice(path)}")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
@@ -96,15 +88,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[str, Any] | None:
-    """The newest checkpoint of a training to go on with, if one was begun.
-
-    Args:
-        folder: Of checkpoints with their ``settings`` inside.
-        settings: Those of now.
-        what: What was begun, such as ``training``.
+    """The newest checkpoint of a training to resume, if there is one; ``what`` was begun, such as ``training``.
 
     Raises:
-        UserError: It was begun with other settings.
+        UserError: It was begun with other settings than those of now.
     """
     path = latest_checkpoint(folder)
     if path is None:
@@ -116,7 +103,7 @@ def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[
         listed = ", ".join(f"{key} ({before.get(key)} there, {settings.get(key)} now)" for key in differing)
         raise UserError(
             f"{folder} holds a {what} that was begun with other settings: {listed}. "
-            "Choose another --name to keep both, or begin anew with --overwrite."
+            "Choose another --name to keep both, or start again with --overwrite."
         )
     return state
 
@@ -124,16 +111,13 @@ def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[
 def saver(
     folder: Path, *, settings: Mapping[str, Any], every: int, last: int
 ) -> Callable[[int, Mapping[str, Any]], None]:
-    """Saves the newest state of a training as a checkpoint that ``unfinished`` goes on with.
+    """A function of epochs done and state, which saves a checkpoint for ``unfinished`` after ``every`` epochs.
 
     Args:
         folder: Of the checkpoints.
         settings: All that the training depends on.
         every: Epochs from one checkpoint to the next.
         last: Epochs of the whole training, after which there is a checkpoint in any case.
-
-    Returns:
-        Takes the number of epochs done and the state.
     """
 
     def save(epoch: int, state: Mapping[str, Any]) -> None:
@@ -144,14 +128,10 @@ def saver(
 
 
 def step_of(path: Path) -> int:
-    """Number of steps done at a checkpoint, from its file name.
-
-    Raises:
-        UserError: The file is not named like a checkpoint.
-    """
+    """Number of steps done at a checkpoint, from its file name."""
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise UserError(f"A checkpoint is named like step-00000100.pt, got {path.name}. Give it its old name back.")
+        raise UserError(f"A checkpoint is named like step-00000100.pt, got {path.name}. Rename it as it was.")
     return int(match[1])
 
 
@@ -162,22 +142,21 @@ class _Sink:
     counted without being written, so that the user can be told how much room was needed.
     """
 
+    file: BinaryIO
+
     def __init__(self) -> None:
-        self.file: BinaryIO | None = None
         self.digest = hashlib.sha256()
         self.num_bytes = 0
         self.error: OSError | None = None
 
     def write(self, chunk: bytes | memoryview) -> int:
         self.num_bytes += len(chunk)
-        if self.error is not None:
-            return len(chunk)
-        assert self.file is not None
-        self.digest.update(chunk)
-        try:
-            self.file.write(chunk)
-        except OSError as error:
-            self.error = error
+        if self.error is None:
+            self.digest.update(chunk)
+            try:
+                self.file.write(chunk)
+            except OSError as error:
+                self.error = error
         return len(chunk)
 
     def flush(self) -> None:
@@ -195,7 +174,7 @@ def _write(path: Path, state: Mapping[str, Any], *, sink: _Sink) -> None:
 
 
 def _expired(paths: Sequence[Path], *, step: int, keep_last: int, keep_every: int | None) -> list[Path]:
-    """What may go now that ``step`` is saved. Later steps, of a run that was taken back, are the user's to delete."""
+    """What to delete now that ``step`` is saved; later steps, of a run that was set back, are left to the user."""
     done = [path for path in paths if step_of(path) <= step]
     older = done[: -max(keep_last, 1)]
     return [path for path in older if not keep_every or step_of(path) % keep_every]
@@ -204,14 +183,14 @@ def _expired(paths: Sequence[Path], *, step: int, keep_last: int, keep_every: in
 def _why_not_saved(path: Path, error: OSError, *, needed_bytes: int) -> str:
     last = latest_checkpoint(path.parent)
     kept = f"The last checkpoint, {last}, is kept." if last else "There is no earlier checkpoint."
-    what, cure = f"Checkpoint {path} cannot be written: {error}.", "Mend this"
+    what, cure = f"Checkpoint {path} cannot be written: {error}.", "Fix this"
     if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
         needs = f"needs {needed_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free."
         what, cure = f"The disk is full: checkpoint {path} {needs}", "Free some space"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         what, cure = f"Checkpoint {path} cannot be written: {error.strerror}.", f"Make {path.parent} writable"
-    return f"{what} {kept} {cure} and go on with --resume."
+    return f"{what} {kept} {cure} and resume with --resume."
 
 
 def _damage(path: Path) -> str | None:
@@ -231,11 +210,11 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def _way_on(path: Path) -> str:
-    """Advice for a damaged checkpoint."""
+def _advice(path: Path) -> str:
+    """What to do about a damaged checkpoint."""
     step = step_of(path)
     earlier = [other for other in checkpoints(path.parent) if step_of(other) < step]
     intact = next((other for other in reversed(earlier) if _damage(other) is None), None)
     if intact is None:
         return "No intact earlier one is left: start the run again in another --out."
-    return f"The newest intact one before it is {intact.name}: delete {path} and go on with --resume."
+    return f"The newest intact one before it is {intact.name}: delete {path} and resume with --resume."

@@ -1,4 +1,4 @@
-"""Ending a run in good order when the user or the scheduler asks for it."""
+"""Requests to stop, of the user or the scheduler."""
 
 import signal
 import threading
@@ -15,13 +15,6 @@ class StopSignal:
 
     The loop reads ``requested`` between steps, saves and ends. A second SIGINT raises ``KeyboardInterrupt`` at once.
     Signals reach only the main thread: entered in another one, it changes nothing and the flag stays down.
-
-    Example:
-        ```python
-        with StopSignal() as stop:
-            while not stop.requested:
-                train_one_step()
-        ```
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""LARS: SGD whose steps are in proportion to the size of each weight matrix (You et al. 2017, arXiv 1708.03888)."""
+"""Optimisers of pre-training (AdamW, SGD, LARS), their parameter groups, and clipping."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,18 +13,11 @@ from poa.training.schedules import StepValues
 
 
 class Lars(torch.optim.Optimizer):
-    """LARS as MoCo v3 and SlimCLR have it (official code).
+    """LARS (You et al. 2017, arXiv 1708.03888) as in the official code of MoCo v3 and SlimCLR.
 
     For weights with more than one axis ``g <- g + weight_decay * p`` and then ``g <- g * trust * |p| / |g|``, without
     that factor where one of the norms is 0; norms are those of the whole tensor. Biases and scales of norms keep their
     gradient as it is and do not decay. Then ``v <- momentum * v + g`` and ``p <- p - lr * v``.
-
-    Args:
-        params: Parameters, or groups of them.
-        lr: Learning rate.
-        momentum: Share of the old velocity that is kept.
-        weight_decay: Of weights with more than one axis.
-        trust: Length of a step as a share of the length of the weights, at learning rate 1.
     """
 
     def __init__(
@@ -40,11 +33,7 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
-
-        Args:
-            closure: Evaluates the loss anew and returns it; called first, with gradients, if given.
-        """
+        """Take one step, after evaluating the loss anew by the closure if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -116,11 +105,8 @@ def parameter_groups(
         num_layers: Number of blocks.
         layer_decay: Factor from a layer to the one before it.
         patch_embed_multiplier: Further factor for the patch embedding.
-        norms: Names of parameters of norm layers whose names do not say so.
-        decay_all: Biases, norms and LayerScale decay too.
-
-    Returns:
-        Groups for :func:`build_optimizer`; the parameters are pairs of name and parameter.
+        norms: Names of parameters of norm layers that cannot be told by their names.
+        decay_all: Let biases, norms and LayerScale decay too.
     """
     members: dict[_Kind, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named_parameters:
@@ -137,37 +123,21 @@ def parameter_groups(
 
 
 def build_sgd(groups: Sequence[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.SGD:
-    """SGD with momentum. Its rates are 0 until :func:`set_schedule` sets them.
-
-    Args:
-        groups: From :func:`parameter_groups`.
-        momentum: Share of the old velocity that is kept.
-    """
+    """SGD with momentum."""
     return torch.optim.SGD(list(groups), lr=0.0, momentum=momentum, weight_decay=0.0)
 
 
 def build_lars(groups: Sequence[dict[str, Any]], *, momentum: float = 0.9) -> Lars:
-    """LARS. Its rates are 0 until :func:`set_schedule` sets them.
-
-    Args:
-        groups: From :func:`parameter_groups`.
-        momentum: Share of the old velocity that is kept.
-    """
+    """LARS with momentum."""
     return Lars(
         [{**group, "params": [parameter for _, parameter in group["params"]]} for group in groups], momentum=momentum
     )
 
 
-def build_optimizer(
+def build_adamw(
     groups: Sequence[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel where there is one. Its rates are 0 until :func:`set_schedule` sets them.
-
-    Args:
-        groups: From :func:`parameter_groups`.
-        betas: Decay of the first and second moment.
-        eps: Added to the root of the second moment.
-    """
+    """AdamW, in one fused kernel where there is one."""
     devices = {parameter.device.type for group in groups for _, parameter in group["params"]}
     return torch.optim.AdamW(
         list(groups), lr=0.0, betas=betas, eps=eps, weight_decay=0.0, fused=devices <= {"cpu", "cuda"}
@@ -175,20 +145,15 @@ def build_optimizer(
 
 
 OPTIMIZERS: Mapping[str, Callable[[Sequence[dict[str, Any]]], torch.optim.Optimizer]] = {
-    "adamw": build_optimizer,
+    "adamw": build_adamw,
     "sgd": build_sgd,
     "lars": build_lars,
 }
-"""All by name, with their usual constants."""
+"""By name, with their usual constants, from groups; rates are 0 until ``set_schedule`` sets them."""
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
-    """Set the learning rate and weight decay of every group.
-
-    Args:
-        optimizer: From :func:`build_optimizer`.
-        values: Of the step to come.
-    """
+    """Set the learning rate and weight decay of every group for the next step."""
     for group in optimizer.param_groups:
         lr = values.last_layer_lr if group["last_layer"] else values.lr
         group["lr"] = lr * group["lr_multiplier"]
@@ -196,13 +161,8 @@ def set_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
 
 
 def clip_gradients(modules: Iterable[nn.Module], *, max_norm: float) -> tuple[Tensor, ...]:
-    """Clip the gradients of each module by the norm of that module's gradients alone (POA official code).
+    """Clip the gradients of each module by their L2 norm, and return the norms before (POA official code).
 
-    Args:
-        modules: Such as the backbone and the heads of the student.
-        max_norm: Largest L2 norm of a module's gradients; ``inf`` only measures.
-
-    Returns:
-        Norms before clipping, one a module, still on their device. If one is not finite, its gradients are not either.
+    A ``max_norm`` of ``inf`` only measures. Norms stay on their device; where one is not finite, its gradients are not.
     """
     return tuple(nn.utils.clip_grad_norm_(list(module.parameters()), max_norm) for module in modules)

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the step (POA, implementation details; warm-up and cut as in the official code)."""
+"""Schedules as pure functions of the step (POA, implementation details; official code), and the EMA teacher."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,7 @@ from torch import nn
 
 
 def linear_ramp(step: int, *, start: float, end: float, num_steps: int) -> float:
-    """A straight line that reaches its end at step ``num_steps - 1`` and stays there.
-
-    Args:
-        step: Step of the run, from 0.
-        start: Value at step 0.
-        end: Last value.
-        num_steps: Number of points of the line, both ends included; with 0 or 1 there is only the end.
-    """
+    """A straight line of ``num_steps`` values from ``start`` to ``end``, and ``end`` from then on."""
     if step >= num_steps - 1:
         return end
     return start + (end - start) * step / (num_steps - 1)
@@ -52,57 +45,32 @@ def cosine(
 
 
 def switched(step: int, *, before: Callable[[int], float], after: Callable[[int], float], at: int) -> float:
-    """One curve until a step, another one from it on.
-
-    Args:
-        step: Step of the run, from 0.
-        before: The first curve.
-        after: The second.
-        at: First step of the second.
-    """
+    """One curve before step ``at``, another one from it on."""
     return (after if step >= at else before)(step)
 
 
 def scaled_lr(base: float, *, batch_size: int, reference: int = 1024) -> float:
-    """Learning rate for a global batch size, by the square-root rule (POA's official code).
-
-    Args:
-        base: Learning rate at the reference batch size.
-        batch_size: Images a step over all processes and micro-batches.
-        reference: Batch size at which the rate is ``base``.
-    """
+    """Learning rate for a global batch size, by the square-root rule (POA official code)."""
     return base * math.sqrt(batch_size / reference)
 
 
 class StepValues(NamedTuple):
-    """All scheduled values of one step.
-
-    Attributes:
-        lr: Learning rate before layer-wise multipliers.
-        weight_decay: Weight decay of the parameters that decay.
-        momentum: Share of the old teacher that an update keeps.
-        temperature: Temperature of the teacher.
-        last_layer_lr: Learning rate of the prototypes.
-    """
+    """All scheduled values of one step."""
 
     lr: float
+    """Learning rate before layer-wise multipliers."""
     weight_decay: float
     momentum: float
+    """Share of the old teacher that an update keeps."""
     temperature: float
+    """Of the teacher."""
     last_layer_lr: float
+    """Learning rate of the prototypes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedules:
-    """The curves of a run, each a function of the step, such as ``functools.partial(cosine, ...)``.
-
-    Attributes:
-        lr: Learning rate.
-        weight_decay: Weight decay.
-        momentum: Momentum of the teacher.
-        temperature: Temperature of the teacher.
-        frozen_steps: Steps from the start during which prototypes do not learn.
-    """
+    """The curves of a run, each a function of the step; prototypes do not learn in the first ``frozen_steps``."""
 
     lr: Callable[[int], float]
     weight_decay: Callable[[int], float]
@@ -124,13 +92,7 @@ class Schedules:
 
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
-    """``teacher <- momentum * teacher + (1 - momentum) * student`` for all parameters; buffers are copied.
-
-    Args:
-        teacher: Changed in place.
-        student: A module with the same parameter and buffer names.
-        momentum: Share of the old teacher that stays.
-    """
+    """``teacher <- momentum * teacher + (1 - momentum) * student`` for all parameters; buffers are copied."""
     ours, theirs = dict(teacher.named_parameters()), dict(student.named_parameters())
     assert ours.keys() == theirs.keys(), f"parameters differ: {sorted(ours.keys() ^ theirs.keys())}"
     torch._foreach_lerp_([*ours.values()], [theirs[name] for name in ours], 1 - momentum)
