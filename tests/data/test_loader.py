@@ -11,8 +11,9 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image
 
 from poa.config.pretraining import ViewSettings
+from poa.data.images import centre_crop
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import batches, centre_crop, images_for_scoring
+from poa.data.loader import batches, images_for_scoring
 from poa.data.masks import Masking
 from poa.data.sampler import draws
 from poa.data.views import RawViews

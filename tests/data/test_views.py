@@ -9,6 +9,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from poa.config.pretraining import ViewSettings
 from poa.config.resolve import resolve
+from poa.data.images import image_tensor, resize
 from poa.data.views import (
     FACTORS,
     GREY,
@@ -20,9 +21,7 @@ from poa.data.views import (
     collate,
     colour_parameters,
     crop_box,
-    image_tensor,
     make_crops,
-    resize,
     sample_generator,
 )
 from poa.errors import UserError

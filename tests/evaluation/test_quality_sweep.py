@@ -17,9 +17,9 @@ import tiny
 from poa.cli.evaluate import quality as command
 from poa.config import resolve
 from poa.data.augment import augment, normalise
-from poa.data.images import Preprocessing, decode
+from poa.data.images import Preprocessing, centre_crop, decode
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import centre_crop, images_for_scoring
+from poa.data.loader import images_for_scoring
 from poa.data.views import collate, make_crops, sample_generator
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError

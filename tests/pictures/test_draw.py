@@ -13,9 +13,10 @@ import poa
 import tiny
 from poa.cli.inspect import pictures
 from poa.data.augment import normalise
+from poa.data.images import resize
 from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
-from poa.data.views import make_crops, resize, sample_generator
+from poa.data.views import make_crops, sample_generator
 from poa.errors import UserError
 from poa.evaluation.quality import views_of
 from poa.models.run import Run

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from poa.config.pretraining import ViewSettings
+from poa.data.images import image_tensor, resize
 
 RATIO = (3 / 4, 4 / 3)
 """Least and greatest width-to-height ratio of the region that a crop shows."""
@@ -180,15 +180,3 @@ def collate(samples: Sequence[SampleCrops], *, masks: Bool[Tensor, "crops patche
         masks,
         bad,
     )
-
-
-def image_tensor(image: Image.Image) -> UInt8[Tensor, "1 3 height width"]:
-    """The pixels of an RGB image, with the channels last in memory: `resize` is twice as fast on that layout."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-
-
-def resize(
-    pixels: UInt8[Tensor, "1 3 old_height old_width"], height: int, width: int
-) -> UInt8[Tensor, "1 3 height width"]:
-    """Bicubic resize with anti-aliasing, as torchvision's on uint8 tensors and within rounding of Pillow's."""
-    return F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)

@@ -12,9 +12,9 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from poa.data.images import Preprocessing
+from poa.data.images import Preprocessing, centre_crop
 from poa.data.index import ImageIndex
-from poa.data.loader import centre_crop, read_or_none
+from poa.data.loader import read_or_none
 from poa.errors import UserError
 from poa.robustness.corruptions import generator_of
 from poa.robustness.occlusion import swap_background

@@ -8,8 +8,9 @@ from rich.table import Table
 from torch import Tensor
 
 from poa.data.augment import normalise
+from poa.data.images import centre_crop
 from poa.data.index import open_index
-from poa.data.loader import centre_crop, read_or_none
+from poa.data.loader import read_or_none
 from poa.errors import UserError
 from poa.plots.figure import Cell, Row, sheet
 from poa.plots.robustness import strengths_table

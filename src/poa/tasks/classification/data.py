@@ -17,8 +17,9 @@ from torch import Tensor
 from poa.config.finetune import NO_AUGMENTATION, Finetune
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, matched_labels
-from poa.data.loader import Plan, prepare, read_or_next
+from poa.data.loader import read_or_next
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
+from poa.data.workers import Plan, prepare
 from poa.errors import UserError
 
 _IMAGE, _STEP = 0, 1

@@ -13,11 +13,11 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from poa.config.detection import Detection
-from poa.data.images import BadImage, decode
+from poa.data.images import BadImage, decode, image_tensor
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import BAD_IN_A_ROW, Plan, prepare
+from poa.data.loader import BAD_IN_A_ROW
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
-from poa.data.views import image_tensor
+from poa.data.workers import Plan, prepare
 from poa.errors import UserError
 from poa.tasks.detection.coco import Annotations, ImageAnnotation, decoded_mask, read_annotations
 

@@ -12,10 +12,9 @@ from torchvision.transforms import v2
 
 from poa.config.segmentation import Segmentation
 from poa.data.augment import normalise
-from poa.data.images import Preprocessing
-from poa.data.loader import Plan, prepare
+from poa.data.images import Preprocessing, resize
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
-from poa.data.views import resize
+from poa.data.workers import Plan, prepare
 from poa.tasks.segmentation.masks import Pair, Pairs
 
 _CROP = 2

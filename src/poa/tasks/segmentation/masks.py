@@ -13,10 +13,9 @@ from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from poa.data.images import BadImage, decode
+from poa.data.images import BadImage, decode, image_tensor
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import Plan, prepare
-from poa.data.views import image_tensor
+from poa.data.workers import Plan, prepare
 from poa.errors import UserError
 
 IGNORED = 255

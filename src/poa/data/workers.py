@@ -1,0 +1,117 @@
+"""Batches that worker processes prepare ahead, and how these processes start and end."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from poa.errors import UserError
+
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+Item = TypeVar("Item")
+
+
+class Plan(Dataset[Item | UserError]):
+    """Items, such as batches, that can be made one by one in any process."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def make(self, number: int) -> Item:
+        """Make one item."""
+        raise NotImplementedError
+
+    def __getitem__(self, number: int) -> Item | UserError:
+        try:
+            return self.make(number)
+        except UserError as error:  # raised by `prepare`: on its way out of a worker its text would become a traceback
+            return error
+
+
+def prepare(plan: Plan[Item], *, workers: int, pin_memory: bool = False) -> Iterator[Item]:
+    """The items of a plan in order, made here or by workers."""
+    loader: DataLoader[Item | UserError] = DataLoader(
+        plan,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        multiprocessing_context=_context() if workers else None,
+        worker_init_fn=_on_start,
+        generator=torch.Generator(),  # its own, so that loading leaves the global random state alone
+    )
+    for item in _started(loader):  # no name keeps it: when this ends, for whatever reason, the workers do
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def _unchanged(item: Item) -> Item:
+    return item
+
+
+def _started(loader: "DataLoader[Item]") -> Iterator[Item]:
+    with _stop_signals_held_back():
+        return iter(loader)
+
+
+@contextmanager
+def _stop_signals_held_back() -> Iterator[None]:
+    """Processes started meanwhile do not see SIGINT and SIGTERM.
+
+    Terminals and schedulers send these to all processes of a run. The one that trains ends in good order, and needs its
+    workers for that, and they need the server that started them.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    resource_tracker.ensure_running()  # its own start, which comes first, would let the signals through again
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # children inherit the mask
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def _on_start(_: int) -> None:
+    """In a worker: end with the process that trains or at its request, and at no other's."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(trainer,), daemon=True).start()
+    if sys.platform == "linux":
+        threading.Thread(target=_end_at_request, args=(trainer.pid,), daemon=True).start()
+
+
+def _end_after(trainer: BaseProcess) -> None:
+    """Torch's workers watch their own parent, which here is the server; it lives as long as one of them does."""
+    trainer.join()
+    os._exit(1)
+
+
+def _end_at_request(trainer: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(1)
+
+
+def _context() -> BaseContext:
+    """How workers start: forked from a clean server, as forking this process is unsafe once torch runs threads.
+
+    The server imports this package once (about a second); each worker then starts in some hundredths of one.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
