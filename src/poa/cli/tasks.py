@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from poa.cli.evaluate import DEFAULTS, Model, Options, Switch, show_results, show_scores
-from poa.config import detection as detecting
-from poa.config import finetune as finetuning
-from poa.config import segmentation as segmenting
+from poa.cli.evaluate import DEFAULTS, Images, Model, Options, Switch, show_results, show_scores
+from poa.config.detection import PRESETS as DETECTION
 from poa.config.detection import Detection
-from poa.config.finetune import Finetune
+from poa.config.finetune import PRESETS as FINETUNE
+from poa.config.finetune import TRANSFER, Finetune
+from poa.config.segmentation import PRESETS as SEGMENTATION
 from poa.config.segmentation import Segmentation
 from poa.config.values import preset_of
 
@@ -25,60 +25,56 @@ if TYPE_CHECKING:
 
 OVER_PRESET = Parameter(name="*", show_default=False, consume_multiple=True, negative_iterable=())
 """Of settings that are flags. Values not given are those of the preset, so that no default is shown."""
+Epochs = Annotated[
+    int, Parameter(help="Epochs from one checkpoint to the next; a stopped training resumes from the last one.")
+]
+_MODELS = ("Models", "models", "one folder a network, whose README.md says how to load it")
 
 
 def finetune(
     model: Model,
     /,
     *,
-    train: str,
-    test: str,
+    images: Images,
     preset: str = "small-data",
-    save_every: int = 1,
+    save_every: Epochs = 1,
     flags: Annotated[Finetune, OVER_PRESET] = Finetune(),  # noqa: B008  # frozen
     options: Options = DEFAULTS,
 ) -> None:
     """Fine-tune networks on labelled images, all weights and a classifier, and test them after the last epoch.
 
     Args:
-        train: Labelled images to train on: a folder of class folders, a CSV list, an archive.
-        test: Labelled images to test on.
         preset: Settings to begin with: small-data, or published ones such as imagenet-vit-s, semi-10 or cifar10-s.
-        save_every: Epochs from one checkpoint to the next; a stopped training resumes from the last one.
     """
-    _finetune(model, flags.over(preset_of(finetuning.PRESETS, preset)), train, test, save_every, options)
+    _finetune(model, flags.over(preset_of(FINETUNE, preset)), images, save_every, options)
 
 
 def transfer(
     model: Model,
     /,
     *,
-    train: str,
-    test: str,
+    images: Images,
     preset: str,
-    save_every: int = 1,
+    save_every: Epochs = 1,
     flags: Annotated[Finetune, OVER_PRESET] = Finetune(),  # noqa: B008
     options: Options = DEFAULTS,
 ) -> None:
     """Fine-tune networks on another data set, as published: `finetune` with the settings of that data set.
 
     Args:
-        train: Labelled images to train on: a folder of class folders, a CSV list, an archive.
-        test: Labelled images to test on.
         preset: Data set and size: cifar10, cifar100, inat18, inat19, flowers or cars, then -s or -b.
-        save_every: Epochs from one checkpoint to the next; a stopped training resumes from the last one.
     """
     named = options if options.name is not None else replace(options, name="transfer")
-    _finetune(model, flags.over(preset_of(finetuning.TRANSFER, preset)), train, test, save_every, named)
+    _finetune(model, flags.over(preset_of(TRANSFER, preset)), images, save_every, named)
 
 
-def _finetune(model: str, settings: Finetune, train: str, test: str, save_every: int, options: Options) -> None:
+def _finetune(model: str, settings: Finetune, images: Images, save_every: int, options: Options) -> None:
     from poa.tasks.evaluate import finetune_networks
 
     source = options.source(model)
-    sweep = partial(finetune_networks, source, settings, train=train, test=test)
-    files = (("Models", "models", "one folder a network, which timm loads"),)
-    _train(sweep, source, options, save_every=save_every, headline="top1", files=files)
+    sweep = partial(finetune_networks, source, settings, train=images.train, test=images.test, limit=options.limit)
+    files = [("Models", "models", "one folder a network, which timm loads")]
+    _show(partial(sweep, save_every=save_every), source, options, headline="top1", files=files)
 
 
 def segmentation(
@@ -92,7 +88,7 @@ def segmentation(
     classes: Path | None = None,
     ignore: int = 255,
     preset: str = "small-data",
-    save_every: int = 1,
+    save_every: Epochs = 1,
     flags: Annotated[Segmentation, OVER_PRESET] = Segmentation(),  # noqa: B008
     options: Options = DEFAULTS,
 ) -> None:
@@ -107,21 +103,17 @@ def segmentation(
         ignore: Id of pixels without a class.
         preset: Settings to begin with: small-data, small-data-finetune, small-data-upernet, or published ones such as
             ade20k-linear-vit-s and ade20k-upernet-vit-b.
-        save_every: Epochs from one checkpoint to the next; a stopped training resumes from the last one.
     """
     from poa.tasks.evaluate import segment_networks
     from poa.tasks.segmentation.masks import MaskedImages
 
-    settings = flags.over(preset_of(segmenting.PRESETS, preset))
+    settings = flags.over(preset_of(SEGMENTATION, preset))
     source = replace(options, image_size=options.image_size or settings.crop or None).source(model)
-    known, asked = MaskedImages(train, train_masks), MaskedImages(test, test_masks)
-    sweep = partial(segment_networks, source, settings, train=known, test=asked, classes=classes, ignore=ignore)
-    files = (
-        ("Classes", "classes.csv", "IoU of each"),
-        ("Models", "models", "one folder a network, whose README.md says how to load it"),
-        ("Pictures", "pictures", "test images with true and predicted masks"),
-    )
-    _train(sweep, source, options, save_every=save_every, headline="miou", files=files)
+    parts = MaskedImages(train, train_masks), MaskedImages(test, test_masks)
+    sweep = partial(segment_networks, source, settings, train=parts[0], test=parts[1], classes=classes, ignore=ignore)
+    pictures = ("Pictures", "pictures", "test images with true and predicted masks")
+    files = [("Classes", "classes.csv", "IoU of each"), _MODELS, pictures]
+    _show(partial(sweep, limit=options.limit, save_every=save_every), source, options, headline="miou", files=files)
 
 
 def detection(
@@ -134,11 +126,14 @@ def detection(
     test_annotations: Path,
     preset: str = "small-data",
     together: Switch = False,
-    save_every: int = 1,
+    save_every: Epochs = 1,
     flags: Annotated[Detection, OVER_PRESET] = Detection(),  # noqa: B008
     options: Options = DEFAULTS,
 ) -> None:
     """Detect objects: train a detector with boxes and masks on each network, and give COCO's AP on test images.
+
+    --image-size is that which the network is made for; those of the images are --sides, --test-side and --longest.
+    --limit takes images evenly from the file.
 
     Args:
         train_images: Images to train on: a folder, an archive or a folder in one (a.zip/train), a list.
@@ -147,38 +142,30 @@ def detection(
         test_annotations: Their objects.
         preset: Settings to begin with: small-data, or published ones: coco-vit-s, coco-vit-b.
         together: Train one detector for all widths of a slimmable network, as SlimCLR does.
-        save_every: Epochs from one checkpoint to the next; a stopped training resumes from the last one.
-        options: As for all. --image-size is that which the network is made for; those of the images are --sides,
-            --test-side and --longest. --limit takes images evenly from the file.
     """
     from poa.tasks.detection.data import CocoImages
     from poa.tasks.evaluate import detect_networks
 
-    settings = flags.over(preset_of(detecting.PRESETS, preset))
-    source = options.source(model)
-    known, asked = CocoImages(train_images, train_annotations), CocoImages(test_images, test_annotations)
-    sweep = partial(detect_networks, source, settings, train=known, test=asked, together=together)
-    files = (
-        ("Detections", "detections", "which pycocotools reads"),
-        ("Models", "models", "one folder a network, whose README.md says how to load it"),
-        ("Pictures", "pictures", "test images with true and detected objects"),
-    )
-    _train(sweep, source, options, save_every=save_every, headline="box_ap", files=files)
+    settings, source = flags.over(preset_of(DETECTION, preset)), options.source(model)
+    parts = CocoImages(train_images, train_annotations), CocoImages(test_images, test_annotations)
+    sweep = partial(detect_networks, source, settings, train=parts[0], test=parts[1], together=together)
+    pictures = ("Pictures", "pictures", "test images with true and detected objects")
+    files = [("Detections", "detections", "which pycocotools reads"), _MODELS, pictures]
+    _show(partial(sweep, limit=options.limit, save_every=save_every), source, options, headline="box_ap", files=files)
 
 
-def _train(
+def _show(
     sweep: Callable[..., "Results"],
     source: "ModelSource",
     options: Options,
     *,
-    save_every: int,
     headline: str,
     files: Sequence[tuple[str, str, str]],
 ) -> None:
-    """Train, show the scores, and say what files hold: what it is, where beside the scores, and more about it."""
+    """Run a sweep and print its scores and files: what each is, its name beside the scores, and more about it."""
 
     def show(results: "Results", path: Path) -> None:
         further = [f"{what}: {path.parent / name}, {text}" for what, name, text in files]
         show_scores(source, results, path, headline=headline, sizes=options.sizes, further=further)
 
-    show_results(partial(sweep, limit=options.limit, save_every=save_every), show, source, options)
+    show_results(sweep, show, source, options)

@@ -15,7 +15,7 @@ from torch import nn
 
 from poa import distributed
 from poa.cli import tasks as commands
-from poa.cli.evaluate import Options
+from poa.cli.evaluate import Images, Options
 from poa.config.finetune import Finetune
 from poa.data.augment import normalise
 from poa.data.index import ImageIndex, open_index
@@ -214,7 +214,7 @@ def test_timm_networks(tmp_path: Path, name: str) -> None:
 
 
 def test_command(tmp_path: Path, whole: tuple[Path, Scores], capsys: pytest.CaptureFixture[str]) -> None:
-    path, data = str(whole[0] / "finetune/models/16x1"), {"train": "digits/train", "test": "digits/test"}
+    path, data = str(whole[0] / "finetune/models/16x1"), {"images": Images("digits/train", "digits/test")}
     flags, options = Finetune(epochs=1, batch_size=16), Options(limit=64, out=tmp_path)
     commands.finetune(path, **data, flags=flags, options=options)
     shown = capsys.readouterr().out
