@@ -15,17 +15,12 @@ from poa.errors import UserError
 
 LEVELS = 4
 _DEPTHS = (Fraction(1, 3), Fraction(1, 2), Fraction(2, 3), Fraction(1))
-"""After which shares of its blocks a plain transformer is looked at."""
+"""Shares of the blocks of a plain transformer after which there is a map."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One map.
-
-    Attributes:
-        channels: How many it has.
-        stride: Pixels of the image from one cell to the next.
-    """
+    """One map: its channels, and the pixels of the image from one cell to the next."""
 
     channels: int
     stride: float
@@ -35,9 +30,6 @@ def level_blocks(num_blocks: int) -> tuple[int, int, int, int]:
     """Which blocks of a plain transformer give the four maps, from 0: after 1/3, 1/2, 2/3 and all of them.
 
     At depth 12 these are 3, 5, 7 and 11 (POA official code, from iBOT and BEiT). Below six blocks some come twice.
-
-    Args:
-        num_blocks: How many there are.
     """
     first, second, third, last = (ceil(share * num_blocks) - 1 for share in _DEPTHS)
     return first, second, third, last
@@ -95,11 +87,7 @@ class Maps(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "batch _channels _height _width"], ...]:
-        """Maps of a batch of images.
-
-        Args:
-            images: Normalised; sides are multiples of ``multiple``.
-        """
+        """Maps of normalised images whose sides are multiples of ``multiple``."""
         found = self.model.forward_intermediates(images, indices=list(self.indices), norm=True, intermediates_only=True)
         named = dict(zip(self.indices, found, strict=True))
         return tuple(named[place] for place in self._places)
@@ -138,14 +126,7 @@ class Pyramid(nn.Module):
 
     The official code has BatchNorm over all processes here; this norm, over channels, needs no large batch.
 
-    Args:
-        levels: Of one map, which is taken for all, or of four.
-
-    Attributes:
-        levels: Of the maps that come out.
-
-    Raises:
-        UserError: There are neither one nor four.
+    It takes the levels of one map, which is used for all, or of four; its attribute ``levels`` is that of the results.
     """
 
     levels: tuple[Level, ...]
@@ -169,11 +150,7 @@ class Pyramid(nn.Module):
     def forward(
         self, maps: Sequence[Float[Tensor, "batch _channels _height _width"]]
     ) -> tuple[Float[Tensor, "batch _channels2 _height2 _width2"], ...]:
-        """Four maps, the finest first.
-
-        Args:
-            maps: One or four, as was said when this was made.
-        """
+        """Four maps, the finest first, of one or four as the levels say."""
         given = tuple(maps) * (LEVELS // len(maps))
         return tuple(step(each) for step, each in zip(self.steps, given, strict=True))
 

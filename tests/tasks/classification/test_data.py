@@ -19,7 +19,6 @@ from poa.tasks.classification.data import (
     TrainingBatch,
     draw_rows,
     labelled,
-    step_random,
     training_batches,
     training_transform,
 )
@@ -188,7 +187,7 @@ def test_keyed_random_numbers() -> None:
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert found[0] == found[1]
     assert len({value for each in found[1:] for value in each}) == 9
-    with pytest.raises(KeyError), step_random(0, 1, device=torch.device("cpu")):
+    with pytest.raises(KeyError), keyed_random(0, 1, device=torch.device("cpu")):
         raise KeyError
     assert before[2] == torch.get_rng_state().tolist()
 

@@ -200,7 +200,7 @@ def test_second_head_adds_to_the_loss() -> None:
 def test_loss_that_is_not_finite() -> None:
     network = segmenter()
     nn.init.constant_(network.head.layers[1].weight, torch.nan)
-    with pytest.raises(Diverged, match=r"loss is nan at step 0.*Lower --lr"):
+    with pytest.raises(Diverged, match=r"loss is nan at step 0.*lower --lr"):
         SegmenterTraining(network, LINEAR, num_steps=3, ignore=IGNORE, device=CPU).step(0, batch())
 
 

@@ -22,8 +22,8 @@ from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError
 
-_IMAGE, _STEP = 0, 1
-"""What random numbers are for: the augmentation of one image, or what happens in one step to the batch."""
+_IMAGE = 0
+"""What random numbers are for: the augmentation of one image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +116,6 @@ def training_batches(
     An epoch of repeated images is as long as one without, and sees one in ``settings.repeats`` images.
     """
     return prepare(_LabelledPlan(images, settings, preprocessing, start_step, num_steps), workers=workers)
-
-
-def step_random(seed: int, step: int, *, device: torch.device) -> Any:
-    """Random numbers of one step for what happens to the batch: mixing of images, drop path."""
-    return keyed_random(seed, _STEP, step, device=device)
 
 
 def draw_rows(labels: npt.NDArray[np.int64], settings: Finetune) -> npt.NDArray[np.int64]:

@@ -25,14 +25,16 @@ from poa.config.finetune import Finetune
 from poa.data.augment import normalise
 from poa.data.images import Preprocessing
 from poa.data.loader import images_for_scoring
-from poa.data.sampler import steps_per_epoch
+from poa.data.sampler import keyed_random, steps_per_epoch
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome, class_ranks
 from poa.export.timm import write_finetuned
 from poa.models.source import blueprint
-from poa.tasks.classification.data import Labelled, TrainingBatch, draw_rows, step_random, training_batches
+from poa.tasks.classification.data import Labelled, TrainingBatch, draw_rows, training_batches
 from poa.tasks.training import NO_HOOKS, Diverged, EpochSummary, Hooks, Task, Training, train_epochs
 
+_STEP = 1
+"""What random numbers are for: mixing of images and drop path of a step."""
 TESTED_AT_ONCE = 256
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HIDDEN = 2048
@@ -111,7 +113,7 @@ class ModelTraining(Training[TrainingBatch]):
         self.model.train()
         self._scheduler.step_update(step)
         images, targets = batch.images.to(self._device), batch.labels.to(self._device)
-        with step_random(self._settings.seed, step, device=self._device):
+        with keyed_random(self._settings.seed, _STEP, step, device=self._device):
             if self._mix is not None:
                 images, targets = self._mix(images, targets)
             with self._autocast():
@@ -120,8 +122,7 @@ class ModelTraining(Training[TrainingBatch]):
             value = loss.item()
             if not loss.isfinite():
                 raise Diverged(
-                    f"The training loss is {value} at step {step}, so that the model is lost. "
-                    "Try a lower --lr, or --precision fp32."
+                    f"Training diverged: the loss is {value} at step {step}. Try a lower --lr, or --precision fp32."
                 )
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(self._scaler.scale(loss))

@@ -18,7 +18,7 @@ from poa.data.workers import Plan, prepare
 from poa.tasks.segmentation.masks import Pair, Pairs
 
 _CROP = 2
-"""What random numbers are for; 0 and 1 are taken by ``poa.tasks.classification.data``."""
+"""What random numbers are for; 0 and 1 are those of classification."""
 _TRIES = 10
 
 

@@ -1,4 +1,4 @@
-"""Heads that turn maps into a score of each class for each place."""
+"""Segmentation networks: the maps of a backbone, and a head that makes of them scores of each class for each pixel."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,11 +23,7 @@ Logits = Float[Tensor, "batch classes _high _wide"]
 
 
 def side_by_side(maps: Levels) -> Float[Tensor, "batch _all _high _wide"]:
-    """All maps at the resolution of the first, their channels one after the other.
-
-    Args:
-        maps: The finest first.
-    """
+    """All maps at the resolution of the first, the finest, their channels one after the other."""
     size = maps[0].shape[2:]
     return torch.cat([_grown(each, size) for each in maps], dim=1)
 
@@ -35,12 +31,7 @@ def side_by_side(maps: Levels) -> Float[Tensor, "batch _all _high _wide"]:
 class LinearHead(nn.Module):
     """BatchNorm and a 1x1 convolution on maps side by side (POA official code, its linear segmentation).
 
-    Args:
-        levels: Of the maps that it sees.
-        num_classes: Number of classes.
-
-    Attributes:
-        layers: A plain ``torch.nn.Sequential``, whose weights fit into one that anybody writes.
+    Its ``layers`` are a plain ``torch.nn.Sequential``, so that anybody can load the weights into one.
     """
 
     def __init__(self, levels: Sequence[Level], *, num_classes: int) -> None:
@@ -52,11 +43,7 @@ class LinearHead(nn.Module):
         self.layers = nn.Sequential(nn.BatchNorm2d(channels), convolution)
 
     def forward(self, maps: Levels) -> Logits:
-        """Scores at the resolution of the finest level.
-
-        Args:
-            maps: Of the levels, the finest first.
-        """
+        """Scores at the resolution of the finest level, which comes first."""
         scores: Tensor = self.layers(side_by_side(maps))
         return scores
 
@@ -64,10 +51,7 @@ class LinearHead(nn.Module):
 class UperNetHead(nn.Module):
     """Pyramid pooling of the last level, top-down fusion of all four, and a classifier (arXiv 1807.10221).
 
-    Args:
-        levels: Of the maps; a plain transformer's go through a ``Pyramid`` first.
-        channels: Of everything inside.
-        num_classes: Number of classes.
+    The maps of a plain transformer go through a ``Pyramid`` first.
     """
 
     def __init__(self, levels: Sequence[Level], *, channels: int, num_classes: int) -> None:
@@ -83,11 +67,7 @@ class UperNetHead(nn.Module):
         self.classify = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, maps: Levels) -> Logits:
-        """Scores at the resolution of the finest level.
-
-        Args:
-            maps: Of the levels.
-        """
+        """Scores at the resolution of the finest level."""
         levels = self.pyramid(maps)
         down = [self._with_context(levels[-1])]
         for lateral, level in reversed(list(zip(self.lateral, levels[:-1], strict=True))):
@@ -106,13 +86,7 @@ class UperNetHead(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A 3x3 convolution and a classifier on one map, which helps in training alone.
-
-    Args:
-        level: Of the map that it sees.
-        channels: Inside.
-        num_classes: Number of classes.
-    """
+    """A 3x3 convolution and a classifier on one map, used in training alone."""
 
     def __init__(self, level: Level, *, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -123,11 +97,7 @@ class AuxiliaryHead(nn.Module):
         )
 
     def forward(self, maps: Levels) -> Logits:
-        """Scores at the resolution of the one map.
-
-        Args:
-            maps: Only it.
-        """
+        """Scores at the resolution of the one map."""
         (only,) = maps
         scores: Tensor = self.layers(only)
         return scores
@@ -138,28 +108,14 @@ def _grown(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 class Scores(NamedTuple):
-    """What the heads make of images.
-
-    Attributes:
-        main: Of the head that is kept.
-        auxiliary: Of the second head, where there is one.
-    """
+    """Of the head that is kept, and of the second one, where there is one."""
 
     main: Float[Tensor, "batch classes height width"]
     auxiliary: Float[Tensor, "batch classes height width"] | None
 
 
 class Segmenter(nn.Module):
-    """A backbone's maps and a head on them.
-
-    Args:
-        maps: Of a backbone, which stays frozen or is trained as the settings say.
-        settings: Which head; its weights are drawn by their seed.
-        num_classes: Number of classes.
-
-    Attributes:
-        seen: Numbers of the levels that the head sees.
-    """
+    """A backbone's maps and a head on those of the levels ``seen``; its weights are drawn by the seed."""
 
     def __init__(self, maps: Maps, settings: Segmentation, *, num_classes: int) -> None:
         super().__init__()
@@ -195,19 +151,11 @@ class Segmenter(nn.Module):
         return self
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes height width"]:
-        """Scores of each class for each pixel.
-
-        Args:
-            images: Normalised, of any size.
-        """
+        """Scores of each class for each pixel of normalised images of any size."""
         return self._at_pixels(self.head, self.seen, self._maps(images), images)
 
     def scores(self, images: Float[Tensor, "batch 3 height width"]) -> Scores:
-        """Scores of each class for each pixel, by both heads.
-
-        Args:
-            images: Normalised, of any size.
-        """
+        """The same by both heads."""
         maps = self._maps(images)
         second = self.auxiliary
         return Scores(

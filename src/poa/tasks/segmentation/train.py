@@ -72,7 +72,7 @@ class SegmenterTraining(Training[CropBatch]):
                 loss = loss + self._settings.auxiliary * pixel_loss(auxiliary, masks, ignore=self._ignore)
             value = float(loss.detach())
             if not loss.isfinite():
-                raise Diverged(f"The training loss is {value} at step {step}, so that the network is lost. Lower --lr.")
+                raise Diverged(f"Training diverged: the loss is {value} at step {step}. Try a lower --lr.")
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
         self._optimizer.step()
