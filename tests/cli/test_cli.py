@@ -204,17 +204,17 @@ def test_two_devices_start_two_processes_and_stop_on_request(
     monkeypatch.setattr(sys, "argv", ["poa", "pretrain", "as typed"])
     stopper = threading.Thread(target=stop_after_a_step, daemon=True)
     stopper.start()
-    assert poa("pretrain", "--config", tiny_file(at), "--out", "run", "--devices", "2", "--epochs", "20") == 0
+    assert poa("pretrain", "--config", tiny_file(at), "--out", "run", "--devices", "2", "--epochs", "10") == 0
     stopper.join()
     *_, last = found = steps(at / "run")
     assert found == list(range(1, last + 1))
-    assert last < 80
+    assert last < 40
     assert (at / f"run/checkpoints/step-{last:08}.pt").exists()
     assert (at / "run/command.txt").read_text() == "poa pretrain 'as typed'\n"
     errors = capfd.readouterr().err
-    assert errors.count(f"stopped and saved at step {last} of 80") == 1, errors
+    assert errors.count(f"stopped and saved at step {last} of 40") == 1, errors
     assert poa("pretrain", "--out", "run", "--resume", "--devices", "1") == 0
-    assert steps(at / "run") == list(range(1, 81))
+    assert steps(at / "run") == list(range(1, 41))
 
 
 def test_a_failing_process_is_heard_once(at: Path, capfd: pytest.CaptureFixture[str]) -> None:

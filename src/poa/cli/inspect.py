@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.console import Console
 
-from poa.cli.evaluate import Names, Switch
+from poa.cli.evaluate import Model, Names, Switch, say
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -14,11 +14,10 @@ Branch = Literal["teacher", "untrained", "initial"]
 Kind = Literal["attention", "colours", "neighbours", "matches", "prototypes"]
 Kinds = Annotated[tuple[Kind, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 _MOST_NAMED = 3
-_plain = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def embed(
-    model: str,
+    model: Model,
     /,
     *,
     data: str,
@@ -36,7 +35,6 @@ def embed(
     Such as: poa embed runs/mine --data IMAGES --sizes 96x4 --out features.parquet
 
     Args:
-        model: Folder of a run; an extracted size or another folder that timm loads; or a timm name.
         data: The images: a folder, a list of paths, an archive. Labels are written too if there are some.
         out: FILE.parquet, FILE.npy (with FILE.json) or FILE.safetensors, the name of the size before the ending if
             there are several; or a folder, for a .npy file of each size.
@@ -64,11 +62,11 @@ def embed(
     )
     for name, path in written.paths.items():
         images, width = written.shape[name]
-        _plain.print(f"{path}: {images:,} images, {width} values each")
+        say(f"{path}: {images:,} images, {width} values each")
     if written.bad:
         more = f" and {len(written.bad) - _MOST_NAMED:,} more" if len(written.bad) > _MOST_NAMED else ""
         named = ", ".join(written.bad[:_MOST_NAMED])
-        _plain.print(f"{len(written.bad):,} images could not be read and are left out: {named}{more}")
+        say(f"{len(written.bad):,} images could not be read and are left out: {named}{more}")
 
 
 def pictures(
@@ -120,4 +118,4 @@ def pictures(
         overwrite=overwrite,
         console=Console(stderr=True),
     )
-    _plain.print(f"Page: {page}")
+    say(f"Page: {page}")

@@ -17,6 +17,8 @@ from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, nearest
 from poa.files import whole_file
 
+LOWER_IS_BETTER = ("alignment", "uniformity")
+"""Of the measures of quality; of all others higher values are better."""
 Value = str | int | float | bool | None
 WIDTH = 80
 """Of a terminal, in characters."""
@@ -126,15 +128,9 @@ def write(rows: Sequence[SizeRow], out: Path) -> None:
 
 def plain_table(title: str | None = None) -> Table:
     """A table without columns yet, in the one style of all tables."""
-    return Table(
-        title=title,
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.title_justify = table.caption_justify = "left"
+    return table
 
 
 def score_cell(
@@ -153,14 +149,9 @@ def score_table(
     intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
     decimals: Mapping[str, int] = MappingProxyType({}),
 ) -> Table:
-    """A row a network, the best score of each column in bold.
+    """A row a network, the best score in bold in each of the ``columns``, which give scores their headings.
 
-    Args:
-        scores: By name of the network, then of the score; some may be missing.
-        columns: The scores to show, and their headings.
-        lower_is_better: Of these scores; of all others higher values are better.
-        intervals: Shown beside the scores that have one, as half their length.
-        decimals: Of scores that are shown with more or fewer than one.
+    Some scores may be missing. They have one decimal where ``decimals`` gives no other number.
     """
     table = plain_table()
     table.add_column("size", no_wrap=True)
@@ -177,10 +168,6 @@ def score_table(
         )
         table.add_row(network, *cells)
     return table
-
-
-LOWER_IS_BETTER = ("alignment", "uniformity")
-"""Of the measures of quality; of all others higher values are better."""
 
 
 def quality_table(measures: Mapping[str, Mapping[str, float]]) -> Table:
@@ -200,17 +187,11 @@ def size_table(
     bounded: Sequence[str] = (),
     title: str | None = None,
 ) -> Table:
-    """Rows as a table for the terminal, the best score of each column in bold; those of a width stand together.
+    """Rows as a table, the best score of each column in bold; those of a width stand together.
 
-    Args:
-        rows: Sizes.
-        scores: Names of the scores to show; by default up to four, top-1 before others. ``fitting`` chooses those that
-            leave the table at most 80 characters wide.
-        bounded: Names of the scores to show with half the length of their intervals.
-        title: Heading.
-
-    Raises:
-        UserError: A score was not measured.
+    It shows ``scores``, by default up to four, top-1 before others (``fitting`` chooses those that leave the table at
+    most 80 characters wide), and beside those that are ``bounded`` half the length of their intervals. UserError if a
+    score was not measured.
     """
     shown = _shown_scores(rows, scores)
     best = {name: max(row.scores[name] for row in rows if name in row.scores) for name in shown}
@@ -225,7 +206,7 @@ def size_table(
     decimals = _decimals(millions), _decimals(billions)
     for number, row in enumerate(rows):
         table.add_row(
-            _name(row),
+            Text(f"{row.size} *" if row.intact else str(row.size), style="bold" if row.intact else ""),
             _number(millions[number], decimals[0]),
             _number(billions[number], decimals[1]),
             "-" if row.weight is None else str(row.weight),
@@ -269,7 +250,3 @@ def _decimals(values: Sequence[float | None]) -> int:
 
 def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
-
-
-def _name(row: SizeRow) -> Text:
-    return Text(f"{row.size} *" if row.intact else str(row.size), style="bold" if row.intact else "")
