@@ -99,7 +99,7 @@ REFUSED = {
     "out in a file": ("pretrain --config tiny.yaml --out tiny.yaml/run", "Not a directory", "another --out"),
     "out read-only": ("pretrain --config tiny.yaml --out /proc/run", "cannot be written to /proc/run", "another --out"),
     # going on
-    "nothing to resume": ("pretrain --out new --resume", "new holds no run to go on with", "Leave out --resume"),
+    "nothing to resume": ("pretrain --out new --resume", "new holds no run to resume", "Leave out --resume"),
     "resume nowhere": ("pretrain --resume", "--out FOLDER"),
     "other settings": ("pretrain --out run --resume --lr 0.1", "lr (None in the run, 0.1 now)", "only --out and --res"),
     "more epochs": ("pretrain --out run --resume --epochs 5", "epochs (2 in the run, 5 now)", "cannot be added"),

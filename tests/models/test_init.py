@@ -179,7 +179,7 @@ def test_a_run_from_scratch_has_no_initial_sizes(tmp_path: Path, capsys: pytest.
     assert command("evaluate", "knn", run.folder, *words) == 2
     assert "did not begin with trained weights" in capsys.readouterr().err
     assert not run.paths.scores.exists()
-    with pytest.raises(UserError, match=r"no branch 'student' to score\. Choose from teacher, initial, untrained"):
+    with pytest.raises(UserError, match=r"no branch 'student' to evaluate\. Choose from teacher, initial, untrained"):
         poa.evaluate_knn(run, train="digits/train", test="digits/test", branch="student")
 
 

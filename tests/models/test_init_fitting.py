@@ -14,17 +14,17 @@ from torch import Tensor
 import tiny
 from poa.config import resolve
 from poa.errors import UserError
-from poa.models.init import Listing, fit
+from poa.models.init import LoadReport, fit
 from poa.models.registry import family_of
-from poa.models.weights import Source
+from poa.models.weights import TrainedWeights
 from trained import State, assert_same, features_of, made, randomise, saved, started
 
 
-def fitted(family: str, state: Mapping[str, Tensor], **over: Any) -> tuple[State, Listing]:
+def fitted(family: str, state: Mapping[str, Tensor], **over: Any) -> tuple[State, LoadReport]:
     """Weights by timm's names as a network takes them."""
     chosen = family_of(tiny.config(family, **over))
-    taken, listing = fit(Source("given", state, (), "Do this."), chosen.build(chosen.space.intact))
-    return {name.removeprefix("model."): value for name, value in taken.items()}, listing
+    taken, report = fit(TrainedWeights("given", state, (), "Do this."), chosen.build(chosen.space.intact))
+    return {name.removeprefix("model."): value for name, value in taken.items()}, report
 
 
 def renamed(state: Mapping[str, Tensor], *rules: tuple[str, str]) -> State:
@@ -44,15 +44,15 @@ def test_dinov2s_own_names() -> None:
     official["pos_embed"] = torch.cat([of_class, expected["pos_embed"]], dim=1)
     official["mask_token"] = torch.randn(1, 64)
     over = {"model": {"name": "vit_small_patch14_reg4_dinov2", "width_min": None, "width_max": 64}}
-    taken, listing = fitted("vit", official, **over)
+    taken, report = fitted("vit", official, **over)
     assert torch.equal(taken.pop("mask_token"), official["mask_token"][0])
     expected["cls_token"] = expected["cls_token"] + of_class  # timm has no position for it
     assert_same(taken, expected)
-    assert (listing.fresh, listing.unused) == ((), ())
+    assert (report.fresh, report.unused) == ((), ())
     del official["mask_token"]  # which others may have left out
-    taken, listing = fitted("vit", official, **over)
+    taken, report = fitted("vit", official, **over)
     assert torch.equal(taken["reg_token"], expected["reg_token"])
-    assert listing.fresh == ("mask_token",)
+    assert report.fresh == ("mask_token",)
 
 
 def test_gated_mlps_by_dinov2s_names(tmp_path: Path) -> None:
@@ -75,12 +75,12 @@ def test_dinov3s_own_names() -> None:
     official |= {f"blocks.{i}.attn.qkv.bias": torch.zeros(192) for i in range(3)}
     official |= {f"blocks.{i}.attn.qkv.bias_mask": torch.full((192,), torch.nan) for i in range(3)}
     extra = {"rope_embed.periods": torch.ones(4), "mask_token": torch.randn(1, 64)}
-    taken, listing = fitted("dinov3", official | extra)
+    taken, report = fitted("dinov3", official | extra)
     assert torch.equal(taken.pop("mask_token"), extra["mask_token"][0])
     assert_same(taken, expected)
-    assert len(listing.unused) == 7
+    assert len(report.unused) == 7
     official["blocks.1.attn.qkv.bias"][0] = 0.5
-    with pytest.raises(UserError, match=r"no place for blocks\.1\.attn\.qkv\.bias\. Do this"):
+    with pytest.raises(UserError, match=r"this network has no blocks\.1\.attn\.qkv\.bias\. Do this"):
         fitted("dinov3", official | extra)
 
 
@@ -91,10 +91,10 @@ def test_swins_own_names() -> None:
     official |= renamed(downsampling, *((rf"layers\.{i}\.", f"layers.{i - 1}.") for i in (1, 2, 3)))
     official["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(4, 4, dtype=torch.int64)
     official["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 4)
-    taken, listing = fitted("swin", official)
+    taken, report = fitted("swin", official)
     del taken["mask_token"]
     assert_same(taken, features_of(model))
-    assert sorted(name.rpartition(".")[2] for name in listing.unused) == [
+    assert sorted(name.rpartition(".")[2] for name in report.unused) == [
         "attn_mask", "bias", "relative_position_index", "weight"
     ]  # fmt: skip
 
@@ -111,10 +111,10 @@ def test_convnexts_own_names() -> None:
         (r"^head\.norm", "norm"),
         (r"^head\.fc", "head"),
     )
-    taken, listing = fitted("convnext", official)
+    taken, report = fitted("convnext", official)
     del taken["mask_token"]
     assert_same(taken, features_of(model))
-    assert set(listing.unused) == {"head.fc.weight", "head.fc.bias"}
+    assert set(report.unused) == {"head.fc.weight", "head.fc.bias"}
 
 
 RESIZED: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], list[str]]] = {
@@ -163,31 +163,31 @@ def test_tables_are_resized_exactly_as_timm_does(case: str, tmp_path: Path) -> N
     with warnings.catch_warnings(action="ignore"):  # timm interpolates windows by means that torch deprecates
         expected = timm.create_model(f"local-dir:{folder}", pretrained=True, **asked).state_dict()
     assert_same(parts.method.teacher.backbone.model.state_dict(), expected)
-    assert parts.listing is not None
-    said = [line for line in parts.listing.lines() if line.startswith("  resized")]
+    assert parts.report is not None
+    said = [line for line in parts.report.lines() if line.startswith("  resized")]
     assert sorted(said) == sorted(lines)
 
 
 def test_mask_tokens_of_other_networks_stay_out() -> None:
     state = features_of(made())
-    taken, listing = fitted("vit", state | {"mask_token": torch.ones(1, 1, 32)})
+    taken, report = fitted("vit", state | {"mask_token": torch.ones(1, 1, 32)})
     assert not taken["mask_token"].any()
-    assert (listing.fresh, listing.unused) == (("mask_token",), ("mask_token",))
-    taken, listing = fitted("dinov3", features_of(made("dinov3")) | {"mask_token": torch.ones(1, 1, 64)})
+    assert (report.fresh, report.unused) == (("mask_token",), ("mask_token",))
+    taken, report = fitted("dinov3", features_of(made("dinov3")) | {"mask_token": torch.ones(1, 1, 64)})
     assert taken["mask_token"].all()
-    assert (listing.fresh, listing.unused) == ((), ())
+    assert (report.fresh, report.unused) == ((), ())
 
 
 def test_the_listing_is_short_and_whole(tmp_path: Path) -> None:
     folder = saved(made("swin", window_size=4), tmp_path / "model")
-    listing = started("swin", init=folder, views={"mean": (0.5, 0.5, 0.5)}).listing
-    assert listing is not None
-    assert listing.lines() == [
+    report = started("swin", init=folder, views={"mean": (0.5, 0.5, 0.5)}).report
+    assert report is not None
+    assert report.lines() == [
         f"Weights of {folder}: 106 tensors go into student and teacher.",
         "  resized    layers.*.blocks.*.attn.relative_position_bias_table (2 tensors): 49x4 -> 9x4",
         "  resized    layers.*.blocks.*.attn.relative_position_bias_table: 49x8 -> 9x8",
         "  fresh      mask_token, projection heads",
         "  not used   head.fc.bias, head.fc.weight",
-        "  note       trained on images normalised otherwise; to keep to it: --views.mean 0.485 0.456 0.406 "
+        "  note       trained on images normalised in another way; to keep that: --views.mean 0.485 0.456 0.406 "
         "--views.std 0.229 0.224 0.225",
     ]

@@ -11,8 +11,8 @@ def of_process(file: str) -> tuple[State, State, State, list[str]]:
     assert parts.wrapped is not parts.method
     method = parts.method
     backbones = (method.student.backbone.state_dict(), method.teacher.backbone.state_dict())
-    assert parts.listing is not None
-    return *backbones, method.student.heads.state_dict(), parts.listing.lines()
+    assert parts.report is not None
+    return *backbones, method.student.heads.state_dict(), parts.report.lines()
 
 
 def test_two_processes_start_equal(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError) as told:
         started(init=deeper)
     assert re.fullmatch(
-        rf"The weights of --init {deeper} do not fit the VisionTransformer of this run: there is no place for "
+        rf"The weights of --init {deeper} do not fit the VisionTransformer of this run: this network has no "
         rf"blocks\.3\.\S+, blocks\.3\.\S+, blocks\.3\.\S+ and 25 more\. "
         rf"Train the network of these weights: --model {deeper}\.",
         str(told.value),
@@ -40,7 +40,7 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"of other shape are cls_token \(1x1x32 there, 1x1x64 here\), pos_embed"):
         started(init=narrow)
     registers = written(made(reg_tokens=2).state_dict(), tmp_path / "registers.pth")
-    with pytest.raises(UserError, match=r"there is no place for reg_token\. Name the network"):
+    with pytest.raises(UserError, match=r"this network has no reg_token\. Name the network"):
         started(init=registers)
 
 
@@ -49,7 +49,7 @@ def test_a_deeper_network_is_refused_in_every_family(family: str, tmp_path: Path
     """Whatever timm's conversion stumbles over, the tensors are named."""
     deeper = family_of(tiny.config(family, model={"depth_max": (4, 4) if family == "resnet" else (4,)}))
     model = randomise(deeper.create(deeper.space.intact))
-    with pytest.raises(UserError, match=r"there is no place for [a-z]+\d?\.\S*[23]\.\S+, "):
+    with pytest.raises(UserError, match=r"this network has no [a-z]+\d?\.\S*[23]\.\S+, "):
         started(family, init=saved(model, tmp_path / "deeper"))
 
 
@@ -88,17 +88,17 @@ def test_weights_that_fit_in_shape_alone_are_refused(tmp_path: Path) -> None:
     model = made(architecture="vit_base_patch16_clip_quickgelu_224")
     with pytest.raises(UserError, match=r"fit in shape, but blocks\.0\.mlp\.act is \w+ there and GELU here\. Train"):
         started(init=saved(model, tmp_path / "activation"), model={"name": "vit_base_patch16_clip_224"})
-    with pytest.raises(UserError, match=r"no place for norm_pre\.\w+, norm_pre\.\w+\."):
+    with pytest.raises(UserError, match=r"this network has no norm_pre\.\w+, norm_pre\.\w+\."):
         started(init=str(tmp_path / "activation"))
     batch_norm = timm.create_model("resnet50", layers=(1, 2, 2, 1), channels=(16, 32, 64, 128), base_width=256)
-    with pytest.raises(UserError, match=r"there is no place for bn1\.\w+, "):
+    with pytest.raises(UserError, match=r"this network has no bn1\.\w+, "):
         started("resnet", init=saved(batch_norm, tmp_path / "batch-norm"))
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     state = made().state_dict()
     state["blocks.1.norm2.weight"][3] = torch.inf
-    with pytest.raises(UserError, match=r"model\.blocks\.1\.norm2\.weight holds values that are not finite"):
+    with pytest.raises(UserError, match=r"model\.blocks\.1\.norm2\.weight holds NaN or infinite values"):
         started(init=written(state, tmp_path / "a.pth"))
 
 
@@ -109,7 +109,10 @@ class Pickled(nn.Module):
 UNREADABLE: dict[str, tuple[Callable[[Path], str], str]] = {
     "nothing": (lambda at: str(at / "no.pth"), r"no\.pth: there is no such file or folder\. Give a folder that timm"),
     "neither": (lambda _: "resnet50_gm", r"no such file, folder or timm model\. Did you mean 'resnet50_gn'\? Or give"),
-    "tag": (lambda _: "resnet50_gn.a1h_in2k", r"Invalid pretrained tag.*timm has these of it: resnet50_gn\.a1h_in1k\."),
+    "tag": (
+        lambda _: "resnet50_gn.a1h_in2k",
+        r"Invalid pretrained tag.*timm has these weights of it: resnet50_gn\.a1h_in1k\.",
+    ),
     "untrained": (lambda _: "resnetblur18", r"No pretrained weights exist"),
     "empty folder": (str, r"is neither the folder of a run nor one with config\.json and model\.safetensors or pyt"),
     "ending": (lambda at: written({}, at / "a.tar"), r"are read from files that end in \.safetensors, \.pth, \.pt, \."),

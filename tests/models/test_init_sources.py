@@ -36,12 +36,12 @@ def test_a_folder_of_timm_goes_into_student_and_teacher(family: str, tmp_path: P
     assert_same(parts.method.student.heads.state_dict(), scratch.method.student.heads.state_dict())
     assert parts.method.student.training
     assert not any(parameter.requires_grad for parameter in parts.method.teacher.parameters())
-    assert scratch.listing is None
-    listing = parts.listing
-    assert listing is not None
-    assert set(listing.loaded) == features_of(model).keys()
-    assert (listing.resized, listing.fresh) == ((), ("mask_token",))
-    assert set(listing.unused) == model.state_dict().keys() - features_of(model).keys() != set()
+    assert scratch.report is None
+    report = parts.report
+    assert report is not None
+    assert set(report.loaded) == features_of(model).keys()
+    assert (report.resized, report.fresh) == ((), ("mask_token",))
+    assert set(report.unused) == model.state_dict().keys() - features_of(model).keys() != set()
 
 
 def wrappings(model: nn.Module) -> dict[str, tuple[str, Any]]:
@@ -82,12 +82,12 @@ def test_a_file_is_unwrapped(kind: str, tmp_path: Path) -> None:
     if kind == "half":
         expected = {name: value.half().float() for name, value in expected.items()}
     assert_same(parts.method.teacher.backbone.model.state_dict(), expected)
-    listing = parts.listing
-    assert listing is not None
-    assert {"head.weight", "head.bias"} <= set(listing.unused)
+    report = parts.report
+    assert report is not None
+    assert {"head.weight", "head.bias"} <= set(report.unused)
     if kind == "both":
-        assert {"dino_head.last.weight", "student.backbone.blocks.0.norm1.bias"} <= set(listing.unused)
-        assert any("student.* (" in line for line in listing.lines()), "a line for each tensor is not readable"
+        assert {"dino_head.last.weight", "student.backbone.blocks.0.norm1.bias"} <= set(report.unused)
+        assert any("student.* (" in line for line in report.lines()), "a line for each tensor is not readable"
 
 
 def test_old_folders_hold_a_pickled_file(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_a_run_hands_on_its_teacher_with_its_mask_token(tmp_path: Path) -> None:
         parts = started(init=str(name))
         assert_same(parts.method.student.backbone.state_dict(), expected)
         assert_same(parts.method.teacher.backbone.state_dict(), expected)
-        assert parts.listing is not None
-        assert (parts.listing.fresh, parts.listing.resized, parts.listing.note) == ((), (), None)
+        assert parts.report is not None
+        assert (parts.report.fresh, parts.report.resized, parts.report.note) == ((), (), None)
     again = poa.pretrain(**tiny.settings(out=tmp_path / "second", epochs=1, init=tmp_path / "first"))
     assert_same(read(str(again.paths.initial)).weights, {k.removeprefix("model."): x for k, x in expected.items()})
 
@@ -126,8 +126,8 @@ def test_a_name_is_fetched_by_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         source = read(name)
         assert_same(source.weights, model.state_dict())
         assert asked.pop() == (name, {"pretrained": True}, False)
-        taken, listing = fit(source, family_of(tiny.config()).build(family_of(tiny.config()).space.intact))
-        assert listing.source == name
+        taken, report = fit(source, family_of(tiny.config()).build(family_of(tiny.config()).space.intact))
+        assert report.source == name
         assert torch.equal(taken["model.cls_token"], model.cls_token)
     assert "--model vit_base_patch16_224." in source.remedy, "who owns a repository is no name of a network"
 
@@ -139,9 +139,9 @@ def test_where_there_is_no_network_it_is_said_at_once(monkeypatch: pytest.Monkey
     with pytest.raises(UserError) as told:  # timm and its client are the real ones
         read("hf-hub:nobody-at-all/nothing-at-all")
     text = str(told.value)
-    assert text.startswith("--init hf-hub:nobody-at-all/nothing-at-all: its weights cannot be fetched (https://")
+    assert text.startswith("--init hf-hub:nobody-at-all/nothing-at-all: its weights cannot be downloaded (https://")
     assert "does not answer: [Errno -2] Name or service not known" in text
-    assert "What works without a network: a folder that timm loads" in text
+    assert "Without internet access give a folder that timm loads" in text
     assert not constants.HF_HUB_OFFLINE, "left as it was not found"
 
 
@@ -157,7 +157,7 @@ def test_weights_that_were_fetched_before_need_no_network(monkeypatch: pytest.Mo
     monkeypatch.setattr(weights, "urlopen", unreachable)
     monkeypatch.setattr(weights, "timm", SimpleNamespace(create_model=create, is_model=timm.is_model))
     assert_same(read("vit_base_patch16_224").weights, model.state_dict())
-    with pytest.raises(UserError, match=r"cannot be fetched \(https://\S+ does not answer"):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(https://\S+ does not answer"):
         read("vit_base_patch16_224")
     assert offline == [True, True]
 
@@ -173,5 +173,5 @@ def test_a_server_that_answers_is_asked_for_weights(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(weights, "urlopen", refuse)
     monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(UserError, match=r"cannot be fetched \(OSError: 404 there is nothing\)\. What works"):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(OSError: 404 there is nothing\)\. Without"):
         read("hf-hub:nobody/nothing")

@@ -19,7 +19,7 @@ from poa.models import source as sources
 from poa.models import weights
 from poa.models.run import Run
 from poa.models.source import model_source, run_source
-from poa.models.weights import Source
+from poa.models.weights import TrainedWeights
 
 SIZES = ("32x2", "32x3", "64x2", "64x3")
 
@@ -217,7 +217,9 @@ def test_cells_of_maps(name: str, size: int) -> None:
 def known(monkeypatch: pytest.MonkeyPatch, name: str) -> nn.Module:
     """Weights of a name are there without being fetched."""
     model = fill(timm.create_model(name))
-    monkeypatch.setattr(weights, "read", lambda wanted: Source(wanted, model.state_dict(), (), remedy="", model=model))
+    monkeypatch.setattr(
+        weights, "read", lambda wanted: TrainedWeights(wanted, model.state_dict(), (), remedy="", model=model)
+    )
     return model
 
 
@@ -249,7 +251,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(weights, "_why_unreachable", lambda: "no network")
     with pytest.raises(UserError) as found:
         model_source("resnet10t")
-    assert str(found.value).startswith("resnet10t: its weights cannot be fetched (no network). What works without")
+    assert str(found.value).startswith("resnet10t: its weights cannot be downloaded (no network). Without internet")
     assert "--init" not in str(found.value)
     assert "or a file of weights" not in str(found.value)
 

@@ -265,7 +265,7 @@ def test_a_folder_in_use_is_left_alone(whole: Whole) -> None:
 
 
 def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no run to go on with"):
+    with pytest.raises(UserError, match="holds no run to resume"):
         poa.pretrain(**settings("vit", tmp_path / "none"), resume=True)
     assert not (tmp_path / "none").exists()
 

@@ -23,8 +23,8 @@ from poa.evaluation.results import Results
 from poa.evaluation.sweep import AT_ONCE, DEFAULTS, Scorer, SweepOptions, sweep
 from poa.features.extract import Progress, extract_features
 from poa.models.registry import folder_of
-from poa.models.run import load
-from poa.models.source import ModelSource, is_run
+from poa.models.run import is_run, load
+from poa.models.source import ModelSource
 from poa.training.health import rankme
 
 NEIGHBOURS = 10

@@ -1,4 +1,4 @@
-"""Starting from trained weights: fit them to the intact network, and say what became of each tensor."""
+"""Start from trained weights: fit them to the intact network, and report what became of each tensor."""
 
 import io
 import re
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from poa.errors import UserError
 from poa.families.base import Backbone
 from poa.files import whole_file
-from poa.models.weights import Normalisation, Source, read
+from poa.models.weights import Normalisation, TrainedWeights, read
 
 HEADS = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "projectors.", "norms.", "local_cls_norm.")
 """Beginnings of the names of tensors after the features: classifiers, and what only a pre-training needs."""
@@ -38,11 +38,11 @@ class Resized(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Listing:
-    """What became of given weights.
+class LoadReport:
+    """What became of trained weights.
 
     Attributes:
-        source: Where they come from.
+        source: What they are.
         loaded: Names of the network's tensors that were loaded.
         resized: Those of them that timm resized.
         fresh: Names of the backbone's tensors that start freshly.
@@ -58,7 +58,7 @@ class Listing:
     note: str | None = None
 
     def lines(self) -> list[str]:
-        """The listing in words."""
+        """The report in words."""
         changed = Counter((_pattern(each.name), each.old, each.new) for each in self.resized)
         said = [f"Weights of {self.source}: {len(self.loaded)} tensors go into student and teacher."]
         for (name, old, new), number in changed.items():
@@ -69,54 +69,29 @@ class Listing:
         return [*said, f"  note       {self.note}"] if self.note else said
 
 
-def start_from(name: str, *backbones: Backbone, normalisation: Normalisation | None = None) -> Listing:
-    """Put trained weights into backbones of the intact size.
-
-    Args:
-        name: A folder, a file or a timm name.
-        backbones: Freshly built, on the CPU.
-        normalisation: By which this run normalises images.
-
-    Raises:
-        UserError: The weights cannot be had, or are not those of the intact network.
-    """
+def start_from(name: str, *backbones: Backbone, normalisation: Normalisation | None = None) -> LoadReport:
+    """Put trained weights into freshly built backbones of the intact size, whose images are normalised in that way."""
     source = read(name)
-    weights, listing = fit(source, backbones[0], normalisation=normalisation)
+    weights, report = fit(source, backbones[0], normalisation=normalisation)
     for backbone in backbones:
         backbone.load_state_dict(weights)
-    return listing
+    return report
 
 
 def write(backbone: nn.Module, path: Path) -> None:
-    """Write a backbone, mask token included; the file is there whole or not at all.
-
-    Args:
-        backbone: Intact network.
-        path: File to write.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+    """Write the intact backbone, mask token included."""
     weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     try:
         with whole_file(path) as temporary:
             temporary.write_bytes(save(weights, metadata={"format": "pt"}))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Make room or way there.") from None
-
-
-# ---- fitting ---------------------------------------------------------------------------------------------------------
+        raise UserError(f"{path} cannot be written: {error.strerror}. Free space, or allow writing there.") from None
 
 
 def fit(
-    source: Source, backbone: Backbone, *, normalisation: Normalisation | None = None
-) -> tuple[dict[str, Tensor], Listing]:
-    """Fit weights to a network as timm does, which renames tensors and resizes tables of positions and patches.
-
-    Args:
-        source: The weights.
-        backbone: The intact network.
-        normalisation: Of its images.
+    source: TrainedWeights, backbone: Backbone, *, normalisation: Normalisation | None = None
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Fit weights to the intact network as timm does, renaming tensors and resizing tables of positions and patches.
 
     Returns:
         The whole state of the backbone, and what became of the weights.
@@ -136,7 +111,7 @@ def fit(
     _check_fit(source, model, fitted, [name for name, value in surplus.items() if not _idle(name, value)])
     _check_workings(source, model)
     unfit = token is None or token.numel() != backbone.mask_token.numel()
-    listing = Listing(
+    report = LoadReport(
         source.name,
         loaded=tuple(wanted) + (() if unfit else ("mask_token",)),
         resized=tuple(
@@ -154,8 +129,8 @@ def fit(
         taken["mask_token"] = token.reshape(-1)
     broken = [name for name, value in taken.items() if not torch.isfinite(value).all()]
     if broken:
-        raise UserError(f"--init {source.name}: {broken[0]} holds values that are not finite. Give sound weights.")
-    return backbone.state_dict() | taken, listing
+        raise UserError(f"--init {source.name}: {broken[0]} holds NaN or infinite values. Give other weights.")
+    return backbone.state_dict() | taken, report
 
 
 def _filtered(
@@ -188,24 +163,24 @@ def _misfits(fitted: Mapping[str, Tensor], model: nn.Module) -> tuple[list[str],
 
 
 def _idle(name: str, value: Tensor | None) -> bool:
-    """Whether a tensor may be left out: it is no part of the features, computed anyway, or adds nothing."""
+    """Whether a tensor may be left out: it is no part of the features, is computed anyway, or adds nothing."""
     adds_nothing = name.endswith("bias") and value is not None and not bool(value.any())
     return name.startswith(HEADS) or name.endswith((*TABLES, "mask_token")) or adds_nothing
 
 
-def _check_fit(source: Source, model: nn.Module, fitted: Mapping[str, Tensor], surplus: Sequence[str]) -> None:
+def _check_fit(source: TrainedWeights, model: nn.Module, fitted: Mapping[str, Tensor], surplus: Sequence[str]) -> None:
     missing, other = _misfits(fitted, model)
     if not (missing or other or surplus):
         return
     wanted = model.state_dict()
     shapes = [f"{name} ({_shape(fitted[name].shape)} there, {_shape(wanted[name].shape)} here)" for name in other]
-    what = (("they lack", missing), ("of other shape are", shapes), ("there is no place for", surplus))
+    what = (("they lack", missing), ("of other shape are", shapes), ("this network has no", surplus))
     said = "; ".join(f"{start} {_some(names)}" for start, names in what if names)
     kind = type(model).__name__
     raise UserError(f"The weights of --init {source.name} do not fit the {kind} of this run: {said}. {source.remedy}")
 
 
-def _check_workings(source: Source, model: nn.Module) -> None:
+def _check_workings(source: TrainedWeights, model: nn.Module) -> None:
     """See that weights whose shapes fit mean the same here."""
     if source.model is None:
         return
@@ -230,15 +205,12 @@ def _workings(model: nn.Module) -> dict[str, object]:
     return found
 
 
-def _note(source: Source, ours: Normalisation | None) -> str | None:
+def _note(source: TrainedWeights, ours: Normalisation | None) -> str | None:
     theirs = source.normalisation
     if theirs is None or ours is None or all(torch.tensor(theirs).isclose(torch.tensor(ours), atol=1e-3).flatten()):
         return None
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in theirs)
-    return f"trained on images normalised otherwise; to keep to it: --views.mean {mean} --views.std {std}"
-
-
-# ---- words -----------------------------------------------------------------------------------------------------------
+    return f"trained on images normalised in another way; to keep that: --views.mean {mean} --views.std {std}"
 
 
 def _shape(shape: Sequence[int]) -> str:

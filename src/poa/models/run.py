@@ -1,4 +1,4 @@
-"""The folder of a run: where things lie in it, and the networks that can be had from it."""
+"""The folder of a run: where things are in it, and its networks of all sizes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
 
 @dataclass(frozen=True)
 class Paths:
-    """Where things lie in the folder of a run."""
+    """Where things are in the folder of a run."""
 
     folder: Path
 
@@ -75,17 +75,9 @@ class Paths:
 
 
 def check(config: Config, *, resume: bool) -> None:
-    """See, before anything is built, that a run can be written to its folder or that there is one to go on with.
-
-    Args:
-        config: Settings.
-        resume: Go on with the run in ``config.out``.
-
-    Raises:
-        UserError: The folder is not named, in use, or not that of a run with these settings.
-    """
+    """Before anything is built, see that a new run can be written to ``config.out``, or that there is one to resume."""
     if not config.out:
-        raise UserError("Say where the run shall be written: --out FOLDER.")
+        raise UserError("--out is required: the folder of the run.")
     if resume:
         reopen(config)
         return
@@ -100,31 +92,19 @@ def check(config: Config, *, resume: bool) -> None:
         raise UserError(f"{paths.folder} already exists and is not an empty folder. Choose another --out.")
     if latest_checkpoint(paths.checkpoints) is None:
         raise UserError(
-            f"{paths.folder} already holds a run, one that has saved no checkpoint. If it is not under way, "
+            f"{paths.folder} already holds a run, one that has saved no checkpoint. If it is not running, "
             "start it again by adding --resume, or delete the folder; else choose another --out."
         )
-    raise UserError(f"{paths.folder} already holds a run. Go on with it by adding --resume, or choose another --out.")
+    raise UserError(f"{paths.folder} already holds a run. Resume it by adding --resume, or choose another --out.")
 
 
 def begins(config: Config, *, resume: bool) -> bool:
-    """Whether a run begins at its first step: a new one, or one to go on with that has saved no checkpoint.
-
-    Args:
-        config: Settings.
-        resume: Go on with the run in ``config.out``.
-    """
+    """Whether a run begins at its first step: a new one, or one to resume that has saved no checkpoint."""
     return not resume or latest_checkpoint(Paths(Path(config.out)).checkpoints) is None
 
 
 def create(config: Config) -> Paths:
-    """Make the folder of a new run and write down what it is made of.
-
-    Args:
-        config: Settings.
-
-    Raises:
-        UserError: The folder is in use or cannot be written.
-    """
+    """Make the folder of a new run, with its settings and a record of command and environment."""
     check(config, resume=False)
     paths = Paths(Path(config.out))
     environment = {
@@ -149,37 +129,35 @@ def create(config: Config) -> Paths:
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or make room or way there."
+        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or make room there."
     )
 
 
 def reopen(config: Config) -> tuple[Paths, Config]:
-    """Find the run to go on with, and see that the settings are still its own.
-
-    Args:
-        config: Settings as asked for now; only harmless ones may differ from the run's.
-
-    Raises:
-        UserError: There is no run, or settings that decide what is learnt differ.
-    """
+    """Find the run to resume, and see that ``config`` differs from its settings in harmless ones only."""
     paths = Paths(Path(config.out))
     if not paths.config.exists():
-        raise UserError(f"{paths.folder} holds no run to go on with. Leave out --resume to start one.")
+        raise UserError(f"{paths.folder} holds no run to resume. Leave out --resume to start one.")
     stored = resolve.resolve(file=paths.config)
     changed = resolve.differences(stored, config)
     if changed:
         listed = ", ".join(f"{name} ({old!r} in the run, {new!r} now)" for name, (old, new) in changed.items())
-        why = "Epochs cannot be added, since all schedules are spread over them. " if "epochs" in changed else ""
+        why = "Epochs cannot be added, since all schedules depend on their number. " if "epochs" in changed else ""
         raise UserError(
             f"{paths.folder} was started with other settings: {listed}. {why}"
-            "Go on with its own (give only --out and --resume), or choose another --out for a new run."
+            "Resume it with its own (give only --out and --resume), or choose another --out for a new run."
         )
     return paths, config
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run; one that timm loads as well is not."""
+    return Paths(folder).config.exists() and not (folder / "config.json").exists()
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run that has saved at least one checkpoint; every size of it can be had.
+    """A run that has saved at least one checkpoint, and its networks of all sizes.
 
     Attributes:
         folder: The folder of the run.
@@ -191,7 +169,7 @@ class Run:
 
     @property
     def paths(self) -> Paths:
-        """Where things lie."""
+        """Where things are."""
         return Paths(self.folder)
 
     @cached_property
@@ -213,7 +191,7 @@ class Run:
         """The newest checkpoint."""
         newest = latest_checkpoint(self.paths.checkpoints)
         if newest is None:
-            raise UserError(f"{self.folder} has no checkpoint yet. Wait for the first, or go on with --resume.")
+            raise UserError(f"{self.folder} has no checkpoint yet. Wait for the first, or continue with --resume.")
         return newest
 
     @property
@@ -223,7 +201,7 @@ class Run:
 
     @cached_property
     def teacher(self) -> Backbone:
-        """The backbone that is handed out, from which all sizes are cut: the teacher's, or the student's after SEED."""
+        """The intact backbone that is evaluated and extracted: the teacher's, or the student's after SEED."""
         state = load_checkpoint(self.checkpoint)["method"]
         prefix = f"{self.config.served}.backbone."
         return self._intact(
@@ -244,7 +222,7 @@ class Run:
                 "Compare with branch `untrained`."
             )
         if not self.paths.initial.exists():
-            raise UserError(f"{self.paths.initial} is missing. The run wrote it when it began; bring it back.")
+            raise UserError(f"{self.paths.initial} is missing. The run wrote it when it began; restore it.")
         return self._intact(load_file(self.paths.initial))
 
     @cached_property
@@ -268,7 +246,7 @@ class Run:
         return network
 
     def initial(self, size: str | Size) -> Backbone:
-        """The backbone of a size, cut out of the weights that the run began with: what cutting alone comes to.
+        """The backbone of a size, cut out of the weights that the run began with: what cutting alone gives.
 
         Args:
             size: Such as ``384x12``.
@@ -279,7 +257,7 @@ class Run:
         return self._cut(size, self._start)
 
     def untrained(self, size: str | Size) -> Backbone:
-        """A freshly initialised backbone of a size, the same at every call: what training has to beat."""
+        """A freshly initialised backbone of a size, the same at every call: the baseline of any training."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             return self.family.build(self.space.find(str(size))).requires_grad_(False).eval()

@@ -22,7 +22,7 @@ from poa.errors import UserError, first_line, nearest
 from poa.export.timm import Blueprint
 from poa.families.base import Family, Features
 from poa.models import registry, weights
-from poa.models.run import Paths, Run, load
+from poa.models.run import Run, is_run, load
 
 BRANCHES = ("teacher", "initial", "untrained")
 """Which parameters: the trained ones, those that a run began with, or freshly drawn ones."""
@@ -142,11 +142,6 @@ def model_source(
         out=out or Path("eval", label),
         branch=branch,
     )
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run; one that timm loads as well is not."""
-    return Paths(folder).config.exists() and not (folder / "config.json").exists()
 
 
 def run_source(

@@ -1,4 +1,4 @@
-"""Trained weights to start from: folders, runs, files and timm names, read into tensors by name."""
+"""Read trained weights from the folder of a run, a folder that timm loads, a file or by a timm name."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from poa.errors import UserError, first_line, nearest
 from poa.models import registry
 from poa.models import run as runs
-from poa.models.run import Paths
 
 OFFLINE_KINDS = (
     "a folder that timm loads (config.json and model.safetensors or pytorch_model.bin), the folder of a run, "
@@ -38,16 +37,16 @@ Normalisation = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedWeights:
     """Trained weights.
 
     Attributes:
         name: What the user gave.
-        weights: By the source's names, without what all names begin with.
-        aside: Names of tensors that lie outside of the network.
+        weights: By name, without what all names begin with.
+        aside: Names of tensors that are no part of the network.
         remedy: What to do if they do not fit, in a sentence.
         model: The network they belong to, where that is known; perhaps in shapes only.
-        normalisation: Of the images they have seen, where that is known.
+        normalisation: Of the images they were trained on, where that is known.
     """
 
     name: str
@@ -58,25 +57,17 @@ class Source:
     normalisation: Normalisation | None = None
 
 
-def read(name: str) -> Source:
-    """Trained weights, on the CPU.
-
-    Args:
-        name: A folder, a file or a timm name. What is there as a file or folder is taken as that.
-
-    Raises:
-        UserError: There is nothing of that name, or it cannot be read or fetched.
-    """
+def read(name: str) -> TrainedWeights:
+    """Trained weights, on the CPU; a file or folder of that name comes before a timm name."""
     path = registry.folder_of(name)
     if path.is_dir():
-        is_run = Paths(path).config.exists() and not (path / "config.json").exists()
-        return _of_run(name, path) if is_run else _of_folder(name, path)
+        return _of_run(name, path) if runs.is_run(path) else _of_folder(name, path)
     if path.is_file():
         remedy = (
             "Name the network of these weights with --model NAME, or set --model.width-max, --model.depth-max "
             "and the like to what their shapes say."
         )
-        return Source(name, *_read_file(name, path), remedy=remedy)
+        return TrainedWeights(name, *_read_file(name, path), remedy=remedy)
     if name.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(name.partition(".")[0]):
         return _of_timm(name)
     if path.suffix in ENDINGS or "/" in name:
@@ -85,14 +76,14 @@ def read(name: str) -> Source:
     raise UserError(f"--init {name}: there is no such file, folder or timm model. {choices} Or give {OFFLINE_KINDS}.")
 
 
-def _of_run(name: str, folder: Path) -> Source:
+def _of_run(name: str, folder: Path) -> TrainedWeights:
     run = runs.load(folder)
     weights, aside = _unwrapped(run.teacher.state_dict())
     given = run.config.model.model_dump(exclude_none=True)
     of_network = {key: value for key, value in given.items() if key not in ("sampling_bias", "drop_path")}
     flags = " ".join(f"--model.{key.replace('_', '-')} {_word(value)}" for key, value in of_network.items())
     views = run.config.views
-    return Source(
+    return TrainedWeights(
         f"{name}, teacher at step {run.step}",
         weights,
         aside,
@@ -102,7 +93,7 @@ def _of_run(name: str, folder: Path) -> Source:
     )
 
 
-def _of_folder(name: str, folder: Path) -> Source:
+def _of_folder(name: str, folder: Path) -> TrainedWeights:
     file = next((folder / each for each in FILES if (folder / each).is_file()), None)
     if file is None or not (folder / "config.json").is_file():
         raise UserError(
@@ -110,7 +101,7 @@ def _of_folder(name: str, folder: Path) -> Source:
             f"Give {OFFLINE_KINDS}, or a timm name."
         )
     model, _, _ = registry.model_in(folder, flag="--init")
-    return Source(
+    return TrainedWeights(
         name,
         *_read_file(name, file),
         remedy=f"Train the network of these weights: --model {name}.",
@@ -119,24 +110,24 @@ def _of_folder(name: str, folder: Path) -> Source:
     )
 
 
-def _of_timm(name: str) -> Source:
+def _of_timm(name: str) -> TrainedWeights:
     unreachable = _why_unreachable()
     try:
-        with _offline(unreachable is not None):  # weights that were fetched before are found without a network
+        with _offline(unreachable is not None):  # weights that were downloaded before are found offline
             model = timm.create_model(name, pretrained=True)
     except OSError as error:
         why = unreachable or first_line(error)
         raise UserError(
-            f"--init {name}: its weights cannot be fetched ({why}). What works without a network: {OFFLINE_KINDS}."
+            f"--init {name}: its weights cannot be downloaded ({why}). Without internet access give {OFFLINE_KINDS}."
         ) from None
     except Exception as error:  # of timm and of the client of the server: the name is the user's
-        architecture = name.partition(".")[0]
-        known = "" if ":" in name else f" timm has these of it: {', '.join(timm.list_pretrained(f'{architecture}*'))}."
+        names = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}*"))
+        known = "" if ":" in name else f" timm has these weights of it: {names}."
         raise UserError(
             f"--init {name}: timm cannot load its weights ({first_line(error)}).{known} Or give {OFFLINE_KINDS}."
         ) from None
     flag = model.pretrained_cfg["architecture"] if ":" in name else name
-    return Source(
+    return TrainedWeights(
         name,
         model.state_dict(),
         (),
@@ -147,7 +138,7 @@ def _of_timm(name: str) -> Source:
 
 
 def _why_unreachable() -> str | None:
-    """Why the server of weights does not answer; asked once, where its client would try again and again."""
+    """Why the server of weights does not answer; asked once, since its client would try again and again."""
     try:
         with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE_SECONDS):
             return None
@@ -182,7 +173,7 @@ def _read_file(name: str, file: Path) -> tuple[dict[str, Tensor], tuple[str, ...
         raise UserError(
             f"--init {name}: {file} cannot be read as a file of weights "
             f"({first_line(error)}). Give a state dict, saved by safetensors or by "
-            "torch.save(model.state_dict(), FILE); whole pickled models are not opened, since they can run code."
+            "torch.save(model.state_dict(), FILE); whole pickled models are refused, since loading them can run code."
         ) from None
     weights, aside = _unwrapped(content)
     if not weights:
@@ -191,7 +182,7 @@ def _read_file(name: str, file: Path) -> tuple[dict[str, Tensor], tuple[str, ...
 
 
 def _unwrapped(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take the network's tensors out of containers, and off their names what all begin with."""
+    """Take the network's tensors out of containers, and their common prefix off their names."""
     while inner := next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None):
         content = inner
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}

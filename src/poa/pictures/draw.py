@@ -19,8 +19,8 @@ from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, ma
 from poa.errors import UserError, nearest
 from poa.evaluation.quality import views_of
 from poa.models import registry
-from poa.models.run import load
-from poa.models.source import ModelSource, is_run
+from poa.models.run import is_run, load
+from poa.models.source import ModelSource
 from poa.pictures.attention import Look, look
 from poa.pictures.kinds import KINDS, Album, Head, Sight, Views, partners_of
 from poa.pictures.page import write

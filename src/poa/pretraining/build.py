@@ -23,7 +23,7 @@ from poa.methods.base import Method
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
 from poa.methods.poa import POA
 from poa.methods.seed import SEED
-from poa.models.init import Listing, start_from
+from poa.models.init import LoadReport, start_from
 from poa.models.registry import drop_path_of, family_of
 from poa.models.source import teacher_of
 from poa.pretraining.gradients import GradientDiagnosis
@@ -52,7 +52,7 @@ class Parts:
         ibot_start: First step with masks.
         clip: Largest gradient norm of backbone and heads each.
         gradients: How gradients are measured by width, if they are.
-        listing: What became of the trained weights that the run starts from, if there are any.
+        report: What became of the trained weights that the run starts from, if there are any.
     """
 
     family: Family
@@ -71,7 +71,7 @@ class Parts:
     clip: float
     seed: int
     gradients: GradientDiagnosis | None
-    listing: Listing | None
+    report: LoadReport | None
 
 
 def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: bool = True) -> Parts:
@@ -91,10 +91,10 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     torch.manual_seed(config.seed)
     teacher = teacher_of(config) if config.method == "seed" else None
     method = method_of(config, family, teacher=teacher)
-    listing = None
+    report = None
     if fresh and config.init is not None:
         backbones = {branch.backbone: None for branch in (method.student, method.served)}
-        listing = start_from(config.init, *backbones, normalisation=(views.mean, views.std))
+        report = start_from(config.init, *backbones, normalisation=(views.mean, views.std))
     method = method.to(device).train()
     groups = parameter_groups(
         method.student.named_parameters(),
@@ -122,7 +122,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
         clip=config.optimizer.clip,
         seed=config.seed,
         gradients=None if every is None else GradientDiagnosis.of(family, every=every),
-        listing=listing,
+        report=report,
     )
 
 

@@ -59,7 +59,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         if distributed.is_main():
             if not resume:
                 runs.create(config)  # last: a folder is only left behind where a run has begun
-            if parts.listing is not None:
+            if parts.report is not None:
                 init.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()
         say(parts, config, console)
@@ -117,7 +117,7 @@ def say(parts: Parts, config: Config, console: Console) -> None:
     warning = memory_warning(config)
     if warning is not None:
         console.print(f"Note: {warning}", highlight=False, soft_wrap=not console.is_terminal)
-    for line in parts.listing.lines() if parts.listing is not None else ():
+    for line in parts.report.lines() if parts.report is not None else ():
         console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
