@@ -20,7 +20,7 @@ REFUSED = {
     "nested flag": ("pretrain --model.dept-max 3", "--model.dept-max", "Did you mean --model.depth-max?"),
     "word without a flag": ("pretrain images", "'images' belongs to no option", "--name VALUE"),
     "no folder named": ("evaluate knn", "MODEL requires an argument", "--help"),
-    "nothing to list": ("sizes", "Say whose sizes", "the folder of a run", "--model NAME"),
+    "nothing to list": ("sizes", "Give either", "the folder of a run", "--model NAME"),
     "no size named": ("extract run", "--size requires an argument", "--help"),
     "too few numbers": ("pretrain --views.mean 1 2", "--views.mean requires 3", "got 2"),
     # settings, one by one

@@ -14,7 +14,7 @@ import tiny
 from command import dashed, poa
 from poa.errors import UserError
 from poa.experiments import compare
-from poa.plots.contest import Score, contest_plot, contest_tables
+from poa.plots.comparison import Score, comparison_plot, comparison_tables
 from poa.pretraining import loop
 from poa.pretraining.logger import read_metrics
 
@@ -107,7 +107,7 @@ def test_it_goes_on_where_it_was_stopped(
 @pytest.mark.parametrize(
     ("over", "sizes", "seeds", "said"),
     [
-        ({"out": ""}, ["32x2"], [0], "Say where all runs shall be written"),
+        ({"out": ""}, ["32x2"], [0], "--out is required"),
         ({"method": "single"}, ["32x2"], [0], "starts from method poa, got single"),
         ({"init": "somewhere"}, ["32x2"], [0], "leave --init out"),
         ({}, ["32x2"], [], "one or more --seeds, all different, got none"),
@@ -144,17 +144,17 @@ def scores() -> list[Score]:
 
 
 def test_tables_leave_out_what_is_missing_and_mark_the_best() -> None:
-    first, second = contest_tables(scores())
+    first, second = comparison_tables(scores())
     assert [column.header for column in first.columns] == ["way", "compute", "32x2", "64x3"]
     assert first.row_count == second.row_count == 2
     cells = [str(cell) for cell in first.columns[2].cells]
     assert cells == ["40.0 ±0.5", "42.0 ±0.5"]
-    (alone, _) = contest_tables([score._replace(spread=None) for score in scores()])
+    (alone, _) = comparison_tables([score._replace(spread=None) for score in scores()])
     assert [str(cell) for cell in alone.columns[2].cells] == ["40.0", "42.0"]
     styles = [cell.style for cell in first.columns[2].cells]  # type: ignore[union-attr]
     assert styles == ["", "bold green"]
 
 
 def test_a_picture_of_one_seed(tmp_path: Path) -> None:
-    contest_plot([score._replace(spread=None) for score in scores()], out=tmp_path / "picture.png")
+    comparison_plot([score._replace(spread=None) for score in scores()], out=tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -8,9 +8,8 @@ import tiny
 from poa.config.pretraining import Config
 from poa.data.views import Views
 from poa.elastic.space import Size
-from poa.experiments import compute
-from poa.experiments.compute import training_flops
-from poa.experiments.plan import plan
+from poa.experiments import plan as planning
+from poa.experiments.plan import plan, training_flops
 from poa.models.registry import family_of, only
 from poa.pretraining import build
 
@@ -46,7 +45,7 @@ def test_counted_from_shapes_as_while_running(family: str, monkeypatch: pytest.M
     if family != "convnext":  # torch counts the backward pass of grouped convolutions as if they had one group
         there_and_back = forward.get_total_flops() + backward.get_total_flops()
         assert training_flops(chosen) == pytest.approx(there_and_back, rel=0.05)
-    monkeypatch.setattr(compute, "BACKWARD", 0.0)
+    monkeypatch.setattr(planning, "BACKWARD", 0.0)
     assert training_flops(chosen) == pytest.approx(forward.get_total_flops(), rel=0.03)  # KoLeo and Sinkhorn-Knopp
 
 
@@ -71,7 +70,7 @@ def test_a_distillation_costs_its_teacher_forward_and_its_student_both_ways() ->
 
 def test_the_plan() -> None:
     made = plan(config(epochs=6), sizes=(SMALL, LARGE), seeds=(3, 4), num_images=IMAGES)
-    assert [(each.way, each.budget) for each in made.contenders if each.seed == 3] == [
+    assert [(each.way, each.budget) for each in made.approaches if each.seed == 3] == [
         ("poa", "images"),
         ("poa", "compute"),
         ("single", "images"),
@@ -80,7 +79,7 @@ def test_the_plan() -> None:
         ("seed", "compute"),
     ]
     folders = list(made.trainings)
-    for each in made.contenders:
+    for each in made.approaches:
         runs = [made.trainings[each.runs[size]].config for size in (SMALL, LARGE)]
         assert {run.seed for run in runs} == {each.seed}
         assert all(run.out == str(each.runs[size]) for run, size in zip(runs, (SMALL, LARGE), strict=True))

@@ -1,4 +1,4 @@
-"""Sizes cut out of one run against the same sizes trained alone and distilled: train all, score all, put in a table."""
+"""Compare sizes cut out of one run with the same sizes trained alone and distilled: train all, score all, report."""
 
 import csv
 import json
@@ -18,20 +18,20 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
 from poa.evaluation.protocol import Protocol
 from poa.evaluation.sweep import SweepOptions
-from poa.experiments.plan import Contender, Plan, Training, plan
+from poa.experiments.plan import Approach, Plan, Training, plan
 from poa.models.registry import family_of
 from poa.models.run import Paths
 from poa.models.source import model_source
-from poa.plots.contest import Score, contest_plot
+from poa.plots.comparison import Score, comparison_plot
 from poa.pretraining.loop import train
 from poa.training.checkpoint import latest_checkpoint, step_of
 
 PROTOCOLS: tuple[tuple[str, Protocol], ...] = (("top1@20", Knn()), ("top1", Linear()))
-"""What sizes are judged by: the score's name, and how it is made."""
+"""The scores compared, by their names, and their protocols."""
 
 
 class Result(NamedTuple):
-    """Scores of a size of one way, one a seed."""
+    """Scores of a size trained in one way, one a seed; fields as in ``compare.json``."""
 
     way: str
     budget: str
@@ -61,16 +61,13 @@ def compare(
 
     Args:
         config: Settings of the elastic run; ``out`` is the folder of all runs.
-        sizes: Which sizes to compare; the largest of the search space is always among them, as it teaches.
-        seeds: One elastic run and its rivals for each.
+        sizes: Which sizes to compare; the largest of the search space, the teacher, is always among them.
+        seeds: One elastic run and its baselines for each.
         train_on: Labelled images for k-NN and linear classifiers.
         test_on: Labelled images that are classified.
         limit: Class-balanced part of ``train_on``.
         workers: Processes that decode images for scoring.
         console: Where to show progress.
-
-    Raises:
-        UserError: Settings, sizes or images are not as they must be.
     """
     console = console or Console(stderr=True)
     _check(config, seeds)
@@ -92,7 +89,7 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
     if config.method != "poa":
         raise UserError(f"A comparison starts from method poa, got {config.method}; it adds the others itself.")
     if not config.out:
-        raise UserError("Say where all runs shall be written: --out FOLDER.")
+        raise UserError("--out is required: the folder of all runs.")
     if not seeds or len(set(seeds)) < len(seeds):
         got = ", ".join(map(str, seeds)) or "none"
         raise UserError(f"A comparison needs one or more --seeds, all different, got {got}.")
@@ -108,7 +105,7 @@ def _train(made: Plan, console: Console) -> None:
         if not _is_done(folder, training):
             train(training.config, resume=Paths(folder).config.exists(), console=console)
         if not _is_done(folder, training):
-            raise UserError(f"{folder} was stopped before its end. Go on with the same command.")
+            raise UserError(f"{folder} was stopped before its end. Continue with the same command.")
         done += training.flops
 
 
@@ -129,14 +126,14 @@ def _results(
 ) -> list[Result]:
     known: dict[tuple[Path, str], Mapping[str, Mapping[str, float]]] = {}
     for folder in made.trainings:
-        wanted = {str(size) for each in made.contenders for size, run in each.runs.items() if run == folder}
+        wanted = {str(size) for each in made.approaches for size, run in each.runs.items() if run == folder}
         for _, protocol in PROTOCOLS:
             options = SweepOptions(sorted(wanted), workers=workers, console=console)
             known[folder, protocol.name] = evaluate.evaluate(
                 model_source(str(folder)), protocol, train=train_on, test=test_on, limit=limit, options=options
             ).scores
-    groups: dict[tuple[str, str], list[Contender]] = {}
-    for each in made.contenders:
+    groups: dict[tuple[str, str], list[Approach]] = {}
+    for each in made.approaches:
         groups.setdefault((each.way, each.budget), []).append(each)
     return [
         Result(
@@ -160,5 +157,5 @@ def _write(results: Sequence[Result], folder: Path) -> list[Score]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Score._fields)
         writer.writerows(scores)
-    contest_plot(scores, out=folder / "compare.png")
+    comparison_plot(scores, out=folder / "compare.png")
     return scores

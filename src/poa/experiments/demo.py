@@ -1,4 +1,4 @@
-"""The main job, small: one run on embedded real data, every size scored, three sizes handed out."""
+"""The whole workflow, small: one run on embedded real data, every size scored, three sizes extracted."""
 
 from pathlib import Path
 
@@ -19,24 +19,14 @@ from poa.pretraining.loop import train
 
 TRAIN, TEST = "digits/train", "digits/test"
 SCORE = "top1@20"
-
-
 FIRST = "vit"
 """The family whose recipe is called ``demo``; that of another is ``demo-NAME``."""
 
 
 def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa", epochs: int | None = None) -> Run:
-    """Pre-train an elastic network on handwritten digits, and use what comes out.
+    """Pre-train an elastic network on handwritten digits, then evaluate and extract sizes; an interrupted demo resumes.
 
-    Args:
-        out: Folder of the run; an interrupted demo goes on.
-        console: Where to show it.
-        model: Family of the network.
-        method: How it is trained; the SlimCLR methods have a network of their own.
-        epochs: Passes over the digits; the recipe's by default.
-
-    Raises:
-        UserError: There is no demo of that family or method, or the folder holds another run.
+    ``model`` is the family of the network; the SlimCLR methods have a network of their own.
     """
     recipes = {name.removeprefix("demo-"): name for name in resolve.recipes() if name.startswith("demo-")}
     recipes |= {FIRST: "demo"}
@@ -74,12 +64,7 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
 
 
 def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
-    """Rows of all sizes with the scores of the trained and of the untrained networks.
-
-    Args:
-        run: The demo's run.
-        console: Where to show progress.
-    """
+    """Rows of all sizes with the scores of the trained and of the untrained networks."""
     rows = []
     for branch in ("teacher", "untrained"):
         source = run_source(run, branch=branch)
@@ -89,12 +74,7 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
 
 
 def next_commands(run: Run, *, recipe: str) -> list[str]:
-    """What to type next.
-
-    Args:
-        run: The demo's run.
-        recipe: For the user's own images.
-    """
+    """Commands to try next, with a recipe for the user's own images."""
     size = run.space.sizes[len(run.space.sizes) // 2]
     return [
         "Next:",

@@ -1,30 +1,32 @@
-"""What to train so that sizes of one elastic run can be compared with rivals on equal terms."""
+"""What to train to compare the sizes of one elastic run with baselines on equal terms, and what that costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from poa.config.pretraining import Config
 from poa.data.sampler import steps_per_epoch
 from poa.elastic.space import Size
-from poa.experiments.compute import training_flops
-from poa.models.registry import only
+from poa.evaluation.cost import costs
+from poa.models.registry import family_of, only
 
 Way = Literal["poa", "single", "seed"]
+"""How all sizes are trained: one elastic run; each size alone; or each distilled from the largest, trained alone."""
 Budget = Literal["images", "compute"]
+"""What is equal to that of the elastic run: images seen by each network, or the compute of all together."""
 LONGEST_QUEUE = 65536
+BACKWARD = 2.0
+"""A backward pass costs about two forward passes."""
+GLOBALS = 2
+"""Global crops an image."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training.
-
-    Attributes:
-        config: Settings, with the folder.
-        num_steps: Steps in all.
-        flops: Operations for all of them.
-    """
+    """One training, and its floating-point operations in all."""
 
     config: Config
     num_steps: int
@@ -32,15 +34,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A way to get all sizes, with one seed.
-
-    Attributes:
-        way: The elastic run; each size trained alone; or each distilled from the largest one, trained alone.
-        budget: What it has as much of as the elastic run: images seen by each network, or compute of all together.
-        seed: Of all its trainings.
-        runs: Folder of the run that each size is taken from.
-    """
+class Approach:
+    """A way to train all sizes, with one seed and one budget; ``runs`` are the folders that sizes are taken from."""
 
     way: Way
     budget: Budget
@@ -50,30 +45,25 @@ class Contender:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a comparison.
-
-    Attributes:
-        trainings: By folder; those that teach come before those that are taught.
-        contenders: What is compared.
-    """
+    """All of a comparison: trainings by folder, teachers before their students, and the approaches compared."""
 
     trainings: Mapping[Path, Training]
-    contenders: tuple[Contender, ...]
+    approaches: tuple[Approach, ...]
 
-    def flops(self, contender: Contender) -> float:
-        """Operations to get all sizes. The teacher of a distillation is among them: it is the largest size."""
-        return sum(self.trainings[folder].flops for folder in set(contender.runs.values()))
+    def flops(self, approach: Approach) -> float:
+        """Operations to train all sizes. The teacher of a distillation is among them: it is the largest size."""
+        return sum(self.trainings[folder].flops for folder in set(approach.runs.values()))
 
-    def share(self, contender: Contender) -> float:
-        """The same over that of the elastic run with the same seed."""
-        elastic = next(each for each in self.contenders if each.way == "poa" and each.seed == contender.seed)
-        return self.flops(contender) / self.flops(elastic)
+    def share(self, approach: Approach) -> float:
+        """The same divided by that of the elastic run with the same seed."""
+        elastic = next(each for each in self.approaches if each.way == "poa" and each.seed == approach.seed)
+        return self.flops(approach) / self.flops(elastic)
 
 
 def plan(config: Config, *, sizes: Sequence[Size], seeds: Sequence[int], num_images: int) -> Plan:
     """What to train, and what to compare.
 
-    The rivals are trained twice: for as many epochs as the elastic run, and for so many that all their networks
+    The baselines are trained twice: for as many epochs as the elastic run, and for so many that all their networks
     together, the teacher included, take its compute as nearly as whole epochs allow.
 
     Args:
@@ -83,13 +73,13 @@ def plan(config: Config, *, sizes: Sequence[Size], seeds: Sequence[int], num_ima
         num_images: Images in the data set.
     """
     trainings: dict[Path, Training] = {}
-    contenders: list[Contender] = []
+    approaches: list[Approach] = []
     rates = _rates(config, sizes, num_images=num_images)
     for seed in seeds:
         made = _of_seed(config.model_copy(update={"seed": seed}), sizes, rates, num_images=num_images)
         trainings |= made.trainings
-        contenders += made.contenders
-    return Plan(trainings, tuple(contenders))
+        approaches += made.approaches
+    return Plan(trainings, tuple(approaches))
 
 
 def _of_seed(
@@ -111,7 +101,7 @@ def _of_seed(
 
     elastic = dict.fromkeys(sizes, add(config, "poa", sizes[-1]))
     budgets: tuple[Budget, ...] = ("images", "compute")
-    contenders = [Contender("poa", budget, config.seed, elastic) for budget in budgets]
+    approaches = [Approach("poa", budget, config.seed, elastic) for budget in budgets]
     ways: tuple[Way, ...] = ("single", "seed")
     for way in ways:
         lengths: dict[Budget, int] = {
@@ -121,13 +111,13 @@ def _of_seed(
         for budget, epochs in lengths.items():
             lasting = config.model_copy(update={"epochs": epochs})
             largest = add(only(lasting, sizes[-1]), "single", sizes[-1])
-            taught = lasting if way == "single" else _taught(lasting, largest, num_images=num_images)
-            runs = {size: add(only(taught, size), way, size) for size in sizes[:-1]}
-            contenders.append(Contender(way, budget, config.seed, runs | {sizes[-1]: largest}))
-    return Plan(trainings, tuple(contenders))
+            students = lasting if way == "single" else _distilled(lasting, largest, num_images=num_images)
+            runs = {size: add(only(students, size), way, size) for size in sizes[:-1]}
+            approaches.append(Approach(way, budget, config.seed, runs | {sizes[-1]: largest}))
+    return Plan(trainings, tuple(approaches))
 
 
-def _taught(config: Config, teacher: Path, *, num_images: int) -> Config:
+def _distilled(config: Config, teacher: Path, *, num_images: int) -> Config:
     """Settings of a distillation, with a queue of the order of the data set."""
     at_once = config.batch_size // config.accumulate
     queue = max(1, min(LONGEST_QUEUE, num_images) // at_once) * at_once
@@ -139,14 +129,86 @@ def _taught(config: Config, teacher: Path, *, num_images: int) -> Config:
 def _rates(config: Config, sizes: Sequence[Size], *, num_images: int) -> dict[tuple[Way, Size], float]:
     """Operations for each image seen, by method and size."""
     alone = {size: only(config, size).model_copy(update={"method": "single"}) for size in sizes}
-    taught = _taught(config, Path(), num_images=num_images).model_copy(update={"method": "seed"})
+    distilled = _distilled(config, Path(), num_images=num_images).model_copy(update={"method": "seed"})
     rates: dict[tuple[Way, Size], float] = {("poa", sizes[-1]): training_flops(config)}
     for size in sizes:
         rates["single", size] = training_flops(alone[size])
-        rates["seed", size] = training_flops(only(taught, size), teacher=alone[sizes[-1]])
+        rates["seed", size] = training_flops(only(distilled, size), teacher=alone[sizes[-1]])
     return rates
 
 
 def _equal_epochs(epochs: int, way: Way, sizes: Sequence[Size], rates: Mapping[tuple[Way, Size], float]) -> int:
     all_sizes = sum(rates[way, size] for size in sizes[:-1]) + rates["single", sizes[-1]]
     return max(1, round(epochs * rates["poa", sizes[-1]] / all_sizes))
+
+
+def training_flops(config: Config, *, teacher: Config | None = None) -> float:
+    """Floating-point operations for one image in one step: matrix products of all networks, both ways.
+
+    An elastic student counts with the mean over the sampling list. Sinkhorn-Knopp, the optimiser, augmentation and
+    decoding are left out: they cost the same whatever the size.
+
+    Args:
+        config: Settings of the run.
+        teacher: Settings of the run whose intact network is distilled, for method ``seed``.
+    """
+    if config.method == "seed":
+        assert teacher is not None
+        return _distillation_flops(config, teacher)
+    passes, space = _student_passes(config), family_of(config).space
+    intact = passes[space.intact]
+    total = _teacher_pass(config) + (1 + BACKWARD) * intact
+    if config.method == "poa":
+        drawn = space.entries[:-1]  # the intact network's own entry is never drawn
+        total += (1 + BACKWARD) * config.elastic_samples * sum(passes[size] for size in drawn) / len(drawn)
+    return total
+
+
+def _crops(config: Config) -> Mapping[Size, tuple[int, int]]:
+    """Of the backbone of each size: operations for all global, and for all local crops of an image."""
+    family, views = family_of(config), config.views
+    large = costs(family.build, family.space.sizes, image_size=views.global_size)
+    small = costs(family.build, family.space.sizes, image_size=views.local_size) if views.num_locals else {}
+    return {
+        size: (GLOBALS * cost.flops, views.num_locals * small[size].flops if small else 0)
+        for size, cost in large.items()
+    }
+
+
+def _student_passes(config: Config) -> Mapping[Size, float]:
+    """Forward pass of a student of each size for one image: backbone, and heads on crops and masked patches."""
+    rows = GLOBALS + config.views.num_locals + _masked(config)
+    return {size: sum(crops) + _heads(config, size, rows) for size, crops in _crops(config).items()}
+
+
+def _teacher_pass(config: Config) -> float:
+    """Forward pass of the teacher, which sees global crops alone."""
+    intact = family_of(config).space.intact
+    return _crops(config)[intact][0] + _heads(config, intact, GLOBALS + _masked(config))
+
+
+def _masked(config: Config) -> float:
+    """Masked patches an image, on average."""
+    views, grid = config.views, family_of(config).mask_grid(config.views.global_size)
+    return GLOBALS * grid**2 * views.mask_share * sum(views.mask_ratio) / 2
+
+
+def _heads(config: Config, size: Size, rows: float) -> float:
+    heads, width = config.heads, _width(config, size)
+    mlp = width * heads.hidden + heads.hidden**2 + heads.hidden * heads.bottleneck
+    return 2.0 * rows * sum(mlp + heads.bottleneck * prototypes for prototypes in heads.prototypes)
+
+
+def _width(config: Config, size: Size) -> int:
+    with torch.device("meta"):
+        return family_of(config).build(size).num_features
+
+
+def _distillation_flops(config: Config, teacher: Config) -> float:
+    """The teacher sees all crops; the student's MLP maps into the teacher's space, where queues are compared."""
+    size, largest = family_of(config).space.intact, family_of(teacher).space.intact
+    own, wide = _width(config, size), _width(teacher, largest)
+    rows = GLOBALS + config.views.num_locals
+    student = sum(_crops(config)[size]) + 2.0 * rows * (own * own + own * wide + wide * config.distill.queue)
+    teaching = sum(_crops(teacher)[largest]) + 2.0 * rows * wide * config.distill.queue
+    return teaching + (1 + BACKWARD) * student

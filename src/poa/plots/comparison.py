@@ -1,4 +1,4 @@
-"""A comparison of ways to get all sizes, as tables and as a picture."""
+"""A comparison of ways to train all sizes, as tables and as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,23 +19,16 @@ WAYS = {
     ("seed", "images"): "SEED, equal images",
     ("seed", "compute"): "SEED, equal compute",
 }
-"""What is compared, in the order of the rows. The elastic run is what images and compute are equal to."""
+"""What is compared, in the order of the rows; images or compute are equal to those of the elastic run."""
 PROTOCOLS = {"knn": "k-NN top-1 in %, 20 neighbours", "linear": "linear probe top-1 in %"}
 _COLOURS = ("#111111", "#4477aa", "#88bbdd", "#cc6677", "#eeaa88")
 _MARKERS = ("D", "o", "o", "s", "s")
 
 
 class Score(NamedTuple):
-    """How good a size of one way is by one protocol.
+    """Accuracy in percent of a size trained in one way; fields as in ``compare.csv``.
 
-    Attributes:
-        way: Such as ``poa``.
-        budget: What all ways have as much of as the elastic run: ``images`` or ``compute``.
-        size: Which size.
-        protocol: Such as ``knn``.
-        mean: Accuracy in percent, over seeds.
-        spread: Standard deviation over seeds (of a sample); None for one.
-        compute: Operations to get all sizes, over those of the elastic run.
+    The spread is the (sample) standard deviation over seeds; compute is that for all sizes, over the elastic run's.
     """
 
     way: str
@@ -47,12 +40,8 @@ class Score(NamedTuple):
     compute: float
 
 
-def contest_tables(scores: Sequence[Score]) -> list[Table]:
-    """A table for each protocol: a row each way, a column each size, the best of a size in bold.
-
-    Args:
-        scores: Of all ways and sizes.
-    """
+def comparison_tables(scores: Sequence[Score]) -> list[Table]:
+    """A table for each protocol: a row each way, a column each size, the best of a size in bold."""
     return [_table([score for score in scores if score.protocol == name], PROTOCOLS[name]) for name in PROTOCOLS]
 
 
@@ -76,13 +65,8 @@ def _cell(score: Score, best: float) -> Text:
     return Text(f"{score.mean:.1f}{spread}", style="bold green" if score.mean == best else "")
 
 
-def contest_plot(scores: Sequence[Score], *, out: Path) -> None:
-    """Draw the means with their spreads, a panel each protocol, the ways beside one another at each size.
-
-    Args:
-        scores: Of all ways and sizes.
-        out: PNG file to write.
-    """
+def comparison_plot(scores: Sequence[Score], *, out: Path) -> None:
+    """Draw the means with their spreads, a panel each protocol, the ways beside one another at each size."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     panels = figure.subplots(1, len(PROTOCOLS))
     for axes, name in zip(panels, PROTOCOLS, strict=True):

@@ -1,0 +1,204 @@
+"""The commands ``poa pretrain``, ``sizes``, ``extract``, ``gradients``, ``compare``, ``demo`` and ``recipes``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from poa.config import resolve
+from poa.config.pretraining import Config, ModelSettings
+from poa.errors import UserError
+
+# torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
+
+SEVERAL = Parameter(consume_multiple=True, negative=())
+OWN = Parameter(group=Group("Comparison", sort_key=0))
+"""Of flags of a comparison that are no settings of a run."""
+
+Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
+ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=True, negative_iterable=())]
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+
+def pretrain(
+    *,
+    flags: Flags = Config(),  # noqa: B008  # frozen
+    recipe: str | None = None,
+    config: Path | None = None,
+    resume: Switch = False,
+    dry_run: Switch = False,
+    print_config: Switch = False,
+) -> None:
+    """Pre-train an elastic network on a folder of images.
+
+    Such as: poa pretrain --data IMAGES --out runs/mine --recipe vit-small-data --dry-run
+
+    Args:
+        flags: Settings; they win over --config, which wins over --recipe.
+        recipe: Start from a shipped recipe; `poa recipes` lists them.
+        config: Start from a YAML file of settings; flags win over it, and it wins over --recipe.
+        resume: Resume the run in --out exactly from its last checkpoint, with its own settings.
+        dry_run: Build everything, train two steps, forecast time and memory of the run, and write nothing.
+        print_config: Print all settings as they would be, and end.
+    """
+    given = flags.model_dump(exclude_unset=True)
+    resolved = resolve.resolve(given, recipe=recipe, file=config, resume=resume)
+    if print_config:
+        print(resolve.to_yaml(resolved), end="")
+        return
+    from poa.pretraining import dry_run as forecast
+    from poa.pretraining import launch
+
+    if dry_run:
+        print("\n".join(forecast.dry_run(resolved, resume=resume, console=Console(stderr=True)).lines()))
+    else:
+        launch.train(resolved, resume=resume)
+
+
+def sizes(
+    run: Path | None = None,
+    /,
+    *,
+    model: ModelFlags = ModelSettings(),  # noqa: B008  # frozen
+    recipe: str | None = None,
+    image_size: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """List every size of a run, or of a network before any run: parameters, FLOPs, how often it is trained, scores.
+
+    Such as: poa sizes --model swin_base_patch4_window7_224
+
+    Args:
+        run: Folder of a run; leave it out to look at --model or --recipe.
+        model: The network, as in `poa pretrain`.
+        recipe: The network of a shipped recipe; --model flags win over it.
+        image_size: Side of the images in pixels, for FLOPs.
+        out: Also write the table to this .csv or .json file.
+    """
+    given = model.model_dump(exclude_unset=True)
+    asked = bool(given or recipe or image_size)
+    if (run is None) != asked:
+        raise UserError(
+            "Give either the folder of a run, or --model NAME (or --recipe NAME) to see the sizes before any run."
+        )
+    from poa.evaluation import evaluate as scoring
+    from poa.models.registry import family_of
+    from poa.models.run import load
+    from poa.plots.tables import fitting, score_names, size_table, write
+
+    if run is None:
+        views = {"num_locals": 0} | ({} if image_size is None else {"global_size": image_size})
+        family = family_of(resolve.resolve({"model": given, "views": views}, recipe=recipe))
+        rows = scoring.rows_of(family, {})
+    else:
+        rows = scoring.rows(load(run))
+    if out is not None:
+        write(rows, out)
+    shown = fitting(rows, scoring.headline(rows))
+    Console().print(size_table(rows, scores=shown))
+    if hidden := len(score_names(rows)) - len(shown):
+        print(f"{hidden} more scores: {'--out FILE.csv or FILE.json writes all' if out is None else f'see {out}'}.")
+
+
+def extract(run: Path, /, *, size: Annotated[list[str], SEVERAL], out: Path | None = None) -> None:
+    """Write sizes as plain timm models, each checked against the network that was trained.
+
+    Args:
+        run: Folder of the run.
+        size: One or more sizes, such as 384x12.
+        out: Folder to write (one size); RUN/models/SIZE by default.
+    """
+    from poa.models.run import load
+
+    loaded = load(run)
+    if out is not None and len(size) > 1:
+        raise UserError(f"--out takes one size, got {len(size)}. Leave it out to write each to {run}/models/SIZE.")
+    for name in size:
+        folder = loaded.extract(name, out=out)
+        print(f'{folder}: timm.create_model("local-dir:{folder}", pretrained=True)')
+
+
+def gradients(run: Path, /, *, out: Path | None = None) -> None:
+    """Plot the gradient norms of each width over the steps of a run with --monitor.gradients-every.
+
+    Args:
+        run: Folder of the run.
+        out: PNG file to write; RUN/gradients.png by default.
+    """
+    from poa.models.run import load
+    from poa.plots.gradients import gradient_plot
+    from poa.pretraining.logger import read_metrics
+
+    paths = load(run).paths
+    picture = out or paths.folder / "gradients.png"
+    gradient_plot(read_metrics(paths.metrics), out=picture)
+    print(picture)
+
+
+def demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, epochs: int | None = None) -> None:
+    """Try everything on embedded handwritten digits: pre-train, score every size, extract three. Takes minutes.
+
+    Args:
+        model: Family of the network: vit, swin, resnet or convnext.
+        method: poa, or a slimmable ResNet by slimclr-mocov2, slimclr-mocov3 or slimclr-simclr.
+        out: Folder of the run, runs/demo by default (runs/demo-swin with another family); an interrupted demo resumes.
+        epochs: Passes over the digits; fewer give a quicker look and lower scores.
+    """
+    from poa.experiments.demo import demo as run
+
+    marks = [mark for mark, usual in ((model, "vit"), (method, "poa")) if mark != usual]
+    folder = out or Path("runs", "-".join(["demo", *marks]))
+    run(folder, console=Console(), model=model, method=method, epochs=epochs)
+
+
+def recipes() -> None:
+    """List the shipped recipes and what they are for."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name in resolve.recipes():
+        table.add_row(name, resolve.recipe_summary(name))
+    Console(highlight=False, markup=False).print(table)
+
+
+def compare(
+    *,
+    sizes: Annotated[tuple[str, ...], SEVERAL, OWN],
+    train: Annotated[str, OWN],
+    test: Annotated[str, OWN],
+    seeds: Annotated[tuple[int, ...], SEVERAL, OWN] = (0, 1, 2),
+    flags: Flags = Config(),  # noqa: B008  # frozen
+    recipe: str | None = None,
+    config: Path | None = None,
+    vote_limit: Annotated[int | None, OWN] = None,
+) -> None:
+    """Train sizes in one run, each alone, and distilled by SEED, on equal terms, and score them all.
+
+    Such as: poa compare --data IMAGES --out runs/all --recipe vit-small-data --sizes 64x3 96x4 --train LABELLED/train
+    --test LABELLED/test. If it was stopped, the same command continues.
+
+    Args:
+        sizes: Which sizes; the largest of all, the teacher, is always among them.
+        train: Labelled images for k-NN and linear classifiers.
+        test: Labelled images that are classified.
+        seeds: One elastic run, and its baselines, for each.
+        flags: Settings of the elastic run, as in `poa pretrain`; --out is the folder of all runs.
+        recipe: Start from a shipped recipe; `poa recipes` lists them.
+        config: Start from a YAML file of settings; flags win over it, and it wins over --recipe.
+        vote_limit: Take only a class-balanced part of the --train images.
+    """
+    resolved = resolve.resolve(flags.model_dump(exclude_unset=True), recipe=recipe, file=config)
+    from poa.experiments import compare as comparison
+    from poa.plots.comparison import comparison_tables
+
+    found = comparison.compare(
+        resolved, sizes=sizes, seeds=seeds, train_on=train, test_on=test, limit=vote_limit, console=Console(stderr=True)
+    )
+    for table in comparison_tables(found):
+        Console().print(table)
+    plain = Console(soft_wrap=True, highlight=False)
+    plain.print("±: standard deviation over seeds, if there are several.")
+    plain.print("compute: operations to train all sizes, over those of the elastic run.")
+    plain.print(f"Scores: {Path(resolved.out) / 'compare.csv'}\nPicture: {Path(resolved.out) / 'compare.png'}")
