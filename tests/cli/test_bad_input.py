@@ -91,7 +91,7 @@ REFUSED = {
     "monitor data": (f"{TRAIN} --monitor.data nothing", "There is no", "nothing"),
     "monitor labels": (f"{TRAIN} --monitor.data images/all", "have no labels", "into a folder with its name"),
     # folders
-    "no out": ("pretrain --config tiny.yaml", "where the run shall be written", "--out FOLDER"),
+    "no out": ("pretrain --config tiny.yaml", "is required", "--out FOLDER"),
     "run in use": ("pretrain --config tiny.yaml --out run", "run already holds a run", "--resume", "another --out"),
     "run not saved": ("pretrain --config tiny.yaml --out unsaved", "no checkpoint", "--resume", "delete the folder"),
     "folder in use": ("pretrain --config tiny.yaml --out used", "used already exists", "Choose another --out"),
@@ -126,7 +126,7 @@ REFUSED = {
     "k 0": (f"{KNN} --k 0", "k=0 is not possible", "from 1"),
     "size to score": (f"{KNN} --sizes 32x2 99x9", "no size '99x9'", "Did you mean"),
     "other scores": (f"{KNN} --name other --limit 100", "train (50 images", "Choose another --name", "--overwrite"),
-    "damaged scores": ("sizes broken", "knn.json is not a file of scores", "Delete it"),
+    "damaged scores": ("sizes broken", "knn.json is not a file of scores", "--overwrite"),
     "name of scores": (f"{KNN} --name a/b", "without slashes, got 'a/b'"),
     "no images to learn from": ("evaluate linear run --test digits/test", "requires an argument", "--help"),
     "training images of clusters": ("evaluate cluster run --train a --test b", "Unknown option: --train"),

@@ -107,7 +107,7 @@ def test_it_goes_on_where_it_was_stopped(
 @pytest.mark.parametrize(
     ("over", "sizes", "seeds", "said"),
     [
-        ({"out": ""}, ["32x2"], [0], "--out is required"),
+        ({"out": ""}, ["32x2"], [0], "--out FOLDER is required"),
         ({"method": "single"}, ["32x2"], [0], "starts from method poa, got single"),
         ({"init": "somewhere"}, ["32x2"], [0], "leave --init out"),
         ({}, ["32x2"], [], "one or more --seeds, all different, got none"),

@@ -89,7 +89,7 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
     if config.method != "poa":
         raise UserError(f"A comparison starts from method poa, got {config.method}; it adds the others itself.")
     if not config.out:
-        raise UserError("--out is required: the folder of all runs.")
+        raise UserError("--out FOLDER is required: the folder of all runs.")
     if not seeds or len(set(seeds)) < len(seeds):
         got = ", ".join(map(str, seeds)) or "none"
         raise UserError(f"A comparison needs one or more --seeds, all different, got {got}.")

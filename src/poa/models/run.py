@@ -77,7 +77,7 @@ class Paths:
 def check(config: Config, *, resume: bool) -> None:
     """Before anything is built, see that a new run can be written to ``config.out``, or that there is one to resume."""
     if not config.out:
-        raise UserError("--out is required: the folder of the run.")
+        raise UserError("--out FOLDER is required: the folder of the run.")
     if resume:
         reopen(config)
         return
