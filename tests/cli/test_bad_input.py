@@ -126,7 +126,7 @@ REFUSED = {
     "k 0": (f"{KNN} --k 0", "k=0 is not possible", "from 1"),
     "size to score": (f"{KNN} --sizes 32x2 99x9", "no size '99x9'", "Did you mean"),
     "other scores": (f"{KNN} --name other --limit 100", "train (50 images", "Choose another --name", "--overwrite"),
-    "damaged scores": ("sizes broken", "knn.json is not a file of scores", "--overwrite"),
+    "damaged scores": ("sizes broken", "knn.json is not a file of scores", "Delete it"),
     "name of scores": (f"{KNN} --name a/b", "without slashes, got 'a/b'"),
     "no images to learn from": ("evaluate linear run --test digits/test", "requires an argument", "--help"),
     "training images of clusters": ("evaluate cluster run --train a --test b", "Unknown option: --train"),
