@@ -128,7 +128,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], str], str]] = {
         lambda at: str(truncate(Path(written(made().state_dict(), at / "a.pth")))),
         r"a\.pth cannot be read as a file of weights",
     ),
-    "code": (lambda at: written(Pickled(), at / "a.pt"), r"whole pickled models are refused, since loading them can run"),
+    "code": (lambda at: written(Pickled(), at / "a.pt"), r"whole pickled models are refused, since"),
     "a number": (lambda at: written(3, at / "a.bin"), r"a\.bin cannot be read as a file of weights"),
     "no tensors": (lambda at: written({"epoch": 3}, at / "a.bin"), r"holds no tensors under names"),
 }
