@@ -9,6 +9,21 @@ from pathlib import Path
 from poa.errors import UserError
 
 
+def make_folder(folder: Path, *, content: str) -> Path:
+    """Make a folder if it is missing; the content is for the sentence if that fails, such as ``Scores``.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{content} cannot be written to {folder}: {error.strerror}. Choose another --out, or make it writable."
+        ) from None
+    return folder
+
+
 @contextmanager
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path to write to; what is written there replaces ``path`` at the end, unless an error occurs.

@@ -13,7 +13,7 @@ from poa import distributed
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
-from poa.files import whole_file
+from poa.files import make_folder, whole_file
 from poa.models.source import ModelSource
 
 Scores = dict[str, dict[str, float]]
@@ -130,12 +130,7 @@ class ResultFiles:
         if overwrite and distributed.is_main():
             self._remove(self._paths())
         distributed.barrier()
-        try:
-            self._out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"Scores cannot be written to {self._out}: {error.strerror}. Make it writable, or choose another --out."
-            ) from None
+        make_folder(self._out, content="Scores")
         self._read()
 
     def add(self, name: str, outcome: Outcome | UserError) -> None:
@@ -215,9 +210,9 @@ def results_file(source: ModelSource, scorer: str, name: str | None = None) -> P
 
     By default that is the scorer's name, with the branch unless it is ``teacher``; for k-NN the branch is enough.
     """
-    if name is None and scorer == "knn" and source.branch != "teacher":
-        name = source.branch
-    return source.results(scorer, name) / f"{scorer}.json"
+    branch = [] if source.branch == "teacher" else [source.branch]
+    kind = [] if scorer == "knn" and branch else [scorer]
+    return source.out / (name or "-".join(kind + branch)) / f"{scorer}.json"
 
 
 def size_of(name: str) -> Size | None:

@@ -18,6 +18,7 @@ from poa.errors import UserError, nearest
 from poa.families.base import Features
 from poa.features.extract import Extracted, extract_features, read_batches
 from poa.features.formats import FORMATS, Table, check_parquet, files
+from poa.files import make_folder
 from poa.models.source import ModelSource
 from poa.training.progress import Bars
 
@@ -72,9 +73,9 @@ def embed(
     Raises:
         UserError: Something given is not as it must be, or the files cannot be written.
     """
-    targets = _targets(out, _chosen(source, sizes), overwrite=overwrite)
-    index = open_index(data, limit=limit)
-    work = _folder(next(iter(targets.values())).parent) / f".{out.name}.unfinished"
+    targets, index = _targets(out, _chosen(source, sizes), overwrite=overwrite), open_index(data, limit=limit)
+    folder = make_folder(next(iter(targets.values())).parent, content="Features")
+    work = folder / f".{out.name}.unfinished"
     device = distributed.this_device()
     plain = {name: source.network(name).to(device).eval() for name in targets}
     widths = {name: _widths(network, source.preprocessing.image_size, device) for name, network in plain.items()}
@@ -131,16 +132,6 @@ def _targets(out: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, P
     if there and not overwrite:
         raise UserError(f"{there[0]} already exists. Choose another --out, or replace it with --overwrite.")
     return targets
-
-
-def _folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"Features cannot be written to {folder}: {error.strerror}. Choose another --out, or make it writable."
-        ) from None
-    return folder
 
 
 def _write(tables: Mapping[Path, Table], unfinished: Path, *, num_bytes: int) -> None:

@@ -61,13 +61,6 @@ class ModelSource:
     branch: str = "teacher"
     family: Family | None = None
 
-    def results(self, kind: str, name: str | None = None) -> Path:
-        """Folder of the results of an evaluation such as ``finetune``, by default of that name (and the branch's)."""
-        folder = name or (kind if self.branch == "teacher" else f"{kind}-{self.branch}")
-        if Path(folder).name != folder:
-            raise UserError(f"--name is the name of a folder in {self.out}, without slashes, got {folder!r}.")
-        return self.out / folder
-
     def choose(self, sizes: str | Sequence[str]) -> tuple[str, ...]:
         """Names of networks out of ``all`` or a list of names, which may also be one text with commas."""
         texts = [sizes] if isinstance(sizes, str) else sizes

@@ -23,7 +23,7 @@ from poa.cli.evaluate import Options
 from poa.config.detection import Detection
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
-from poa.evaluation.results import NotScored, Scores
+from poa.evaluation.results import NotScored, Scores, results_file
 from poa.families.slim_resnet import SlimResNet
 from poa.models.source import ModelSource
 from poa.tasks.detection import folder as detected
@@ -396,4 +396,5 @@ def test_flags() -> None:
     assert bound.arguments["together"] is True
     with pytest.raises(CycloptsError):
         app.parse_args([*words.split(), "--warmup-lr", "1"], exit_on_error=False, print_error=False)
-    assert source(Path("x"), branch="untrained").results("detection") == Path("x/detection-untrained")
+    path = results_file(source(Path("x"), branch="untrained"), "detection")
+    assert path == Path("x/detection-untrained/detection.json")

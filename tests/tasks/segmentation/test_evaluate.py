@@ -18,7 +18,7 @@ from poa.cli.evaluate import Options
 from poa.config.segmentation import Segmentation
 from poa.data.augment import normalise
 from poa.errors import UserError
-from poa.evaluation.results import NotScored, Scores
+from poa.evaluation.results import NotScored, Scores, results_file
 from poa.models.source import ModelSource, model_source
 from poa.plots.overlays import class_colours, coloured
 from poa.tasks.evaluate import segment_networks
@@ -351,4 +351,5 @@ def test_colours() -> None:
     assert np.array_equal(picture[0, 0], colours[0])
     assert np.array_equal(picture[1, 0], colours[149])
     assert (picture[:, 1] == 0).all()
-    assert source(Path("x"), branch="untrained").results("segmentation") == Path("x/segmentation-untrained")
+    path = results_file(source(Path("x"), branch="untrained"), "segmentation")
+    assert path == Path("x/segmentation-untrained/segmentation.json")
