@@ -62,6 +62,7 @@ SIDES = {
     "convnext": (32, 48, 70),
 }
 """Of images for each family, in pixels; the first is that of training."""
+SHORT: dict[str, Any] = {"epochs": 1, "limit": 32, "monitor": {"num_images": 16}}
 
 # Loads each folder with `poa` out of reach, and writes what the model makes of some images.
 CONSUMER = """
@@ -127,7 +128,7 @@ def consumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Consumed]:
     """The smallest, a middle and the largest size of a run of every family, all loaded by one program."""
     folder = tmp_path_factory.mktemp("consumed")
     runs = {
-        family: poa.pretrain(**tiny.settings(family, out=str(folder / family), epochs=1)) for family in tiny.FAMILIES
+        family: poa.pretrain(**tiny.settings(family, out=str(folder / family), **SHORT)) for family in tiny.FAMILIES
     }
     asked = {
         str(run.extract(size)): [bytes_of(side) for side in SIDES[family]]
