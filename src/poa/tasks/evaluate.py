@@ -109,7 +109,7 @@ def detect_networks(
         check_slimmable(source, names)
     found = train.read(limit=limit), test.read()
     check_categories(*found)
-    (train_images, bad_train), (test_images, bad_test) = (
+    train_images, test_images = (
         _readable(annotations, named.images, part, config.has_masks, options.workers, console)
         for annotations, named, part in zip(found, (train, test), ("training", "test"), strict=True)
     )
@@ -118,22 +118,22 @@ def detect_networks(
     if not train_images.annotations.num_objects:
         raise UserError(f"{train.annotations} has no object to learn from. Give images with objects.")
     steps_per_epoch(len(train_images), config.batch_size)
-    parts = (source, options, save_every, config, train_images, test_images, {"train": bad_train, "test": bad_test})
+    parts = (source, options, save_every, config, train_images, test_images)
     return _run(SlimmableDetectionTask(*parts, names) if together else DetectionTask(*parts))
 
 
 def _readable(
     annotations: Annotations, images: str, part: str, has_masks: bool, workers: int, console: Console
-) -> tuple[InstanceImages, int]:
-    """Images that can be read, after all checks, and how many cannot."""
+) -> InstanceImages:
+    """Images that can be read, after all checks."""
     if has_masks:
         check_masks(annotations)
     found = find_images(annotations, images, has_masks=has_masks)
     with bar(f"reading {part} images", total=len(found), console=console) as advance:
-        found, num_bad = readable_images(found, workers=workers, advance=advance)
-    bad = f", {num_bad:,} damaged images left out" if num_bad else ""
+        found = readable_images(found, workers=workers, advance=advance)
+    bad = f", {found.num_bad:,} damaged images left out" if found.num_bad else ""
     console.print(f"{part}: {found.annotations.describe()}{bad}", highlight=False, soft_wrap=True)
-    return found, num_bad
+    return found
 
 
 def _run(task: Task) -> Results:

@@ -216,8 +216,8 @@ def test_batches_depend_on_the_step_alone(data: tuple[str, Path]) -> None:
 
 def test_damaged_images(tmp_path: Path) -> None:
     folder, file = write_coco(tmp_path, num_images=3)
-    seen, num_bad = readable_images(found((folder, file)))
-    assert (len(seen), num_bad) == (3, 0)
+    seen = readable_images(found((folder, file)))
+    assert (len(seen), seen.num_bad) == (3, 0)
     whole = Path(folder, "1.png").read_bytes()
     Path(folder, "1.png").write_bytes(whole[: len(whole) // 2])
     (batch,) = batches(seen, batch_size=3, num_steps=1)
@@ -226,8 +226,8 @@ def test_damaged_images(tmp_path: Path) -> None:
     assert [pixels is None for _, pixels in images_in_order(seen)] == [False, True, False]
     Path(folder, "1.png").write_bytes(b"nothing")
     told: list[int] = []
-    seen, num_bad = readable_images(found((folder, file)), advance=told.append)
-    assert (len(seen), num_bad, told) == (2, 1, [1, 1, 1])
+    seen = readable_images(found((folder, file)), advance=told.append)
+    assert (len(seen), seen.num_bad, told) == (2, 1, [1, 1, 1])
     assert [seen.annotation(number).id for number in range(2)] == [100, 102]
     assert seen.read(1).image.shape == (3, 48, 64)
     for number in range(3):

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,12 +50,13 @@ class Instances(NamedTuple):
 
 @dataclass(frozen=True)
 class InstanceImages:
-    """Images whose objects are known, and the number of each in the index."""
+    """Images whose objects are known, and the number of each in the index; ``num_bad`` others cannot be read."""
 
     annotations: Annotations
     index: ImageIndex
     rows: tuple[int, ...]
     has_masks: bool
+    num_bad: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +73,7 @@ class InstanceImages:
     def take(self, chosen: Sequence[int]) -> "InstanceImages":
         """The images of these numbers alone."""
         rows = tuple(self.rows[number] for number in chosen)
-        return InstanceImages(self.annotations.take(chosen), self.index, rows, self.has_masks)
+        return replace(self, annotations=self.annotations.take(chosen), rows=rows)
 
     def read(self, i: int) -> Instances:
         """Image ``i`` and its objects; raises ``BadImage`` if it is damaged."""
@@ -149,11 +150,8 @@ class _SidesPlan(Plan[tuple[int, int]]):
 
 def readable_images(
     images: InstanceImages, *, workers: int = 0, advance: Callable[[int], None] | None = None
-) -> tuple[InstanceImages, int]:
-    """The images that can be read, and how many cannot; a ``UserError`` if one has another size than its file says.
-
-    Only the first bytes of each are decoded.
-    """
+) -> InstanceImages:
+    """The images that can be read, of each the first bytes; a ``UserError`` if one has another size than annotated."""
     good = []
     for number, sides in enumerate(prepare(_SidesPlan(images), workers=workers)):
         if advance is not None:
@@ -172,7 +170,7 @@ def readable_images(
             f"None of the {len(images)} images in {images.index.source} could be read. Check that the data are still "
             "there and that they are images."
         )
-    return (images if len(good) == len(images) else images.take(good)), len(images) - len(good)
+    return replace(images.take(good), num_bad=len(images) - len(good))
 
 
 class InstanceBatch(NamedTuple):

@@ -208,13 +208,11 @@ class DetectionTask(Task):
         config: How to train and to test.
         train: Images to train on.
         test: Images to test on.
-        num_bad: How many images of each kind are left out since they cannot be read.
     """
 
     config: Detection
     train: InstanceImages
     test: InstanceImages
-    num_bad: Mapping[str, int]
     name = "detection"
     headline = "box_ap"
 
@@ -278,8 +276,8 @@ class DetectionTask(Task):
             "detector_parameters": float(num_parameters(network)),
         }
         bad_images = {
-            "train": self.num_bad["train"] + len(summary.bad),
-            "test": self.num_bad["test"] + len(self.test) - len(found.images),
+            "train": self.train.num_bad + len(summary.bad),
+            "test": self.test.num_bad + len(self.test) - len(found.images),
         }
         return Outcome(scores, details=details, bad_images=bad_images)
 
