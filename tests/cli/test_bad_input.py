@@ -77,7 +77,7 @@ REFUSED = {
     ),
     "another network": (f"{TRAIN} --model swin --views.global-size 15", "image size 15", "to 12 or 16"),
     # images
-    "no data": ("pretrain --out new", "Say where the images are", "--data FOLDER"),
+    "no data": ("pretrain --out new", "--data is required: a folder of images"),
     "missing path": (f"{TRAIN} --data imags", "There is no", "Did you mean 'images'?"),
     "empty folder": (f"{TRAIN} --data empty", "no file in", "give a folder"),
     "text named .jpg": (f"{TRAIN} --data texts --limit none", "20 of 20 images", "not an image", "Check that --data"),

@@ -12,10 +12,10 @@ from poa.config.pretraining import SlimSettings
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.slim_resnet import SlimResNet
-from poa.losses.contrastive import info_nce, moco_v3, nt_xent
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
 from poa.methods.slimclr import SlimCLR
 from processes import run_processes
+from reference.contrastive import info_nce, moco_v3, nt_xent
 
 FULL, HALF = Size(16, (1, 1, 1, 1)), Size(8, (1, 1, 1, 1))
 BATCH = 4

@@ -310,7 +310,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
 
 def test_images_that_are_mostly_bad_are_found_before_the_run(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", num_good=12, num_bad=20)
-    with pytest.raises(UserError, match=r"of 32 images looked at in .* cannot be read"):
+    with pytest.raises(UserError, match=r"of 32 images tried in .* cannot be read"):
         poa.pretrain(**image_settings(images, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

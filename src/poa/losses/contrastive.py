@@ -1,7 +1,7 @@
 """Contrastive losses: an embedding shall be most similar to that of another view of the same image.
 
 MoCo v2 (arXiv 2003.04297) compares with a queue, MoCo v3 (arXiv 2104.02057) with the keys of the batch, SimCLR
-(arXiv 2002.05709) with all other rows of the batch; slimmable variants in SlimCLR (arXiv 2209.15525). All take
+(arXiv 2002.05709) with all other rows of the batch; SEED (arXiv 2101.04731) distils similarities to a queue. All take
 embeddings on the unit sphere and compute in float32 (float64 stays), also under autocast. Without rows a loss is 0,
 still connected to its inputs, so that every process runs the same backward pass.
 """
@@ -98,61 +98,6 @@ def pair_similarities(first: Float[Tensor, "batch width"], second: Float[Tensor,
     )
 
 
-def info_nce(
-    queries: Float[Tensor, "rows width"],
-    keys: Float[Tensor, "rows width"],
-    queue: Float[Tensor, "queued width"],
-    *,
-    temperature: float = 0.2,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of ``[q.k, queue @ q] / temperature`` with the own key as the right answer (MoCo v2).
-
-    Args:
-        queries: Embeddings of this process.
-        keys: Of another view of the same images, from the momentum network; no gradient reaches them.
-        queue: Earlier keys.
-        temperature: Divides the similarities.
-    """
-    return contrast(queue_similarities(queries, keys, queue), temperature=temperature)
-
-
-def moco_v3(
-    queries: Float[Tensor, "rows width"], keys: Float[Tensor, "rows width"], *, temperature: float = 1.0
-) -> Float[Tensor, ""]:
-    """``2 * temperature`` times the cross-entropy of ``keys @ q / temperature`` (MoCo v3, Algorithm 1).
-
-    Of one pairing of views; the whole loss adds the other one.
-
-    Args:
-        queries: Embeddings of this process, after the predictor.
-        keys: Of the other view of the same images, from the momentum network; no gradient reaches them.
-        temperature: Divides the similarities.
-    """
-    return 2 * temperature * contrast(batch_similarities(queries, keys), temperature=temperature)
-
-
-def nt_xent(
-    first: Float[Tensor, "batch width"], second: Float[Tensor, "batch width"], *, temperature: float = 0.1
-) -> Float[Tensor, ""]:
-    """Cross-entropy of each row's similarities to all others, the image's other view being right (SimCLR, Sec. 2.1).
-
-    Args:
-        first: Embeddings of all images' first views on this process.
-        second: Of their second views.
-        temperature: Divides the similarities.
-    """
-    return contrast(pair_similarities(first, second), temperature=temperature)
-
-
-def _wide(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-@torch.no_grad()
-def _gathered(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "all_rows width"]:
-    return gather_rows(rows)
-
-
 def similarity_distillation(
     student: Float[Tensor, "rows width"],
     teacher: Float[Tensor, "rows width"],
@@ -165,7 +110,7 @@ def similarity_distillation(
 
     Both are softmaxes over similarities to the row's own teacher embedding and to the queue:
     ``p_teacher = softmax([t.t, queue @ t] / teacher_temperature)``,
-    ``p_student = softmax([s.t, queue @ s] / student_temperature)``. In float32 (float64 stays), also under autocast.
+    ``p_student = softmax([s.t, queue @ s] / student_temperature)``.
 
     Args:
         student: Student embeddings on the unit sphere.
@@ -183,6 +128,14 @@ def similarity_distillation(
 def _similarities(
     rows: Float[Tensor, "rows width"], own: Float[Tensor, "rows width"], queue: Float[Tensor, "keys width"]
 ) -> Float[Tensor, "rows candidates"]:
-    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    rows, own, queue = rows.to(wide), own.to(wide), queue.to(wide)
+    rows, own, queue = _wide(rows), _wide(own), _wide(queue)
     return torch.cat([(rows * own).sum(1, keepdim=True), rows @ queue.T], dim=1)
+
+
+def _wide(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+@torch.no_grad()
+def _gathered(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "all_rows width"]:
+    return gather_rows(rows)

@@ -1,4 +1,7 @@
-"""What the teacher says: one distribution over prototypes for every row of features."""
+"""POA's targets and losses (arXiv 2408.01031, Sec. 3): distributions over prototypes, and KoLeo on features.
+
+All compute in float32 (float64 stays), also under autocast.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,11 +10,13 @@ from torch import Tensor, nn
 
 from poa.distributed import max_over_ranks, sum_over_ranks
 
+_EPSILON = 1e-8
+
 
 def prototype_logits(
     features: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"], *, temperature: float
 ) -> Float[Tensor, "rows prototypes"]:
-    """``features @ prototypes.T / temperature`` in float32 (float64 stays), also under autocast."""
+    """``features @ prototypes.T / temperature``."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         return (features.to(dtype) / temperature) @ prototypes.to(dtype).T
@@ -201,19 +206,6 @@ def mask_weights(masks: Bool[Tensor, "images patches"]) -> Float[Tensor, "masked
     return counts.float().reciprocal().expand_as(masks)[masks]
 
 
-_EPSILON = 1e-8
-
-
-@torch.no_grad()
-def _nearest(
-    rows: Float[Tensor, "rows width"], candidates: Float[Tensor, "candidates width"], *, offset: int
-) -> Int[Tensor, "rows"]:
-    assert offset + len(rows) <= len(candidates), "own rows must be among the candidates"
-    similarity = rows @ candidates.T
-    similarity.diagonal(offset).fill_(-torch.inf)
-    return similarity.argmax(1)
-
-
 def koleo(
     features: Float[Tensor, "rows width"],
     *,
@@ -222,7 +214,7 @@ def koleo(
 ) -> Float[Tensor, ""]:
     """``-mean(log(distance to the nearest other row))`` on the unit sphere (Sablayrolles et al. 2019; DINOv2).
 
-    Computes in float32 (float64 stays), also under autocast. Where two rows coincide, value and gradient are large but
+    Where two rows coincide, value and gradient are large but
     finite. With a single row there is no neighbour, and the loss is 0, still connected to its input.
 
     Args:
@@ -239,3 +231,13 @@ def koleo(
         nearest = candidates[_nearest(rows, candidates, offset=offset)]
         distances = F.pairwise_distance(rows, nearest, eps=_EPSILON)
         return -(distances + _EPSILON).log().mean()
+
+
+@torch.no_grad()
+def _nearest(
+    rows: Float[Tensor, "rows width"], candidates: Float[Tensor, "candidates width"], *, offset: int
+) -> Int[Tensor, "rows"]:
+    assert offset + len(rows) <= len(candidates), "own rows must be among the candidates"
+    similarity = rows @ candidates.T
+    similarity.diagonal(offset).fill_(-torch.inf)
+    return similarity.argmax(1)

@@ -1,7 +1,8 @@
-"""Online distillation: sub-networks learn from the full network of the same step (SlimCLR, arXiv 2209.15525, Sec. 3).
+"""How widths of a slimmable network are trained together (SlimCLR, arXiv 2209.15525, Sec. 3): weights and distillation.
 
-Student and teacher rows are logits or features of one batch; no gradient reaches the teacher. Computed in float32
-(float64 stays), also under autocast. Without rows a loss is 0, still connected to the student.
+In online distillation sub-networks learn from the full network of the same step: student and teacher rows are logits or
+features of one batch, and no gradient reaches the teacher. Computed in float32 (float64 stays), also under autocast.
+Without rows a loss is 0, still connected to the student.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -160,43 +161,19 @@ def _kl(answers: Float[Tensor, "rows classes"], asked: Float[Tensor, "rows class
     return torch.einsum("rc,rc->", asked.exp(), asked - answers) / max(len(asked), 1)
 
 
-def _even(widths: Sequence[float]) -> list[float]:
-    return [1.0] * len(widths)
-
-
-def _share(widths: Sequence[float]) -> list[float]:
-    return [round(width / sum(widths), 3) for width in widths]
-
-
-def _width(widths: Sequence[float]) -> list[float]:
-    return list(widths)
-
-
-def _scaled_width(widths: Sequence[float]) -> list[float]:
-    return [len(widths) * width / sum(widths) for width in widths]
-
-
-def _full(widths: Sequence[float]) -> list[float]:
-    return [1.0 + sum(widths[1:]), *_even(widths[1:])]
-
-
 def _cumulative(widths: Sequence[float]) -> list[float]:
     raw = [1.0 + sum(widths[number + 1 :]) for number in range(len(widths))]
     return [len(raw) * weight / sum(raw) for weight in raw]
 
 
-def _full_next(widths: Sequence[float]) -> list[float]:
-    return [1.0 + sum(widths[1:2]), *_even(widths[1:])]
-
-
 WEIGHTINGS: Mapping[str, Callable[[Sequence[float]], list[float]]] = {
-    "even": _even,
-    "share": _share,
-    "width": _width,
-    "scaled-width": _scaled_width,
-    "full": _full,
+    "even": lambda widths: [1.0] * len(widths),
+    "share": lambda widths: [round(width / sum(widths), 3) for width in widths],
+    "width": list,
+    "scaled-width": lambda widths: [len(widths) * width / sum(widths) for width in widths],
+    "full": lambda widths: [1.0 + sum(widths[1:])] + [1.0] * (len(widths) - 1),
     "cumulative": _cumulative,
-    "full-next": _full_next,
+    "full-next": lambda widths: [1.0 + sum(widths[1:2])] + [1.0] * (len(widths) - 1),
 }
 """The official code's options 0 to 3 and 5 to 7, in this order; option 4 is not defined there and comes to 0.
 

@@ -13,12 +13,7 @@ from poa.families.base import Backbone
 
 
 class Branch(nn.Module):
-    """A backbone and what it needs for the losses alone.
-
-    Attributes:
-        backbone: Any backbone of a family.
-        heads: Everything else; dropped when the backbone is handed out.
-    """
+    """A backbone, and heads that only the losses need."""
 
     backbone: Backbone
     heads: nn.Module
@@ -47,12 +42,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def weights(self, sizes: Sequence[Size], *, num_locals: int) -> dict[str, float]:
-        """Weight of each named term of the total loss.
-
-        Args:
-            sizes: Sub-networks of the step.
-            num_locals: Local crops an image; 0 drops the local terms.
-        """
+        """Weight of each named term of the total loss; without local crops there are no local terms."""
 
     @property
     def served(self) -> Branch:
@@ -66,17 +56,9 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def update_teacher(self, momentum: float) -> None:
-        """What follows the optimiser's step.
+        """Follow the optimiser's step; ``momentum`` is the share of the old teacher that is kept."""
 
-        Args:
-            momentum: Share of the old teacher that is kept.
-        """
-
-    def headlines(self, measured: Mapping[str, float]) -> dict[str, float]:
-        """The terms to show, by branch.
-
-        Args:
-            measured: All that a step has measured.
-        """
+    def headlines(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The terms to show, by branch."""
         shown = f"/{self.shown}"
-        return {name.removesuffix(shown): value for name, value in measured.items() if name.endswith(shown)}
+        return {name.removesuffix(shown): value for name, value in metrics.items() if name.endswith(shown)}

@@ -13,11 +13,7 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def synced(network: N) -> N:
-    """Let the BatchNorms of a network measure the images of all processes; on one process nothing changes.
-
-    Args:
-        network: Changed in place; names and parameters stay.
-    """
+    """Let the BatchNorms of a network, in place, measure the images of all processes; names and parameters stay."""
     for layer in network.modules():
         if isinstance(layer, BatchNormAct2d):
             layer.__class__ = _SyncedAct2d

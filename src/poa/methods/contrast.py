@@ -17,8 +17,8 @@ from poa.methods.queue import EmbeddingQueue
 from poa.methods.slimclr import Embed, Embedder, SlimCLR
 
 
-def started(head: nn.Sequential) -> nn.Sequential:
-    """A head whose linear layers start from a narrow normal distribution (SlimCLR, official code)."""
+def _initialised(head: nn.Sequential) -> nn.Sequential:
+    """Draw the linear layers of a head from a narrow normal distribution (SlimCLR, official code)."""
     for layer in head:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.01)
@@ -28,12 +28,7 @@ def started(head: nn.Sequential) -> nn.Sequential:
 
 
 class SimCLR(SlimCLR):
-    """Both views through one network, against all other views of the batch (arXiv 2002.05709).
-
-    Args:
-        family: Slimmable backbones.
-        settings: How widths are trained together; also temperature, hidden width and width of embeddings.
-    """
+    """Both views through one network, against all other views of the batch (arXiv 2002.05709)."""
 
     def __init__(self, family: Family, settings: SlimSettings) -> None:
         full, hidden, dim = family.space.intact.width, settings.hidden or 2048, settings.dim or 128
@@ -47,7 +42,7 @@ class SimCLR(SlimCLR):
                 nn.Linear(inner, dim, bias=False),
                 nn.BatchNorm1d(dim),
             )
-            return synced(Embedder(backbone, started(head)))
+            return synced(Embedder(backbone, _initialised(head)))
 
         super().__init__(family, build, settings=settings, temperature=0.1)
 
@@ -61,10 +56,6 @@ class MoCoV2(SlimCLR):
 
     Under several processes the momentum encoder sees images shuffled over them, so that its BatchNorm does not tell
     which ones belong together (MoCo, arXiv 1911.05722, Sec. 3.3; v2: arXiv 2003.04297).
-
-    Args:
-        family: Slimmable backbones.
-        settings: How widths are trained together; also temperature, hidden width and width of embeddings.
     """
 
     shuffles: Tensor
@@ -75,7 +66,9 @@ class MoCoV2(SlimCLR):
         def build(size: Size) -> Embedder:
             backbone = family.build(size)
             width = backbone.num_features
-            return Embedder(backbone, started(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))))
+            return Embedder(
+                backbone, _initialised(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim)))
+            )
 
         super().__init__(family, build, settings=settings, temperature=0.2)
         self.momentum = build(self.intact).requires_grad_(False)
@@ -102,21 +95,12 @@ class MoCoV2(SlimCLR):
         return keys[order.argsort()[own]]
 
     def update_teacher(self, momentum: float) -> None:
-        """Move the momentum encoder towards the full width.
-
-        Args:
-            momentum: Share of the old encoder that is kept.
-        """
+        """Move the momentum encoder towards the full width."""
         self.follow(self.momentum, momentum=momentum)
 
 
 class MoCoV3(SlimCLR):
-    """Each view against the other views of the batch, from a momentum encoder of full width (arXiv 2104.02057).
-
-    Args:
-        family: Slimmable backbones.
-        settings: How widths are trained together; also temperature, hidden width and width of embeddings.
-    """
+    """Each view against the other views of the batch, from a momentum encoder of full width (arXiv 2104.02057)."""
 
     usual_temperatures: ClassVar[Mapping[str, float]] = {"soft": 1.0}
 
@@ -124,7 +108,7 @@ class MoCoV3(SlimCLR):
         full, hidden, dim = family.space.intact.width, settings.hidden or 4096, settings.dim or 256
 
         def projector(width: int, inner: int) -> nn.Sequential:
-            return started(
+            return _initialised(
                 nn.Sequential(
                     nn.Linear(width, inner, bias=False),
                     nn.BatchNorm1d(inner),
@@ -160,9 +144,5 @@ class MoCoV3(SlimCLR):
         return [[batch_similarities(views[number], keys[number]) for views in embedded] for number in range(len(keys))]
 
     def update_teacher(self, momentum: float) -> None:
-        """Move the momentum encoder towards the full width, without its predictor.
-
-        Args:
-            momentum: Share of the old encoder that is kept.
-        """
+        """Move the momentum encoder towards the full width, without its predictor."""
         self.follow(self.momentum, momentum=momentum)

@@ -10,19 +10,11 @@ from poa.errors import UserError
 
 
 class EmbeddingQueue(nn.Module):
-    """The newest embeddings, the same on all processes; it starts as random unit vectors.
-
-    Args:
-        length: Number of embeddings.
-        width: Of each.
-        seed: Of the first ones.
-
-    Attributes:
-        rows: The embeddings, the next to be replaced at ``place``.
-    """
+    """The newest embeddings, the same on all processes; it starts as random unit vectors."""
 
     rows: Tensor
     place: Tensor
+    """Of the row that is replaced next."""
 
     def __init__(self, length: int, width: int, *, seed: int = 0) -> None:
         super().__init__()
@@ -33,10 +25,7 @@ class EmbeddingQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, rows: Float[Tensor, "batch width"]) -> None:
-        """Replace the oldest embeddings by those of all processes.
-
-        Args:
-            rows: This process's, on the unit sphere; every process brings as many.
+        """Replace the oldest embeddings by those of all processes, on the unit sphere; every process brings as many.
 
         Raises:
             UserError: The queue is no multiple of what is put in at once.

@@ -18,14 +18,7 @@ from poa.methods.queue import EmbeddingQueue
 
 
 class Student(Branch):
-    """A backbone and an MLP of two layers into the teacher's space (SEED, Sec. 3.1).
-
-    Args:
-        family: Its intact network is the backbone.
-        width: Of the teacher's embeddings.
-        drop_path: Rate of stochastic depth.
-        compile_blocks: Compile the backbone's blocks.
-    """
+    """A backbone of the intact size, and an MLP of two layers into the teacher's space (SEED, Sec. 3.1)."""
 
     def __init__(self, family: Family, *, width: int, drop_path: float, compile_blocks: bool) -> None:
         super().__init__()
@@ -89,13 +82,7 @@ class SEED(Method):
         return {"student/global": 1.0} | ({"student/local": self.distillation.local_weight} if num_locals else {})
 
     def forward(self, views: Views, sizes: Sequence[Size], *, temperature: float) -> dict[str, Tensor]:  # noqa: ARG002
-        """Unweighted losses by name.
-
-        Args:
-            views: This process's part of the batch; masks are left aside.
-            sizes: None.
-            temperature: Left aside; the teacher's is fixed.
-        """
+        """Unweighted losses by name; masks and the scheduled temperature play no part."""
         assert not sizes, "there is one size"
         num_images = len(views.globals) // 2
         losses = {"student/global": self._distil(views.globals, self.global_queue, num_images)}

@@ -23,12 +23,7 @@ Embed = Callable[[Tensor], Tensor]
 
 
 class Embedder(Branch):
-    """A backbone and the MLPs after it.
-
-    Args:
-        backbone: Of any width.
-        heads: From features to embeddings.
-    """
+    """A backbone of any width, and the MLPs from its features to embeddings."""
 
     def __init__(self, backbone: Backbone, heads: nn.Module) -> None:
         super().__init__()
@@ -79,21 +74,10 @@ class SlimCLR(Method):
         first: Float[Tensor, "batch channels height side"],
         second: Float[Tensor, "batch channels height side"],
     ) -> list[list[Similarities]]:
-        """For each pairing of views, what each network finds similar, the full width first.
-
-        Args:
-            networks: All active widths.
-            first: First views of all images.
-            second: Second views.
-        """
+        """For each pairing of first and second views, what each active width finds similar, the full one first."""
 
     def weights(self, sizes: Sequence[Size], *, num_locals: int) -> dict[str, float]:  # noqa: ARG002
-        """Weight of each term.
-
-        Args:
-            sizes: Active widths besides the full one, descending.
-            num_locals: There are none.
-        """
+        """Weight of each term; sizes are the active widths besides the full one, descending."""
         if not sizes:
             return {f"{self.intact}/contrast": 1.0}
         shares = [size.width / self.intact.width for size in (self.intact, *sizes)]
@@ -107,13 +91,7 @@ class SlimCLR(Method):
         return weights
 
     def forward(self, views: Views, sizes: Sequence[Size], *, temperature: float) -> dict[str, Tensor]:  # noqa: ARG002
-        """Unweighted losses by name, of every active width.
-
-        Args:
-            views: This process's part of the batch: two global crops an image.
-            sizes: Active widths besides the full one, descending.
-            temperature: Left aside.
-        """
+        """Unweighted losses of every active width, from two global crops an image."""
         device = views.globals.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         tensors = state(self.student)
@@ -142,12 +120,7 @@ class SlimCLR(Method):
 
     @torch.no_grad()
     def follow(self, encoder: nn.Module, *, momentum: float) -> None:
-        """Move parameters of an encoder towards those of the full width; what its BatchNorms measure is its own.
-
-        Args:
-            encoder: Of full width, perhaps without the last parts.
-            momentum: Share of the old parameters that is kept.
-        """
+        """Move an encoder of full width, or its first parts, towards the student, but for BatchNorms' statistics."""
         source = self.networks.plan(self.intact)(state(self.student))
         ours = dict(encoder.named_parameters())
         torch._foreach_lerp_(list(ours.values()), [source[name].detach() for name in ours], 1.0 - momentum)

@@ -1,4 +1,4 @@
-"""Say what a run will take before it is started."""
+"""Forecast the time, memory and disk of a run."""
 
 import shutil
 import time
@@ -16,7 +16,7 @@ from poa.data.loader import batches
 from poa.models import registry
 from poa.models import run as runs
 from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
-from poa.pretraining.loop import find_images, say
+from poa.pretraining.loop import find_images, show_start
 from poa.pretraining.step import train_step
 from poa.training.health import explained_memory
 from poa.training.progress import bar, duration, memory_in_use
@@ -28,34 +28,25 @@ BYTES_PER_PARAMETER = 4 * 4
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run will take, as far as two steps tell.
-
-    Attributes:
-        num_images: Images found.
-        num_sizes: Sizes that come out.
-        parameters: Of the student, backbone and heads.
-        num_steps: Steps of the run.
-        seconds_per_step: Time of the second step, waiting for images included.
-        waiting_seconds: Time of waiting in it.
-        images_per_second: Speed over all processes.
-        memory_bytes: The most memory used, of one process.
-        device: What memory that is.
-        checkpoint_bytes: Size of one checkpoint.
-        disk_bytes: Of all checkpoints that are kept at a time, one more while saving.
-        notes: What deserves a second thought.
-    """
+    """What a run will take, as far as two steps tell."""
 
     num_images: int
     num_sizes: int
     parameters: int
+    """Of the student, backbone and heads."""
     num_steps: int
     seconds_per_step: float
+    """Of the second step, waiting for images included."""
     waiting_seconds: float
     images_per_second: float
+    """Over all processes."""
     memory_bytes: int
+    """The most that one process used."""
     device: str
+    """Whose memory that is."""
     checkpoint_bytes: int
     disk_bytes: int
+    """Of all checkpoints that are kept at a time, and one more while saving."""
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -76,14 +67,7 @@ class Forecast:
 
 @explained_memory()
 def dry_run(config: Config, *, resume: bool = False, console: Console) -> Forecast:
-    """Build everything and train two steps in this process; nothing is written.
-
-    Of several processes it does the share of one; what they tell one another comes on top.
-
-    Args:
-        config: Settings, complete but for ``out``.
-        resume: Of the run in ``out``, which is gone on with.
-        console: Where to show progress.
+    """Build everything and train two steps in this process, on the share of one of several; nothing is written.
 
     Raises:
         UserError: Settings, images or device are not as they must be.
@@ -91,7 +75,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     config, device = registry.explicit(config), distributed.this_device(config.device)
     index = find_images(config, console)
     parts = assemble(config, index, device=device, fresh=runs.begins(config, resume=resume))
-    say(parts, config, console)
+    show_start(parts, config, console)
     with bar("training steps", total=NUM_STEPS, console=console) as advance:
         *_, (training, preparing) = _timed_steps(parts, config, index, advance)
     workers = workers_of(config)
@@ -146,7 +130,7 @@ def _timed_steps(
 def _notes(config: Config, *, disk: int) -> Iterator[str]:
     processes = config.devices * config.num_nodes
     if processes > 1:
-        yield f"One of {processes} processes was measured; what they tell one another comes on top."
+        yield f"One of {processes} processes was measured; communication between them comes on top."
     folder = Path(config.out).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if config.out and disk > free:

@@ -1,4 +1,4 @@
-"""Train with as many processes as there shall be devices: in this one, or in one for each."""
+"""Train on one process for each device: this one, or several that it starts."""
 
 import os
 import signal
@@ -28,35 +28,24 @@ from poa.pretraining import loop
 
 GRACE_SECONDS = 10.0
 """Time for the other processes to end by themselves once one has failed."""
-LOOK_EVERY_SECONDS = 0.05
+POLL_SECONDS = 0.05
 INTERRUPTED = 128 + signal.SIGINT
 
 
 class Failure(NamedTuple):
-    """A process that failed.
-
-    Attributes:
-        rank: Which one.
-        status: Its exit status; of one that a signal ended, the number of the signal below 0.
-    """
+    """A process that failed."""
 
     rank: int
     status: int
+    """Exit status; minus the number of the signal if one ended it."""
 
 
 def train(config: Config, *, resume: bool = False) -> Run:
     """Pre-train, on one process for each device.
 
-    Args:
-        config: Settings, complete.
-        resume: Go on with the run in ``config.out``.
-
-    Returns:
-        The run.
-
     Raises:
-        UserError: Something is not as it must be, on this process or another.
-        RuntimeError: Another process met a defect; the text ends with its traceback.
+        UserError: Settings, images or folder are not as they must be, as found on this process or another.
+        RuntimeError: Another process failed by a defect; the text ends with its traceback.
     """
     several = config.devices > 1 or config.num_nodes > 1
     if not several or "LOCAL_RANK" in os.environ:  # torchrun has started this process
@@ -97,7 +86,7 @@ def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
         for rank in range(config.devices):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(subprocess.Popen(command, env=shared | own))
-        with _passed_on(processes):
+        with _forwarded_signals(processes):
             failure = first_failed(processes, grace_seconds=GRACE_SECONDS)
     finally:
         for process in processes:
@@ -108,7 +97,7 @@ def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
 
 
 def main() -> None:
-    """What a launched process does. Words: a folder, ``resume`` or ``start``, and what the user typed."""
+    """Train in a launched process. Arguments: a folder, ``resume`` or ``start``, and what the user typed."""
     folder, how = Path(sys.argv[1]), sys.argv[2]
     sys.argv = sys.argv[3:]
     rank = os.environ["RANK"]
@@ -119,21 +108,13 @@ def main() -> None:
     except (UserError, OSError) as error:
         (folder / f"{rank}.message").write_text(reason(error))
         sys.exit(2)
-    except Exception:  # told by the process that waits for this one: it knows which of several came first
+    except Exception:  # reported by the process that waits for this one: it knows which of several came first
         (folder / f"{rank}.traceback").write_text(traceback.format_exc())
         sys.exit(1)
 
 
 def first_failed(processes: Sequence["subprocess.Popen[bytes]"], *, grace_seconds: float) -> Failure | None:
-    """Wait for processes to end, or for a while once one has failed.
-
-    Args:
-        processes: Running ones.
-        grace_seconds: Time for the others to end by themselves.
-
-    Returns:
-        The first that failed, None if all went well.
-    """
+    """Wait until all processes end, or for the seconds of grace once one has failed; returns the first that failed."""
     failure, deadline = None, float("inf")
     while time.monotonic() < deadline:
         statuses = [process.poll() for process in processes]
@@ -142,37 +123,37 @@ def first_failed(processes: Sequence["subprocess.Popen[bytes]"], *, grace_second
             deadline = time.monotonic() + grace_seconds
         if None not in statuses:
             break
-        time.sleep(LOOK_EVERY_SECONDS)
+        time.sleep(POLL_SECONDS)
     return failure
 
 
 def _error(failure: Failure, folder: Path) -> BaseException:
-    """What the end of a process means for this one."""
+    """The error to raise here for a process that failed."""
     if failure.status in (-signal.SIGINT, INTERRUPTED):
         return KeyboardInterrupt()
     messages = sorted(folder.glob("*.message"))
-    if messages:  # other processes may have failed before this was written, for want of one to talk to
+    if messages:  # other processes may have failed before this was written, because it was gone
         return UserError(messages[0].read_text())
     if failure.status < 0:
         how = signal.Signals(-failure.status).name
         return UserError(
-            f"Process {failure.rank} was killed ({how}), by the system perhaps, for want of memory. "
-            "Mend this and go on with --resume."
+            f"Process {failure.rank} was killed ({how}), perhaps by the system because memory was full. "
+            "Fix this and resume with --resume."
         )
     tracebacks = sorted(folder.glob("*.traceback"), key=lambda path: path.stat().st_mtime_ns)
     return RuntimeError(f"process {failure.rank} failed:\n{tracebacks[0].read_text() if tracebacks else ''}")
 
 
 @contextmanager
-def _passed_on(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
-    """Hand requests to stop on to the processes, which save and end."""
+def _forwarded_signals(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """Forward requests to stop to the processes, which save and end."""
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
+    def forward(number: int, _frame: FrameType | None) -> None:
         for process in processes:
             process.send_signal(number)
 
     main_thread = threading.current_thread() is threading.main_thread()  # only there can signals be handled
-    old = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT) if main_thread}
+    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT) if main_thread}
     try:
         yield
     finally:

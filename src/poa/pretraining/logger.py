@@ -31,16 +31,7 @@ T = TypeVar("T")
 
 
 class Logger:
-    """Keeps and shows what happens in a run. On other processes than the main one it only keeps the time.
-
-    Args:
-        config: Settings.
-        index: The images.
-        parts: Of the run.
-        paths: The folder of the run.
-        start: Steps done before.
-        console: Where to show it.
-    """
+    """Writes and shows what happens in a run, of which ``start`` steps were done before; only on the main process."""
 
     def __init__(
         self, config: Config, index: ImageIndex, parts: Parts, paths: Paths, *, start: int, console: Console

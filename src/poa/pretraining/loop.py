@@ -1,4 +1,4 @@
-"""Pre-training: build the parts, then the loop."""
+"""The loop of pre-training."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -26,20 +26,15 @@ from poa.training.health import explained_memory
 from poa.training.interrupt import StopSignal
 from poa.training.progress import bar
 
-LOOKED_AT = 32
+CHECKED_IMAGES = 32
+"""Images decoded before a run starts."""
 
 
 @explained_memory()
 def train(config: Config, *, resume: bool = False, console: Console | None = None) -> Run:
-    """Pre-train, on this process and the others it was launched with.
+    """Pre-train, on this process and the others it was launched with, to the end or until asked to stop.
 
-    Args:
-        config: Settings, complete.
-        resume: Go on with the run in ``config.out``.
-        console: Where to show progress; standard error by default.
-
-    Returns:
-        The run. It may have stopped before its end, if it was asked to.
+    Progress is shown on standard error unless another console is given.
 
     Raises:
         UserError: Settings, images, folder or checkpoint are not as they must be, or a loss is not finite.
@@ -62,7 +57,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
             if parts.report is not None:
                 init.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()
-        say(parts, config, console)
+        show_start(parts, config, console)
         for sentence in warnings_of(config, num_images=len(index)):
             console.print(f"Note: {sentence}", highlight=False, soft_wrap=not console.is_terminal)
         save = partial(_save, parts, config, paths, images=index.fingerprint)
@@ -75,17 +70,13 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
 
 
 def find_images(config: Config, console: Console) -> ImageIndex:
-    """Index the images, and look at some of them before hours are spent.
-
-    Args:
-        config: Settings.
-        console: Where to show progress.
+    """Index the images, and decode some of them before hours are spent.
 
     Raises:
-        UserError: There are none, or most of those looked at cannot be read.
+        UserError: There are none, or most of those decoded cannot be read.
     """
     if not config.data:
-        raise UserError("Say where the images are: --data FOLDER (or a list, a zip or tar, or `digits`).")
+        raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
     with ExitStack() as stack:
         found, advance = 0, None
 
@@ -96,24 +87,18 @@ def find_images(config: Config, console: Console) -> ImageIndex:
             found = now
 
         index = open_index(config.data, limit=config.limit, progress=progress)
-    probe = range(0, len(index), max(1, len(index) // LOOKED_AT))
+    probe = range(0, len(index), max(1, len(index) // CHECKED_IMAGES))
     reasons = [reason for i in probe if (reason := _unreadable(index, i))]
     if len(reasons) > len(probe) / 2:
         raise UserError(
-            f"{len(reasons)} of {len(probe)} images looked at in {config.data} cannot be read, such as {reasons[0]}. "
+            f"{len(reasons)} of {len(probe)} images tried in {config.data} cannot be read, such as {reasons[0]}. "
             "Check that --data holds images."
         )
     return index
 
 
-def say(parts: Parts, config: Config, console: Console) -> None:
-    """Show what became of trained weights, and what to know before the first step.
-
-    Args:
-        parts: Of the run.
-        config: Its settings.
-        console: Where to.
-    """
+def show_start(parts: Parts, config: Config, console: Console) -> None:
+    """Show how trained weights were loaded, and a warning of memory."""
     warning = memory_warning(config)
     if warning is not None:
         console.print(f"Note: {warning}", highlight=False, soft_wrap=not console.is_terminal)
@@ -130,14 +115,14 @@ def _unreadable(index: ImageIndex, i: int) -> str | None:
 
 
 def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths) -> int:
-    """Put back what the newest checkpoint holds; the number of steps done."""
+    """Load the newest checkpoint; returns the number of steps done."""
     newest = latest_checkpoint(paths.checkpoints)
     assert newest is not None
     state = load_checkpoint(newest)
     if state["images"] != index.fingerprint:
         raise UserError(
             f"The images in {config.data} are not those {paths.folder} was trained on ({len(index):,} images now). "
-            "Bring them back, or start a new run in another --out."
+            "Restore them, or start a new run in another --out."
         )
     parts.method.load_state_dict(state["method"])
     parts.optimizer.load_state_dict(state["optimizer"])
@@ -171,7 +156,7 @@ def _loop(
     *,
     start: int,
 ) -> int:
-    """Train from a step to the end, or until asked to stop; the number of steps done."""
+    """Train from a step to the end, or until asked to stop; returns the number of steps done."""
     num_steps = config.epochs * parts.steps_per_epoch
 
     def due(step: int, every_epochs: float) -> bool:

@@ -1,4 +1,4 @@
-"""What is looked at while training: collapse of the features, and k-NN scores of three sizes."""
+"""Checks while training: collapse of the features, and k-NN scores of three sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,25 +26,14 @@ BANK_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Sample:
-    """Images that are looked at again and again, decoded once.
-
-    Attributes:
-        images: Centre crops.
-        labels: Class of each, or None.
-    """
+    """Centre crops that features are extracted from again and again, decoded once, and their classes if needed."""
 
     images: UInt8[Tensor, "images 3 size size"]
     labels: npt.NDArray[np.int64] | None
 
 
 def take_sample(source: str, config: Config, *, labelled: bool) -> Sample:
-    """Decode the images to look at, an even part of the source.
-
-    Args:
-        source: Where to take them from.
-        config: Settings.
-        labelled: Whether their classes matter.
-    """
+    """Decode an even part of the images of a source."""
     size, resize = config.views.global_size, config.scoring_resize
     index = open_index(source)
     if len(index) > config.monitor.num_images:
@@ -59,12 +48,7 @@ def take_sample(source: str, config: Config, *, labelled: bool) -> Sample:
 
 
 class Monitor:
-    """Looks at the teacher now and then.
-
-    Args:
-        config: Settings.
-        parts: Of the run.
-    """
+    """Scores the backbone that is handed out now and then."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self._parts, self._views = parts, config.views
@@ -76,15 +60,7 @@ class Monitor:
         self._collapse = CollapseCheck(grace_steps=2 * parts.steps_per_epoch)
 
     def score(self, step: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """Score the teacher as it is now.
-
-        Args:
-            step: Steps done.
-            metrics: Of the last step.
-
-        Returns:
-            Scores by name, and sentences about branches that have collapsed.
-        """
+        """Scores by name after so many steps, and warnings of branches that have collapsed."""
         scores: dict[str, float] = {}
         for size in self._sizes:
             features = self._features(size)
