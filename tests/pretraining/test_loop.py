@@ -302,7 +302,7 @@ def test_bad_images_are_skipped_and_listed_once(tmp_path: Path, capsys: pytest.C
 
 def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", num_good=45, num_bad=3)
-    with pytest.raises(UserError, match=r"[23] of 48 images cannot be read, more than the share of 3\.0%"):
+    with pytest.raises(UserError, match=r"[23] of 48 images cannot be read, more than the allowed share of 3\.0%"):
         poa.pretrain(**image_settings(images, tmp_path / "run", max_bad_share=0.03))
     listed = (tmp_path / "run/bad_images.txt").read_text().splitlines()
     assert 2 <= len(listed) <= 3

@@ -54,7 +54,7 @@ def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]
     (at / "images/11.jpg").write_text("not a picture")
     words = (*TRAIN.split(), "--data", "images", "--limit", "none")
     told = refused(capsys, *words)
-    assert told.startswith("2 of 16 images cannot be read, more than the share of 1.0% that is let pass; new/bad_im")
+    assert told.startswith("2 of 16 images cannot be read, more than the allowed share of 1.0%; new/bad_images.txt")
     assert "--max-bad-share" in told
     assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n"
     assert poa("pretrain", "--out", "new", "--resume", "--max-bad-share", "0.2") == 0
@@ -62,7 +62,7 @@ def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]
     shutil.rmtree(at / "new")
     (at / "images/11.jpg").unlink()
     picture(at / "images/11.jpg", number=11)
-    assert poa(*words) == 0, "a single bad image is let pass"
+    assert poa(*words) == 0, "a single bad image is accepted"
     assert "1 images cannot be read and are skipped; see new/bad_images.txt" in capsys.readouterr().err
 
 

@@ -1,19 +1,21 @@
-"""Settings of a run: what can be set. Imports no torch."""
+"""Settings of a pre-training. Imports no torch."""
 
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from poa.config.values import Settings, Share, ShareAboveZero, ascending
+from poa.config.values import (
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Settings,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    ascending,
+)
 from poa.errors import UserError
 
 
@@ -24,7 +26,7 @@ def _odd(number: int) -> int:
 
 
 AreaRange = Annotated[tuple[ShareAboveZero, ShareAboveZero], AfterValidator(ascending)]
-Numbers = Annotated[tuple[PositiveInt, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
+Numbers = Annotated[tuple[Count, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
 SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
 SELF_DISTILLED = ("poa", "single")
@@ -45,41 +47,41 @@ class ModelSettings(Settings):
     name: str = "vit"
     """The intact network: a family as published (vit, swin, resnet, convnext) or a timm model, such as
     swin_tiny_patch4_window7_224, or a folder that timm loads. Short: --model NAME."""
-    width_min: PositiveInt | None = None
+    width_min: Count | None = None
     """Smallest width, in channels (ResNet: inside the first stage's blocks); by default half the largest."""
-    width_max: PositiveInt | None = None
+    width_max: Count | None = None
     """Width of the intact network, in channels."""
-    width_step: PositiveInt | None = None
+    width_step: Count | None = None
     """Step between widths; by default the head dimension (ResNet: 32, ConvNeXt: 16)."""
     widths: Numbers = None
-    """All widths, at any distance from each other; where it is given, the three above say nothing."""
+    """All widths, at any distance from each other, instead of the three settings above."""
     depth_min: Numbers = None
     """Fewest blocks, a number for each elastic stage (ResNet: second and third); by default half of the most."""
     depth_max: Numbers = None
     """Blocks of the intact network, likewise."""
-    depth_step: PositiveInt = 1
+    depth_step: Count = 1
     """Step between depths."""
     depths: Numbers = None
     """Blocks of all four stages of the intact network (all but ViT)."""
     sampling_bias: Annotated[float, Field(ge=1.0)] | None = None
     """How much more often the smallest width (and depth) is drawn than the largest; 3 for ViT, 2 for the others."""
-    patch_size: PositiveInt | None = None
+    patch_size: Count | None = None
     """Side of a patch, in pixels."""
-    head_dim: PositiveInt | None = None
+    head_dim: Count | None = None
     """Channels of an attention head; widths are multiples of it."""
-    window_size: PositiveInt | None = None
+    window_size: Count | None = None
     """Side of an attention window, in patches (Swin)."""
-    channels: PositiveInt | None = None
+    channels: Count | None = None
     """A quarter of the channels that the first stage hands on (ResNet)."""
-    mlp_ratio: PositiveFloat | None = None
+    mlp_ratio: Positive | None = None
     """Hidden width of an MLP over the width of its block."""
-    layer_scale: NonNegativeFloat | None = None
+    layer_scale: NotNegative | None = None
     """Initial LayerScale; 0 for none."""
-    register_tokens: NonNegativeInt | None = None
+    register_tokens: Natural | None = None
     """Number of register tokens (ViT)."""
     swiglu: bool | None = None
     """Gated SiLU in place of GELU in the MLPs (ViT)."""
-    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    drop_path: ShareBelowOne | None = None
     """Rate of stochastic depth in the students; by default 0.2, and 0 for ResNet."""
     resize_positions: Literal["timm", "official"] | None = None
     """How position tables are resized for other image sizes: as timm will (extracted = trained) or as POA's code."""
@@ -88,26 +90,26 @@ class ModelSettings(Settings):
 class HeadSettings(Settings):
     """The projection heads, one for each number of prototypes."""
 
-    prototypes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8192, 16384, 32768, 65536)
+    prototypes: Annotated[tuple[Count, ...], Field(min_length=1)] = (8192, 16384, 32768, 65536)
     """Prototypes of each head."""
-    hidden: PositiveInt = 2048
+    hidden: Count = 2048
     """Width of the hidden layers."""
-    bottleneck: PositiveInt = 256
+    bottleneck: Count = 256
     """Width of the space in which prototypes lie."""
 
 
 class ViewSettings(Settings):
     """Crops, colour augmentation and masks of a training image."""
 
-    global_size: PositiveInt = 224
+    global_size: Count = 224
     """Side of a global crop, in pixels; also the image size of the networks."""
     global_scale: AreaRange = (0.32, 1.0)
     """Range of a global crop's share of the image area."""
-    local_size: PositiveInt = 96
+    local_size: Count = 96
     """Side of a local crop, in pixels."""
     local_scale: AreaRange = (0.05, 0.32)
     """Range of a local crop's share of the image area."""
-    num_locals: NonNegativeInt = 8
+    num_locals: Natural = 8
     """Local crops an image."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
@@ -120,13 +122,13 @@ class ViewSettings(Settings):
     blur_probabilities: tuple[Share, Share, Share] = (0.0, 0.9, 0.5)
     """Probability of blur for the first global, the second global and local crops. The default is what the official
     code does, whose nominal probabilities are inverted by a slip inherited from DINOv2; the paper: 1.0, 0.1, 0.5."""
-    blur_kernel: Annotated[PositiveInt, AfterValidator(_odd)] = 9
+    blur_kernel: Annotated[Count, AfterValidator(_odd)] = 9
     """Side of the blur kernel, in pixels; odd."""
     solarize_probability: Share = 0.2
     """Probability of solarisation of the second global crop."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the channels, of values in 0..1."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation of the channels."""
     mask_share: Share = 0.5
     """Share of the global crops that get a mask."""
@@ -160,19 +162,19 @@ class LossSettings(Settings):
     """Weights as in the official code or as printed in the paper; docs/faithfulness.md says how they differ."""
     intact_share: Share = 0.8
     """Weight lambda of the intact student against the elastic one."""
-    ibot: NonNegativeFloat = 1.0
+    ibot: NotNegative = 1.0
     """Weight of the masked-patch term."""
-    ibot_start_epoch: NonNegativeFloat = 30.0
+    ibot_start_epoch: NotNegative = 30.0
     """Epoch from which patches are masked."""
-    koleo: NonNegativeFloat = 0.1
+    koleo: NotNegative = 0.1
     """Weight of the KoLeo term, which spreads features out; without it small runs collapse."""
     koleo_over_ranks: bool = False
     """Seek nearest neighbours among the images of all processes."""
-    student_temperature: PositiveFloat = 0.1
+    student_temperature: Positive = 0.1
     """Temperature of the students."""
-    teacher_temperature: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
+    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     """Temperature of the teacher at the start and after its ramp."""
-    teacher_temperature_epochs: NonNegativeFloat = 30.0
+    teacher_temperature_epochs: NotNegative = 30.0
     """Length of the ramp."""
     centering: Literal["sinkhorn", "moving-average"] = "sinkhorn"
     """How teacher outputs become targets."""
@@ -183,21 +185,21 @@ class DistillSettings(Settings):
 
     teacher: str = ""
     """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name."""
-    queue: PositiveInt = 65536
+    queue: Count = 65536
     """Teacher embeddings that views are compared to; a multiple of the images a pass. For small data, of the order of
     the data set."""
-    student_temperature: PositiveFloat = 0.2
+    student_temperature: Positive = 0.2
     """Divides the student's similarities."""
-    teacher_temperature: PositiveFloat = 0.01
+    teacher_temperature: Positive = 0.01
     """Divides the teacher's similarities."""
-    local_weight: NonNegativeFloat = 1.0
+    local_weight: NotNegative = 1.0
     """Weight of the local crops' term, which has a queue of its own."""
 
 
 class SlimSettings(Settings):
     """Slimmable networks, trained by contrast (methods slimclr-...)."""
 
-    slow_start_epochs: NonNegativeFloat | None = None
+    slow_start_epochs: NotNegative | None = None
     """Epochs in which the full width learns alone; by default half of all, 0 for none."""
     weighting: Literal["even", "share", "width", "scaled-width", "full", "cumulative", "full-next"] = "full"
     """How the losses of widths are weighed; docs/howto.md has the formulas."""
@@ -205,15 +207,15 @@ class SlimSettings(Settings):
     """How the full width teaches the others while all learn; none for not at all."""
     distillation_share: Share = 0.5
     """Weight of distillation in a width's loss; contrast has the rest."""
-    distillation_temperature: PositiveFloat | None = None
-    """Temperature of distillation; by default 5 for soft cross-entropy (1 with MoCo v3), and as published else."""
-    temperature: PositiveFloat | None = None
+    distillation_temperature: Positive | None = None
+    """Temperature of distillation; by default 5 for soft cross-entropy (1 with MoCo v3), otherwise as published."""
+    temperature: Positive | None = None
     """Divides similarities; by default 0.1 (SimCLR), 0.2 (MoCo v2) or 1 (MoCo v3)."""
-    hidden: PositiveInt | None = None
+    hidden: Count | None = None
     """Hidden width of projection and prediction at full width; by default 2048 (SimCLR) or 4096 (MoCo v3)."""
-    dim: PositiveInt | None = None
+    dim: Count | None = None
     """Width of embeddings; by default 128, and 256 for MoCo v3."""
-    queue: PositiveInt = 65536
+    queue: Count = 65536
     """Keys that MoCo v2 compares with; a multiple of the images a pass."""
 
 
@@ -224,61 +226,60 @@ class OptimizerSettings(Settings):
     """AdamW, SGD with momentum 0.9, or LARS with momentum 0.9."""
     decay_all: bool = False
     """Weight decay also for biases and norms (LARS never does)."""
-    restart_lr: PositiveFloat | None = None
-    """Learning rate from which the cosine goes on after the slow start of slimclr-...; by default as before it."""
-    base_lr: PositiveFloat = 0.004
+    restart_lr: Positive | None = None
+    """Learning rate from which the cosine continues after the slow start of slimclr-...; by default as before it."""
+    base_lr: Positive = 0.004
     """Peak learning rate at batch size 1024; scaled by the square root of the batch size."""
-    final_lr: NonNegativeFloat = 2e-5
+    final_lr: NotNegative = 2e-5
     """Learning rate at the end of the cosine."""
-    warmup_epochs: NonNegativeFloat = 10.0
+    warmup_epochs: NotNegative = 10.0
     """Linear warm-up of the learning rate."""
-    weight_decay: tuple[NonNegativeFloat, NonNegativeFloat] = (0.04, 0.4)
+    weight_decay: tuple[NotNegative, NotNegative] = (0.04, 0.4)
     """Weight decay at the start and at the end."""
     teacher_momentum: tuple[Share, Share] = (0.992, 0.9999)
     """Momentum of the teacher at the start and at the end."""
-    layer_decay: PositiveFloat = 0.9
+    layer_decay: Positive = 0.9
     """Factor on the learning rate from one block to the one before it."""
-    patch_embed_multiplier: PositiveFloat = 0.2
+    patch_embed_multiplier: Positive = 0.2
     """Further factor on the learning rate of the patch embedding."""
-    freeze_last_layer_epochs: NonNegativeFloat = 1.0
-    """Epochs in which the prototypes stand still."""
-    clip: PositiveFloat = 1.5
-    """Largest gradient norm, for backbone and heads each."""
-    cosine_stretch: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    freeze_last_layer_epochs: NotNegative = 1.0
+    """Epochs in which the prototypes are frozen."""
+    clip: Annotated[float, Field(gt=0.0)] = 1.5
+    """Largest gradient norm, for backbone and heads each; inf for no clipping."""
+    cosine_stretch: ShareAboveZero = 1.0
     """Below 1 the run ends before the cosine does (0.78 in the published ViT run)."""
 
 
 class SavingSettings(Settings):
     """Checkpoints."""
 
-    every_epochs: PositiveFloat = 1.0
+    every_epochs: Positive = 1.0
     """How often to save."""
-    keep_last: PositiveInt = 2
+    keep_last: Count = 2
     """How many of the newest checkpoints to keep."""
-    keep_every_epochs: PositiveFloat | None = None
+    keep_every_epochs: Positive | None = None
     """Also keep a checkpoint every so many epochs."""
 
 
 class MonitorSettings(Settings):
-    """What is looked at while training."""
+    """Checks while training."""
 
-    every_epochs: PositiveFloat = 1.0
+    every_epochs: Positive = 1.0
     """How often the teacher's features are checked for collapse and sizes are scored."""
     data: str | None = None
     """Labelled images for k-NN scores of the smallest, middle and largest size; without it no labels are needed."""
     num_images: Annotated[int, Field(ge=2)] = 2048
-    """Most images to look at."""
-    gradients_every: PositiveInt | None = None
-    """Every so many steps, note gradient norms over the part of the weights that each width uses; `poa gradients` draws
-    them."""
+    """Images used for that, at most."""
+    gradients_every: Count | None = None
+    """Every so many steps, log gradient norms over the weights that each width uses; `poa gradients` draws them."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra `track`)."""
 
 
 class EvaluationSettings(Settings):
-    """How images are prepared for scoring."""
+    """Preprocessing of images for scoring."""
 
-    resize: PositiveInt | None = None
+    resize: Count | None = None
     """Shorter side after resizing, before the centre crop to the global size; by default 8/7 of it from 96 pixels on,
     the global size itself below."""
 
@@ -293,38 +294,38 @@ class Config(Settings):
     method: Literal["poa", "single", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3"] = "poa"
     """poa trains all sizes at once; single the largest alone, as DINOv2 does; seed distils a teacher into it;
     slimclr-... train all widths of a slimmable ResNet by contrast."""
-    epochs: PositiveInt = 346
+    epochs: Count = 346
     """Passes over the images."""
-    batch_size: PositiveInt = 1600
+    batch_size: Count = 1600
     """Images a step, over all devices and accumulated micro-batches."""
-    lr: PositiveFloat | None = None
+    lr: Positive | None = None
     """Peak learning rate; by default derived from optimizer.base_lr and the batch size."""
-    devices: PositiveInt = 1
+    devices: Count = 1
     """Processes on this machine, one a device; more than 1 launches them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the backbones' forward pass; heads and losses are always fp32."""
-    seed: NonNegativeInt = 0
+    seed: Natural = 0
     """Seed of everything random."""
     init: str | None = None
     """Trained weights to start from: a folder that timm loads, the folder of a run, a file of weights (.safetensors,
     .pth, .pt, .bin), or a timm name such as vit_small_patch14_dinov2.lvd142m. Name their network with --model."""
-    accumulate: Annotated[PositiveInt, FURTHER] = 1
+    accumulate: Annotated[Count, FURTHER] = 1
     """Micro-batches a step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
     checkpointing: Annotated[bool, FURTHER] = False
     """Recompute students' forward passes in the backward pass: less memory, more time."""
     compile: Annotated[bool, FURTHER] = False
     """Compile the backbones' blocks."""
-    elastic_samples: Annotated[PositiveInt, FURTHER] = 1
+    elastic_samples: Annotated[Count, FURTHER] = 1
     """Sizes trained a step on each process. The published run had 32 processes, hence 32 sizes a step."""
     same_sizes_on_all_ranks: Annotated[bool, FURTHER] = False
     """Every process trains the same sizes at a step."""
     device: Annotated[Literal["auto", "cpu", "cuda"], FURTHER] = "auto"
     """Kind of device."""
-    num_nodes: Annotated[PositiveInt, FURTHER] = 1
+    num_nodes: Annotated[Count, FURTHER] = 1
     """Machines; a run on several is started with torchrun on each."""
-    workers: Annotated[NonNegativeInt | None, FURTHER] = None
+    workers: Annotated[Natural | None, FURTHER] = None
     """Loader processes on each device; by default chosen from the cores and the image size."""
-    limit: Annotated[PositiveInt | None, FURTHER] = None
+    limit: Annotated[Count | None, FURTHER] = None
     """Use a class-balanced part of so many images."""
     max_bad_share: Annotated[Share, FURTHER] = 0.01
     """Stop when more than this share of the images cannot be read."""

@@ -1,4 +1,4 @@
-"""How recipe, file and flags are laid over one another, and what is said when they do not fit. Imports no torch."""
+"""How recipe, file and flags are merged into the settings of a run. Imports no torch."""
 
 from collections.abc import Mapping
 from importlib import resources
@@ -26,11 +26,7 @@ def recipes() -> tuple[str, ...]:
 
 
 def recipe_summary(name: str) -> str:
-    """What a shipped recipe is for: the first sentence of the comment that it begins with.
-
-    Args:
-        name: Of the recipe.
-    """
+    """What a shipped recipe is for: the first sentence of the comment that it begins with."""
     lines = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text().splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
     return comment.partition(". ")[0].rstrip(".")
@@ -43,7 +39,7 @@ def resolve(
     file: str | Path | None = None,
     resume: bool = False,
 ) -> Config:
-    """Lay settings over one another: defaults, recipe, file, then what is given, the last strongest.
+    """Merge settings: defaults, recipe, file, then what is given, the last strongest.
 
     Args:
         given: Nested settings by name.
@@ -69,7 +65,7 @@ def resolve(
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """Settings of a shipped recipe, laid over those of the recipe that it names under the key ``recipe``.
+    """Settings of a shipped recipe, merged into those of the recipe that it names under the key ``recipe``.
 
     Raises:
         UserError: There is no such recipe.
@@ -93,7 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"The settings file {path} cannot be read: {error.strerror}. Check --config.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {_problem(error)}. Mend it, or give another --config.") from None
+        raise UserError(f"{path} is not valid YAML: {_problem(error)}. Fix it, or give another --config.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold settings such as `epochs: 100`, got {type(content).__name__}.")
     return _underscores(content)
