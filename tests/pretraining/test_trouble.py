@@ -104,7 +104,7 @@ def test_disk_full_at_a_checkpoint(
 
 
 def test_disk_full_at_the_metrics() -> None:
-    with pytest.raises(UserError, match=r"^/dev/full cannot be written: No space left.* go on with --resume\.$"):
+    with pytest.raises(UserError, match=r"^/dev/full cannot be written: No space left.* continue with --resume\.$"):
         MetricsLog(Path("/dev/full")).write(1, {"loss": 1.0})
 
 

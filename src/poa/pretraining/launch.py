@@ -138,7 +138,7 @@ def _error(failure: Failure, folder: Path) -> BaseException:
         how = signal.Signals(-failure.status).name
         return UserError(
             f"Process {failure.rank} was killed ({how}), perhaps by the system because memory was full. "
-            "Fix this and resume with --resume."
+            "Fix this and continue with --resume."
         )
     tracebacks = sorted(folder.glob("*.traceback"), key=lambda path: path.stat().st_mtime_ns)
     return RuntimeError(f"process {failure.rank} failed:\n{tracebacks[0].read_text() if tracebacks else ''}")

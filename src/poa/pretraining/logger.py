@@ -132,7 +132,7 @@ class Logger:
             raise UserError(
                 f"{len(self._bad)} of {len(self._index)} images cannot be read, more than the allowed share of "
                 f"{self._config.max_bad_share:.1%}; {self._paths.bad_images} lists them. "
-                "Raise --max-bad-share and resume with --resume, or fix or remove them and start a new run."
+                "Raise --max-bad-share and continue with --resume, or fix or remove them and start a new run."
             )
 
     def finish(self, step: int, *, resume_command: str, next_command: str) -> None:
@@ -179,7 +179,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         except OSError as error:
             raise UserError(
                 f"{self._path} cannot be written: {error.strerror}. The last checkpoint is kept: "
-                "fix this and resume with --resume."
+                "fix this and continue with --resume."
             ) from error
         if self._writer:
             for name, value in values.items():
