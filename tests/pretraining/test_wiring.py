@@ -1,0 +1,196 @@
+"""Every setting acts: a run of four steps with another value of it learns something else.
+
+Functions are tested where they stand; here it is what the settings hand to them. A setting that is not passed on, or a
+new one without a row, fails.
+"""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from poa.config.pretraining import (
+    Config,
+    DistillSettings,
+    HeadSettings,
+    LossSettings,
+    OptimizerSettings,
+    SlimSettings,
+    ViewSettings,
+)
+from poa.data.index import open_index
+from poa.data.loader import batches
+from poa.pretraining.build import Parts, assemble
+from poa.pretraining.step import train_step
+
+STEPS = 4
+CPU = torch.device("cpu")
+BASE: dict[str, Any] = {
+    "limit": 32,
+    "epochs": 3,
+    "views": {"num_locals": 1, "solarize_probability": 0.5, "grey_probability": 0.5},
+    "losses": {"teacher_temperature_epochs": 1.5},
+    "optimizer": {"clip": 1000.0, "warmup_epochs": 0.5},
+}
+SLIM: dict[str, Any] = {
+    "model": {"name": "slim-resnet", "widths": [16, 8], "depth_min": [1, 1, 1, 1], "depth_max": [1, 1, 1, 1]},
+    "views": {"global_size": 32, "num_locals": 0, "mask_share": 0.0},
+    "slim": {"slow_start_epochs": 0.5, "queue": 32, "dim": 8},
+    "optimizer": {"patch_embed_multiplier": 1.0, "layer_decay": 1.0},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "poa": {},
+    "slimclr-simclr": tiny.merged(SLIM, {"slim": {"hidden": 16}}),
+    "slimclr-mocov2": SLIM,
+    "slimclr-mocov3": tiny.merged(SLIM, {"slim": {"hidden": 16}}),
+    "seed": {"distill": {"queue": 32}},
+}
+POA: dict[str, Any] = {
+    "batch_size": 8,
+    "lr": 0.01,
+    "seed": 1,
+    "accumulate": 2,
+    "elastic_samples": 2,
+    "epochs": 4,
+    "heads.prototypes": (24,),
+    "heads.hidden": 24,
+    "heads.bottleneck": 4,
+    "views.global_size": 24,
+    "views.global_scale": (0.9, 1.0),
+    "views.local_size": 16,
+    "views.local_scale": (0.3, 0.32),
+    "views.num_locals": 2,
+    "views.flip": 0.0,
+    "views.jitter": (0.1, 0.1, 0.1, 0.1),
+    "views.jitter_probability": 0.0,
+    "views.grey_probability": 0.0,
+    "views.blur_probabilities": (1.0, 0.0, 0.0),
+    "views.blur_kernel": 5,
+    "views.solarize_probability": 0.0,
+    "views.mean": (0.1, 0.1, 0.1),
+    "views.std": (0.5, 0.5, 0.5),
+    "views.mask_share": 0.1,
+    "views.mask_ratio": (0.6, 0.7),
+    "losses.variant": "paper",
+    "losses.intact_share": 0.3,
+    "losses.ibot": 0.5,
+    "losses.ibot_start_epoch": 2.0,
+    "losses.koleo": 0.3,
+    "losses.student_temperature": 0.2,
+    "losses.teacher_temperature": (0.05, 0.07),
+    "losses.teacher_temperature_epochs": 3.0,
+    "losses.centering": "moving-average",
+    "optimizer.kind": "sgd",
+    "optimizer.decay_all": True,
+    "optimizer.base_lr": 0.002,
+    "optimizer.final_lr": 1e-3,
+    "optimizer.warmup_epochs": 1.0,
+    "optimizer.weight_decay": (0.1, 0.4),
+    "optimizer.teacher_momentum": (0.5, 0.9999),
+    "optimizer.layer_decay": 0.5,
+    "optimizer.patch_embed_multiplier": 0.7,
+    "optimizer.freeze_last_layer_epochs": 1.0,
+    "optimizer.clip": 0.01,
+    "optimizer.cosine_stretch": 0.7,
+}
+"""Another value of each setting of POA."""
+ROWS = [
+    *(("poa", path, value) for path, value in POA.items()),
+    ("slimclr-simclr", "optimizer.restart_lr", 0.01),
+    ("slimclr-simclr", "slim.slow_start_epochs", 0.0),
+    ("slimclr-simclr", "slim.weighting", "even"),
+    ("slimclr-simclr", "slim.distillation", "kl"),
+    ("slimclr-simclr", "slim.distillation_share", 0.2),
+    ("slimclr-simclr", "slim.distillation_temperature", 2.0),
+    *((f"slimclr-{name}", "slim.temperature", 0.3) for name in ("simclr", "mocov2", "mocov3")),
+    *((f"slimclr-{name}", "slim.hidden", 24) for name in ("simclr", "mocov3")),
+    *((f"slimclr-{name}", "slim.dim", 12) for name in ("simclr", "mocov2", "mocov3")),
+    ("slimclr-mocov2", "slim.queue", 64),
+    ("seed", "distill.queue", 64),
+    ("seed", "distill.student_temperature", 0.1),
+    ("seed", "distill.teacher_temperature", 0.1),
+    ("seed", "distill.local_weight", 0.5),
+]
+ELSEWHERE = {
+    "losses.koleo_over_ranks": "acts with several processes: test_step",
+    "distill.teacher": "which network: test_single_size",
+}
+SECTIONS = {
+    "heads": HeadSettings,
+    "views": ViewSettings,
+    "losses": LossSettings,
+    "distill": DistillSettings,
+    "slim": SlimSettings,
+    "optimizer": OptimizerSettings,
+}
+
+
+def config_of(method: str, path: str | None = None, value: Any = None) -> Config:
+    over: dict[str, Any] = {} if path is None else {path: value}
+    if path is not None and "." in path:
+        section, name = path.split(".")
+        over = {section: {name: value}}
+    settings = tiny.settings(**tiny.merged(tiny.merged(BASE, METHODS[method]), {"method": method, **over}))
+    return Config.model_validate(settings | ({"model": SLIM["model"]} if method.startswith("slimclr") else {}))
+
+
+def learn(config: Config, parts: Parts) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """What is measured in some steps, and what is learnt."""
+    index = open_index(config.data, limit=config.limit)
+    made = batches(
+        index,
+        augmentation=parts.views,
+        masking=parts.masking,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=0,
+        num_steps=STEPS,
+        micro_batches=config.accumulate,
+    )
+    metrics = [train_step(parts, step, batch).metrics for step, batch in enumerate(made)]
+    return metrics, parts.method.state_dict()
+
+
+def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    if config.method == "seed":
+        torch.manual_seed(5)
+        frozen = tiny.config(heads={"prototypes": [16]})
+        teacher = assemble(frozen, open_index("digits", limit=32), device=CPU).method.served.backbone
+        monkeypatch.setattr("poa.pretraining.build.teacher_of", lambda _: (teacher, teacher.num_features))
+    return learn(config, assemble(config, open_index(config.data, limit=config.limit), device=CPU))
+
+
+@cache
+def usual(method: str) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    with pytest.MonkeyPatch.context() as patch:
+        return run(patch, config_of(method))
+
+
+def differ(
+    first: tuple[list[dict[str, float]], dict[str, Tensor]], second: tuple[list[dict[str, float]], dict[str, Tensor]]
+) -> bool:
+    (metrics, state), (others, other_state) = first, second
+    same = metrics == others and state.keys() == other_state.keys()
+    return not same or any(not torch.equal(value, other_state[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_settings_learn_the_same(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Else the next test could not fail."""
+    assert not differ(usual(method), run(monkeypatch, config_of(method)))
+
+
+@pytest.mark.parametrize(("method", "path", "value"), ROWS, ids=lambda x: str(x))
+def test_another_value_learns_something_else(
+    monkeypatch: pytest.MonkeyPatch, method: str, path: str, value: Any
+) -> None:
+    assert differ(usual(method), run(monkeypatch, config_of(method, path, value)))
+
+
+def test_every_setting_has_a_row() -> None:
+    tested = {path for _, path, _ in ROWS} | set(ELSEWHERE)
+    settings = {f"{section}.{name}" for section, kind in SECTIONS.items() for name in kind.model_fields}
+    assert settings - tested == set()
