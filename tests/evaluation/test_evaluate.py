@@ -179,7 +179,7 @@ def test_flops_are_those_of_the_images(run: Path) -> None:
     assert large[0].flops > 3 * small[0].flops
 
 
-def test_sizes_that_fail_are_told_after_the_others(
+def test_sizes_that_fail_are_reported_after_the_others(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = Run.network

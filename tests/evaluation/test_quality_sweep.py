@@ -193,7 +193,7 @@ def test_what_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert evaluate(source(tmp_path / "out", network=Counting(0))) == whole
 
 
-def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_pass_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "BATCH", 8)
     whole = evaluate(source(tmp_path / "whole"))
     plain, starts = quality.extract_features, []

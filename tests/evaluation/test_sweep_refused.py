@@ -98,7 +98,7 @@ def test_a_failing_network_does_not_keep_the_others_from_being_scored(tmp_path: 
     assert json.loads((tmp_path / "out/knn.json").read_text())["failed"] == {}
 
 
-def test_failures_of_one_kind_are_told_once(tmp_path: Path) -> None:
+def test_failures_of_one_kind_are_reported_once(tmp_path: Path) -> None:
     with pytest.raises(NotScored, match=r"2 of 2 networks could not be scored\. 32x1, 48x1: The features") as found:
         score(tmp_path / "out", names=["32x1", "48x1"], networks=Diverged("32x1", "48x1"))
     assert str(found.value).count("NaN") == 1
@@ -106,7 +106,7 @@ def test_failures_of_one_kind_are_told_once(tmp_path: Path) -> None:
         score(tmp_path / "out", names=["32x1"], networks=Diverged("32x1"))
 
 
-def test_failures_of_the_protocol_are_told_at_the_end_too(tmp_path: Path) -> None:
+def test_failures_of_the_protocol_are_reported_at_the_end_too(tmp_path: Path) -> None:
     def collapsed(name: str) -> nn.Module:
         network = make_network(name)
         if name == "32x1":

@@ -199,7 +199,7 @@ class Stopping(nn.Module):
 
 
 @pytest.mark.parametrize("patches", [False, True])
-def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patches: bool) -> None:
+def test_an_interrupted_pass_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patches: bool) -> None:
     monkeypatch.setattr(embed, "BATCH", 16)
     monkeypatch.setattr(embed, "SAVE_EVERY", 1)
     whole = write(tmp_path / "whole.npy", limit=50, patches=patches)
@@ -281,7 +281,7 @@ def test_wrong_requests(tmp_path: Path, out: str, options: dict[str, Any], words
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_full_disk_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 2000})
     monkeypatch.setattr(embed.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr("poa.features.extract._Store._check_room", lambda *_: None)

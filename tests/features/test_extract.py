@@ -101,7 +101,7 @@ def test_finished_features_are_not_made_again(tmp_path: Path) -> None:
     assert_same(found, expected)
 
 
-def test_goes_on_with_some_of_the_networks(tmp_path: Path) -> None:
+def test_resumes_with_some_of_the_networks(tmp_path: Path) -> None:
     expected = extract(tmp_path / "whole", make_networks("48x1"), source())
     with pytest.raises(StoppedError):
         extract(tmp_path / "work", make_networks(), source(stop_at=32))

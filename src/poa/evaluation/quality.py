@@ -340,7 +340,7 @@ def evaluate(
 ) -> Results:
     """The measures of `Quality`, also written to ``NAME/quality.json`` and ``.csv``.
 
-    Labels of the images are not looked at. Time grows with the square of their number, of which ``limit`` takes a
+    Labels of the images are not used. Time grows with the square of their number, of which ``limit`` takes a
     class-balanced part.
 
     Raises:

@@ -32,13 +32,10 @@ BATCH = 256
 
 
 class Scorer(ABC):
-    """What a sweep does to networks; a subclass is a frozen dataclass of the source, the images and the settings.
-
-    Attributes:
-        done: Past participle for the message about networks without scores: they "could not be `done`".
-    """
+    """What a sweep does to networks; a subclass is a frozen dataclass of the source, the images and the settings."""
 
     done = "scored"
+    """For the message about networks without scores, which could not be scored, trained or measured."""
 
     @property
     @abstractmethod
@@ -57,15 +54,11 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
-        """Score networks, each written as it is yielded.
+        """Score at most ``at_once`` networks that have no scores yet, each written as it is yielded.
 
         A `UserError` that is yielded says why one network has no scores, and the others go on. One that is raised
-        ends the sweep; called again, it finds ``work`` as it was left.
-
-        Args:
-            names: At most ``at_once`` networks that have no scores yet.
-            work: Folder to keep what a stopped sweep resumes from; removed afterwards. It need not exist.
-            progress: Told of what is done.
+        ends the sweep; called again, it finds ``work`` as it was left: a folder, which need not exist at first, to
+        keep what a stopped sweep resumes from, removed afterwards.
         """
 
     def finish(self, results: Results, folder: Path) -> None:  # noqa: B027  # optional
@@ -106,17 +99,11 @@ def sweep(source: ModelSource, scorer: Scorer, names: Sequence[str], options: Sw
     more can be added later. Under several processes each scores its share. A network that cannot be scored, such as
     one that has diverged, does not keep the others from it.
 
-    Args:
-        source: Whose networks.
-        scorer: What to do to them.
-        names: Which of them, as ``source.choose(options.sizes)`` gives them.
-        options: Of them ``name``, ``overwrite`` and ``console`` are used here, the others by who makes the scorer.
-
-    Returns:
-        All results in the file, those of ``names`` among them.
+    The names are those that ``source.choose(options.sizes)`` gives; who makes the scorer also uses ``options.workers``.
+    Returns all results in the file, those of other networks too.
 
     Raises:
-        NotScored: Some networks could not be scored; told at the end.
+        NotScored: Some networks could not be scored; raised at the end.
         UserError: There are no networks, or the folder cannot be written or holds results of other settings.
     """
     names = list(dict.fromkeys(names))
@@ -228,7 +215,7 @@ class FrozenFeatures(Scorer):
         return None if self.protocol.joint else AT_ONCE
 
     def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
-        """Extract the features of all images from the networks, and hand them to the protocol."""
+        """Extract the features of all images from the networks, and pass them to the protocol."""
         device, preprocessing = distributed.this_device(), self.source.preprocessing
         prepared = {
             name: self.protocol.prepare(

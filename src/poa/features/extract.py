@@ -23,7 +23,7 @@ from poa.errors import UserError
 from poa.files import whole_file
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and out of how much."""
+"""Called with what is being done, how much of it is done, and out of how much."""
 _STATE, _INDICES = "progress.json", "indices"
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def extract_features(
     saved, and the features are the same as without the stop. Images that cannot be read are left out.
 
     ``batches`` gives those from an image on, in order. The folder is emptied if it holds features of other networks or
-    other settings, which are all that the features depend on. Progress is told of images under the name ``what``.
+    other settings, which are all that the features depend on. Progress is shown under the name ``what``.
 
     Raises:
         UserError: The disk has too little room, or no image can be read.

@@ -4,7 +4,7 @@ Kinds and, where they carry over, strengths are those of ImageNet-C (Hendrycks &
 code is our own and works on 8-bit images of any side; weather that cannot be made from one image without pictures of it
 (snow, frost) is left out.
 
-Lengths are given for images of 224 pixels and grow with the side: a blur shall remove the same details of the scene
+Lengths are given for images of 224 pixels and grow with the side: a blur removes the same details of the scene
 however many pixels show it. Shares and levels of brightness are no lengths and stay: noise is drawn for each pixel,
 pixelation keeps a share of the pixels, and JPEG works on blocks of eight pixels at any size.
 

@@ -30,7 +30,6 @@ from poa.robustness.backgrounds import MaskedImages
 from poa.robustness.conditions import Condition, ConditionBatch, Robustness, condition_batches
 from poa.robustness.corruptions import CORRUPTIONS
 
-HEADLINE = "corruptions"
 ROWS = 128
 """Images in one pass through a network."""
 Classifier = Callable[[Float[Tensor, "images width"], Int[Tensor, " images"]], Bool[Tensor, " images"]]
@@ -161,17 +160,12 @@ class RobustnessScorer(Scorer):
         return {name: Rows(found.features[name].clone(), labels) for name in networks}, found.num_bad
 
     def _fit(self, train: Rows, device: torch.device) -> Classifier:
-        num_classes = len(self.train.classes)
-        if self.robustness.judge == "knn":
-            return _knn(train, self.robustness.k, num_classes, device)
-        return _linear(train, num_classes, device)
+        num_classes, k = len(self.train.classes), self.robustness.k
+        is_knn = self.robustness.judge == "knn"
+        return _knn(train, k, num_classes, device) if is_knn else _linear(train, num_classes, device)
 
     def _test_batches(self, progress: Progress) -> Iterator[ConditionBatch]:
-        """Those that hold images.
-
-        Raises:
-            UserError: None does.
-        """
+        """Those that hold images, of which there must be one."""
         done, is_empty = 0, True
         for batch in condition_batches(
             self.test, self.conditions, self.source.preprocessing, masked=self.masked, workers=self.workers
@@ -193,14 +187,12 @@ class RobustnessScorer(Scorer):
         mean, std = self.source.preprocessing.mean, self.source.preprocessing.std
         together = max(1, ROWS // len(batch.numbers))
         for start in range(0, len(self.conditions), together):
-            images = torch.cat(
-                [
-                    condition.normalised(normalise(pixels.to(device), mean=mean, std=std), numbers=batch.numbers)
-                    for condition, pixels in zip(
-                        self.conditions[start : start + together], batch.images[start : start + together], strict=True
-                    )
-                ]
-            )
+            part = slice(start, start + together)
+            rows = [
+                condition.normalised(normalise(pixels.to(device), mean=mean, std=std), numbers=batch.numbers)
+                for condition, pixels in zip(self.conditions[part], batch.images[part], strict=True)
+            ]
+            images = torch.cat(rows)
             for name, network in networks.items():
                 found[name].append(network(images).cls.float())
         return {name: torch.cat(rows) for name, rows in found.items()}
@@ -237,8 +229,7 @@ def means(hits: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, " 
     ``occlusion`` is over all shares, ``shuffle`` over all grids, ``corruptions`` over all corruptions and severities,
     and so are ``noise``, ``blur``, ``weather`` and ``digital`` over their own.
 
-    Args:
-        hits: 100 or 0 for each image, by name of the condition.
+    The hits, 100 or 0 for each image, are given by name of the condition.
     """
     kinds: dict[str, list[Tensor]] = {}
     for name, values in hits.items():
@@ -255,11 +246,8 @@ def outcome_of(hits: Mapping[str, Bool[Tensor, " _"]], bad_images: Mapping[str, 
     """Scores of one network: on clean images, means, and under each condition.
 
     ``corruptions relative`` is the mean over corruptions and severities as a share of the accuracy on clean images.
-    (The published mean corruption error divides by the errors of AlexNet instead, which no other data set has.)
-
-    Args:
-        hits: Whether each image is classified rightly, by name of the condition; ``clean`` among them.
-        bad_images: How many images of each kind could not be read.
+    (The published mean corruption error divides by the errors of AlexNet instead, which no other data set has.) The
+    hits, whether each image is classified rightly, are given by name of the condition, ``clean`` among them.
     """
     values = {name: percent(each) for name, each in hits.items()}
     found = {"clean": values["clean"], **means(values), **values}
@@ -273,11 +261,7 @@ def outcome_of(hits: Mapping[str, Bool[Tensor, " _"]], bad_images: Mapping[str, 
 
 
 def panels(scores: Mapping[str, Mapping[str, float]]) -> list[Panel]:
-    """Curves to draw: accuracy by share of hidden cells, by grid, by severity of each group, and by background.
-
-    Args:
-        scores: By name of the network, then of the score, as in the files of results.
-    """
+    """Curves to draw: accuracy by share of hidden cells, by grid, by severity of each group, and by background."""
     names = list(next(iter(scores.values()), ()))
     groups: dict[str, list[str]] = {}
     for corruption in CORRUPTIONS.values():

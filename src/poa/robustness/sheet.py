@@ -48,14 +48,17 @@ def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed
     }
     rows = []
     for kind, conditions in ((kind, conditions) for kind, conditions in kinds.items() if conditions):
-        seen = [("clean", crop), *((each.name.rpartition(" ")[2], _seen(crop, each, number)) for each in conditions)]
-        cells = [Cell(pixels[0].permute(1, 2, 0).numpy(), caption) for caption, pixels in seen]
+        shown = [
+            ("clean", crop),
+            *((each.name.rpartition(" ")[2], _changed(crop, each, number)) for each in conditions),
+        ]
+        cells = [Cell(pixels[0].permute(1, 2, 0).numpy(), caption) for caption, pixels in shown]
         rows.append(Row(kind.replace("-", "\n"), cells))
     sheet(rows, out=out)
     return strengths_table({name: (each.what, each.strengths) for name, each in CORRUPTIONS.items()})
 
 
-def _seen(crop: UInt8[Tensor, "1 3 side side"], condition: Condition, number: int) -> UInt8[Tensor, "1 3 side side"]:
+def _changed(crop: UInt8[Tensor, "1 3 side side"], condition: Condition, number: int) -> UInt8[Tensor, "1 3 side side"]:
     images = normalise(condition.pixels(crop, numbers=[number]), mean=_MEAN, std=_STD)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
     changed = condition.normalised(images, numbers=[number])
