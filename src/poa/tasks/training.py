@@ -155,7 +155,6 @@ class Task(Scorer):
     save_every: int
 
     done = "trained"
-    headline = ""
 
     @abstractmethod
     def evaluate(self, name: str, work: Path) -> Outcome:

@@ -141,31 +141,33 @@ def test_checkpoints_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_finished_networks_are_not_trained_again(tmp_path: Path) -> None:
-    first = run(tmp_path, sizes="16x1")
+    settings = SETTINGS.changed(epochs=1)
+    first = run(tmp_path, settings, sizes="16x1")
     models = Models(FAMILY)
-    both = run(tmp_path, models=models)
+    both = run(tmp_path, settings, models=models)
     assert models.made == ["32x1"]
     assert both["16x1"] == first["16x1"]
-    assert run(tmp_path, models=models) == both
+    assert run(tmp_path, settings, models=models) == both
     assert models.made == ["32x1"]
 
 
 def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, sizes="16x1")
+    settings = SETTINGS.changed(epochs=1)
+    run(tmp_path, settings, sizes="16x1")
     with pytest.raises(UserError, match=r"lr \(0.003 there, 0.01 now\).*another --name.*--overwrite"):
-        run(tmp_path, SETTINGS.changed(lr=1e-2))
-    found = run(tmp_path, SETTINGS.changed(lr=1e-2), sizes="16x1", overwrite=True)
+        run(tmp_path, settings.changed(lr=1e-2))
+    found = run(tmp_path, settings.changed(lr=1e-2), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "finetune/finetune.json").read_text())["scores"] == found
-    stop(monkeypatch, run, tmp_path, after=1, name="other")
+    stop(monkeypatch, run, tmp_path, settings, after=1, name="other")
     with pytest.raises(UserError, match=r"begun with other settings: train \(64 images"):
-        run(tmp_path, name="other", limit=80)
-    assert run(tmp_path, name="other", limit=80, overwrite=True)
+        run(tmp_path, settings, name="other", limit=80)
+    assert run(tmp_path, settings, name="other", limit=80, overwrite=True)
 
 
 def test_diverged_training_does_not_keep_others_from_being_written(tmp_path: Path) -> None:
     models = Models(FAMILY, spoiled=("16x1",))
     with pytest.raises(NotScored, match=r"1 of 2 networks could not be fine-tuned; the others are in .* 16x1: .* nan"):
-        run(tmp_path, models=models)
+        run(tmp_path, SETTINGS.changed(epochs=1), models=models)
     written = json.loads((tmp_path / "finetune/finetune.json").read_text())
     assert list(written["scores"]) == ["32x1"]
     assert "loss is nan" in written["failed"]["16x1"]

@@ -211,7 +211,6 @@ class Classification(Task):
 
     name = "finetune"
     done = "fine-tuned"
-    headline = "top1"
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -214,7 +214,6 @@ class DetectionTask(Task):
     train: InstanceImages
     test: InstanceImages
     name = "detection"
-    headline = "box_ap"
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -314,6 +313,6 @@ class DetectionTask(Task):
         object_sheet(
             rows,
             found=f"detected, scores from {LIKELY}",
-            title=f"{' '.join(whose)}: AP {scores[self.headline]:.1f} %",
+            title=f"{' '.join(whose)}: AP {scores['box_ap']:.1f} %",
             out=self.folder / "pictures" / f"{name}.png",
         )

@@ -175,7 +175,6 @@ class SegmentationTask(Task):
     classes: tuple[str, ...]
 
     name = "segmentation"
-    headline = "miou"
 
     @property
     def settings(self) -> Mapping[str, Any]:
