@@ -77,19 +77,10 @@ def write_model(
     card: str,
     reference: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Write a model, and check that timm loads the same; a folder that is there is replaced.
+    """Write a timm model, moved to the CPU, with ``card`` as its README.md; a folder that is there is replaced.
 
-    Args:
-        model: A timm model; moved to the CPU.
-        blueprint: How timm builds it.
-        folder: Where to.
-        preprocessing: How images are prepared for it.
-        card: Text of its README.md.
-        reference: What has to give the same features, bit for bit; the model itself by default.
-
-    Raises:
-        UserError: The folder cannot be written.
-        RuntimeError: The written model gives other features.
+    What timm then loads has to give the same features as ``reference``, bit for bit (by default as the model itself),
+    else a ``RuntimeError`` is raised and nothing is left.
     """
     model = model.cpu().eval()
     prefix = None if blueprint.classifier is None else f"{blueprint.classifier}."
@@ -106,7 +97,7 @@ def write_model(
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    """Write weights that everybody may read, unlike the files of safetensors' own ``save_file``."""
+    """Write weights to a file that everybody may read, unlike those of safetensors' own ``save_file``."""
     contiguous = {name: value.contiguous() for name, value in weights.items()}
     file.write_bytes(save(contiguous, metadata={"format": "pt"}))
 
@@ -136,20 +127,9 @@ def write_size(
     preprocessing: Preprocessing,
     source: str,
 ) -> Path:
-    """Write a size of a run as a plain timm model, compared bit for bit with the elastic sub-network.
+    """Write a size of a run as a plain timm model, compared with the same size run in place (``elastic``).
 
-    Args:
-        network: The size as a network of its own.
-        elastic: The size run in place.
-        family: Of the network.
-        size: Which one.
-        folder: Where to; must be new or empty.
-        preprocessing: How images are prepared for the network.
-        source: Where the weights come from, for the model card.
-
-    Raises:
-        UserError: The folder is in use or cannot be written.
-        RuntimeError: The written model differs from the sub-network.
+    The folder must be new or empty; ``source`` says on the model card where the weights come from.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists. Choose another --out, or delete it first.")

@@ -37,14 +37,10 @@ _CANONICAL, _USUAL_CELLS = 224, 8.0
 
 @dataclass(frozen=True)
 class DetectorPlan:
-    """A detector except for its weights, as written beside them (JSON): settings of ``config.detection``, and classes.
+    """A detector except for its weights, as written beside them (JSON).
 
-    Attributes:
-        num_classes: Without the background.
-        mean: Of the channels, of values in 0..1.
-        std: Of the channels.
-        side: Shorter side of test images in pixels.
-        train_sides: Shorter sides of training images, one of which is drawn for each, in pixels.
+    Settings of ``config.detection``, where ``sides`` is ``train_sides`` and ``test_side`` is ``side``; the number of
+    classes without the background; mean and standard deviation of the channels, of values in 0..1.
     """
 
     head: str

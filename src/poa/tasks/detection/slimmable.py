@@ -78,14 +78,7 @@ def slim_detectors(
     *,
     trains_norms: bool,
 ) -> SlimDetectors:
-    """The detectors of all widths; new layers are drawn by torch's global generator.
-
-    Args:
-        build: Makes the plain timm model of a width.
-        weights: State dicts of the models of all widths.
-        plan: What to build.
-        trains_norms: Whether BatchNorm layers are trained.
-    """
+    """The detectors of all widths, whose timm models ``build`` makes; new layers use torch's global generator."""
     sizes = sorted(weights, key=lambda size: size.width, reverse=True)
     networks = SwitchableNetworks(lambda size: Maps(build(size), image_size=(plan.side, plan.longest)), sizes)
     maps: Any = networks.whole()
