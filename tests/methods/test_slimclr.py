@@ -168,10 +168,21 @@ def step(name: str, processes: int) -> dict[str, Tensor]:
     return gradients(made) | {key: value.clone() for key, value in made.named_buffers()}
 
 
+def on_each_process() -> dict[str, Any]:
+    """All of the following in one pair of processes: to start them takes longer than the rest."""
+    steps = {name: step(name, 2) for name in ("simclr", "mocov3")}
+    return {**steps, "keys": keys_of(8), "shuffled": shuffled(8)}
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> list[dict[str, Any]]:
+    return run_processes(on_each_process, 2)
+
+
 @pytest.mark.parametrize("name", ["simclr", "mocov3"])
-def test_two_processes_with_synced_statistics_equal_one(name: str) -> None:
+def test_two_processes_with_synced_statistics_equal_one(two_processes: list[dict[str, Any]], name: str) -> None:
     expected = step(name, 1)
-    for found in run_processes(step, 2, name, 2):
+    for found in (result[name] for result in two_processes):
         assert found.keys() == expected.keys()
         for key, value in found.items():
             # Summed in another order; BatchNorms over few cells enlarge that about a thousandfold on the way back.
@@ -189,9 +200,9 @@ def keys_of(batch: int) -> tuple[Tensor, Tensor]:
     return keys, made.queue.rows
 
 
-def test_shuffled_keys_come_back_in_their_order() -> None:
+def test_shuffled_keys_come_back_in_their_order(two_processes: list[dict[str, Any]]) -> None:
     keys, queue = keys_of(8)
-    (first, rows), (second, others) = run_processes(keys_of, 2, 8)
+    (first, rows), (second, others) = (result["keys"] for result in two_processes)
     torch.testing.assert_close(torch.cat([first, second]), keys)
     torch.testing.assert_close(rows, queue)
     assert torch.equal(rows, others)
@@ -207,9 +218,9 @@ def shuffled(batch: int) -> Tensor:
     return seen[0]
 
 
-def test_the_momentum_encoder_sees_images_of_other_processes() -> None:
+def test_the_momentum_encoder_sees_images_of_other_processes(two_processes: list[dict[str, Any]]) -> None:
     second = views(batch=8).globals.chunk(2)[1]
-    parts = run_processes(shuffled, 2, 8)
+    parts = [result["shuffled"] for result in two_processes]
     seen = torch.cat(parts)
     order = [int((second == image).flatten(1).all(1).nonzero()) for image in seen]
     assert sorted(order) == list(range(8))

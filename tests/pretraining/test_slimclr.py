@@ -156,7 +156,8 @@ def test_a_queue_longer_than_the_data_is_noted(tmp_path: Path, capsys: pytest.Ca
     assert "holds each of the 48 images more than once; set --slim.queue" in capsys.readouterr().err
 
 
-def test_gradients_are_looked_at_and_drawn(
+@pytest.mark.parametrize("run", ["slimclr-mocov3"], indirect=True)
+def test_gradients_are_measured_and_drawn(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every third step, without a change of what is learnt; norms are those of nested slices of each weight."""
@@ -199,6 +200,7 @@ def test_gradients_are_looked_at_and_drawn(
     assert (folder / "gradients.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("run", ["slimclr-mocov2"], indirect=True)
 def test_sizes_and_scores_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli_status("sizes", run) == 0
     assert "8x1-1-1-1" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from poa.training.health import NonFiniteLoss
 from processes import run_processes
 
 CPU = torch.device("cpu")
-STEPS = 3
+STEPS = 2
 UNCLIPPED = 1000.0  # clipping would hide a wrong factor
 
 
