@@ -132,8 +132,8 @@ def detection(
 ) -> None:
     """Detect objects: train a detector with boxes and masks on each network, and give COCO's AP on test images.
 
-    --image-size is that which the network is made for; those of the images are --sides, --test-side and --longest.
-    --limit takes images evenly from the file.
+    --image-size is the size for which the network is made; images are resized by --sides, --test-side and --longest.
+    --limit takes images evenly spread over the file.
 
     Args:
         train_images: Images to train on: a folder, an archive or a folder in one (a.zip/train), a list.

@@ -38,7 +38,7 @@ class Detection(Settings):
     regions: Count = 128
     """Boxes of an image on which the heads are trained; 512 as published."""
     frozen: bool = False
-    """Train all but the network."""
+    """Train the new parts of the detector alone, on the network as it is."""
     batch_norm: bool = False
     """Train the BatchNorm layers of the network too, in place of keeping their statistics and weights."""
     epochs: Count = 50
@@ -46,7 +46,7 @@ class Detection(Settings):
     batch_size: Count = 4
     """Images a step; those left over at the end of an epoch are not used in it."""
     lr: Positive = 3e-4
-    """Learning rate of what is new; layers of the network learn more slowly."""
+    """Learning rate of the new parts; layers of the network learn more slowly."""
     layer_decay: ShareAboveZero = 0.8
     """Factor from the learning rate of a layer to that of the one before it; usual are 0.4 to 1."""
     warmup_share: ShareBelowOne = 0.05
@@ -68,7 +68,7 @@ class Detection(Settings):
     test_side: Count = 256
     """Shorter side of test images in pixels."""
     longest: Count = 384
-    """Largest longer side of an image in pixels; longer ones are made smaller."""
+    """Upper limit of the longer side of an image, in pixels; larger images are made smaller."""
     flip: Share = 0.5
     """Probability of a mirror image."""
     min_score: ShareBelowOne = 0.05
@@ -99,7 +99,7 @@ class Detection(Settings):
         if self.longest < max(*self.sides, self.test_side):
             raise UserError(
                 f"--longest {self.longest} is less than the shorter side {max(*self.sides, self.test_side)}, which no "
-                "image could then have. Give at least that; usual is 5/3 of it."
+                "image could then reach. Give at least that; usual is 5/3 of it."
             )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from poa.errors import UserError
 
 BOXES, MASKS = "bbox", "segm"
-"""What is compared, as pycocotools calls it."""
+"""Kinds of average precision, as pycocotools calls them."""
 _FORMAT = (
     'In COCO\'s format it holds {"images": [{"id", "file_name", "height", "width"}], "categories": [{"id", "name"}], '
     '"annotations": [{"id", "image_id", "category_id", "bbox"}]}'
@@ -147,15 +147,13 @@ class Annotations:
 
     def describe(self) -> str:
         """A summary in a few words."""
-        num_empty = sum(not image.objects for image in self.images)
-        parts = [f"{len(self.images):,} images", f"{self.num_objects:,} objects of {len(self.categories)} categories"]
-        if num_empty:
-            parts.append(f"{num_empty:,} images without objects, which are kept as negatives")
-        if self.num_skipped:
-            parts.append(f"{self.num_skipped:,} objects skipped, whose boxes have no area or lie outside of the image")
-        if self.num_crowds:
-            parts.append(f"{self.num_crowds:,} crowds skipped")
-        return ", ".join(parts)
+        counts = (
+            (sum(not image.objects for image in self.images), "images without objects, which are kept as negatives"),
+            (self.num_skipped, "objects skipped, whose boxes have no area or lie outside of the image"),
+            (self.num_crowds, "crowds skipped"),
+        )
+        objects = f"{len(self.images):,} images, {self.num_objects:,} objects of {len(self.categories)} categories"
+        return ", ".join([objects, *(f"{number:,} {text}" for number, text in counts if number)])
 
 
 def read_annotations(file: Path) -> Annotations:
@@ -222,16 +220,15 @@ def _checked_mask(mask: Mask, sides: tuple[int, int], place: int, file: Path) ->
     """The mask if it has the form of one; None for none."""
     if not mask:
         return None
-    try:
+    problem = f"{mask!r:.60}"
+    with contextlib.suppress(ValidationError):
         _MASK.validate_python(mask, strict=True)
-        if isinstance(mask, dict) and mask["size"] != list(sides):
-            problem = f"a run-length code of {mask['size']!r:.40} pixels for an image of {list(sides)} (height, width)"
-        elif isinstance(mask, list) and any(len(polygon) % 2 for polygon in mask):
-            problem = f"{mask!r:.60}"
-        else:
+        if isinstance(mask, list) and all(len(polygon) % 2 == 0 for polygon in mask):
             return mask
-    except ValidationError:
-        problem = f"{mask!r:.60}"
+        if isinstance(mask, dict):
+            if mask["size"] == list(sides):
+                return mask
+            problem = f"a run-length code of {mask['size']!r:.40} pixels for an image of {list(sides)} (height, width)"
     raise UserError(
         f"The 'segmentation' of entry {place} of 'annotations' in {file} is {problem}. It has to be polygons "
         "([[x, y, x, y, x, y, ...], ...]), or a run-length code with 'counts' and the 'size' of the image."
