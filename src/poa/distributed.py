@@ -127,12 +127,9 @@ def differentiable_sum(tensor: Tensor) -> Tensor:
 
 
 def data_parallel(module: nn.Module, *, device: torch.device, find_unused: bool = False) -> nn.Module:
-    """Wrap a module so that gradients are averaged over processes; the module itself on one process.
+    """Wrap a module so that gradients are averaged over processes; on one process, the module itself.
 
-    Args:
-        module: All of a method.
-        device: Of this process.
-        find_unused: Some parameters have no gradient in some steps.
+    ``find_unused`` is needed where some parameters have no gradient in some steps.
     """
     if not is_launched():
         return module

@@ -58,7 +58,7 @@ def test_bad_limits(tmp_path: Path, files: dict[str, bytes], limit: int, words: 
 
 
 def test_required_labels(tmp_path: Path, files: dict[str, bytes]) -> None:
-    with pytest.raises(UserError, match="have no labels: put those of a class into a folder"):
+    with pytest.raises(UserError, match="have no labels: put the images of each class into a folder"):
         open_index(str(tmp_path / "set" / "ant")).require_labels()
     with pytest.raises(UserError, match="one label 'top'"):
         open_index(str(pack(tmp_path / "set", tmp_path / "stored.zip"))).require_labels()

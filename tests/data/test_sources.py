@@ -247,7 +247,7 @@ def test_one_image_is_enough(tmp_path: Path) -> None:
 def test_a_file_that_is_no_data(tmp_path: Path) -> None:
     touch(tmp_path, "photo.jpg", "set.npz", "list.txt")
     assert f"single image: give the folder it is in, {tmp_path}" in refused(tmp_path / "photo.jpg")
-    assert "no kind of data" in refused(tmp_path / "set.npz")
+    assert "cannot be used as data" in refused(tmp_path / "set.npz")
     assert "no zip or tar, so there is no 'train'" in refused(tmp_path / "list.txt" / "train")
 
 
@@ -306,7 +306,7 @@ def test_list_with_missing_files(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n" + "".join(f"gone{i}.jpg\n" for i in range(5)) + "nul\0.jpg\n")
     message = refused(tmp_path / "list.txt")
     assert "names 6 of 7 files that do not exist, such as 'gone0.jpg', 'gone1.jpg', 'gone2.jpg':" in message
-    assert f"paths count from {tmp_path}" in message
+    assert f"paths are relative to {tmp_path}" in message
 
 
 def test_a_list_that_is_no_csv(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from poa.families.dinov3 import DINOv3
 from poa.families.resnet import ResNet
 from poa.families.vit import ViT
 from poa.models.source import model_source
-from poa.pictures.attention import activation, grid_of, has_attention, heat, look
+from poa.pictures.attention import activation, grid_of, heat, outputs_of
 
 SPACE = SearchSpace.grid((32,), (2,))
 
@@ -49,7 +49,7 @@ def by_hand(network: Any, images: Tensor) -> Tensor:
 def test_weights_are_softmax_of_queries_and_keys(architecture: str) -> None:
     network = vit(**({"architecture": architecture} if architecture else {}))
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    found = look(network, images)
+    found = outputs_of(network, images)
     assert found.attention is not None
     assert found.attention.shape == (3, 2, 16)
     with torch.no_grad():
@@ -65,11 +65,11 @@ def test_the_network_is_left_as_it_was() -> None:
     network = vit()
     layers = [module for module in network.modules() if isinstance(module, Attention)]
     assert all(layer.fused_attn for layer in layers)
-    look(network, torch.zeros(1, 3, 16, 16))
+    outputs_of(network, torch.zeros(1, 3, 16, 16))
     assert all(layer.fused_attn for layer in layers)
     assert not any(layer.attn_drop._forward_hooks for layer in layers)
     with pytest.raises(AssertionError):
-        look(network, torch.zeros(1, 3, 15, 15))
+        outputs_of(network, torch.zeros(1, 3, 15, 15))
     assert all(layer.fused_attn for layer in layers)
     assert not any(layer.attn_drop._forward_hooks for layer in layers)
 
@@ -81,7 +81,7 @@ def test_rotary_positions_are_in_the_weights() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(4)
-    found = look(network, torch.ones(1, 3, 16, 16)).attention
+    found = outputs_of(network, torch.ones(1, 3, 16, 16)).attention
     assert found is not None
     assert found.shape == (1, 2, 16)
     assert (found.amax(dim=2) > 2 * found.amin(dim=2)).all(), "all patches are the same but for their positions"
@@ -90,16 +90,14 @@ def test_rotary_positions_are_in_the_weights() -> None:
 def test_networks_without_class_token() -> None:
     family = ResNet(SearchSpace.grid((32,), ((1, 1),)), image_size=32, channels=16, depths=(1, 1, 1, 1))
     network = family.build(Size(32, (1, 1))).eval()
-    assert not has_attention(network)
-    found = look(network, torch.randn(2, 3, 32, 32))
+    found = outputs_of(network, torch.randn(2, 3, 32, 32))
     assert found.attention is None
     assert isinstance(network(torch.randn(2, 3, 32, 32)), Features)
-    assert has_attention(vit())
 
 
 def test_a_network_that_timm_names(tmp_path: Path) -> None:
     source = model_source("test_vit", branch="untrained", out=tmp_path)
-    found = look(source.network("test_vit"), torch.randn(1, 3, 160, 160))
+    found = outputs_of(source.network("test_vit"), torch.randn(1, 3, 160, 160))
     assert found.attention is not None
     assert found.attention.shape == (1, timm.create_model("test_vit").blocks[-1].attn.num_heads, 100)
 

@@ -23,7 +23,7 @@ from poa.models.run import Run
 from poa.models.source import ModelSource, model_source
 from poa.pictures import draw as picturing
 from poa.pictures import kinds
-from poa.pictures.kinds import KINDS, Album, Section, Sight
+from poa.pictures.kinds import KINDS, ImageSet, NetworkOutputs, Section
 from poa.pictures.patches import same_point
 from poa.pictures.prototypes import heads_of, members
 from poa.training.checkpoint import load_checkpoint
@@ -40,8 +40,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     caught: dict[str, Any] = {}
 
     def section(kind: str) -> Any:
-        def note(sights: list[Sight], album: Album) -> Section:
-            caught.update(sights=sights, album=album, kinds=[*caught.get("kinds", []), kind])
+        def note(networks: list[NetworkOutputs], images: ImageSet) -> Section:
+            caught.update(networks=networks, images=images, kinds=[*caught.get("kinds", []), kind])
             return Section(kind, kind, "", [], [kinds.Picture("x.png", "")])
 
         return note
@@ -88,47 +88,47 @@ def test_nothing_is_overwritten_unasked_and_pictures_are_the_same_at_every_call(
 
 def test_what_networks_see(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
     draw([source(run)], tmp_path / "out", show=3, sizes="48x2,64x3")
-    album, (small, large) = seen["album"], seen["sights"]
+    images, (small, large) = seen["images"], seen["networks"]
     assert seen["kinds"] == list(KINDS)
     assert (small.label, large.label) == ("48x2", "64x3")
-    assert len(album.names) == 30
-    assert len({album.classes[image] for image in album.shown}) == 3
-    assert [album.classes[image] for image in album.partners] == [album.classes[image] for image in album.shown]
+    assert len(images.names) == 30
+    assert len({images.classes[image] for image in images.shown}) == 3
+    assert [images.classes[image] for image in images.partners] == [images.classes[image] for image in images.shown]
     (batch,) = images_for_scoring(open_index("digits/test", limit=30), size=16, resize=16, batch_size=30)
     assert torch.equal(large.crops, batch.images)
     views = run.config.views
     wanted = run.network("64x3")(normalise(batch.images, mean=views.mean, std=views.std))
     assert torch.allclose(large.cls, wanted.cls, atol=1e-4)
-    assert torch.allclose(large.look.patches, wanted.patches[list(album.shown)], atol=1e-4)
-    assert torch.allclose(large.partners.patches, wanted.patches[list(album.partners)], atol=1e-4)
-    assert large.look.attention.shape == (3, 4, 4)
-    assert small.look.attention.shape == (3, 3, 4)
+    assert torch.allclose(large.shown.patches, wanted.patches[list(images.shown)], atol=1e-4)
+    assert torch.allclose(large.partners.patches, wanted.patches[list(images.partners)], atol=1e-4)
+    assert large.shown.attention.shape == (3, 4, 4)
+    assert small.shown.attention.shape == (3, 3, 4)
 
 
 def test_views_lie_where_they_are_said_to(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
     draw([source(run)], tmp_path / "out", show=8, sizes="32x2", kinds=["matches"], seed=5)
-    (sight,), album = seen["sights"], seen["album"]
-    assert any(region.flipped for both in sight.views.regions for region in both)
-    assert not all(region.flipped for both in sight.views.regions for region in both)
-    for place, image in enumerate(album.shown):
-        pixels = sight.crops[image : image + 1]
+    (network,), images = seen["networks"], seen["images"]
+    assert any(region.flipped for both in network.views.regions for region in both)
+    assert not all(region.flipped for both in network.views.regions for region in both)
+    for place, image in enumerate(images.shown):
+        pixels = network.crops[image : image + 1]
         crops = make_crops(
             Image.fromarray(pixels[0].permute(1, 2, 0).numpy()),
             augmentation=views_of(source(run)),
             generator=sample_generator(5, 0, image),
         ).globals
-        for crop, region in zip(crops, sight.views.regions[place], strict=True):
+        for crop, region in zip(crops, network.views.regions[place], strict=True):
             top, left, height, width = (round(16 * value) for value in region[:4])
             cut = resize(pixels[:, :, top : top + height, left : left + width], 16, 16)[0]
             assert torch.equal(cut.flip(-1) if region.flipped else cut, crop)
-    assert sight.views.first.shape == sight.views.second.shape == (8, 3, 16, 16)
-    pairs = [kinds._pair_of_views(sight, place) for place in range(8)]
-    for pair, regions in zip(pairs, sight.views.regions, strict=True):
+    assert network.views.first.shape == network.views.second.shape == (8, 3, 16, 16)
+    pairs = [kinds._pair_of_views(network, place) for place in range(8)]
+    for pair, regions in zip(pairs, network.views.regions, strict=True):
         wanted, is_seen = same_point(*regions, grid=2)
         right = {(first, int(wanted[first])) for first in range(4) if is_seen[first]}
         assert list(pair.is_wrong) == [(match.first, match.second) not in right for match in pair.matches]
     assert {is_wrong for pair in pairs for is_wrong in pair.is_wrong} == {False, True}
-    assert sight.cls is None, "nobody asked for neighbours"
+    assert network.cls is None, "nobody asked for neighbours"
 
 
 def test_heads_are_the_teachers(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
@@ -143,26 +143,26 @@ def test_heads_are_the_teachers(run: Run, tmp_path: Path, seen: dict[str, Any]) 
     assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-3), "the first columns, perhaps scaled"
     assert small(rows).shape == whole(padded).shape
     draw([source(run)], tmp_path / "out", sizes="64x3", kinds=["prototypes"])
-    (sight,) = seen["sights"]
-    assert torch.allclose(sight.head.projected, whole(sight.cls))
-    assert sum(each.num_images for each in members(*sight.head, most=16)) == 30
+    (network,) = seen["networks"]
+    assert torch.allclose(network.head.projected, whole(network.cls))
+    assert sum(each.num_images for each in members(*network.head, most=16)) == 30
 
 
 def test_only_what_is_needed_is_read(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
     draw([source(run)], tmp_path / "out", show=3, kinds=["colours"], limit=None)
-    assert len(seen["album"].names) == 3
+    assert len(seen["images"].names) == 3
     draw([source(run)], tmp_path / "more", show=3, kinds=["neighbours"], limit=None)
-    assert len(seen["album"].names) == 445
+    assert len(seen["images"].names) == 445
 
 
 def test_several_sources(run: Run, tmp_path: Path, seen: dict[str, Any]) -> None:
     model = model_source(str(run.extract("32x3", out=tmp_path / "models" / "32x3")))
     other = model_source("test_resnet", branch="untrained")
     draw([source(run), model, other], tmp_path / "out", sizes="32x2", show=2)
-    assert [sight.label for sight in seen["sights"]] == ["run 32x2", "32x3", "test_resnet"]
-    assert [sight.crops.shape[-1] for sight in seen["sights"]] == [16, 16, 160]
-    assert [sight.head is None for sight in seen["sights"]] == [False, True, True]
-    assert [sight.look.attention is None for sight in seen["sights"]] == [False, False, True]
+    assert [network.label for network in seen["networks"]] == ["run 32x2", "32x3", "test_resnet"]
+    assert [network.crops.shape[-1] for network in seen["networks"]] == [16, 16, 160]
+    assert [network.head is None for network in seen["networks"]] == [False, True, True]
+    assert [network.shown.attention is None for network in seen["networks"]] == [False, False, True]
 
 
 def test_what_cannot_be_shown_is_said(run: Run, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_what_cannot_be_shown_is_said(run: Run, tmp_path: Path) -> None:
     )
     text = page.read_text()
     assert "test_resnet: no attention of a class token" in text
-    assert "test_resnet: no prototypes. Only runs of the methods poa and single" in text
+    assert "test_resnet: no prototypes; only runs of the methods poa and single" in text
     assert (page.parent / "prototypes-run-32x2.png").exists()
     with pytest.raises(UserError, match=r"Nothing could be drawn\. 32x2: 5 neighbours need more than 5 images, got 4"):
         draw([source(run)], tmp_path / "none", kinds=["neighbours"], sizes="32x2", limit=4)
@@ -206,8 +206,8 @@ def test_images_without_classes_and_bad_ones(run: Run, tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"kinds": ["attentoin"]}, "kind 'attentoin'. Did you mean 'attention'"),
-        ({"kinds": []}, "Say which pictures to draw: --kinds attention colours"),
-        ({"show": 0}, "got --show 0"),
+        ({"kinds": []}, "No kind of picture is named. Choose from --kinds attention colours"),
+        ({"show": 0}, "--show must be at least 1, got 0"),
         ({"sizes": "99x9"}, "99x9"),
         ({"images": "nowhere"}, "nowhere"),
         ({"limit": 100_000}, "more than the 445 images"),
@@ -220,9 +220,9 @@ def test_wrong_requests(run: Run, tmp_path: Path, options: dict[str, Any], words
 
 
 def test_wrong_sources_and_folders(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Say whose networks"):
+    with pytest.raises(UserError, match="No network is named"):
         draw([], tmp_path / "out")
-    with pytest.raises(UserError, match="named once"):
+    with pytest.raises(UserError, match="named twice"):
         draw([source(run), source(run)], tmp_path / "out")
     with pytest.raises(UserError, match="one network without a size"):
         draw([model_source("test_vit", branch="untrained")], tmp_path / "out", sizes="32x2")

@@ -1,4 +1,4 @@
-"""Zip and tar files as folders: the listing of what is inside, and reading one entry without the others."""
+"""Images in zip and tar files: their listing, and reading one without the others."""
 
 import os
 import struct
@@ -15,9 +15,7 @@ from poa.data.sources import IMAGE_ENDINGS, Entry, Listing, Progress, Source, St
 from poa.errors import UserError, nearest
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of an entry in a zip: signature, ..., length of its name, length of the extra field
+_HEADER = struct.Struct("<4s22xHH")  # of an entry in a zip: signature, ..., lengths of its name and its extra field
 
 
 class Archive:
@@ -30,19 +28,11 @@ class Archive:
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, entry: Entry) -> bytes:
-        """Read an entry that lies in the file as it is (tar, embedded sets).
-
-        Raises:
-            BadImage: The file ends before the entry does.
-        """
+        """Read an entry that is not compressed (tar, embedded sets)."""
         return self._read(entry.size, entry.offset)
 
     def read_zipped(self, entry: Entry) -> bytes:
-        """Read an entry of a zip, stored or deflated. The check sum is not checked.
-
-        Raises:
-            BadImage: The entry is damaged, or the file is another one by now.
-        """
+        """Read an entry of a zip, stored or deflated; its checksum is not compared."""
         signature, name_length, extra_length = _HEADER.unpack(self._read(_HEADER.size, entry.offset))
         if signature != b"PK\x03\x04":
             raise BadImage(f"{self.path} is damaged, or was changed since it was indexed")
@@ -65,15 +55,7 @@ class Archive:
 
 
 def list_zip(source: Source, progress: Progress) -> Listing:
-    """List the images in a zip, sorted by name.
-
-    Args:
-        source: Of kind ``zip``.
-        progress: Told the number of images once; the directory of a zip is read in one go.
-
-    Raises:
-        UserError: The zip is damaged, encrypted, oddly compressed, or has no image or no such folder inside.
-    """
+    """List the images in a zip, sorted by name."""
     stamp = Stamp.of(source.path)
     try:
         with zipfile.ZipFile(source.path) as archive:
@@ -90,21 +72,13 @@ def list_zip(source: Source, progress: Progress) -> Listing:
 
 
 def list_tar(source: Source, progress: Progress) -> Listing:
-    """List the images in an uncompressed tar, sorted by name.
-
-    Args:
-        source: Of kind ``tar``.
-        progress: Told the number of images found so far.
-
-    Raises:
-        UserError: The tar is compressed or damaged, or has no image or no such folder inside.
-    """
+    """List the images in an uncompressed tar, sorted by name."""
     with source.path.open("rb") as file:
         start = file.read(8)
     if start.startswith(_COMPRESSED):
         folder = source.path.name.partition(".")[0]
         raise UserError(
-            f"{source.path} is a compressed tar, in which no image can be found without unpacking all before it: "
+            f"{source.path} is a compressed tar, in which no image can be read without unpacking all before it: "
             f"run `mkdir {folder} && tar -xf {source.path} -C {folder}` and give --data {folder}."
         )
     stamp = Stamp.of(source.path)
@@ -160,7 +134,7 @@ def _listing(source: Source, members: dict[str, Entry], *, stamp: Stamp) -> List
 
 
 def _clean(name: str) -> str:
-    """Write the name of an entry as a relative path; some packers write ``./a``, ``/a`` or a backslash."""
+    """The name of an entry as a relative path; some programs write ``./a``, ``/a`` or a backslash."""
     return name.replace("\\", "/").lstrip("/").removeprefix("./")
 
 

@@ -1,4 +1,4 @@
-"""Colour, grey, blur, solarise and normalise crops as a batch on the training device, each with its own parameters.
+"""Colour, grey, blur, solarise and normalise the crops of a batch on the device, each with its own parameters.
 
 Every operation means what the one of the same name in ``torchvision.transforms.v2.functional`` means on float images.
 """
@@ -22,16 +22,13 @@ SOLARIZE_THRESHOLD = 128 / 255
 def augment(
     raw: RawViews, *, augmentation: ViewSettings, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> Views:
-    """Finish the crops of a batch.
+    """Finish the crops of a batch, in the same order of rows.
 
     Args:
-        raw: What the workers cut and drew.
+        raw: Crops and what was drawn for them.
         augmentation: The settings with which it was drawn.
         device: Where to compute and where the views end up; pinned memory is copied without waiting.
         dtype: Of the crops returned; the arithmetic is float32.
-
-    Returns:
-        Normalised crops in the same order of rows, and the masks.
     """
     device = torch.device(device)
     return Views(
@@ -102,13 +99,7 @@ def to_grey(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "bat
 def gaussian_blur(
     images: Float[Tensor, "batch 3 height width"], sigmas: Float[Tensor, "batch"], *, kernel: int
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Blur each image with its own standard deviation; edges are mirrored.
-
-    Args:
-        images: To blur.
-        sigmas: Standard deviations in pixels.
-        kernel: Side of the kernel in pixels, odd.
-    """
+    """Blur each image with its own standard deviation; pixels, and an odd side of the kernel. Edges are mirrored."""
     batch, channels, height, width = images.shape
     half = kernel // 2
     offsets = torch.arange(-half, half + 1, dtype=images.dtype, device=images.device)
@@ -143,7 +134,7 @@ def _finish(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """All of the chain for crops of one size."""
+    """The whole chain for crops of one size."""
     crops = crops.to(device, non_blocking=True)
     finished = torch.empty(crops.shape, dtype=dtype, device=device)
     for rows in _chunks(crops):

@@ -15,12 +15,7 @@ def list_digits(source: Source, progress: Progress) -> Listing:
     Of each class, in the order of the set, every fourth image is in ``digits/test`` and the others are in
     ``digits/train``; ``digits`` is all of them. Each is a lossless PNG, the ink from 0 to 16 scaled to 0..255.
 
-    Args:
-        source: Of kind ``digits``; ``inside`` names the part.
-        progress: Told the number of images.
-
-    Source:
-        E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), as in scikit-learn.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), as in scikit-learn.
     """
     from sklearn.datasets import load_digits  # only here: importing it takes long and few runs need it
 

@@ -54,15 +54,12 @@ _RECORD = np.dtype(
 
 @dataclass(frozen=True, eq=False)
 class ImageIndex:
-    """Images in a fixed order; pickles to two values, and each process maps the tables and opens the archive itself.
-
-    Attributes:
-        folder: Where the tables lie; never changed once written.
-        chosen: Rows of the table that belong to the index, ascending; None for all.
-    """
+    """Images in a fixed order; pickles to two values, and each process maps the tables and opens the archive itself."""
 
     folder: Path
+    """Of the tables, which are never changed once written."""
     chosen: npt.NDArray[np.int64] | None = None
+    """Rows of the table that belong to the index, ascending; None for all."""
 
     def __len__(self) -> int:
         return len(self._table.records) if self.chosen is None else len(self.chosen)
@@ -72,7 +69,7 @@ class ImageIndex:
 
     @property
     def source(self) -> str:
-        """Where the images come from, for messages."""
+        """The source in words, for messages."""
         return self._table.source
 
     @property
@@ -82,7 +79,7 @@ class ImageIndex:
 
     @property
     def num_ignored(self) -> int:
-        """How many files of the source are hidden or no images."""
+        """Number of files of the source that are hidden or not images."""
         return self._table.num_ignored
 
     @cached_property
@@ -94,23 +91,19 @@ class ImageIndex:
 
     @property
     def identity(self) -> str:
-        """The set in words, as results name it: number of images and fingerprint."""
+        """Number of images and fingerprint, as in results."""
         return f"{len(self)} images {self.fingerprint}"
 
     def name(self, i: int) -> str:
-        """Return the path of image ``i`` relative to the source (absolute where a list says so)."""
+        """The path of image ``i`` relative to the source (absolute where a list has it so)."""
         return self._table.entry(self._row(i)).name
 
     def label(self, i: int) -> int:
-        """Return the class of image ``i``, -1 if it has none."""
+        """The class of image ``i``, -1 if it has none."""
         return int(self._table.records[self._row(i)]["label"])
 
     def read(self, i: int) -> bytes:
-        """Read the file of image ``i``, still encoded.
-
-        Raises:
-            BadImage: It cannot be read any more.
-        """
+        """Read the encoded file of image ``i``; BadImage if that is not possible any more."""
         entry = self._table.entry(self._row(i))
         try:
             return self._table.read(entry)
@@ -118,27 +111,23 @@ class ImageIndex:
             raise BadImage(f"cannot be read: {error.strerror or error}") from error
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """Return the class of every image, -1 where it has none."""
+        """The class of every image, -1 where it has none."""
         labels = self._table.records["label"]
         return (labels if self.chosen is None else labels[self.chosen]).astype(np.int64)
 
     def require_labels(self) -> npt.NDArray[np.int64]:
-        """Return the class of every image for a task that cannot do without.
-
-        Raises:
-            UserError: Images without label, or fewer than two classes.
-        """
+        """The class of every image; refuses images without label, and fewer than two classes."""
         if not self.classes:
             raise UserError(
-                f"The images in {self.source} have no labels: put those of a class into a folder with its name, "
-                "or give a CSV list with the label in the second column."
+                f"The images in {self.source} have no labels: put the images of each class into a folder with its "
+                "name, or give a CSV list with the label in the second column."
             )
         labels = self.labels()
         bare = np.flatnonzero(labels < 0)
         if len(bare):
             raise UserError(
                 f"{len(bare):,} of {len(self):,} images in {self.source} have no label, such as "
-                f"{self.name(int(bare[0]))!r}: move them into the folder of a class or take them out."
+                f"{self.name(int(bare[0]))!r}: move them into the folder of a class or remove them."
             )
         if len(self.classes) == 1:
             raise UserError(
@@ -158,11 +147,7 @@ class ImageIndex:
 
 
 def matched_labels(train: ImageIndex, test: ImageIndex) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Labels of both, those of the test images translated to the training images' numbers by name.
-
-    Args:
-        train: To learn from.
-        test: To test on.
+    """Labels of training and test images; those of test images are given the training images' numbers by name.
 
     Raises:
         UserError: Images without labels, the same images twice, or test images of unknown classes.
@@ -170,7 +155,7 @@ def matched_labels(train: ImageIndex, test: ImageIndex) -> tuple[npt.NDArray[np.
     train_labels, test_labels = train.require_labels(), test.require_labels()
     if train.fingerprint == test.fingerprint:
         raise UserError(
-            f"The training and the test images are the same ({train.source}), so that the test would say nothing. "
+            f"The training and the test images are the same ({train.source}), so a test would be meaningless. "
             "Give other images to test on."
         )
     number = {name: label for label, name in enumerate(train.classes)}
@@ -192,12 +177,9 @@ def open_index(
 
     Args:
         data: A folder, a list of paths, an archive or ``digits``; see ``poa.data.sources.resolve``.
-        limit: Take only so many images, as evenly from all classes as they allow; always the same ones.
+        limit: Take only this many images, as evenly from all classes as possible; always the same ones.
         cache: Folder that keeps the tables; by default $POA_CACHE or ~/.cache/poa/index.
-        progress: Told the number of images found so far; not called when the tables are reused.
-
-    Raises:
-        UserError: There is no such data, no image in it, or fewer images than ``limit``.
+        progress: Not called when the tables are reused.
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, got {limit}: leave it out to take all images.")
@@ -220,14 +202,8 @@ def open_index(
 def spread(labels: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
     """Choose images evenly: the classes take turns until the limit is reached or they run out, first classes first.
 
-    Inside a class the images are cut into as many runs as it may give, and one is drawn from each with a fixed seed.
-
-    Args:
-        labels: Class of each image; -1 counts as a class.
-        limit: How many to choose, at most the number of images.
-
-    Returns:
-        Their positions, ascending.
+    Inside a class the images are divided into as many runs as it may give, and one of each is drawn with a fixed seed.
+    The positions are ascending; a label of -1 counts as a class.
     """
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
@@ -245,7 +221,7 @@ def spread(labels: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """What lies in one folder of the cache: one record an image, and the names one after the other."""
+    """The content of one folder of the cache: one record an image, and the names one after the other."""
 
     folder: Path
     kind: Kind
@@ -347,7 +323,7 @@ def _write(listing: Listing, source: Source, folder: Path) -> None:
 
 
 def _is_valid(folder: Path) -> bool:
-    """Tell whether a table is whole and its source unchanged."""
+    """Whether a table is whole and its source unchanged."""
     try:
         _Table.load(folder)
         stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
@@ -365,7 +341,7 @@ def _remove_stale(root: Path, *, key: str, but: Path) -> None:
 
 
 def _writable(cache: Path | None) -> Path:
-    """Return the folder for the tables, made if need be; one for this process alone if it cannot be written."""
+    """The folder for the tables, made if it is missing; one for this process alone if it cannot be written."""
     try:
         root = cache or Path(os.environ.get("POA_CACHE") or Path.home() / ".cache/poa/index")
         root.mkdir(parents=True, exist_ok=True)

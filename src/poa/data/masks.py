@@ -1,4 +1,4 @@
-"""Which patches of the global crops are hidden from the students (block-wise masks of BEiT and iBOT)."""
+"""Masks of the patches that are hidden from the students (block-wise, as in BEiT and iBOT)."""
 
 import math
 import random
@@ -19,23 +19,20 @@ SELECTION_STREAM = 2  # keeps the choice of crops apart from the crop parameters
 
 @dataclass(frozen=True, slots=True)
 class Masking:
-    """How much of which global crops is hidden.
-
-    Attributes:
-        grid: Rows (and columns) of patches in a global crop.
-        share: Share of the global crops that get a mask; 0 hides nothing.
-        ratio: Least and greatest share of the patches of a masked crop that are hidden.
-        min_block: Least area of one block, in patches.
-        max_block: Greatest area of one block, as a share of all patches.
-        aspect: Least and greatest height-to-width ratio of a block.
-    """
+    """How much of which global crops is hidden."""
 
     grid: int
+    """Rows (and columns) of patches in a global crop."""
     share: float = 0.5
+    """Of the global crops that get a mask."""
     ratio: tuple[float, float] = (0.1, 0.5)
+    """Least and greatest share of the patches of a masked crop that are hidden."""
     min_block: int = 4
+    """Least area of one block, in patches."""
     max_block: float = 0.5
+    """Greatest area of one block, as a share of all patches."""
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    """Least and greatest height-to-width ratio of a block."""
 
     def __post_init__(self) -> None:
         if self.grid < 2:
@@ -63,7 +60,7 @@ def masks_for(
     each process spreads the intervals over its own crops; the numbers are those of iBOT and DINOv2.)
 
     Args:
-        positions: Places of the images in the global batch.
+        positions: Of the images in the global batch.
         masking: How much is hidden.
         batch_size: Images of the global batch.
         seed: Of the run.
@@ -88,16 +85,10 @@ def masks_for(
 
 
 def block_mask(target: int, *, masking: Masking, generator: random.Random) -> npt.NDArray[np.bool_]:
-    """Hide rectangles until the target is reached or no further rectangle fits.
+    """Hide rectangles until ``target`` patches are hidden or no further rectangle fits.
 
-    Args:
-        target: Number of patches to hide; never exceeded, at times missed. Where it is less than ``min_block``, as on
-            small grids, blocks may be as small as the target.
-        masking: Sizes and shapes of the rectangles.
-        generator: Its numbers are used in the order of the official code: area, log-aspect, top, left.
-
-    Returns:
-        ``[grid, grid]``, True where hidden.
+    The target is never exceeded, at times missed. Where it is less than ``min_block``, as on small grids, blocks may be
+    as small as the target. Numbers are drawn in the order of the official code: area, log-aspect, top, left.
     """
     mask = np.zeros((masking.grid, masking.grid), dtype=np.bool_)
     largest = max(1, int(masking.grid**2 * masking.max_block))

@@ -1,4 +1,4 @@
-"""Which images a step sees: a pure function of the seed and the step, so that resuming needs one integer."""
+"""Draws of images: those of a step, pure functions of seed and step, and those balanced over classes."""
 
 import random
 from collections.abc import Iterator
@@ -16,29 +16,16 @@ from poa.errors import UserError
 
 
 class Draw(NamedTuple):
-    """One image of a batch.
-
-    Attributes:
-        index: Which image of the set.
-        step: The step that sees it.
-        position: Its place in the global batch of the step, over all ranks and micro-batches.
-    """
+    """One image of the batch of a step."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which a draw has no use for
     step: int
     position: int
+    """In the global batch of the step, over all processes and micro-batches."""
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Count the full batches of an epoch; the images left over sit out, other ones each epoch.
-
-    Args:
-        num_images: Images in the set.
-        batch_size: Images in a global batch.
-
-    Raises:
-        UserError: There are fewer images than one batch needs.
-    """
+    """Number of full batches of an epoch; the images left over, others in each epoch, are not used in it."""
     if batch_size > num_images:
         raise UserError(
             f"A batch of {batch_size:,} images is larger than the whole set of {num_images:,}: "
@@ -49,16 +36,7 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 @lru_cache(maxsize=2)
 def epoch_order(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Shuffle the set for one epoch.
-
-    Args:
-        num_images: Images in the set.
-        seed: Seed of the run, not negative.
-        epoch: Number of the epoch, from 0.
-
-    Returns:
-        Every index once, read-only as it is shared between calls.
-    """
+    """Every image once, in the order of an epoch; read-only, as it is shared between calls."""
     key = np.array([seed, epoch], dtype=np.uint64)
     order = np.random.Generator(np.random.Philox(key=key)).permutation(num_images)
     order.setflags(write=False)
@@ -66,20 +44,7 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]
 
 
 def draws(step: int, *, num_images: int, batch_size: int, seed: int) -> tuple[Draw, ...]:
-    """List the images of a step in the order of the global batch.
-
-    Args:
-        step: Number of the step since the start of training, from 0.
-        num_images: Images in the set.
-        batch_size: Images in a global batch.
-        seed: Seed of the run, not negative.
-
-    Returns:
-        ``batch_size`` draws; within an epoch no image comes twice.
-
-    Raises:
-        UserError: There are fewer images than one batch needs.
-    """
+    """The images of a step, counted from 0, in the order of the global batch; no image comes twice in an epoch."""
     epoch, batch = divmod(step, steps_per_epoch(num_images, batch_size))
     chosen = epoch_order(num_images, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
     return tuple(Draw(index, step, position) for position, index in enumerate(chosen.tolist()))
@@ -122,11 +87,7 @@ def check_per_class(per_class: int, counts: Int[Tensor, " classes"], *, classes:
 def keyed_random(*key: int, device: torch.device | None = None) -> Iterator[None]:
     """Random numbers of Python, NumPy and torch that depend on the key alone; their generators stay as they were.
 
-    For what timm draws, which takes the global generators.
-
-    Args:
-        key: Such as seed and step, not negative.
-        device: Whose generator, besides the CPU's.
+    For what timm draws, which takes the global generators: those of the CPU, and of a CUDA device if one is given.
     """
     start = int(np.random.SeedSequence((len(key), *key)).generate_state(1)[0])  # else (1, 0) would be (1,)
     python, numpy_ = random.getstate(), np.random.get_state()

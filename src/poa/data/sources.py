@@ -1,4 +1,4 @@
-"""What ``--data`` may name, and the listing of the images in a folder or in a list of paths."""
+"""What ``--data`` may name, and the images in a folder or in a list of paths."""
 
 import csv
 import io
@@ -21,42 +21,34 @@ _REPORT_EVERY = 1000
 
 Kind = Literal["folder", "list", "zip", "tar", "digits"]
 Progress = Callable[[int], None]
-"""Told the number of images found so far."""
+"""Called with the number of images found so far."""
 
 
 class Source(NamedTuple):
-    """Where images come from.
-
-    Attributes:
-        kind: How to list and read them.
-        path: Resolved path of the folder, list or archive.
-        inside: Folder inside an archive, or part of an embedded set; empty for all of it.
-    """
+    """A resolved folder, list or archive of images."""
 
     kind: Kind
     path: Path
     inside: str = ""
+    """Folder inside an archive, or part of an embedded set; empty for all of it."""
 
     def __str__(self) -> str:
         return f"{self.path}/{self.inside}" if self.inside else str(self.path)
 
 
 class Entry(NamedTuple):
-    """One image file.
-
-    Attributes:
-        name: Path relative to the source, with ``/``; absolute where a list says so.
-        size: Bytes of the image file.
-        offset: For archives, where its header (zip) or its first byte (else) lies.
-        stored: For zips, bytes it takes in the archive.
-        deflated: For zips, whether it is compressed.
-    """
+    """One image file."""
 
     name: str
+    """Path relative to the source, with ``/``; absolute where a list has it so."""
     size: int
+    """In bytes."""
     offset: int = 0
+    """In archives, of its header (zip) or of its first byte (others)."""
     stored: int = 0
+    """In zips, bytes that it takes there."""
     deflated: bool = False
+    """In zips, whether it is compressed."""
 
 
 class Stamp(NamedTuple):
@@ -67,43 +59,31 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "Stamp":
-        """Take the stamp of a path.
-
-        Raises:
-            OSError: It cannot be looked at.
-        """
+        """Take the stamp of a path."""
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The images of a source.
-
-    Attributes:
-        entries: The images in their final order.
-        labels: Class name of each, empty where it has none; None if the names of the folders are the labels.
-        stamps: What the listing was made from; it holds as long as these do.
-        ignored: How many other files were met, by ending.
-        blob: Bytes of an embedded set.
-    """
+    """The images of a source in their final order."""
 
     entries: list[Entry]
     labels: list[str] | None = None
+    """Class name of each, empty where it has none; None if the names of the folders are the labels."""
     stamps: dict[str, Stamp] = field(default_factory=dict)
+    """Of the files and folders that were read; the listing is valid as long as they do not change."""
     ignored: Counter[str] = field(default_factory=Counter)
+    """Number of other files by ending."""
     blob: bytes = b""
+    """Of an embedded set."""
 
 
 def resolve(data: str) -> Source:
-    """Find out what ``--data`` names.
+    """Find what ``--data`` names.
 
-    Args:
-        data: A folder; a text or CSV list of paths; a zip or tar, or a folder inside one (``set.zip/train``);
-            ``digits``, ``digits/train`` or ``digits/test`` (a folder of that name is meant by ``./digits``).
-
-    Raises:
-        UserError: There is no such thing, or it is of another kind.
+    That is a folder; a text or CSV list of paths; a zip or tar, or a folder inside one (``set.zip/train``);
+    ``digits``, ``digits/train`` or ``digits/test`` (a folder of that name is meant by ``./digits``).
     """
     name, _, part = data.partition("/")
     if name == "digits":
@@ -126,27 +106,20 @@ def resolve(data: str) -> Source:
 def list_folder(source: Source, progress: Progress) -> Listing:
     """List the images of a folder and of all folders below, sorted by name.
 
-    A folder that is reached again through a link is not walked again, so that loops end; the shortest way wins.
-
-    Args:
-        source: Of kind ``folder``.
-        progress: Told the number of images found so far.
-
-    Raises:
-        UserError: There is no image.
+    A folder that is reached again through a link is not listed again, so that loops end; the shortest path wins.
     """
     entries: list[Entry] = []
     stamps: dict[str, Stamp] = {}
     ignored: Counter[str] = Counter()
-    walked: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     pending = deque([""])
     while pending:
         prefix = pending.popleft()
         folder = source.path / prefix
         status = folder.stat()
-        if (status.st_dev, status.st_ino) in walked:
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        walked.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         stamps[str(folder)] = Stamp(status.st_size, status.st_mtime_ns)
         pending.extend(_scan(folder, prefix, entries=entries, ignored=ignored, progress=progress))
     require_images(source, entries, ignored)
@@ -158,13 +131,6 @@ def list_paths(source: Source, progress: Progress) -> Listing:
     """List the images that a text or CSV file names, in its order.
 
     Paths are relative to the folder of the list. Without a second column the labels are the names of the folders.
-
-    Args:
-        source: Of kind ``list``.
-        progress: Told the number of images found so far.
-
-    Raises:
-        UserError: The list is empty or names files that are not there.
     """
     rows = _rows(source.path)
     if rows and ending_of(rows[0][0]) not in IMAGE_ENDINGS:
@@ -191,7 +157,7 @@ def list_paths(source: Source, progress: Progress) -> Listing:
         first = ", ".join(map(repr, missing[:3]))
         raise UserError(
             f"The list {source} names {len(missing):,} of {len(rows):,} files that do not exist, such as {first}: "
-            f"paths count from {source.path.parent}. Mend the paths or take these lines out."
+            f"paths are relative to {source.path.parent}. Correct the paths or remove these lines."
         )
     require_images(source, entries, ignored)
     return Listing(entries=entries, labels=labels if any(labels) else None, stamps=stamps, ignored=ignored)
@@ -203,23 +169,19 @@ def folder_labels(names: Iterable[str]) -> list[str]:
 
 
 def ending_of(name: str) -> str:
-    """Return the ending of a file name in lower case with its dot; empty if there is none."""
+    """The ending of a file name in lower case with its dot; empty if there is none."""
     _, dot, ending = name.rpartition("/")[2].rpartition(".")
     return dot + ending.lower() if dot else ""
 
 
 def report(found: int, progress: Progress) -> None:
-    """Tell the progress, but not so often that telling takes longer than finding."""
+    """Report the progress, but not so often that it takes longer than finding images."""
     if found % _REPORT_EVERY == 0:
         progress(found)
 
 
 def require_images(source: Source, entries: list[Entry], ignored: Counter[str]) -> None:
-    """Check that there is something to train on.
-
-    Raises:
-        UserError: There is not; the sentence says what was met instead.
-    """
+    """Refuse a source without images, and name the files that it has instead."""
     if entries:
         return
     if not ignored:
@@ -233,7 +195,7 @@ def require_images(source: Source, entries: list[Entry], ignored: Counter[str]) 
 
 
 def unreadable(error: OSError, path: Path) -> UserError:
-    """Turn the system's refusal into a sentence."""
+    """An error of the system as a sentence."""
     return UserError(
         f"Cannot read {error.filename or path}: {error.strerror or error}. "
         "Check that it is there and that you may read it (chmod u+r FILE, chmod u+rx FOLDER)."
@@ -253,13 +215,13 @@ def _resolve_file(path: Path, inside: str) -> Source:
     if ending in _TAR_ENDINGS or (ending in _COMPRESSED and path.stem.lower().endswith(".tar")):
         return Source("tar", path, inside)
     if inside:
-        raise UserError(f"{path} is a file but no zip or tar, so there is no {inside!r} in it: check --data.")
+        raise UserError(f"{path} is a file but no zip or tar, so there is no {inside!r} in it. Check --data.")
     if ending in _DELIMITERS:
         return Source("list", path)
     if ending in IMAGE_ENDINGS:
         raise UserError(f"{path} is a single image: give the folder it is in, {path.parent}, or a .txt list of images.")
     raise UserError(
-        f"{path} is no kind of data: give a folder, a .zip, a .tar, or a list of paths in .txt, .csv or .tsv."
+        f"{path} cannot be used as data: give a folder, a .zip, a .tar, or a list of paths in .txt, .csv or .tsv."
     )
 
 
@@ -290,7 +252,7 @@ def _scan(folder: Path, prefix: str, *, entries: list[Entry], ignored: Counter[s
                     report(len(entries), progress)
                 else:
                     ignored[ending] += 1
-            except OSError:  # a link in a circle, or a file that went away just now
+            except OSError:  # a circular link, or a file that was deleted just now
                 ignored["broken link"] += 1
     return [name for _, name in sorted(folders)]
 

@@ -1,4 +1,4 @@
-"""From one image to its crops: what is drawn, what a worker cuts, and how the crops of a batch are laid out."""
+"""Crops of an image and their random numbers, and the layout of the crops of a batch."""
 
 import math
 from collections.abc import Sequence
@@ -34,37 +34,27 @@ NUM_UNIFORMS = BOX + 4 * BOX_TRIES
 
 
 class Views(NamedTuple):
-    """What the networks see of a batch.
-
-    Attributes:
-        globals: Normalised global crops: the first of all images, then the second of all images.
-        locals: Normalised local crops: the first of all images, then the second, ...; may have no rows.
-        masks: For each global crop, which patches are hidden from the students.
-    """
+    """A batch as the networks get it, normalised."""
 
     globals: Float[Tensor, "crops channels height width"]
+    """The first global crop of all images, then the second of all images."""
     locals: Float[Tensor, "local_crops channels local_height local_width"]
+    """The first local crop of all images, then the second, ...; may have no rows."""
     masks: Bool[Tensor, "crops patches"]
+    """For each global crop, which patches are hidden from the students."""
 
 
 class RawViews(NamedTuple):
-    """What a worker hands over: crops before colour, and what was drawn for their colours. Rows are as in `Views`.
-
-    Attributes:
-        globals: Global crops.
-        locals: Local crops.
-        global_parameters: Drawn colour parameters, a row a crop; columns are named at the top of this file.
-        local_parameters: The same for local crops.
-        masks: For each global crop, which patches are hidden.
-        bad: Indices of images that could not be read and were replaced by the next one.
-    """
+    """A batch as a worker makes it: crops before colour, and what was drawn for their colours; rows are as in `Views`."""
 
     globals: UInt8[Tensor, "crops 3 size size"]
     locals: UInt8[Tensor, "local_crops 3 local_size local_size"]
     global_parameters: Float[Tensor, "crops parameters"]
+    """Drawn colour parameters; columns are named at the top of this file."""
     local_parameters: Float[Tensor, "local_crops parameters"]
     masks: Bool[Tensor, "crops patches"]
     bad: tuple[int, ...]
+    """Indices of images that could not be read and were replaced by the next one."""
 
 
 class SampleCrops(NamedTuple):
@@ -85,28 +75,13 @@ class Box(NamedTuple):
 
 
 def sample_generator(seed: int, step: int, position: int) -> np.random.Generator:
-    """Random numbers of the image at one place of one batch; the same whoever draws them.
-
-    Args:
-        seed: Of the run.
-        step: Of the training.
-        position: Place of the image in the global batch.
-    """
+    """Random numbers of the image at one position of the global batch of a step."""
     key = np.array([seed, (step << 32) | position], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, CROP_STREAM]))
 
 
 def make_crops(image: Image.Image, *, augmentation: ViewSettings, generator: np.random.Generator) -> SampleCrops:
-    """Cut, resize and mirror the crops of one image, and draw their colour parameters.
-
-    Args:
-        image: In mode RGB.
-        augmentation: How.
-        generator: Of this image; one block of numbers is drawn from it.
-
-    Returns:
-        The crops and their parameters.
-    """
+    """Cut, resize and mirror the crops of one RGB image, and draw their colour parameters, by one block of numbers."""
     uniforms = generator.random((2 + augmentation.num_locals, NUM_UNIFORMS))
     pixels = image_tensor(image)
     crops = []

@@ -1,4 +1,4 @@
-"""Where the class token of a vision transformer looks, and how strongly the cells of other networks respond."""
+"""Outputs of networks for pictures: features, attention of the class token, and maps of either as colours."""
 
 from math import isqrt
 from typing import Any, NamedTuple
@@ -18,38 +18,29 @@ _LAYERS = (Attention, AttentionRope, EvaAttention)
 """Layers whose weights pass through a dropout of their own when they are not fused."""
 
 
-class Look(NamedTuple):
-    """What a network makes of images.
-
-    Attributes:
-        cls: One vector an image.
-        patches: One vector a patch, row by row.
-        attention: Share of the class token's attention that a patch gets from each head of the last block; None where
-            there is no class token.
-    """
+class Outputs(NamedTuple):
+    """Outputs of a network for some images."""
 
     cls: Float[Tensor, "images width"]
     patches: Float[Tensor, "images patches width"]
+    """Row by row."""
     attention: Float[Tensor, "images heads patches"] | None
+    """Share of the class token's attention that a patch gets from each head of the last block, if there is one."""
 
 
 @torch.inference_mode()
-def look(network: nn.Module, images: Float[Tensor, "images 3 side side"]) -> Look:
-    """Run images through a network once, and keep what can be drawn.
+def outputs_of(network: nn.Module, images: Float[Tensor, "images 3 side side"]) -> Outputs:
+    """Run normalised images through a network in evaluation mode once, and keep what can be drawn.
 
     Fused kernels never hold the attention weights. For this pass the last block's attention is set to compute them
     itself, and they are caught where they go through its dropout, which does nothing in evaluation mode. Whatever the
     layer does to queries and keys before (norms, rotary positions) is therefore in them.
-
-    Args:
-        network: In evaluation mode; gives ``Features``.
-        images: Normalised, on the network's device.
     """
     layer: Any = _last_attention(network)
     caught: list[Tensor] = []
     if layer is None:
         features = network(images)
-        return Look(features.cls.float(), features.patches.float(), None)
+        return Outputs(features.cls.float(), features.patches.float(), None)
     was_fused = layer.fused_attn
     handle = layer.attn_drop.register_forward_hook(lambda _, inputs, __: caught.append(inputs[0]))
     layer.fused_attn = False
@@ -59,7 +50,7 @@ def look(network: nn.Module, images: Float[Tensor, "images 3 side side"]) -> Loo
         layer.fused_attn = was_fused
         handle.remove()
     weights = caught[-1][:, :, 0, -features.patches.shape[1] :]
-    return Look(features.cls.float(), features.patches.float(), weights.float())
+    return Outputs(features.cls.float(), features.patches.float(), weights.float())
 
 
 def _last_attention(network: nn.Module) -> nn.Module | None:
@@ -71,24 +62,8 @@ def _last_attention(network: nn.Module) -> nn.Module | None:
     return last
 
 
-def has_attention(network: nn.Module) -> bool:
-    """Whether the attention of a class token can be shown.
-
-    Args:
-        network: Any.
-    """
-    return _last_attention(network) is not None
-
-
 def grid_of(num_patches: int) -> int:
-    """Rows (and columns) of the patches of a square image.
-
-    Args:
-        num_patches: How many there are.
-
-    Raises:
-        UserError: They make no square.
-    """
+    """Rows (and columns) of the patches of a square image."""
     side = isqrt(num_patches)
     if side * side != num_patches:
         raise UserError(f"{num_patches} patches make no square grid, so that they cannot be drawn. Use square patches.")
@@ -96,11 +71,7 @@ def grid_of(num_patches: int) -> int:
 
 
 def heat(values: Float[Tensor, " patches"]) -> npt.NDArray[np.uint8]:
-    """A map as colours, from its least to its greatest value: dark to bright, RGB with a pixel a patch.
-
-    Args:
-        values: Row by row.
-    """
+    """A map as colours, from its least to its greatest value: dark to bright, RGB with a pixel a patch."""
     side = grid_of(len(values))
     least, greatest = values.min(), values.max()
     scaled = (values - least) / (greatest - least).clamp(min=1e-12)
@@ -109,10 +80,6 @@ def heat(values: Float[Tensor, " patches"]) -> npt.NDArray[np.uint8]:
 
 
 def activation(patches: Float[Tensor, "patches width"]) -> Float[Tensor, " patches"]:
-    """Lengths of the patch features, centred over the image: how much a patch stands out.
-
-    Args:
-        patches: Of one image.
-    """
+    """Lengths of the patch features, centred over the image: how much a patch stands out."""
     lengths: Tensor = torch.linalg.vector_norm(patches - patches.mean(dim=0), dim=1)
     return lengths

@@ -1,4 +1,4 @@
-"""Pictures of what chosen sizes see in the user's images, as PNG files and one page."""
+"""Pictures of the outputs of chosen networks for the user's images, as PNG files and one page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ from poa.evaluation.quality import views_of
 from poa.models import registry
 from poa.models.run import is_run, load
 from poa.models.source import ModelSource
-from poa.pictures.attention import Look, look
-from poa.pictures.kinds import KINDS, Album, Head, Sight, Views, partners_of
+from poa.pictures.attention import Outputs, outputs_of
+from poa.pictures.kinds import KINDS, Head, ImageSet, NetworkOutputs, Views, partners_of
 from poa.pictures.page import write
 from poa.pictures.patches import region_of
 from poa.pictures.prototypes import heads_of
@@ -52,31 +52,25 @@ def draw(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Draw what networks see, side by side, and write a page with all pictures.
+    """Draw the outputs of networks side by side, and return the page that is written with all pictures.
 
     Args:
         sources: Whose networks.
-        images: Where the images are found; labels are used where there are some.
+        images: What ``--data`` may name; labels are used where there are some.
         out: Folder to write, new or empty.
         sizes: ``all``, or names of sizes of the runs; their smallest and largest by default.
         kinds: Of pictures, by the names of ``KINDS``.
-        limit: Images to look for neighbours and prototypes among, evenly from all classes; up to 1,000 by default.
+        limit: Images to search for neighbours and prototypes, evenly from all classes; up to 1,000 by default.
         show: How many of them to show one by one.
         seed: Of the augmented views.
         workers: Processes that decode images.
         overwrite: Replace the pictures of an earlier call in ``out``.
         console: Where to show progress.
-
-    Returns:
-        The page.
-
-    Raises:
-        UserError: The request makes no sense, no image can be read, or nothing could be drawn.
     """
     kinds = _checked_kinds(kinds)
-    sitters = _sitters(sources, sizes)
+    networks = _networks(sources, sizes)
     if show < 1:
-        raise UserError(f"At least one image is shown, got --show {show}.")
+        raise UserError(f"--show must be at least 1, got {show}.")
     index = _open(images, limit, show=show, needs_all=bool(_NEED_ALL & set(kinds)))
     _check_folder(out, overwrite=overwrite)
     with Bars(console or Console(stderr=True)) as bars:
@@ -84,23 +78,23 @@ def draw(
         labels = index.labels()[list(numbers)]
         shown = tuple(spread(labels, min(show, len(numbers))).tolist())
         partners = partners_of(shown, labels.tolist())
-        sights = []
-        for done, sitter in enumerate(sitters):
-            bars("networks", done, len(sitters))
-            sights.append(_see(sitter, crops[sitter.source.name], (shown, partners), kinds, seed))
-        bars("networks", len(sitters), len(sitters))
+        outputs = []
+        for done, network in enumerate(networks):
+            bars("networks", done, len(networks))
+            outputs.append(_run(network, crops[network.source.name], shown, partners, kinds, seed))
+        bars("networks", len(networks), len(networks))
     names = tuple(index.name(number) for number in numbers)
-    album = Album(out, names, _classes(index, numbers), shown, partners)
+    image_set = ImageSet(out, names, _classes(index, numbers), shown, partners)
     _make(out, overwrite=overwrite)
-    sections = [KINDS[kind](sights, album) for kind in kinds]
+    sections = [KINDS[kind](outputs, image_set) for kind in kinds]
     if not any(section.pictures for section in sections):
         raise UserError("Nothing could be drawn. " + " ".join(note for each in sections for note in each.notes))
-    about = f"{', '.join(sitter.label for sitter in sitters)}. {len(names):,} images of {index.source}."
+    about = f"{', '.join(network.label for network in networks)}. {len(names):,} images of {index.source}."
     return write(out, f"What {', '.join(_short(each) for each in sources)} sees", about, sections)
 
 
 @dataclass(frozen=True)
-class _Sitter:
+class _Network:
     """One network to draw."""
 
     source: ModelSource
@@ -113,7 +107,7 @@ def _checked_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
         if kind not in KINDS:
             raise UserError(f"There are no pictures of the kind {kind!r}. {nearest(kind, KINDS)}")
     if not kinds:
-        raise UserError(f"Say which pictures to draw: --kinds {' '.join(KINDS)}.")
+        raise UserError(f"No kind of picture is named. Choose from --kinds {' '.join(KINDS)}.")
     return tuple(kind for kind in KINDS if kind in kinds)
 
 
@@ -121,12 +115,12 @@ def _short(source: ModelSource) -> str:
     return Path(source.name).resolve().name if Path(source.name).exists() else source.name.rpartition("/")[2]
 
 
-def _sitters(sources: Sequence[ModelSource], sizes: str | Sequence[str]) -> list[_Sitter]:
+def _networks(sources: Sequence[ModelSource], sizes: str | Sequence[str]) -> list[_Network]:
     """The networks, each with a label that no other has."""
     if not sources:
-        raise UserError("Say whose networks to draw: the folder of a run, an extracted size, or a timm name.")
+        raise UserError("No network is named. Give the folder of a run, an extracted size, or a timm name.")
     if len({source.name for source in sources}) < len(sources):
-        raise UserError("Each run or network is named once; of a run, --sizes says which sizes.")
+        raise UserError("A run or network is named twice. Name each once, and choose sizes of a run by --sizes.")
     found = []
     for source in sources:
         ends = source.names[0], source.names[-1]
@@ -134,8 +128,8 @@ def _sitters(sources: Sequence[ModelSource], sizes: str | Sequence[str]) -> list
         names = source.choose(sizes) if sizes and has_sizes else ends
         for name in dict.fromkeys(names):
             alone = len(sources) == 1 or len(source.names) == 1
-            found.append(_Sitter(source, name, name if alone else f"{_short(source)} {name}"))
-    labels = [sitter.label for sitter in found]
+            found.append(_Network(source, name, name if alone else f"{_short(source)} {name}"))
+    labels = [network.label for network in found]
     return [
         replace(each, label=f"{each.source.name} {each.name}") if labels.count(each.label) > 1 else each
         for each in found
@@ -143,14 +137,14 @@ def _sitters(sources: Sequence[ModelSource], sizes: str | Sequence[str]) -> list
 
 
 def _open(images: str, limit: int | None, *, show: int, needs_all: bool) -> ImageIndex:
-    """As many images as are looked at."""
+    """As many images as the kinds need."""
     index = open_index(images, limit=limit)
     most = USUAL_LIMIT if limit is None else limit
     return open_index(images, limit=min(len(index), most if needs_all else show))
 
 
 def _classes(index: ImageIndex, numbers: Sequence[int]) -> tuple[str, ...]:
-    """The class of each image in words; none where there are none, or one alone."""
+    """The class of each image in words; empty where there are fewer than two classes."""
     if len(index.classes) < 2:
         return ()
     labels = [index.label(number) for number in numbers]
@@ -167,7 +161,7 @@ def _check_folder(out: Path, *, overwrite: bool) -> None:
 
 
 def _make(out: Path, *, overwrite: bool) -> None:
-    """Make the folder; of an earlier call's files none is left, so that the page and its pictures belong together."""
+    """Make the folder without the pictures of an earlier call, so that the page and its pictures belong together."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path in [*(path for kind in KINDS for path in out.glob(f"{kind}*.png"))] if overwrite else []:
@@ -179,7 +173,7 @@ def _make(out: Path, *, overwrite: bool) -> None:
 def _gather(
     sources: Sequence[ModelSource], index: ImageIndex, workers: int
 ) -> tuple[tuple[int, ...], dict[str, UInt8[Tensor, "images 3 side side"]]]:
-    """The numbers of the images that can be read, and all of them as the networks of each source see them."""
+    """The numbers of the images that can be read, and all of them as the networks of each source get them."""
     ways: dict[tuple[int, int], list[ScoringImages]] = {}
     for source in sources:
         size, resize = source.preprocessing.image_size, source.preprocessing.resize
@@ -196,51 +190,43 @@ def _gather(
 
 
 @torch.inference_mode()
-def _see(
-    sitter: _Sitter,
+def _run(
+    chosen: _Network,
     crops: UInt8[Tensor, "images 3 side side"],
-    chosen: tuple[tuple[int, ...], tuple[int, ...]],
+    shown: tuple[int, ...],
+    partners: tuple[int, ...],
     kinds: Sequence[str],
     seed: int,
-) -> Sight:
+) -> NetworkOutputs:
     """Run a network over the images."""
     device = distributed.this_device()  # that of a run is perhaps on another machine
-    network = sitter.source.network(sitter.name).to(device).eval()
+    network = chosen.source.network(chosen.name).to(device).eval()
+    own = chosen.source.preprocessing
 
-    own = sitter.source.preprocessing
+    def run(images: UInt8[Tensor, "images 3 side side"]) -> Outputs:
+        parts = torch.split(images, _AT_ONCE)
+        return _joined([outputs_of(network, normalise(part.to(device), mean=own.mean, std=own.std)) for part in parts])
 
-    def seen(images: UInt8[Tensor, "images 3 side side"]) -> Look:
-        parts = [
-            look(network, normalise(part.to(device), mean=own.mean, std=own.std))
-            for part in torch.split(images, _AT_ONCE)
-        ]
-        return _joined(parts)
-
-    shown, partners = chosen
-    both = seen(crops[[*shown, *partners]])
-    shown_look, partner_look = _parted(both, len(shown))
-    cls = seen(crops).cls if {"neighbours", "prototypes"} & set(kinds) else None
-    views = _views(sitter.source, crops, shown, seed, seen) if "matches" in kinds else None
-    head = _head(sitter, cls) if "prototypes" in kinds and cls is not None else None
-    return Sight(sitter.label, crops, shown_look, partner_look, cls, views, head)
+    both = run(crops[[*shown, *partners]])
+    cls = run(crops).cls if {"neighbours", "prototypes"} & set(kinds) else None
+    views = _views(chosen.source, crops, shown, seed, run) if "matches" in kinds else None
+    head = _head(chosen, cls) if "prototypes" in kinds and cls is not None else None
+    first, others = slice(len(shown)), slice(len(shown), None)
+    return NetworkOutputs(chosen.label, crops, _part(both, first), _part(both, others), cls, views, head)
 
 
-def _joined(parts: Sequence[Look]) -> Look:
+def _joined(parts: Sequence[Outputs]) -> Outputs:
     weights = [part.attention.cpu() for part in parts if part.attention is not None]
-    return Look(
+    return Outputs(
         torch.cat([part.cls.cpu() for part in parts]),
         torch.cat([part.patches.cpu() for part in parts]),
         torch.cat(weights) if weights else None,
     )
 
 
-def _parted(joined: Look, first: int) -> tuple[Look, Look]:
-    """The first images and the others."""
-    cls, patches, weights = joined
-    return (
-        Look(cls[:first], patches[:first], None if weights is None else weights[:first]),
-        Look(cls[first:], patches[first:], None if weights is None else weights[first:]),
-    )
+def _part(outputs: Outputs, images: slice) -> Outputs:
+    weights = outputs.attention
+    return Outputs(outputs.cls[images], outputs.patches[images], None if weights is None else weights[images])
 
 
 def _views(
@@ -248,7 +234,7 @@ def _views(
     crops: UInt8[Tensor, "images 3 side side"],
     shown: Sequence[int],
     seed: int,
-    seen: Callable[[UInt8[Tensor, "images 3 side side"]], Look],
+    run: Callable[[UInt8[Tensor, "images 3 side side"]], Outputs],
 ) -> Views:
     """Two views of each shown image, as in training, and where they lie."""
     augmentation = views_of(source)
@@ -270,16 +256,16 @@ def _views(
     raw = collate(samples, masks=torch.empty(0, 0, dtype=torch.bool), bad=())
     coloured = augment(raw, augmentation=augmentation, device="cpu").globals
     first, second = coloured.mul(255).round().to(torch.uint8).chunk(2)
-    return Views(first, second, tuple(regions), (seen(first), seen(second)))
+    return Views(first, second, tuple(regions), (run(first), run(second)))
 
 
-def _head(sitter: _Sitter, cls: Float[Tensor, "images width"]) -> Head | None:
-    """The first projection head of a trained run, and what it makes of all images."""
-    folder = registry.folder_of(sitter.source.name)
-    if not is_run(folder) or sitter.source.branch != "teacher":
+def _head(network: _Network, cls: Float[Tensor, "images width"]) -> Head | None:
+    """The first projection head of a trained run, with all images projected by it."""
+    folder = registry.folder_of(network.source.name)
+    if not is_run(folder) or network.source.branch != "teacher":
         return None
     run = load(folder)
     if run.config.method not in SELF_DISTILLED:
         return None
-    head = heads_of(run, sitter.name)[0]
+    head = heads_of(run, network.name)[0]
     return Head(head(cls), head.prototypes())

@@ -1,4 +1,4 @@
-"""The kinds of pictures: each draws what some networks saw, side by side, and says how to read it."""
+"""The kinds of pictures: each draws the outputs of some networks side by side, and explains how to read them."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poa.errors import UserError
 from poa.pictures import prototypes
-from poa.pictures.attention import Look, activation, grid_of, heat
+from poa.pictures.attention import Outputs, activation, grid_of, heat
 from poa.pictures.page import Picture, Section
 from poa.pictures.pairs import Pair, pairs
 from poa.pictures.patches import (
@@ -35,80 +35,56 @@ PAIRS = 4
 
 
 class Views(NamedTuple):
-    """Two augmented views of each shown image.
-
-    Attributes:
-        first: As pixels.
-        second: As pixels.
-        regions: Where both lie in each image.
-        looks: What the network makes of the first and of the second.
-    """
+    """Two augmented views of each shown image, and where they lie in it."""
 
     first: UInt8[Tensor, "shown 3 side side"]
     second: UInt8[Tensor, "shown 3 side side"]
     regions: tuple[tuple[Region, Region], ...]
-    looks: tuple[Look, Look]
+    outputs: tuple[Outputs, Outputs]
+    """Of the network for the first and the second views."""
 
 
 class Head(NamedTuple):
-    """What a projection head makes of all images.
-
-    Attributes:
-        projected: On the unit sphere.
-        prototypes: Of the head.
-    """
+    """Prototypes of a projection head, and all images as it projects them onto the unit sphere."""
 
     projected: Float[Tensor, "images dim"]
     prototypes: Float[Tensor, "prototypes dim"]
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What one network saw.
-
-    Attributes:
-        label: Of the network, on the pictures.
-        crops: All images as it saw them.
-        look: What it makes of the shown ones.
-        partners: And of their partners.
-        cls: One vector for each of all images, if neighbours or prototypes are wanted.
-        views: Of the shown images, if wanted.
-        head: Of a run with prototypes.
-    """
+class NetworkOutputs:
+    """All that is drawn of one network."""
 
     label: str
+    """On the pictures."""
     crops: UInt8[Tensor, "images 3 side side"]
-    look: Look
-    partners: Look
+    """All images as the network gets them."""
+    shown: Outputs
+    """For the shown images."""
+    partners: Outputs
+    """For their partners."""
     cls: Float[Tensor, "images width"] | None = None
+    """For all images, if neighbours or prototypes are wanted."""
     views: Views | None = None
     head: Head | None = None
+    """Of a run with prototypes."""
 
 
 @dataclass(frozen=True)
-class Album:
-    """What all pictures share.
-
-    Attributes:
-        folder: Where they are written.
-        names: Of all images.
-        classes: The class of each image in words; empty where images have none.
-        shown: Numbers of the images that are shown one by one.
-        partners: Of the first of them another image to match each with.
-    """
+class ImageSet:
+    """All images, and the folder for their pictures."""
 
     folder: Path
     names: tuple[str, ...]
     classes: tuple[str, ...]
+    """The class of each image in words; empty where images have none."""
     shown: tuple[int, ...]
+    """Numbers of the images that are shown one by one."""
     partners: tuple[int, ...]
+    """Numbers of the images that the first shown ones are matched with."""
 
     def label(self, image: int) -> str:
-        """An image in few words.
-
-        Args:
-            image: Its number.
-        """
+        """An image in few words."""
         name = shortened(Path(self.names[image]).name)
         return f"{shortened(self.classes[image])}\n{name}" if self.classes else name
 
@@ -118,132 +94,128 @@ def _pixels(image: UInt8[Tensor, "3 side side"]) -> npt.NDArray[np.uint8]:
 
 
 def slug(label: str) -> str:
-    """A label as part of a file's name.
-
-    Args:
-        label: Of a network.
-    """
+    """A label as part of a file's name."""
     return re.sub(r"[^\w.-]+", "-", label)
 
 
-def attention(sights: Sequence[Sight], album: Album) -> Section:
+def attention(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
     """Attention of the class token in the last block."""
-    without = [sight.label for sight in sights if sight.look.attention is None]
+    without = [network.label for network in networks if network.shown.attention is None]
     found = []
-    for place, image in enumerate(album.shown):
-        rows = [Row(shortened(sight.label, 24), _attention_cells(sight, image, place)) for sight in sights]
+    for place, image in enumerate(images.shown):
+        rows = [Row(shortened(network.label, 24), _attention_cells(network, image, place)) for network in networks]
         file = f"attention-{place:02}.png"
-        sheet(rows, out=album.folder / file)
-        found.append(Picture(file, album.names[image]))
+        sheet(rows, out=images.folder / file)
+        found.append(Picture(file, images.names[image]))
     missing = (
         f"{', '.join(without)}: no attention of a class token can be drawn. Shown instead is how far the features of "
         "each cell of the last map are from their mean over the image."
     )
     text = (
-        "Where the class token looks in the last block: the share of its attention that each patch gets, averaged over "
-        "heads and from each head. Every map goes from its own least (black) to its own greatest value (yellow)."
+        "Attention of the class token in the last block: the share that each patch gets, averaged over heads and from "
+        "each head. Every map goes from its own least (black) to its own greatest value (yellow)."
     )
     return Section("attention", "Attention", text, [missing] if without else [], found)
 
 
-def _attention_cells(sight: Sight, image: int, place: int) -> list[Cell]:
-    cells = [Cell(_pixels(sight.crops[image]), "image")]
-    if sight.look.attention is None:
-        return [*cells, Cell(heat(activation(sight.look.patches[place])), "activation")]
-    heads = sight.look.attention[place]
+def _attention_cells(network: NetworkOutputs, image: int, place: int) -> list[Cell]:
+    cells = [Cell(_pixels(network.crops[image]), "image")]
+    if network.shown.attention is None:
+        return [*cells, Cell(heat(activation(network.shown.patches[place])), "activation")]
+    heads = network.shown.attention[place]
     maps = [("mean", heads.mean(dim=0)), *((f"head {number}", head) for number, head in enumerate(heads, start=1))]
     return [*cells, *(Cell(heat(values), caption) for caption, values in maps)]
 
 
-def features_as_colours(sights: Sequence[Sight], album: Album) -> Section:
+def features_as_colours(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
     """Principal components of patch features as red, green and blue."""
     drawn, notes = {}, []
-    for sight in sights:
+    for network in networks:
         try:
-            drawn[sight.label] = colours(sight.look.patches)
+            drawn[network.label] = colours(network.shown.patches)
         except UserError as error:
-            notes.append(f"{sight.label}: {error}")
+            notes.append(f"{network.label}: {error}")
     rows = []
-    for place, image in enumerate(album.shown):
+    for place, image in enumerate(images.shown):
         maps = [Cell(of_network[place], shortened(label, 18)) for label, of_network in drawn.items()]
-        rows.append(Row(album.label(image), [Cell(_pixels(sights[0].crops[image]), "image"), *maps]))
+        rows.append(Row(images.label(image), [Cell(_pixels(networks[0].crops[image]), "image"), *maps]))
     text = (
-        "Patches with like features have like colours: the first three principal components of the patch features over "
-        "all images of this sheet are red, green and blue. Colours can be compared down a column, not across: each "
-        "network has components of its own."
+        "Patches with similar features have similar colours: the first three principal components of the patch "
+        "features over all images of this sheet are red, green and blue. Colours can be compared down a column, not "
+        "across: each network has components of its own."
     )
     if not drawn:
         return Section("colours", "Features as colours", text, notes, [])
-    sheet(rows, out=album.folder / "colours.png")
+    sheet(rows, out=images.folder / "colours.png")
     return Section("colours", "Features as colours", text, notes, [Picture("colours.png", ", ".join(drawn))])
 
 
-def nearest(sights: Sequence[Sight], album: Album) -> Section:
-    """The nearest images to each shown one."""
+def nearest(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
+    """The nearest images of each shown one."""
 
-    def draw(sight: Sight) -> Picture:
-        assert sight.cls is not None
-        cosines, images = neighbours(sight.cls, album.shown)
+    def draw(network: NetworkOutputs) -> Picture:
+        assert network.cls is not None
+        cosines, found = neighbours(network.cls, images.shown)
         rows, right = [], 0
-        for query, near, values in zip(album.shown, images.tolist(), cosines.tolist(), strict=True):
-            cells = [Cell(_pixels(sight.crops[query]), "query")]
+        for query, near, values in zip(images.shown, found.tolist(), cosines.tolist(), strict=True):
+            cells = [Cell(_pixels(network.crops[query]), "query")]
             for image, cosine in zip(near, values, strict=True):
-                is_right = bool(album.classes) and album.classes[image] == album.classes[query]
+                is_right = bool(images.classes) and images.classes[image] == images.classes[query]
                 right += is_right
-                words = f"{shortened(album.classes[image], 11)} {cosine:.2f}" if album.classes else f"{cosine:.2f}"
-                frame = (RIGHT if is_right else WRONG) if album.classes else None
-                cells.append(Cell(_pixels(sight.crops[image]), words, frame))
-            rows.append(Row(album.label(query), cells))
-        file = f"neighbours-{slug(sight.label)}.png"
-        sheet(rows, out=album.folder / file)
-        told = f": {right} of {NEIGHBOURS * len(rows)} of the same class" if album.classes else ""
-        return Picture(file, f"{sight.label}{told}")
+                words = f"{shortened(images.classes[image], 11)} {cosine:.2f}" if images.classes else f"{cosine:.2f}"
+                frame = (RIGHT if is_right else WRONG) if images.classes else None
+                cells.append(Cell(_pixels(network.crops[image]), words, frame))
+            rows.append(Row(images.label(query), cells))
+        file = f"neighbours-{slug(network.label)}.png"
+        sheet(rows, out=images.folder / file)
+        note = f": {right} of {NEIGHBOURS * len(rows)} of the same class" if images.classes else ""
+        return Picture(file, f"{network.label}{note}")
 
-    text = f"The {NEIGHBOURS} images most alike by cosine of the class features, among {len(album.names):,}."
-    if album.classes:
+    text = f"The {NEIGHBOURS} most similar images by cosine of the class features, among {len(images.names):,}."
+    if images.classes:
         text += " Green frames: the same class as the image on the left; red frames: another."
-    return _one_each("neighbours", "Nearest images", text, sights, draw)
+    return _one_each("neighbours", "Nearest images", text, networks, draw)
 
 
-def _one_each(name: str, title: str, text: str, sights: Sequence[Sight], draw: Callable[[Sight], Picture]) -> Section:
-    """A picture a network; one that cannot be drawn does not keep others from it."""
+def _one_each(
+    name: str, title: str, text: str, networks: Sequence[NetworkOutputs], draw: Callable[[NetworkOutputs], Picture]
+) -> Section:
+    """A picture for each network; a network that cannot be drawn gets a note."""
     found, notes = [], []
-    for sight in sights:
+    for network in networks:
         try:
-            found.append(draw(sight))
+            found.append(draw(network))
         except UserError as error:
-            notes.append(f"{sight.label}: {error}")
+            notes.append(f"{network.label}: {error}")
     return Section(name, title, text, notes, found)
 
 
-def correspondences(sights: Sequence[Sight], album: Album) -> Section:
-    """Matching patches of two images, and of two views of one."""
+def correspondences(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
+    """Matching patches of two images, and of two views of one image."""
     found = []
-    for place, partner in enumerate(album.partners):
+    for place, partner in enumerate(images.partners):
         file = f"matches-images-{place}.png"
-        pairs([_pair(sight, album, place) for sight in sights], out=album.folder / file)
-        found.append(Picture(file, f"{album.names[album.shown[place]]} and {album.names[partner]}"))
-    with_views = [sight for sight in sights if sight.views is not None]
-    for place, image in enumerate(album.shown[:PAIRS]):
+        pairs([_pair(network, images, place) for network in networks], out=images.folder / file)
+        found.append(Picture(file, f"{images.names[images.shown[place]]} and {images.names[partner]}"))
+    with_views = [network for network in networks if network.views is not None]
+    for place, image in enumerate(images.shown[:PAIRS]):
         file = f"matches-views-{place}.png"
-        pairs([_pair_of_views(sight, place) for sight in with_views], out=album.folder / file)
-        found.append(Picture(file, f"two views of {album.names[image]}"))
+        pairs([_pair_of_views(network, place) for network in with_views], out=images.folder / file)
+        found.append(Picture(file, f"two views of {images.names[image]}"))
     text = (
-        f"Patches of two images that are each other's nearest by cosine, the {SHOWN} most alike. A line and its two "
+        f"Patches of two images that are each other's nearest by cosine, the {SHOWN} most similar. A line and its two "
         "dots have one colour. Below, the same for two views of one image, cut and coloured as in training: there it "
         "is known which patch of the other view covers the same point. How often the nearest patch is that one, among "
         "the patches that both views show, stands above each pair; matches that are wrong are dashed."
     )
-    told = "; ".join(f"{sight.label} {_accuracy(sight)}" for sight in with_views)
-    return Section("matches", "Matching patches", text, [f"Right in all images that are shown: {told}."], found)
+    note = "; ".join(f"{network.label} {_accuracy(network)}" for network in with_views)
+    return Section("matches", "Matching patches", text, [f"Right in all images that are shown: {note}."], found)
 
 
 def partners_of(shown: Sequence[int], labels: Sequence[int]) -> tuple[int, ...]:
     """For the first shown images the next image of the same class, else the next image, from the start after the last.
 
-    Args:
-        shown: Numbers of images.
-        labels: The class of each of all images; -1 for none.
+    A label of -1 is none.
     """
     found = []
     for image in shown[:PAIRS] if len(labels) > 1 else ():
@@ -253,11 +225,11 @@ def partners_of(shown: Sequence[int], labels: Sequence[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _pair(sight: Sight, album: Album, place: int) -> Pair:
-    first, second = sight.look.patches[place], sight.partners.patches[place]
+def _pair(network: NetworkOutputs, images: ImageSet, place: int) -> Pair:
+    first, second = network.shown.patches[place], network.partners.patches[place]
     found = matches(first, second)
-    images = _pixels(sight.crops[album.shown[place]]), _pixels(sight.crops[album.partners[place]])
-    return Pair(f"{sight.label}: {_cosines(found)}", images[0], images[1], found, grid_of(len(first)))
+    both = _pixels(network.crops[images.shown[place]]), _pixels(network.crops[images.partners[place]])
+    return Pair(f"{network.label}: {_cosines(found)}", *both, found, grid_of(len(first)))
 
 
 def _cosines(found: Sequence[Match]) -> str:
@@ -265,61 +237,61 @@ def _cosines(found: Sequence[Match]) -> str:
     return f"cosine {max(values):.2f} to {min(values):.2f}" if values else "no matches"
 
 
-def _pair_of_views(sight: Sight, place: int) -> Pair:
-    views = sight.views
+def _pair_of_views(network: NetworkOutputs, place: int) -> Pair:
+    views = network.views
     assert views is not None
-    patches = [each.patches[place] for each in views.looks]
+    patches = [each.patches[place] for each in views.outputs]
     regions, grid = views.regions[place], grid_of(len(patches[0]))
     right = right_matches(patches[0], patches[1], regions)
-    told = f"{int(right.sum())} of {len(right)} right" if len(right) else "no patch in both views"
+    note = f"{int(right.sum())} of {len(right)} right" if len(right) else "no patch in both views"
     found = matches(patches[0], patches[1])
     wanted, is_seen = same_point(*regions, grid=grid)
     is_wrong = [not bool(is_seen[match.first]) or int(wanted[match.first]) != match.second for match in found]
     pixels = _pixels(views.first[place]), _pixels(views.second[place])
-    return Pair(f"{sight.label}: {told}", pixels[0], pixels[1], found, grid, is_wrong)
+    return Pair(f"{network.label}: {note}", pixels[0], pixels[1], found, grid, is_wrong)
 
 
-def _accuracy(sight: Sight) -> str:
-    views = sight.views
+def _accuracy(network: NetworkOutputs) -> str:
+    views = network.views
     assert views is not None
     right = torch.cat(
         [
             right_matches(first, second, regions)
             for first, second, regions in zip(
-                views.looks[0].patches, views.looks[1].patches, views.regions, strict=True
+                views.outputs[0].patches, views.outputs[1].patches, views.regions, strict=True
             )
         ]
     )
     if not len(right):
         return "no patch in both views"
-    by_chance = 100 / views.looks[0].patches.shape[1]
+    by_chance = 100 / views.outputs[0].patches.shape[1]
     return f"{100 * float(right.double().mean()):.0f} % of {len(right):,} patches (by chance {by_chance:.1f} %)"
 
 
-def typical(sights: Sequence[Sight], album: Album) -> Section:
+def typical(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
     """The best images of the fullest prototypes."""
 
-    def draw(sight: Sight) -> Picture:
-        if sight.head is None:
-            raise UserError("no prototypes. Only runs of the methods poa and single have some.")
-        found = prototypes.members(sight.head.projected, sight.head.prototypes)
+    def draw(network: NetworkOutputs) -> Picture:
+        if network.head is None:
+            raise UserError("no prototypes; only runs of the methods poa and single have some.")
+        found = prototypes.members(network.head.projected, network.head.prototypes)
         rows = []
         for each in found:
-            words = [shortened(album.classes[image]) if album.classes else "" for image in each.images]
-            cells = [Cell(_pixels(sight.crops[image]), word) for image, word in zip(each.images, words, strict=True)]
+            words = [shortened(images.classes[image]) if images.classes else "" for image in each.images]
+            cells = [Cell(_pixels(network.crops[image]), word) for image, word in zip(each.images, words, strict=True)]
             rows.append(Row(f"prototype {each.prototype}\n{each.num_images} images", cells))
-        file = f"prototypes-{slug(sight.label)}.png"
-        sheet(rows, out=album.folder / file, cell=0.9)
-        return Picture(file, f"{sight.label}, of {len(sight.head.prototypes):,} prototypes")
+        file = f"prototypes-{slug(network.label)}.png"
+        sheet(rows, out=images.folder / file, cell=0.9)
+        return Picture(file, f"{network.label}, of {len(network.head.prototypes):,} prototypes")
 
     text = (
-        f"The prototypes that most of the {len(album.names):,} images go to, a row each, with the "
+        f"The prototypes that most of the {len(images.names):,} images go to, a row each, with the "
         "images that score highest on it. A prototype that holds one kind of thing has a row of that kind."
     )
-    return _one_each("prototypes", "Prototypes", text, sights, draw)
+    return _one_each("prototypes", "Prototypes", text, networks, draw)
 
 
-KINDS: dict[str, Callable[[Sequence[Sight], Album], Section]] = {
+KINDS: dict[str, Callable[[Sequence[NetworkOutputs], ImageSet], Section]] = {
     "attention": attention,
     "colours": features_as_colours,
     "neighbours": nearest,

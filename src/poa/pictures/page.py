@@ -1,4 +1,4 @@
-"""One page with all pictures: plain HTML that needs nothing but the files beside it."""
+"""The page of all pictures: plain HTML that needs nothing but the files beside it."""
 
 from collections.abc import Sequence
 from html import escape
@@ -28,43 +28,27 @@ figcaption { padding: .35rem .7rem; }
 
 
 class Picture(NamedTuple):
-    """One file.
-
-    Attributes:
-        file: Name beside the page.
-        caption: What it shows; also read out to those who do not see it.
-    """
+    """Name of a file beside the page, and what it shows; the caption is also the text of screen readers."""
 
     file: str
     caption: str
 
 
 class Section(NamedTuple):
-    """Pictures of one kind.
-
-    Attributes:
-        name: Of the kind, for links.
-        title: Heading.
-        text: What is to be seen, and how to read it.
-        notes: What could not be shown, and why.
-        pictures: In order.
-    """
+    """Pictures of one kind."""
 
     name: str
+    """For links."""
     title: str
     text: str
+    """What is shown, and how to read it."""
     notes: Sequence[str]
+    """What could not be shown, and why."""
     pictures: Sequence[Picture]
 
 
 def html(title: str, about: str, sections: Sequence[Section]) -> str:
-    """The page.
-
-    Args:
-        title: Heading.
-        about: What was looked at.
-        sections: In order.
-    """
+    """The page; ``about`` names the networks and images."""
     links = " ".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections)
     body = "\n".join(map(_section, sections))
     return f"""<!doctype html>
@@ -100,14 +84,7 @@ def _figure(picture: Picture) -> str:
 
 
 def write(folder: Path, title: str, about: str, sections: Sequence[Section]) -> Path:
-    """Write ``index.html``, which is there whole or not at all.
-
-    Args:
-        folder: With the pictures.
-        title: Heading.
-        about: What was looked at.
-        sections: In order.
-    """
+    """Write ``index.html``, which is there whole or not at all."""
     path = folder / "index.html"
     with whole_file(path) as temporary:
         temporary.write_text(html(title, about, sections), encoding="utf-8")

@@ -18,34 +18,22 @@ _TURN = (5**0.5 - 1) / 2  # of the colour wheel: the golden section spreads any 
 
 
 class Pair(NamedTuple):
-    """One network's matches.
-
-    Attributes:
-        caption: Words above, such as the size.
-        first: Square image, RGB.
-        second: Square image, RGB.
-        matches: Pairs of patches.
-        grid: Rows and columns of patches of both images.
-        is_wrong: Whether a match is known to be wrong, for each; drawn dashed.
-    """
+    """Two square RGB images with the matches of one network between them, and a caption above."""
 
     caption: str
     first: npt.NDArray[np.uint8]
     second: npt.NDArray[np.uint8]
     matches: Sequence[Match]
     grid: int
+    """Rows and columns of patches of both images."""
     is_wrong: Sequence[bool] = ()
+    """Whether a match is known to be wrong, for each; drawn dashed."""
 
 
 def pairs(found: Sequence[Pair], *, out: Path, columns: int = 2) -> None:
-    """Draw the matches of each network between two images.
+    """Draw the matches of each network between two images, some networks side by side.
 
-    The line and the dots of a pair of patches have one colour, as unlike as can be to those before it.
-
-    Args:
-        found: One a network.
-        out: PNG file to write.
-        columns: Networks side by side.
+    The line and the dots of a pair of patches have one colour, as different as possible from those before it.
     """
     columns = min(columns, len(found))
     rows = -(-len(found) // columns)

@@ -1,4 +1,4 @@
-"""Patch features as colours: their first three principal components over a set of images are red, green and blue."""
+"""Patch features as colours, matching patches, and nearest images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,18 +22,12 @@ def components(patches: Float[Tensor, "images patches width"]) -> Float[Tensor, 
     """The first three principal components of all patches of all images.
 
     A component has no sign of its own: the one is taken for which the largest entry of its direction is positive.
-
-    Args:
-        patches: Features.
-
-    Raises:
-        UserError: They have fewer than three values, or are not finite.
     """
     rows = patches.flatten(0, 1).double().cpu()
     if min(rows.shape) < 3:
         raise UserError(f"Three colours need three patches of three values, got {rows.shape[0]} of {rows.shape[1]}.")
     if not bool(rows.isfinite().all()):
-        raise UserError("The patch features hold NaN or infinity, and have no colours. Has the network diverged?")
+        raise UserError("The patch features contain NaN or infinity and cannot be drawn. Has the network diverged?")
     centred = rows - rows.mean(dim=0)
     _, axes = torch.linalg.eigh(centred.T @ centred)
     directions = axes[:, -3:].flip(1)
@@ -43,14 +37,7 @@ def components(patches: Float[Tensor, "images patches width"]) -> Float[Tensor, 
 
 
 def colours(patches: Float[Tensor, "images patches width"]) -> list[npt.NDArray[np.uint8]]:
-    """RGB pictures with a pixel a patch; each component fills the range from 0 to 255 over all images.
-
-    Args:
-        patches: Features of some images.
-
-    Raises:
-        UserError: As of ``components``.
-    """
+    """RGB pictures with a pixel a patch; the first three principal components over all images fill 0 to 255."""
     found = components(patches)
     grid = grid_of(patches.shape[1])
     ends = torch.quantile(found.flatten(0, 1).double(), torch.tensor([_TAIL, 1 - _TAIL], dtype=torch.float64), dim=0)
@@ -64,13 +51,7 @@ SHOWN = 12
 
 
 class Match(NamedTuple):
-    """Two patches, and how alike they are.
-
-    Attributes:
-        first: Number of the patch in the first image.
-        second: Number in the second.
-        cosine: Of their features.
-    """
+    """Numbers of two patches, each in its image, and the cosine of their features."""
 
     first: int
     second: int
@@ -78,15 +59,7 @@ class Match(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Where a view lies in its image, in shares of the image's sides.
-
-    Attributes:
-        top: First row.
-        left: First column.
-        height: Of the region.
-        width: Of the region.
-        flipped: Whether left and right are exchanged.
-    """
+    """Where a view lies in its image, in shares of the image's sides, and whether it is mirrored."""
 
     top: float
     left: float
@@ -96,26 +69,14 @@ class Region(NamedTuple):
 
 
 def region_of(box: Box, *, side: int, flipped: bool) -> Region:
-    """A crop of a square image as a region.
-
-    Args:
-        box: The crop, in pixels.
-        side: Of the image.
-        flipped: Whether the crop was mirrored.
-    """
+    """A crop of a square image as a region."""
     return Region(box.top / side, box.left / side, box.height / side, box.width / side, flipped)
 
 
 def matches(
     first: Float[Tensor, "patches width"], second: Float[Tensor, "others width"], *, most: int = SHOWN
 ) -> list[Match]:
-    """Pairs of patches that are each other's nearest by cosine, the most alike first.
-
-    Args:
-        first: Patch features of an image.
-        second: Of another.
-        most: How many pairs.
-    """
+    """Pairs of patches of two images that are each other's nearest by cosine, the most alike first."""
     cosines = F.normalize(first.double().cpu(), dim=1) @ F.normalize(second.double().cpu(), dim=1).T
     forth, back = cosines.argmax(dim=1), cosines.argmax(dim=0)
     mutual = [place for place in range(len(forth)) if int(back[forth[place]]) == place]
@@ -124,16 +85,7 @@ def matches(
 
 
 def same_point(first: Region, second: Region, *, grid: int) -> tuple[Int[Tensor, " patches"], Bool[Tensor, " patches"]]:
-    """For each patch of a view, the patch of another view that covers the same point of the image.
-
-    Args:
-        first: Where the view lies.
-        second: Where the other view lies.
-        grid: Rows and columns of patches of both.
-
-    Returns:
-        Numbers of patches of the other view, and whether it shows the point at all. The point is a patch's middle.
-    """
+    """For the middle of each patch of a view, the patch of another view there, and whether that view shows it."""
     middles = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
     rows, columns = torch.meshgrid(middles, middles, indexing="ij")
     columns = 1 - columns if first.flipped else columns
@@ -148,13 +100,7 @@ def same_point(first: Region, second: Region, *, grid: int) -> tuple[Int[Tensor,
 def right_matches(
     first: Float[Tensor, "patches width"], second: Float[Tensor, "patches width"], regions: tuple[Region, Region]
 ) -> Bool[Tensor, " seen"]:
-    """For each patch that both views show: whether its nearest patch in the other view covers the same point.
-
-    Args:
-        first: Patch features of a view.
-        second: Of another view of the same image.
-        regions: Where the views lie.
-    """
+    """For each patch that both views show: whether its nearest patch in the other view covers the same point."""
     wanted, is_seen = same_point(*regions, grid=grid_of(len(first)))
     nearest = (F.normalize(first.double().cpu(), dim=1) @ F.normalize(second.double().cpu(), dim=1).T).argmax(dim=1)
     return (nearest == wanted)[is_seen]
@@ -167,23 +113,11 @@ _CHUNK = 2048
 def neighbours(
     features: Float[Tensor, "images width"], queries: Sequence[int], *, k: int = NEIGHBOURS
 ) -> tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]:
-    """The k nearest other images by cosine, nearest first.
-
-    Args:
-        features: Of all images.
-        queries: For which of them.
-        k: How many.
-
-    Returns:
-        Cosines, and numbers of images.
-
-    Raises:
-        UserError: There are no more than k images, or features are not finite.
-    """
+    """Cosines and numbers of the k images nearest to each query, which is one of the images itself; nearest first."""
     if len(features) <= k:
         raise UserError(f"{k} neighbours need more than {k} images, got {len(features)}. Give more images.")
     if not bool(features.isfinite().all()):
-        raise UserError("The features hold NaN or infinity, and have no neighbours. Has the network diverged?")
+        raise UserError("The features contain NaN or infinity and have no neighbours. Has the network diverged?")
     wanted = torch.tensor(list(queries))
     cosines, images = nearest_images(features, features[wanted], k=k + 1, device=features.device, chunk=_CHUNK)
     is_other = images.cpu() != wanted[:, None]

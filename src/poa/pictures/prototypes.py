@@ -20,17 +20,12 @@ SHOWN = 8
 
 
 class Members(NamedTuple):
-    """What one prototype holds.
-
-    Attributes:
-        prototype: Its number.
-        num_images: Images whose best prototype it is.
-        images: The best of them, best first.
-    """
+    """Images whose best prototype is the one of this number."""
 
     prototype: int
     num_images: int
     images: tuple[int, ...]
+    """The best of them, best first."""
 
 
 def members(
@@ -44,12 +39,6 @@ def members(
 
     An image goes to the prototype of its highest score ``projected @ prototypes.T``; equal counts and scores are
     decided by number.
-
-    Args:
-        projected: What the head makes of the class features.
-        prototypes: Of the head.
-        most: How many prototypes.
-        images: How many images of each.
     """
     scores = projected.double().cpu() @ prototypes.double().cpu().T
     best, owner = scores.max(dim=1)
@@ -64,15 +53,7 @@ def members(
 
 
 def heads_of(run: Run, size: str) -> tuple[ProjectionHead, ...]:
-    """The teacher's heads, cut for a size as its sub-network was trained with them.
-
-    Args:
-        run: With a checkpoint.
-        size: Such as ``384x12``.
-
-    Raises:
-        UserError: The run has no prototypes, or no such size.
-    """
+    """The teacher's heads, cut for a size as its sub-network was trained with them."""
     if run.config.method not in SELF_DISTILLED:
         raise UserError(f"Runs of the method {run.config.method} have no prototypes, only {', '.join(SELF_DISTILLED)}.")
     family, wanted = run.family, run.space.find(size)
