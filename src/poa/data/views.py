@@ -45,12 +45,12 @@ class Views(NamedTuple):
 
 
 class RawViews(NamedTuple):
-    """A batch as a worker makes it: crops before colour, and what was drawn for their colours; rows are as in `Views`."""
+    """A batch as a worker makes it: crops before colour, and their drawn colour parameters; rows are as in `Views`."""
 
     globals: UInt8[Tensor, "crops 3 size size"]
     locals: UInt8[Tensor, "local_crops 3 local_size local_size"]
     global_parameters: Float[Tensor, "crops parameters"]
-    """Drawn colour parameters; columns are named at the top of this file."""
+    """Columns are named at the top of this file."""
     local_parameters: Float[Tensor, "local_crops parameters"]
     masks: Bool[Tensor, "crops patches"]
     bad: tuple[int, ...]

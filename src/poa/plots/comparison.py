@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from poa.plots.figure import legend, save, style
+from poa.plots.tables import plain_table, score_cell
 
 WAYS = {
     ("poa", "images"): "one elastic run",
@@ -26,18 +26,19 @@ _MARKERS = ("D", "o", "o", "s", "s")
 
 
 class Score(NamedTuple):
-    """Accuracy in percent of a size trained in one way; fields as in ``compare.csv``.
-
-    The spread is the (sample) standard deviation over seeds; compute is that for all sizes, over the elastic run's.
-    """
+    """Accuracy of a size that was trained in one way, by one protocol, in percent over seeds."""
 
     way: str
+    """The method, such as ``poa``."""
     budget: str
+    """What is equal to that of the elastic run: ``images`` or ``compute``."""
     size: str
     protocol: str
     mean: float
     spread: float | None
+    """Standard deviation of a sample; None for one seed."""
     compute: float
+    """Operations to train all sizes, over those of the elastic run."""
 
 
 def comparison_tables(scores: Sequence[Score]) -> list[Table]:
@@ -48,7 +49,7 @@ def comparison_tables(scores: Sequence[Score]) -> list[Table]:
 def _table(scores: Sequence[Score], title: str) -> Table:
     sizes = list(dict.fromkeys(score.size for score in scores))
     best = {size: max(score.mean for score in scores if score.size == size) for size in sizes}
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left")
+    table = plain_table(title)
     table.add_column("way", no_wrap=True)
     for heading in ("compute", *sizes):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -61,8 +62,8 @@ def _table(scores: Sequence[Score], title: str) -> Table:
 
 
 def _cell(score: Score, best: float) -> Text:
-    spread = "" if score.spread is None else f" ±{score.spread:.1f}"
-    return Text(f"{score.mean:.1f}{spread}", style="bold green" if score.mean == best else "")
+    ends = None if score.spread is None else (score.mean - score.spread, score.mean + score.spread)
+    return score_cell(score.mean, best, ends=ends)
 
 
 def comparison_plot(scores: Sequence[Score], *, out: Path) -> None:
