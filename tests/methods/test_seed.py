@@ -85,7 +85,7 @@ def test_only_the_student_learns_and_all_of_it() -> None:
 
 def test_the_student_is_handed_out() -> None:
     made = method()
-    assert made.served is made.student
+    assert made.exported is made.student
 
 
 def test_checkpointing_changes_no_bit() -> None:

@@ -47,7 +47,7 @@ def test_every_parameter_of_the_student_gets_a_gradient() -> None:
     torch.stack(list(made(views(), (), temperature=0.05).values())).sum().backward()
     assert all(parameter.grad is not None for parameter in made.student.parameters())
     assert all(parameter.grad is None for parameter in made.teacher.parameters())
-    assert made.served is made.teacher
+    assert made.exported is made.teacher
 
 
 def test_it_takes_no_sizes() -> None:

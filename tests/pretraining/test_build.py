@@ -54,7 +54,7 @@ def test_crops_smaller_than_the_blur_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["poa", "single"])
-def test_settings_name_the_branch_that_is_handed_out(name: str) -> None:
+def test_settings_name_the_branch_that_is_exported(name: str) -> None:
     config = tiny.config(method=name)
     method = method_of(config, family_of(config))
-    assert method.served is method.get_submodule(config.served)
+    assert method.exported is method.get_submodule(config.exported_branch)

@@ -148,7 +148,7 @@ def test_only_moco_v2_minds_the_queue() -> None:
     for recipe in ("slimclr-simclr", "slimclr-mocov3"):
         config = resolve.resolve({**TINY, "slim": {"queue": 40}}, recipe=recipe)
         method = build.method_of(config, family_of(config))
-        assert method.served is method.get_submodule(config.served)
+        assert method.exported is method.get_submodule(config.exported_branch)
 
 
 def test_a_queue_longer_than_the_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,7 +158,7 @@ def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> tuple[list[dict[str,
     if config.method == "seed":
         torch.manual_seed(5)
         frozen = tiny.config(heads={"prototypes": [16]})
-        teacher = assemble(frozen, open_index("digits", limit=32), device=CPU).method.served.backbone
+        teacher = assemble(frozen, open_index("digits", limit=32), device=CPU).method.exported.backbone
         monkeypatch.setattr("poa.pretraining.build.teacher_of", lambda _: (teacher, teacher.num_features))
     return learn(config, assemble(config, open_index(config.data, limit=config.limit), device=CPU))
 

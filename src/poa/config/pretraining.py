@@ -30,7 +30,7 @@ Numbers = Annotated[tuple[Count, ...] | None, BeforeValidator(lambda x: (x,) if 
 SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
 SELF_DISTILLED = ("poa", "single")
-"""Methods whose heads have prototypes and whose teacher follows the student; the teacher is handed out."""
+"""Methods whose heads have prototypes and whose teacher follows the student and is exported."""
 ELASTIC = ("poa", *SLIMMABLE)
 """Methods that train all sizes of the search space; the others train its largest alone."""
 FURTHER = Parameter(group=Group("Machine and data", sort_key=1))
@@ -341,8 +341,8 @@ class Config(Settings):
     evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=10)] = EvaluationSettings()
 
     @property
-    def served(self) -> str:
-        """Branch of the method whose backbone is scored and handed out."""
+    def exported_branch(self) -> str:
+        """Branch of the method whose backbone is scored and exported."""
         return "teacher" if self.method in SELF_DISTILLED else "student"
 
     @property

@@ -45,8 +45,8 @@ class Method(nn.Module, ABC):
         """Weight of each named term of the total loss; without local crops there are no local terms."""
 
     @property
-    def served(self) -> Branch:
-        """The branch whose backbone is scored and handed out, as ``Config.served`` names it."""
+    def exported(self) -> Branch:
+        """The branch whose backbone is scored and exported, as ``Config.exported_branch`` names it."""
         return self.student
 
     @property

@@ -3,7 +3,7 @@
 Three branches learn by self-distillation. The teacher turns the global crops of a batch into targets. The intact
 student predicts them from all crops, some of their patches hidden; so does the elastic student, at every step another
 sub-network of the intact one, which also predicts the intact student's outputs for the same crops. The teacher follows
-the intact student as a moving average and is handed out: all sizes are cut from it.
+the intact student as a moving average and is exported: all sizes are cut from it.
 """
 
 import math
@@ -253,7 +253,7 @@ class POA(Method):
         return _mean(by_head)
 
     def _koleo(self, cls: Float[Tensor, "crops width"]) -> Tensor:
-        """Mean over both views; neighbours are sought among the images of this process, or of all."""
+        """Mean over both views; neighbours are looked for among the images of this process, or of all."""
         views = cls.float().chunk(2)
         if not self.losses.koleo_over_ranks:
             return (koleo(views[0]) + koleo(views[1])) / 2
@@ -272,7 +272,7 @@ class POA(Method):
         update_ema(self.teacher, self.student, momentum=momentum)
 
     @property
-    def served(self) -> Branch:
+    def exported(self) -> Branch:
         """The teacher."""
         return self.teacher
 

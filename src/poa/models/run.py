@@ -203,7 +203,7 @@ class Run:
     def teacher(self) -> Backbone:
         """The intact backbone that is evaluated and extracted: the teacher's, or the student's after SEED."""
         state = load_checkpoint(self.checkpoint)["method"]
-        prefix = f"{self.config.served}.backbone."
+        prefix = f"{self.config.exported_branch}.backbone."
         return self._intact(
             {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         )

@@ -93,7 +93,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     method = method_of(config, family, teacher=teacher)
     report = None
     if fresh and config.init is not None:
-        backbones = {branch.backbone: None for branch in (method.student, method.served)}
+        backbones = {branch.backbone: None for branch in (method.student, method.exported)}
         report = start_from(config.init, *backbones, normalisation=(views.mean, views.std))
     method = method.to(device).train()
     groups = parameter_groups(
@@ -144,7 +144,7 @@ def precision_of(config: Config, device: torch.device) -> torch.dtype:
 
 
 def workers_of(config: Config) -> int:
-    """Loader processes: as asked for, else none for tiny images, and the cores that the training leaves otherwise."""
+    """Loader processes: as set, else none for tiny images, and otherwise the cores that the training leaves."""
     if config.workers is not None:
         return config.workers
     if config.views.global_size < 96 and not torch.cuda.is_available():

@@ -33,7 +33,7 @@ class GradientDiagnosis:
         return cls({str(size): networks.plan(size) for size in deepest}, every)
 
     def measure(self, student: Branch, step: int) -> dict[str, float]:
-        """Mean norms over the weights that each width uses, and of the other weights by these; nothing between times.
+        """Mean norms over the weights that each width uses, and of the others by these; nothing at steps between.
 
         Also the two leading singular values of the gradient of the heads' last matrix, which are near each other where
         widths pull different ways.

@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows while it goes on: metrics, scores, unreadable images, times."""
+"""What a run writes and shows while it trains: metrics, scores, unreadable images, times."""
 
 import json
 import math
@@ -79,7 +79,7 @@ class Logger:
         self._seconds[activity] += time.monotonic() - began
 
     def score(self, step: int, result: StepResult) -> dict[str, float]:
-        """Score what is handed out, after so many steps, and warn of collapse."""
+        """Score the exported branch after so many steps, and warn of collapse."""
         if self._monitor is None:
             return {}
         self._scores, warnings = self._monitor.score(step, result.metrics)

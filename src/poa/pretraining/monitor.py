@@ -48,7 +48,7 @@ def take_sample(source: str, config: Config, *, labelled: bool) -> Sample:
 
 
 class Monitor:
-    """Scores the backbone that is handed out now and then."""
+    """Scores the exported branch now and then."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self._parts, self._views = parts, config.views
@@ -80,7 +80,7 @@ class Monitor:
     @torch.inference_mode()
     def _features(self, size: Size) -> Float[Tensor, "images width"]:
         parts = self._parts
-        network = self._sub_networks.bind(size, state(parts.method.served.backbone), training=False)
+        network = self._sub_networks.bind(size, state(parts.method.exported.backbone), training=False)
         rows = []
         for start in range(0, len(self._sample.images), BATCH):
             batch = self._sample.images[start : start + BATCH]
