@@ -15,8 +15,8 @@ from poa.errors import UserError, nearest
 
 HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
 HARMLESS |= {"max_bad_share", "saving", "monitor"}
-"""Settings that may change when a run is resumed: they do not alter what is learnt. Images may have moved; that they are
-the same ones is checked by their fingerprint."""
+"""Settings that may change when a run is resumed, since they do not alter what is learnt. Images may have moved: a
+fingerprint checks that they are the same."""
 
 
 def recipes() -> tuple[str, ...]:
