@@ -37,14 +37,14 @@ def pretrain(
     Args:
         recipe: Start from a shipped recipe.
         config: Start from a YAML file of settings.
-        resume: Go on with the run in ``out``, with its settings unless a recipe or file is named.
+        resume: Resume the run in ``out``, with its settings unless a recipe or file is named.
         **given: Settings by name, sections as dicts: ``data=..., out=..., epochs=10, model={"width_max": 512}``.
 
     Returns:
         The run.
 
     Raises:
-        UserError: Something given is not as it must be.
+        UserError: An argument is not valid.
     """
     from poa.config.resolve import resolve
     from poa.pretraining import launch
@@ -84,7 +84,7 @@ def evaluate(
     overwrite: bool = False,
     **settings: Any,
 ) -> "Scores":
-    """Score networks on frozen features, as ``poa evaluate`` does.
+    """Evaluate networks on frozen features, as ``poa evaluate`` does.
 
     Args:
         subject: A run or its folder; a folder that timm loads; or a timm name.
@@ -106,7 +106,7 @@ def evaluate(
         Scores in percent by network and name.
 
     Raises:
-        UserError: Something given is not as it must be.
+        UserError: An argument is not valid.
     """
     from poa.evaluation import evaluate as scoring
     from poa.evaluation.sweep import SweepOptions
@@ -121,7 +121,7 @@ def evaluate(
 
 
 def evaluate_knn(run: "Run", *, train: str, test: str, **options: Any) -> "Scores":
-    """Score sizes of a run by weighted k-NN: short for ``evaluate(run, "knn", ...)``.
+    """Evaluate sizes of a run by weighted k-NN: short for ``evaluate(run, "knn", ...)``.
 
     Args:
         run: Whose sizes.

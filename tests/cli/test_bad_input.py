@@ -178,7 +178,7 @@ MISTAKES = {
         "one size": ("--model.width-min 32 --model.depth-min 3", "only 32x3", "Lower", "--model.depth-min"),
         "image size": ("--views.global-size 15", "image size 15", "Set --views.global-size to 14 or 16"),
         "local size": ("--views.local-size 9", "image size 9", "Set --views.local-size to 8 or 10"),
-        "registers": ("--model.register-tokens 4", "--model.register-tokens says nothing to a Swin", "Leave"),
+        "registers": ("--model.register-tokens 4", "--model.register-tokens has no effect on a Swin", "Leave"),
     },
     "resnet": {
         "width": (
@@ -192,20 +192,20 @@ MISTAKES = {
         "local size": ("--views.local-size 16", "16 pixels are too small", "--views.local-size to at least 17"),
         "channels": ("--model.channels 24", "must be 16, 32, 64, 128…, got 24"),
         "drop path": ("--model.drop-path 0.1", "a ResNet is trained without drop path", "Leave it out"),
-        "heads": ("--model.head-dim 16", "--model.head-dim says nothing to a ResNet", "Leave it out"),
+        "heads": ("--model.head-dim 16", "--model.head-dim has no effect on a ResNet", "Leave it out"),
     },
     "convnext": {
         "widths": ("--model.width-min 48", "width 48 is above the largest, 32", "-min to at most 32"),
         "depths": ("--model.depth-min 4", "depth 4 is above the largest, 3", "-min to at most 3"),
         "image size": ("--views.global-size 16", "16 pixels are too", "--views.global-size to at least 32"),
         "local size": ("--views.local-size 24", "24 pixels are too", "--views.local-size to at least 32"),
-        "windows": ("--model.window-size 7", "--model.window-size says nothing to a ConvNeXt", "Leave it out"),
+        "windows": ("--model.window-size 7", "--model.window-size has no effect on a ConvNeXt", "Leave it out"),
     },
     "dinov3": {
         "width": ("--model.width-max 72", "multiples of the head dimension 16, got 72", "--model.head-dim"),
         "depths": ("--model.depth-min 4", "depth 4 is above the largest, 3", "-min to at most 3"),
         "local size": ("--views.local-size 9", "image size 9", "Set --views.local-size to 8 or 16"),
-        "MLPs": ("--model.mlp-ratio 2", "--model.mlp-ratio says nothing to a DINOv3", "Leave it out"),
+        "MLPs": ("--model.mlp-ratio 2", "--model.mlp-ratio has no effect on a DINOv3", "Leave it out"),
     },
 }
 """Of each family: what is added to the settings of its tiny run, and what is told."""

@@ -186,13 +186,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mistyped family": ({"name": "swinn"}, r"--model swinn: there is no such family.* Did you mean 'swin'\?"),
     "windows of a ViT": (
         {"name": "vit", "window_size": 7},
-        r"--model\.window-size says nothing to a ViT\. Leave it out",
+        r"--model\.window-size has no effect on a ViT\. Leave it out",
     ),
-    "stages of a ViT": ({"name": "vit", "depths": [2, 2, 6, 2]}, r"--model\.depths says nothing to a ViT"),
-    "registers of a Swin": ({"name": "swin", "register_tokens": 4}, r"--model\.register-tokens says nothing to a Swin"),
-    "heads of a ResNet": ({"name": "resnet", "head_dim": 16}, r"--model\.head-dim says nothing to a ResNet"),
-    "channels of a ConvNeXt": ({"name": "convnext", "channels": 32}, r"--model\.channels says nothing to a ConvNeXt"),
-    "SwiGLU of a DINOv3": ({"name": "dinov3", "swiglu": True}, r"--model\.swiglu says nothing to a DINOv3"),
+    "stages of a ViT": ({"name": "vit", "depths": [2, 2, 6, 2]}, r"--model\.depths has no effect on a ViT"),
+    "registers of a Swin": (
+        {"name": "swin", "register_tokens": 4},
+        r"--model\.register-tokens has no effect on a Swin",
+    ),
+    "heads of a ResNet": ({"name": "resnet", "head_dim": 16}, r"--model\.head-dim has no effect on a ResNet"),
+    "channels of a ConvNeXt": ({"name": "convnext", "channels": 32}, r"--model\.channels has no effect on a ConvNeXt"),
+    "SwiGLU of a DINOv3": ({"name": "dinov3", "swiglu": True}, r"--model\.swiglu has no effect on a DINOv3"),
     "one depth": (
         {"name": "resnet", "depth_min": 4},
         r"--model\.depth-min takes one number for each elastic stage: 2, got 1",

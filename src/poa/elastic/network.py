@@ -76,12 +76,7 @@ class SubNetworks:
 
     @torch.no_grad()
     def extract(self, size: Size, intact: nn.Module) -> nn.Module:
-        """A size as a network of its own, in evaluation mode, with copies of the cut parameters.
-
-        Args:
-            size: Which sub-network.
-            intact: The intact network.
-        """
+        """A size cut out of the intact network, as a network of its own in evaluation mode."""
         network = skeleton(lambda: self.build(size))
         parameters = self.plan(size)(dict(intact.named_parameters()))
         network.load_state_dict({name: value.clone() for name, value in parameters.items()}, strict=False, assign=True)

@@ -25,14 +25,7 @@ class Size:
 
     @classmethod
     def parse(cls, text: str) -> "Size":
-        """Read a size from its name.
-
-        Args:
-            text: Such as ``384x12``.
-
-        Raises:
-            UserError: The text is not a size.
-        """
+        """Read a size from its name, such as ``384x12``."""
         if not re.fullmatch(r"\d+x\d+(-\d+)*", text):
             raise UserError(
                 f"{text!r} is not a size. A size is WIDTHxDEPTH, such as 384x12; `poa sizes RUN` lists all."
@@ -92,11 +85,7 @@ class SearchSpace:
         return tuple(size for size, weight in zip(self.sizes, self.weights, strict=True) for _ in range(weight))
 
     def find(self, text: str) -> Size:
-        """The size of that name.
-
-        Raises:
-            UserError: The name is malformed or not in the space.
-        """
+        """The size of that name; where it is malformed or not in the space, the nearest one is suggested."""
         size = Size.parse(text)
         if size not in self.sizes:
             near = min(
@@ -106,7 +95,7 @@ class SearchSpace:
         return size
 
 
-class _Walk:
+class _Picks:
     """Picks out of a pool, pass after pass: one generator shuffles the same list again and again, as published.
 
     Picks are kept once they are made (four bytes each), since shuffles cannot be skipped.
@@ -124,21 +113,21 @@ class _Walk:
         return self._picks[place]
 
 
-_walk = lru_cache(maxsize=8)(_Walk)  # the picks are a pure function of pool, seed and place, so they may be shared
+_shared_picks = lru_cache(maxsize=8)(_Picks)  # a pure function of pool, seed and place
 
 
 @dataclass(frozen=True)
 class SubnetSchedule:
     """Which sizes the elastic student takes at a step: a pure function of (seed, step, rank).
 
-    The weighted list without its last entry is walked in shuffled order and reshuffled after each pass; process
-    ``rank`` walks its own order from seed ``seed + rank`` (POA's official training code).
+    The weighted list without its last entry is taken in shuffled order and reshuffled after each pass; process
+    ``rank`` has its own order from seed ``seed + rank`` (POA's official training code).
 
     Attributes:
         space: The search space.
         seed: Seed of the run.
         samples: Elastic students a step.
-        shared: Every rank takes the walk of rank 0.
+        shared: Every rank takes the picks of rank 0.
     """
 
     space: SearchSpace
@@ -154,12 +143,7 @@ class SubnetSchedule:
             )
 
     def __call__(self, step: int, *, rank: int = 0) -> tuple[Size, ...]:
-        """Sizes to train at a step, as many as ``samples``.
-
-        Args:
-            step: Step of the run, from 0.
-            rank: Process among all.
-        """
-        walk = _walk(len(self.space.entries) - 1, self.seed + (0 if self.shared else rank))
+        """Sizes that a process trains at a step (from 0), as many as ``samples``."""
+        picks = _shared_picks(len(self.space.entries) - 1, self.seed + (0 if self.shared else rank))
         places = range(step * self.samples, (step + 1) * self.samples)
-        return tuple(self.space.entries[walk[place]] for place in places)
+        return tuple(self.space.entries[picks[place]] for place in places)

@@ -1,6 +1,6 @@
 """Sub-networks with BatchNorm: weights are cut out of the intact network, BatchNorms are each size's own.
 
-What BatchNorm measures belongs to one width, so the intact network keeps one for each (switchable BatchNorm, Yu et al.
+Statistics of BatchNorm belong to one width, so the intact network keeps one for each (switchable BatchNorm, Yu et al.
 2019, arXiv 1812.08928; SlimCLR, arXiv 2209.15525). As everywhere, a sub-network is an ordinary smaller model.
 """
 
@@ -20,7 +20,7 @@ from poa.errors import UserError
 
 
 class Switchable(nn.ModuleList):
-    """A layer of each size, in the order of the sizes; called by itself it is that of the first, the intact network."""
+    """A layer for each size, in their order; called as it is, it is that of the first, the intact network."""
 
     def forward(self, *inputs: Any) -> Any:
         """As the intact network's layer."""
@@ -104,13 +104,8 @@ class SwitchableNetworks:
     ) -> Callable[..., Any]:
         """A size as a function: cut once, then call as often as there are inputs.
 
-        In training its BatchNorms move the running statistics that ``intact`` holds for this size, in place.
-
-        Args:
-            size: Which sub-network, also the intact one.
-            intact: Parameters and buffers of the intact network, from ``state``; gradients flow into them.
-            training: Whether BatchNorm looks at the batch.
-            dtype: Precision of the layers under autocast, see ``SlicePlan``.
+        In training its BatchNorms update the running statistics that ``intact`` holds for this size, in place.
+        Arguments as of ``SubNetworks.bind``.
         """
         sub, plan, buffers = self._get(size)
         sub.train(training)
@@ -119,12 +114,7 @@ class SwitchableNetworks:
 
     @torch.no_grad()
     def extract(self, size: Size, intact: nn.Module) -> nn.Module:
-        """A size as a network of its own, in evaluation mode, with copies of its parameters and buffers.
-
-        Args:
-            size: Which sub-network, also the intact one.
-            intact: The intact network, as :meth:`whole` makes it.
-        """
+        """A size cut out of the intact network that :meth:`whole` made, as a network of its own in evaluation mode."""
         _, plan, buffers = self._get(size)
         with torch.device("meta"):
             network = self.build(size)

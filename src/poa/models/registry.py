@@ -1,4 +1,4 @@
-"""From the name of a network and what was set about it to a family and its search space."""
+"""From the name of a network and its settings to a family and its search space."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ FAMILIES: Mapping[str, type[Family]] = {
     "slim-resnet": SlimResNet,
 }
 STAGES = 4
-"""Of every network whose maps shrink."""
+"""Number of stages of every network whose maps shrink."""
 _OF_SPACE = {"widths", "width_min", "width_max", "width_step", "depth_min", "depth_max", "depth_step", "sampling_bias"}
 _OF_TRAINING = {"name", "drop_path"}
 _NOT_SHOWN = {"window_size": "window_size", "ls_init_value": "layer_scale", "init_values": "layer_scale"}
@@ -43,15 +43,7 @@ _AS_ALWAYS = {"in_chans": (3,), "global_pool": ("avg", "token")}
 
 
 def family_of(config: Config, *, fused_attention: bool = True) -> Family:
-    """The family of backbones, and all sizes of the run.
-
-    Args:
-        config: Settings.
-        fused_attention: Use fused attention kernels.
-
-    Raises:
-        UserError: There is no such network, or widths, depths, patches and crops do not fit one another.
-    """
+    """The family of backbones and all sizes of a run; refused where widths, depths, patches and crops do not fit."""
     kind, named = describe(config.model.name)
     given = {name: value for name, value in config.model.model_dump().items() if value is not None}
     known = {field.name for field in fields(kind)}
@@ -74,12 +66,7 @@ def family_of(config: Config, *, fused_attention: bool = True) -> Family:
 
 
 def only(config: Config, size: Size) -> Config:
-    """The same settings with a size of the search space as the intact network.
-
-    Args:
-        config: Settings.
-        size: Such as ``384x12``.
-    """
+    """The same settings with a size of the search space as the intact network."""
     smaller = {"widths": None, "width_max": size.width, "depth_max": size.depths}
     return config.model_copy(update={"model": config.model.model_copy(update=smaller)})
 
@@ -92,12 +79,8 @@ def drop_path_of(model: ModelSettings) -> float:
 def describe(name: str) -> tuple[type[Family], Mapping[str, Any]]:
     """Family of a network, and its settings by the names of ``ModelSettings``.
 
-    Args:
-        name: A family, whose published network is meant; a timm model, with or without the tag of its weights; or a
-            folder that timm loads.
-
-    Raises:
-        UserError: There is no network of that name, or none that can be cut.
+    The name is a family, whose published network is meant; a timm model, with or without the tag of its weights; or a
+    folder that timm loads.
     """
     if name in FAMILIES:
         return FAMILIES[name], FAMILIES[name].published
@@ -142,15 +125,7 @@ def folder_of(name: str) -> Path:
 
 
 def model_in(folder: Path, *, flag: str) -> tuple[nn.Module, str, Mapping[str, Any]]:
-    """The timm model of a folder, in shapes only (meta device), its architecture and its arguments.
-
-    Args:
-        folder: With timm's ``config.json``.
-        flag: Where the folder was given.
-
-    Raises:
-        UserError: timm cannot build a model from what the folder says.
-    """
+    """The timm model of a folder, in shapes only (meta device), its architecture and its arguments."""
     try:
         content = json.loads((folder / "config.json").read_text())
         with torch.device("meta"):
@@ -164,14 +139,7 @@ def model_in(folder: Path, *, flag: str) -> tuple[nn.Module, str, Mapping[str, A
 
 
 def explicit(config: Config) -> Config:
-    """Settings that name an architecture where they named a folder, so that the run does not need the folder for ever.
-
-    Args:
-        config: Settings.
-
-    Raises:
-        UserError: The folder holds no network that can be cut.
-    """
+    """Settings that name an architecture instead of a folder, so that the run does not depend on the folder."""
     if not is_folder(config.model.name):
         return config
     found = dict(describe(config.model.name)[1])
@@ -184,7 +152,7 @@ def explicit(config: Config) -> Config:
 
 
 def _check_arguments(kind: type[Family], settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """See that a family builds the very model that these arguments of timm's say."""
+    """See that a family builds the same model as timm does with these arguments."""
     if not arguments:
         return
     known = {field.name for field in fields(kind)}
@@ -203,14 +171,8 @@ def _check_arguments(kind: type[Family], settings: Mapping[str, Any], arguments:
 def space_of(kind: type[Family], settings: Mapping[str, Any]) -> SearchSpace:
     """All sizes. The largest width and depth are always among them, whatever the steps.
 
-    Args:
-        kind: Family.
-        settings: At least ``depth_max``, ``depth_step``, ``sampling_bias`` and ``width_max`` or ``widths``; smallest
-            values are half of the largest where they are not given, and the step between widths is the head dimension
-            or what suits the family.
-
-    Raises:
-        UserError: A smallest value exceeds the largest, or there are too many or too few depths.
+    The smallest values are half of the largest where they are not given, and the step between widths is the head
+    dimension or what suits the family.
     """
     widths = _widths(kind, settings)
     depth_step, deepest = settings["depth_step"], settings["depth_max"]
@@ -249,6 +211,6 @@ def _check_known(given: Mapping[str, Any], known: set[str], *, kind: type[Family
     strange = sorted(given.keys() - known - _OF_SPACE - _OF_TRAINING)
     if strange:
         flags = ", ".join(f"--model.{name.replace('_', '-')}" for name in strange)
-        raise UserError(f"{flags} says nothing to a {kind.__name__}. Leave it out.")
+        raise UserError(f"{flags} has no effect on a {kind.__name__}. Leave it out.")
     if "depths" in given and len(given["depths"]) != STAGES:
         raise UserError(f"--model.depths takes {STAGES} numbers, one for each stage, got {len(given['depths'])}.")

@@ -230,14 +230,7 @@ class Run:
         return self.family.sub_networks()
 
     def network(self, size: str | Size) -> Backbone:
-        """The backbone of a size, cut out of the teacher, as a module of its own in evaluation mode.
-
-        Args:
-            size: Such as ``384x12``.
-
-        Raises:
-            UserError: The run has no such size.
-        """
+        """The backbone of a size such as ``384x12``, cut out of the teacher, as a module in evaluation mode."""
         return self._cut(size, self.teacher)
 
     def _cut(self, size: str | Size, intact: Backbone) -> Backbone:
@@ -246,14 +239,7 @@ class Run:
         return network
 
     def initial(self, size: str | Size) -> Backbone:
-        """The backbone of a size, cut out of the weights that the run began with: what cutting alone gives.
-
-        Args:
-            size: Such as ``384x12``.
-
-        Raises:
-            UserError: The run has no such size, or did not begin with trained weights.
-        """
+        """The backbone of a size, cut out of the weights that the run began with: what cutting alone gives."""
         return self._cut(size, self._start)
 
     def untrained(self, size: str | Size) -> Backbone:
