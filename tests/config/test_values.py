@@ -2,9 +2,10 @@ import re
 from typing import Annotated, Any
 
 import pytest
-from pydantic import AfterValidator, TypeAdapter
+from pydantic import TypeAdapter
 
 from poa.config.values import (
+    Ascending,
     Count,
     Natural,
     NotNegative,
@@ -13,7 +14,6 @@ from poa.config.values import (
     Share,
     ShareAboveZero,
     ShareBelowOne,
-    ascending,
     preset_of,
 )
 from poa.errors import UserError
@@ -29,7 +29,7 @@ class Example(Settings):
     layer_decay: ShareAboveZero = 1.0
     epochs: Count = 1
     seed: Natural = 0
-    scale: Annotated[tuple[Positive, Positive], AfterValidator(ascending)] = (0.5, 2.0)
+    scale: Annotated[tuple[Positive, Positive], Ascending] = (0.5, 2.0)
     limit: Count | None = None
 
     def check(self) -> None:

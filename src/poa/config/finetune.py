@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
-
 from poa.config.values import (
     NO_FLAG,
+    AreaRange,
     Count,
     Natural,
     NotNegative,
@@ -16,7 +15,6 @@ from poa.config.values import (
     Share,
     ShareAboveZero,
     ShareBelowOne,
-    ascending,
 )
 from poa.errors import UserError
 
@@ -58,7 +56,7 @@ class Finetune(Settings):
     """timm's configuration of RandAugment, such as rand-m9-mstd0.5-inc1, or none."""
     erasing: Share = 0.0
     """Probability that a box of an image is replaced by noise."""
-    crop_scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], AfterValidator(ascending)] = (0.7, 1.0)
+    crop_scale: AreaRange = (0.7, 1.0)
     """Share of an image that a crop covers, least and most; usual are 0.08 1 for large images, 0.7 1 for small ones."""
     flip: Share = 0.5
     """Probability of a mirror image; 0 for digits and letters."""

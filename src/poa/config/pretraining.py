@@ -6,6 +6,7 @@ from cyclopts import Group, Parameter
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from poa.config.values import (
+    AreaRange,
     Count,
     Natural,
     NotNegative,
@@ -14,7 +15,6 @@ from poa.config.values import (
     Share,
     ShareAboveZero,
     ShareBelowOne,
-    ascending,
 )
 from poa.errors import UserError
 
@@ -25,7 +25,6 @@ def _odd(number: int) -> int:
     return number
 
 
-AreaRange = Annotated[tuple[ShareAboveZero, ShareAboveZero], AfterValidator(ascending)]
 Numbers = Annotated[tuple[Count, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
 SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""

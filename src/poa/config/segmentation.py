@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from poa.config.values import (
     NO_FLAG,
+    Ascending,
     Count,
     Natural,
     NotNegative,
@@ -16,7 +17,6 @@ from poa.config.values import (
     Share,
     ShareAboveZero,
     ShareBelowOne,
-    ascending,
 )
 from poa.errors import UserError
 
@@ -58,7 +58,7 @@ class Segmentation(Settings):
     """Rate of stochastic depth in the last block; needs --no-frozen."""
     resize: Natural = 0
     """Shorter side of images before scaling, and in the test, in pixels; 0 leaves them."""
-    scale: Annotated[tuple[Scale, Scale], AfterValidator(ascending)] = (0.5, 2.0)
+    scale: Annotated[tuple[Scale, Scale], Ascending] = (0.5, 2.0)
     """Range of the random factor by which training images are scaled."""
     crop: Natural = 0
     """Side of training crops and test windows, in pixels; 0 for --image-size."""

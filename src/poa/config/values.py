@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from cyclopts import Parameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from poa.errors import UserError, nearest
 
@@ -19,6 +19,19 @@ ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 ShareAboveZero = Annotated[float, Field(gt=0.0, le=1.0)]
 NO_FLAG = Parameter(parse=False)
 """Marks a setting that the command line does not offer."""
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Check that the first value is not above the second, and so on."""
+    if list(values) != sorted(values):
+        raise ValueError("it should be the least value, then the greatest")
+    return values
+
+
+Ascending = AfterValidator(_ascending)
+"""Of values of which the first is the least."""
+AreaRange = Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending]
+"""Least and greatest share of the area of an image."""
 
 
 class Settings(BaseModel):
@@ -69,13 +82,6 @@ def preset_of(presets: Mapping[str, T], name: str) -> T:
     if name not in presets:
         raise UserError(f"There is no preset {name!r}. {nearest(name, presets, most=len(presets))}")
     return presets[name]
-
-
-def ascending(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Check that the first value is not above the second, and so on."""
-    if list(values) != sorted(values):
-        raise ValueError("it should be the least value, then the greatest")
-    return values
 
 
 def dotted(keys: Sequence[str | int]) -> str:

@@ -100,44 +100,33 @@ def train_epochs(
     if hooks.start is not None:
         training.load(hooks.start["training"])
         done = EpochSummary(hooks.start["epoch"], hooks.start["loss"], tuple(hooks.start["bad"]))
-    following = _Timed(batches(start_step=done.epoch * steps, num_steps=(epochs - done.epoch) * steps))
+    following = _timed(batches(start_step=done.epoch * steps, num_steps=(epochs - done.epoch) * steps))
     for epoch in range(done.epoch, epochs):
         total, bad = 0.0, set(done.bad)
         for step in range(epoch * steps, (epoch + 1) * steps):
-            batch = next(following)
+            batch, wait = next(following)
             loss = training.step(step, batch)
             total += loss
             bad.update(batch.bad)
             if hooks.advance is not None:
-                hooks.advance(batch.num_images, f"loss {loss:.3f}  data-wait {following.share:.0%}")
+                hooks.advance(batch.num_images, f"loss {loss:.3f}  data-wait {wait:.0%}")
         done = EpochSummary(epoch + 1, total / steps, tuple(sorted(bad)))
         if hooks.save is not None:
             hooks.save(done.epoch, {**done._asdict(), "bad": list(done.bad), "training": training.state()})
     return done
 
 
-class _Timed(Iterator[B]):
-    """Batches, and the share of the time that was spent waiting for them, since the first one."""
-
-    def __init__(self, batches: Iterator[B]) -> None:
-        self._batches = batches
-        self._begun: float | None = None
-        self._waited = 0.0
-
-    def __next__(self) -> B:
-        asked = time.monotonic()
-        batch = next(self._batches)
+def _timed(batches: Iterator[B]) -> Iterator[tuple[B, float]]:
+    """Batches, each with the share of the time since the first one came that was spent waiting for them."""
+    begun, waited, asked = None, 0.0, 0.0
+    for batch in batches:
         came = time.monotonic()
-        if self._begun is None:
-            self._begun = came
+        if begun is None:
+            begun = came
         else:
-            self._waited += came - asked
-        return batch
-
-    @property
-    def share(self) -> float:
-        spent = 0.0 if self._begun is None else time.monotonic() - self._begun
-        return self._waited / spent if spent else 0.0
+            waited += came - asked
+        yield batch, waited / (came - begun) if waited else 0.0
+        asked = time.monotonic()
 
 
 @dataclass(frozen=True)
