@@ -1,7 +1,8 @@
 """Draws of images: those of a step, pure functions of seed and step, and those balanced over classes."""
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
@@ -73,13 +74,13 @@ def held_out(labels: Int[Tensor, " images"], *, seed: int, one_in: int) -> Bool[
     return (places_in_class(labels, seed=seed) < -(-counts // one_in)) & (counts > 1)
 
 
-def check_per_class(per_class: int, counts: Int[Tensor, " classes"], *, classes: Int[Tensor, " classes"]) -> None:
-    """Refuse to draw more images of each class than the smallest has; ``counts`` of those ``classes`` have images."""
-    fewest = int(counts.argmin())
-    if not 0 < per_class <= int(counts[fewest]):
+def check_per_class(per_class: int, labels: Sequence[int]) -> None:
+    """Refuse to draw more images of each class than the smallest one has."""
+    smallest, fewest = min(Counter(labels).items(), key=lambda item: (item[1], item[0]))
+    if not 0 < per_class <= fewest:
         raise UserError(
-            f"{per_class} images per class are not possible: class {int(classes[fewest])} has {int(counts[fewest])} "
-            f"training images, the fewest. Ask for 1 to {int(counts[fewest])} images, or a share."
+            f"{per_class} images per class are not possible: class {smallest} has {fewest} training images, the "
+            f"fewest. Ask for 1 to {fewest} images, or a share."
         )
 
 

@@ -104,7 +104,7 @@ class FewShot(FewShotSettings, Protocol):
         if self.share is not None:
             return (self.share * counts).round().long().clamp_min(1)
         assert self.per_class is not None
-        check_per_class(self.per_class, counts, classes=classes)
+        check_per_class(self.per_class, classes[labels].tolist())
         return torch.full_like(counts, self.per_class)
 
 

@@ -171,7 +171,7 @@ def test_seed_of_the_rows() -> None:
 
 
 def test_more_images_than_the_smallest_class_has() -> None:
-    with pytest.raises(UserError, match=r"--per-class 4 is not possible: the smallest class has 3.*at most 3"):
+    with pytest.raises(UserError, match=r"4 images per class are not possible: class . has 3 .* 1 to 3 images"):
         draw_rows(np.array([0, 0, 0, 1, 1, 1, 1]), Finetune(per_class=4))
 
 

@@ -18,7 +18,7 @@ from poa.config.finetune import NO_AUGMENTATION, Finetune
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, matched_labels
 from poa.data.loader import read_or_next
-from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
+from poa.data.sampler import check_per_class, epoch_order, keyed_random, steps_per_epoch
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError
 
@@ -124,12 +124,8 @@ def draw_rows(labels: npt.NDArray[np.int64], settings: Finetune) -> npt.NDArray[
     if share is None and per_class is None:
         return np.arange(len(labels))
     counts = np.bincount(labels)
-    fewest = int(counts[counts > 0].min())
-    if per_class is not None and per_class > fewest:
-        raise UserError(
-            f"--per-class {per_class} is not possible: the smallest class has {fewest} images. "
-            f"Ask for at most {fewest}, or for a --share."
-        )
+    if per_class is not None:
+        check_per_class(per_class, labels.tolist())
     order = np.random.Generator(np.random.Philox(key=settings.seed)).permutation(len(labels))
     chosen = []
     for label in np.flatnonzero(counts):
