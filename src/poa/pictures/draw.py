@@ -14,10 +14,11 @@ from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED
 from poa.data.augment import augment, normalise
 from poa.data.index import ImageIndex, open_index, spread
-from poa.data.loader import ScoringImages, images_for_scoring
+from poa.data.loader import images_for_scoring
 from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, make_crops, sample_generator
 from poa.errors import UserError, nearest
 from poa.evaluation.quality import views_of
+from poa.files import make_folder
 from poa.models import registry
 from poa.models.run import is_run, load
 from poa.models.source import ModelSource
@@ -162,31 +163,25 @@ def _check_folder(out: Path, *, overwrite: bool) -> None:
 
 def _make(out: Path, *, overwrite: bool) -> None:
     """Make the folder without the pictures of an earlier call, so that the page and its pictures belong together."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path in [*(path for kind in KINDS for path in out.glob(f"{kind}*.png"))] if overwrite else []:
-            path.unlink()
-    except OSError as error:
-        raise UserError(f"Pictures cannot be written to {out}: {error.strerror}. Choose another --out.") from None
+    make_folder(out, content="Pictures")
+    for path in [*(path for kind in KINDS for path in out.glob(f"{kind}*.png"))] if overwrite else []:
+        path.unlink()
 
 
 def _gather(
     sources: Sequence[ModelSource], index: ImageIndex, workers: int
 ) -> tuple[tuple[int, ...], dict[str, UInt8[Tensor, "images 3 side side"]]]:
     """The numbers of the images that can be read, and all of them as the networks of each source get them."""
-    ways: dict[tuple[int, int], list[ScoringImages]] = {}
-    for source in sources:
-        size, resize = source.preprocessing.image_size, source.preprocessing.resize
-        if (size, resize) not in ways:
-            batches = images_for_scoring(index, size=size, resize=resize, batch_size=_BATCH, workers=workers)
-            ways[size, resize] = list(batches)
-    numbers = tuple(number for batch in next(iter(ways.values())) for number in batch.indices)
+    sides = {source.name: (source.preprocessing.image_size, source.preprocessing.resize) for source in sources}
+    batches = {
+        (size, resize): list(images_for_scoring(index, size=size, resize=resize, batch_size=_BATCH, workers=workers))
+        for size, resize in dict.fromkeys(sides.values())
+    }
+    numbers = tuple(number for batch in next(iter(batches.values())) for number in batch.indices)
     if not numbers:
         raise UserError(f"None of the {len(index)} images of {index.source} could be read. Check that they are images.")
-    crops = {way: torch.cat([batch.images for batch in batches]) for way, batches in ways.items()}
-    return numbers, {
-        source.name: crops[source.preprocessing.image_size, source.preprocessing.resize] for source in sources
-    }
+    crops = {both: torch.cat([batch.images for batch in read]) for both, read in batches.items()}
+    return numbers, {name: crops[both] for name, both in sides.items()}
 
 
 @torch.inference_mode()

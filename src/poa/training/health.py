@@ -46,7 +46,7 @@ def check_finite(losses: Mapping[str, Tensor | float], *, step: int) -> None:
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     raise NonFiniteLoss(
         f"Not finite at step {step}: {', '.join(found[:_MOST_NAMED])}{more}. The step was not taken and the last "
-        "checkpoint is kept. Resume it with --resume --precision fp32, or start a new run with a lower --lr."
+        "checkpoint is kept. Resume with --resume --precision fp32, or start a new run with a lower --lr."
     )
 
 
@@ -58,7 +58,7 @@ def explained_memory() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" in str(error):  # what torch says when the system has ended one
             raise UserError(
-                f"{str(error).splitlines()[0].rstrip('. ')}. Resume it with --resume and fewer --workers, or give "
+                f"{str(error).splitlines()[0].rstrip('. ')}. Resume with --resume and fewer --workers, or give "
                 "them more memory (in containers also --shm-size)."
             ) from error
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):

@@ -32,7 +32,7 @@ _RECENT_STEPS = 100
 
 
 class StepReport(NamedTuple):
-    """What there is to say about a step. ``step`` and ``epoch`` include it; ``scores`` are the latest, by name."""
+    """What is shown of a step. ``step`` and ``epoch`` count it; ``scores`` are the latest, by name."""
 
     step: int
     epoch: float
