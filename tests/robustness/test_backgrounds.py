@@ -12,8 +12,8 @@ from PIL import Image
 from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.errors import UserError
-from poa.robustness.backgrounds import MaskedImages
 from poa.robustness.conditions import Robustness
+from poa.robustness.occlusion import MaskedImages
 from seeing import SIZES, evaluate, pictures, source
 
 

@@ -247,9 +247,9 @@ def robustness(
         test_limit: Take only a class-balanced part of the test images.
         kinds: Conditions besides other backgrounds; occlusion, shuffle and corruptions by default.
     """
-    from poa.plots.robustness import curves, robustness_table
     from poa.robustness import evaluate as scoring
     from poa.robustness.conditions import Robustness
+    from poa.robustness.plots import curves, robustness_table
 
     given = settings.given()
     for kind in ("occlusion", "shuffle", "corruptions"):
@@ -286,7 +286,7 @@ def disturbances(*, images: str, out: Path, image_size: int = 224, number: int =
         number: Which of the images, from 0.
         seed: Of all that is drawn.
     """
-    from poa.robustness.sheet import show
+    from poa.robustness.plots import show
 
     Console().print(show(images, out=out, image_size=image_size, number=number, seed=seed))
     say(f"Picture: {out}")

@@ -15,9 +15,8 @@ from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError
-from poa.robustness.backgrounds import MaskedImages
 from poa.robustness.corruptions import CORRUPTIONS, check_corruptions, corrupt
-from poa.robustness.occlusion import check_grid, hide, shuffle, usual_grid
+from poa.robustness.occlusion import MaskedImages, check_grid, hide, shuffle, usual_grid
 
 GRIDS = (2, 4, 8, 14)
 """Square ones of the published grids, as far as they divide the images."""

@@ -25,10 +25,10 @@ from poa.evaluation.results import Results
 from poa.evaluation.sweep import AT_ONCE, DEFAULTS, Scorer, SweepOptions, sweep
 from poa.features.extract import Progress, extract_features, read_batches
 from poa.models.source import ModelSource
-from poa.plots.robustness import Panel
-from poa.robustness.backgrounds import MaskedImages
 from poa.robustness.conditions import Condition, ConditionBatch, Robustness, condition_batches
 from poa.robustness.corruptions import CORRUPTIONS
+from poa.robustness.occlusion import MaskedImages
+from poa.robustness.plots import Panel
 
 ROWS = 128
 """Images in one pass through a network."""

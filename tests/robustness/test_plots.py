@@ -10,9 +10,9 @@ from PIL import Image
 
 from poa.cli.evaluate import disturbances, robustness
 from poa.errors import UserError
-from poa.plots.robustness import Panel, curves, robustness_table
-from poa.robustness import evaluate, sheet
+from poa.robustness import evaluate, plots
 from poa.robustness.corruptions import CORRUPTIONS
+from poa.robustness.plots import Panel, curves, robustness_table
 from seeing import SIZES, source
 
 
@@ -109,9 +109,9 @@ def test_sheet_of_all_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_sheets_that_cannot_be(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     out = tmp_path / options.pop("out", "sheet.png")
     with pytest.raises(UserError, match=words):
-        sheet.show("digits/test", out=out, **options)
+        plots.show("digits/test", out=out, **options)
     bad = tmp_path / "images"
     bad.mkdir()
     (bad / "a.png").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"'a\.png' cannot be read"):
-        sheet.show(str(bad), out=tmp_path / "sheet.png")
+        plots.show(str(bad), out=tmp_path / "sheet.png")
