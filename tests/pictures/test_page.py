@@ -5,8 +5,7 @@ import numpy as np
 from PIL import Image
 
 from poa.pictures.page import Picture, Section, html, write
-from poa.pictures.pairs import Pair, pairs
-from poa.pictures.patches import Match
+from poa.pictures.patches import Match, Pair, pairs
 
 
 class Reader(HTMLParser):

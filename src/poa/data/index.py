@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from poa.data.archives import Archive, list_tar, list_zip
-from poa.data.digits import list_digits
 from poa.data.images import BadImage
 from poa.data.sources import (
     Entry,
@@ -30,6 +29,7 @@ from poa.data.sources import (
     Source,
     Stamp,
     folder_labels,
+    list_digits,
     list_folder,
     list_paths,
     resolve,

@@ -16,15 +16,16 @@ from poa.errors import UserError
 from poa.pictures import prototypes
 from poa.pictures.attention import Outputs, activation, grid_of, heat
 from poa.pictures.page import Picture, Section
-from poa.pictures.pairs import Pair, pairs
 from poa.pictures.patches import (
     NEIGHBOURS,
     SHOWN,
     Match,
+    Pair,
     Region,
     colours,
     matches,
     neighbours,
+    pairs,
     right_matches,
     same_point,
 )
