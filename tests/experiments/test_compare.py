@@ -14,7 +14,7 @@ import tiny
 from command import dashed, poa
 from poa.errors import UserError
 from poa.experiments import compare
-from poa.plots.comparison import Score, comparison_plot, comparison_tables
+from poa.experiments.compare import Score, comparison_plot, comparison_tables
 from poa.pretraining import loop
 from poa.pretraining.logger import read_metrics
 

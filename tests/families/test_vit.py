@@ -15,7 +15,7 @@ from poa.elastic.network import SubNetworks
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.families.vit import ViT, ViTBackbone, official_positions
-from poa.methods.heads import ProjectionHead
+from poa.methods.layers import ProjectionHead
 
 pytestmark = pytest.mark.usefixtures("same_random_numbers")
 OFFICIAL = ViT(SearchSpace.grid(range(128, 257, 64), range(3, 7)), image_size=64, resize_positions="official")

@@ -3,7 +3,7 @@ import torch
 
 from poa import distributed
 from poa.errors import UserError
-from poa.methods.queue import EmbeddingQueue
+from poa.methods.layers import EmbeddingQueue
 from processes import run_processes
 
 

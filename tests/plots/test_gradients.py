@@ -5,7 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from poa.errors import UserError
-from poa.plots.gradients import gradient_plot
+from poa.plots.sizes import gradient_plot
 
 
 def rows(*, with_values: bool) -> list[dict[str, Any]]:

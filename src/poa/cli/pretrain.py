@@ -128,7 +128,7 @@ def gradients(run: Path, /, *, out: Path | None = None) -> None:
         out: PNG file to write; RUN/gradients.png by default.
     """
     from poa.models.run import load
-    from poa.plots.gradients import gradient_plot
+    from poa.plots.sizes import gradient_plot
     from poa.pretraining.logger import read_metrics
 
     paths = load(run).paths
@@ -190,10 +190,10 @@ def compare(
         vote_limit: Take only a class-balanced part of the --train images.
     """
     resolved = resolve.resolve(flags.model_dump(exclude_unset=True), recipe=recipe, file=config)
-    from poa.experiments import compare as comparison
-    from poa.plots.comparison import comparison_tables
+    from poa.experiments.compare import compare as run_comparison
+    from poa.experiments.compare import comparison_tables
 
-    found = comparison.compare(
+    found = run_comparison(
         resolved, sizes=sizes, seeds=seeds, train_on=train, test_on=test, limit=vote_limit, console=Console(stderr=True)
     )
     for table in comparison_tables(found):

@@ -7,7 +7,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from poa.config.pretraining import Config
 from poa.data.index import open_index
@@ -22,12 +26,40 @@ from poa.experiments.plan import Approach, Plan, Training, plan
 from poa.models.registry import family_of
 from poa.models.run import Paths
 from poa.models.source import model_source
-from poa.plots.comparison import Score, comparison_plot
+from poa.plots.figure import legend, save, style
+from poa.plots.tables import plain_table, score_cell
 from poa.pretraining.loop import train
 from poa.training.checkpoint import latest_checkpoint, step_of
 
 PROTOCOLS: tuple[tuple[str, Protocol], ...] = (("top1@20", Knn()), ("top1", Linear()))
 """The scores compared, by their names, and their protocols."""
+WAYS = {
+    ("poa", "images"): "one elastic run",
+    ("single", "images"): "alone, equal images",
+    ("single", "compute"): "alone, equal compute",
+    ("seed", "images"): "SEED, equal images",
+    ("seed", "compute"): "SEED, equal compute",
+}
+"""What is compared, in the order of the rows; images or compute are equal to those of the elastic run."""
+TITLES = {"knn": "k-NN top-1 in %, 20 neighbours", "linear": "linear probe top-1 in %"}
+_COLOURS = ("#111111", "#4477aa", "#88bbdd", "#cc6677", "#eeaa88")
+_MARKERS = ("D", "o", "o", "s", "s")
+
+
+class Score(NamedTuple):
+    """Accuracy of a size that was trained in one way, by one protocol, in percent over seeds."""
+
+    way: str
+    """The method, such as ``poa``."""
+    budget: str
+    """What is equal to that of the elastic run: ``images`` or ``compute``."""
+    size: str
+    protocol: str
+    mean: float
+    spread: float | None
+    """Standard deviation of a sample; None for one seed."""
+    compute: float
+    """Operations to train all sizes, over those of the elastic run."""
 
 
 class Result(NamedTuple):
@@ -159,3 +191,59 @@ def _write(results: Sequence[Result], folder: Path) -> list[Score]:
         writer.writerows(scores)
     comparison_plot(scores, out=folder / "compare.png")
     return scores
+
+
+def comparison_tables(scores: Sequence[Score]) -> list[Table]:
+    """A table for each protocol: a row each way, a column each size, the best of a size in bold."""
+    return [_table([score for score in scores if score.protocol == name], TITLES[name]) for name in TITLES]
+
+
+def _table(scores: Sequence[Score], title: str) -> Table:
+    sizes = list(dict.fromkeys(score.size for score in scores))
+    best = {size: max(score.mean for score in scores if score.size == size) for size in sizes}
+    table = plain_table(title)
+    table.add_column("way", no_wrap=True)
+    for heading in ("compute", *sizes):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for (way, budget), name in WAYS.items():
+        row = {score.size: score for score in scores if (score.way, score.budget) == (way, budget)}
+        if row:
+            cells = [_cell(row[size], best[size]) for size in sizes]
+            table.add_row(name, f"{next(iter(row.values())).compute:.2f}", *cells)
+    return table
+
+
+def _cell(score: Score, best: float) -> Text:
+    ends = None if score.spread is None else (score.mean - score.spread, score.mean + score.spread)
+    return score_cell(score.mean, best, ends=ends)
+
+
+def comparison_plot(scores: Sequence[Score], *, out: Path) -> None:
+    """Draw the means with their spreads, a panel each protocol, the ways beside one another at each size."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(TITLES))
+    for axes, name in zip(panels, TITLES, strict=True):
+        _panel(axes, [score for score in scores if score.protocol == name])
+        style(axes, title=TITLES[name])
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend(figure, columns=3, handles=handles, labels=labels)
+    save(figure, out)
+
+
+def _panel(axes: Axes, scores: Sequence[Score]) -> None:
+    sizes = list(dict.fromkeys(score.size for score in scores))
+    for number, ((way, budget), name) in enumerate(WAYS.items()):
+        row = [score for score in scores if (score.way, score.budget) == (way, budget)]
+        axes.errorbar(
+            [sizes.index(score.size) + 0.12 * (number - (len(WAYS) - 1) / 2) for score in row],
+            [score.mean for score in row],
+            yerr=[score.spread or 0.0 for score in row],
+            fmt=_MARKERS[number],
+            color=_COLOURS[number],
+            markersize=5,
+            elinewidth=1.2,
+            capsize=2.5,
+            label=name,
+        )
+    axes.set_xticks(range(len(sizes)), sizes)
+    axes.set_xlim(-0.5, len(sizes) - 0.5)

@@ -12,8 +12,7 @@ from poa.config.pretraining import SlimSettings
 from poa.elastic.space import Size
 from poa.families.base import Family
 from poa.losses.contrastive import Similarities, batch_similarities, pair_similarities, queue_similarities
-from poa.methods.batch_norm import synced
-from poa.methods.queue import EmbeddingQueue
+from poa.methods.layers import EmbeddingQueue, synced
 from poa.methods.slimclr import Embed, Embedder, SlimCLR
 
 

@@ -31,7 +31,7 @@ from poa.losses.prototypes import (
     sinkhorn,
 )
 from poa.methods.base import Branch, Method
-from poa.methods.heads import ProjectionHead
+from poa.methods.layers import ProjectionHead
 from poa.training.schedules import update_ema
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from poa.elastic.space import Size
 from poa.families.base import Family
 from poa.losses.contrastive import similarity_distillation
 from poa.methods.base import Branch, Method
-from poa.methods.queue import EmbeddingQueue
+from poa.methods.layers import EmbeddingQueue
 
 
 class Student(Branch):

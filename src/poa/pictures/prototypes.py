@@ -10,7 +10,7 @@ from poa.elastic.plan import skeleton
 from poa.elastic.space import Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
-from poa.methods.heads import ProjectionHead
+from poa.methods.layers import ProjectionHead
 from poa.methods.poa import Network
 from poa.models.run import Run
 from poa.training.checkpoint import load_checkpoint

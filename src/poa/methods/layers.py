@@ -1,0 +1,135 @@
+"""Modules that methods share: projection heads, a queue of embeddings, and BatchNorm over all processes."""
+
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from poa import distributed
+from poa.errors import UserError
+
+
+class ProjectionHead(nn.Module):
+    """Three-layer MLP, L2 normalisation, and weight-normalised prototypes (DINO; POA, Sec. 3, multiple heads).
+
+    It computes in float32 also under autocast: early in a run features of different images hardly differ, and low
+    precision would lose the difference.
+
+    Args:
+        width: Width of the features, the only part of a head that is elastic.
+        num_prototypes: Number of prototypes.
+        hidden: Width of the hidden layers.
+        bottleneck: Width of the space in which prototypes lie.
+    """
+
+    def __init__(self, width: int, *, num_prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1))
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck))
+        for module in self.layers:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # as a bias-free linear layer starts
+
+    def forward(self, features: Float[Tensor, "rows width"]) -> Float[Tensor, "rows bottleneck"]:
+        """Features on the unit sphere."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.layers(features.to(self.weight_v.dtype)), dim=-1, eps=1e-12)
+
+    def prototypes(self) -> Float[Tensor, "prototypes bottleneck"]:
+        """Directions of the prototypes times their trained lengths; logits are features @ prototypes.T."""
+        return self.weight_g * F.normalize(self.weight_v, dim=-1, eps=1e-12)
+
+
+class EmbeddingQueue(nn.Module):
+    """The newest embeddings, the same on all processes; it starts as random unit vectors."""
+
+    rows: Tensor
+    place: Tensor
+    """Of the row that is replaced next."""
+
+    def __init__(self, length: int, width: int, *, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(length, width, generator=generator, device="cpu")
+        self.register_buffer("rows", F.normalize(rows, dim=1).to(torch.get_default_device()))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, rows: Float[Tensor, "batch width"]) -> None:
+        """Replace the oldest embeddings by those of all processes, on the unit sphere; every process brings as many.
+
+        Raises:
+            UserError: The queue is no multiple of what is put in at once.
+        """
+        gathered = distributed.gather_rows(rows.detach().to(self.rows.dtype))
+        length = len(self.rows)
+        if length % len(gathered):
+            enough = -(-length // len(gathered)) * len(gathered)
+            raise UserError(
+                f"A queue of {length} embeddings cannot be filled by {len(gathered)} at a time. "
+                f"Set the queue to a multiple of {len(gathered)}, such as {enough}."
+            )
+        start = int(self.place)
+        self.rows[start : start + len(gathered)] = gathered
+        self.place.fill_((start + len(gathered)) % length)
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def synced(network: N) -> N:
+    """Let the BatchNorms of a network, in place, measure the images of all processes; names and parameters stay."""
+    for layer in network.modules():
+        if isinstance(layer, BatchNormAct2d):
+            layer.__class__ = _SyncedAct2d
+        elif isinstance(layer, nn.BatchNorm1d):
+            layer.__class__ = _Synced1d
+    return network
+
+
+class _Synced1d(nn.BatchNorm1d):
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or distributed.world_size() == 1:
+            return super().forward(input)
+        return _normalised(self, input)
+
+
+class _SyncedAct2d(BatchNormAct2d):  # type: ignore[misc]  # timm is untyped
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or distributed.world_size() == 1:
+            normalised: Tensor = super().forward(x)
+            return normalised
+        acted: Tensor = self.act(self.drop(_normalised(self, x)))
+        return acted
+
+
+def _normalised(layer: _BatchNorm, x: Tensor) -> Tensor:
+    """As torch does on one process, in float32: two passes, and the unbiased variance among the running statistics."""
+    values = x.float()
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    count = values.numel() // values.shape[1] * distributed.world_size()  # every process has as many images
+    mean = distributed.differentiable_sum(values.sum(axes)) / count
+    centred = values - mean.view(shape)
+    variance = distributed.differentiable_sum(centred.square().sum(axes)) / count
+    with torch.no_grad():
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        assert layer.num_batches_tracked is not None
+        assert layer.momentum is not None
+        layer.num_batches_tracked += 1
+        layer.running_mean.lerp_(mean, layer.momentum)
+        layer.running_var.lerp_(variance * (count / max(count - 1, 1)), layer.momentum)
+    out = centred * torch.rsqrt(variance + layer.eps).view(shape)
+    if layer.affine:
+        out = out * layer.weight.view(shape) + layer.bias.view(shape)
+    return out.to(x.dtype)
