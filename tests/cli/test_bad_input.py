@@ -8,7 +8,7 @@ import yaml
 
 import tiny
 from command import dashed, poa, tiny_file
-from complaints import TRAIN, picture, refused, truncate
+from refusals import TRAIN, picture, refused, truncate
 
 KNN = "evaluate knn run --train digits/train --test digits/test"
 LINEAR, FEW, RETRIEVAL = (KNN.replace("knn", name) for name in ("linear", "few-shot", "retrieval"))
@@ -25,7 +25,7 @@ REFUSED = {
     "too few numbers": ("pretrain --views.mean 1 2", "--views.mean requires 3", "got 2"),
     # settings, one by one
     "type": ("pretrain --epochs many", "epochs cannot be 'many'", "valid integer"),
-    "range": ("pretrain --epochs 0", "epochs cannot be '0'", "greater than 0"),
+    "range": ("pretrain --epochs 0", "epochs cannot be '0'", "greater than or equal to 1"),
     "share": ("pretrain --views.flip 1.5", "views.flip cannot be '1.5'", "less than or equal to 1"),
     "choice": ("pretrain --precision fp23", "precision cannot be 'fp23'", "Did you mean 'fp32'?"),
     "temperature 0": (

@@ -13,12 +13,12 @@ from torch import nn
 import poa
 import tiny
 from command import poa as command
-from complaints import truncate
 from poa.config import resolve
 from poa.errors import UserError
 from poa.models import weights
 from poa.models.registry import describe, family_of
 from poa.models.weights import read
+from refusals import truncate
 from trained import made, randomise, saved, started, unreachable, written
 
 

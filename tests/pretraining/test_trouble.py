@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from command import STEPS, poa, tiny_file
-from complaints import TRAIN, picture, refused, truncate
 from poa.errors import UserError
 from poa.pretraining import loop
 from poa.pretraining.logger import MetricsLog
 from poa.training import checkpoint
+from refusals import TRAIN, picture, refused, truncate
 
 
 @pytest.fixture

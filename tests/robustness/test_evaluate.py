@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.scored import scored
+from pixel_features import MEAN, SIZES, STD, evaluate, make_network, pictures, source
 from poa.data.augment import normalise
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import images_for_scoring
@@ -23,7 +24,6 @@ from poa.robustness import evaluate as robustness
 from poa.robustness.conditions import Robustness
 from poa.robustness.corruptions import CORRUPTIONS, corrupt
 from poa.robustness.occlusion import hide, shuffle
-from seeing import MEAN, SIZES, STD, evaluate, make_network, pictures, source
 
 CONDITIONS = ("clean", "occlusion 0.25", "occlusion 0.5", "shuffle 2x2", "fog 2", "fog 5", "jpeg 2", "jpeg 5")
 

@@ -8,12 +8,12 @@ import pytest
 from cyclopts import App
 from PIL import Image
 
+from pixel_features import SIZES, source
 from poa.cli.evaluate import disturbances, robustness
 from poa.errors import UserError
 from poa.robustness import evaluate, plots
 from poa.robustness.corruptions import CORRUPTIONS
 from poa.robustness.plots import Panel, curves, robustness_table
-from seeing import SIZES, source
 
 
 def sides(path: Path) -> tuple[int, int]:

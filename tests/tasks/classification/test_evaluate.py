@@ -256,7 +256,7 @@ def test_wrong_requests(tmp_path: Path) -> None:
         ({"name": "a/b"}, "without slashes, got 'a/b'"),
         ({"sizes": "64x1"}, "64x1"),
         ({"limit": 15}, "batch of 16 images is larger than the whole set of 15"),
-        ({"settings": SETTINGS.changed(per_class=9)}, "--per-class 9 is not possible"),
+        ({"settings": SETTINGS.changed(per_class=9)}, "9 images per class are not possible"),
         ({"settings": SETTINGS.changed(share=0.01)}, "batch of 16 images is larger than the whole set of 10"),
         ({"settings": SETTINGS.changed(rand_augment="nonsense")}, "--rand-augment nonsense"),
         ({"train": folder(tmp_path / "flat", classes=(".",)), "limit": None}, "flat have no labels"),
