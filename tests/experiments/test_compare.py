@@ -1,10 +1,11 @@
-"""One elastic run against its rivals, from the command to the table."""
+"""One elastic run against its baselines, from the command to the table."""
 
 import csv
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -29,16 +30,36 @@ def words(folder: Path, out: Path, *, seeds: str = "0 1") -> list[str]:
     return ["compare", *given.split()]
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+class Done(NamedTuple):
     """A comparison of two sizes with two seeds; every training takes two steps."""
+
+    folder: Path
+    first_status: int
+    trained: Sequence[bool]
+    """Whether each training resumed another, in their order."""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """It was stopped before its second training, and finished by the same command."""
     folder = tmp_path_factory.mktemp("compare")
-    assert poa(*words(folder, folder / "all")) == 0
-    return folder
+    trained: list[bool] = []
+
+    def until_the_second(config: Any, *, resume: bool, **options: Any) -> Any:
+        trained.append(resume)
+        if len(trained) == 2:
+            raise UserError("stopped here")
+        return loop.train(config, resume=resume, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "train", until_the_second)
+        first_status = poa(*words(folder, folder / "all"))
+        assert poa(*words(folder, folder / "all")) == 0
+    return Done(folder, first_status, trained)
 
 
-def test_everything_is_trained_scored_and_written(done: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO((done / "all/compare.csv").read_text())))
+def test_everything_is_trained_scored_and_written(done: Done) -> None:
+    rows = list(csv.DictReader(io.StringIO((done.folder / "all/compare.csv").read_text())))
     assert {(row["way"], row["budget"]) for row in rows} == {
         ("poa", "images"),
         ("poa", "compute"),
@@ -47,17 +68,17 @@ def test_everything_is_trained_scored_and_written(done: Path) -> None:
         ("seed", "images"),
         ("seed", "compute"),
     }
-    results = json.loads((done / "all/compare.json").read_text())
+    results = json.loads((done.folder / "all/compare.json").read_text())
     assert len(results) == len(rows) == 6 * 2 * 2
     for row, result in zip(rows, results, strict=True):
         assert len(result["values"]) == 2
         assert float(row["mean"]) == pytest.approx(sum(result["values"]) / 2)
         assert float(row["spread"]) == pytest.approx(abs(result["values"][0] - result["values"][1]) / 2**0.5)
-    assert (done / "all/compare.png").stat().st_size > 10_000
+    assert (done.folder / "all/compare.png").stat().st_size > 10_000
 
 
-def test_values_are_those_of_the_runs(done: Path) -> None:
-    results = json.loads((done / "all/compare.json").read_text())
+def test_values_are_those_of_the_runs(done: Done) -> None:
+    results = json.loads((done.folder / "all/compare.json").read_text())
     for protocol, score in (("knn", "top1@20"), ("linear", "top1")):
         (elastic,) = [
             each
@@ -65,15 +86,15 @@ def test_values_are_those_of_the_runs(done: Path) -> None:
             if (each["way"], each["budget"], each["size"], each["protocol"]) == ("poa", "images", "32x2", protocol)
         ]
         for seed in (0, 1):
-            content = json.loads((done / f"all/seed{seed}/poa/eval/{protocol}/{protocol}.json").read_text())
+            content = json.loads((done.folder / f"all/seed{seed}/poa/eval/{protocol}/{protocol}.json").read_text())
             assert elastic["values"][seed] == content["scores"]["32x2"][score]
 
 
 def test_the_same_command_again_trains_nothing(
-    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert poa(*words(done, done / "all")) == 0
+    assert poa(*words(done.folder, done.folder / "all")) == 0
     said = capsys.readouterr()
     assert "one elastic run" in said.out
     assert "SEED, equal compute" in said.out
@@ -81,27 +102,13 @@ def test_the_same_command_again_trains_nothing(
     assert "of the compute done" in said.err
 
 
-def test_it_goes_on_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The second training is stopped after a step; the same command finishes it."""
-    given = words(tmp_path, tmp_path / "all", seeds="0")
-    trained: list[str] = []
-
-    def until_the_second(config: object, **options: object) -> object:
-        trained.append(str(options["resume"]))
-        if len(trained) == 2:
-            raise UserError("stopped here")
-        return loop.train(config, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(compare, "train", until_the_second)
-    assert poa(*given) == 2
-    assert "stopped here" in capsys.readouterr().err
-    assert poa(*given) == 0
-    folders = sorted(path.name for path in (tmp_path / "all/seed0").iterdir())
-    assert folders[0] == "poa"
-    assert all(len(read_metrics(tmp_path / "all/seed0" / name / "metrics.jsonl")) >= 2 for name in folders)
-    assert len(trained) == 1 + len(folders)
+def test_it_goes_on_where_it_was_stopped(done: Done) -> None:
+    """Each training but the second, which was stopped, was begun once."""
+    assert done.first_status == 2
+    folders = sorted(done.folder.glob("all/seed*/*/metrics.jsonl"))
+    assert all(len(read_metrics(metrics)) >= 2 for metrics in folders)
+    assert len(done.trained) == 1 + len(folders)
+    assert not any(done.trained)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The demo, shortened: every stage of it, on the real embedded digits."""
+"""The demo, shortened: every stage of it, scored on a part of the embedded digits."""
 
 from pathlib import Path
 
@@ -6,10 +6,28 @@ import pytest
 import timm
 
 from poa.cli import main
+from poa.data.index import open_index
+from poa.experiments import demo
 
 
-def test_demo_trains_scores_extracts_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def some_digits(name: str, folder: Path) -> str:
+    """Six images of each class, as a folder."""
+    index = open_index(name, limit=60)
+    for number in range(len(index)):
+        path = folder / index.name(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(index.read(number))
+    return str(folder)
+
+
+def test_demo_trains_scores_extracts_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "demo"
+    for name in ("TRAIN", "TEST"):
+        monkeypatch.setattr(demo, name, some_digits(getattr(demo, name), tmp_path / name))
+    resolve = demo.resolve.resolve
+    monkeypatch.setattr(demo.resolve, "resolve", lambda given, **rest: resolve({**given, "limit": 128}, **rest))
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--out", str(out), "--epochs", "1"])
     assert not ended.value.code

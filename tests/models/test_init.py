@@ -35,11 +35,11 @@ def losses(run: Run) -> list[float]:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_run_goes_on_from_an_extracted_folder_and_outlives_it(family: str, tmp_path: Path) -> None:
-    first = poa.pretrain(**tiny.settings(family, out=tmp_path / "first", epochs=1))
+    first = poa.pretrain(**tiny.settings(family, out=tmp_path / "first", epochs=1, limit=16))
     model = first.extract(first.sizes()[-1], out=tmp_path / "model")
     given = timm.create_model(f"local-dir:{model}", pretrained=True).state_dict()
     whole = tmp_path / "whole"
-    second = poa.pretrain(**from_folder(family, str(model), out=whole))
+    second = poa.pretrain(**from_folder(family, str(model), out=whole, limit=32))
     assert second.config.model.name == describe(str(model))[1]["architecture"]
     assert second.family.arguments(second.space.intact) == first.family.arguments(first.space.intact)
     assert_same(second.initial(second.space.intact).model.state_dict(), given)
