@@ -26,8 +26,8 @@ def test_demo_trains_scores_extracts_and_draws(
     out = tmp_path / "demo"
     for name in ("TRAIN", "TEST"):
         monkeypatch.setattr(demo, name, some_digits(getattr(demo, name), tmp_path / name))
-    resolve = demo.resolve.resolve
-    monkeypatch.setattr(demo.resolve, "resolve", lambda given, **rest: resolve({**given, "limit": 128}, **rest))
+    train = demo.train
+    monkeypatch.setattr(demo, "train", lambda config, **rest: train(config.model_copy(update={"limit": 128}), **rest))
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--out", str(out), "--epochs", "1"])
     assert not ended.value.code
