@@ -13,6 +13,7 @@ from rich.console import Console
 
 import tiny
 from command import dashed, poa
+from experiments.some_digits import some_digits
 from poa.errors import UserError
 from poa.experiments import compare
 from poa.experiments.compare import Score, comparison_plot, comparison_tables
@@ -26,7 +27,8 @@ GIVEN = {"data": TRAIN, "limit": 32, "epochs": 1, "heads": {"prototypes": [16]}}
 def words(folder: Path, out: Path, *, seeds: str = "0 1") -> list[str]:
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(dashed(tiny.settings(**GIVEN))))
-    given = f"--config {file} --out {out} --sizes 32x2 --seeds {seeds} --train {TRAIN} --test {TEST} --vote-limit 60"
+    test = some_digits(TEST, folder / "test")
+    given = f"--config {file} --out {out} --sizes 32x2 --seeds {seeds} --train {TRAIN} --test {test} --vote-limit 60"
     return ["compare", *given.split()]
 
 

@@ -5,19 +5,9 @@ from pathlib import Path
 import pytest
 import timm
 
+from experiments.some_digits import some_digits
 from poa.cli import main
-from poa.data.index import open_index
 from poa.experiments import demo
-
-
-def some_digits(name: str, folder: Path) -> str:
-    """Six images of each class, as a folder."""
-    index = open_index(name, limit=60)
-    for number in range(len(index)):
-        path = folder / index.name(number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(index.read(number))
-    return str(folder)
 
 
 def test_demo_trains_scores_extracts_and_draws(

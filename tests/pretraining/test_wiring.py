@@ -1,4 +1,4 @@
-"""Every setting acts: a run of four steps with another value of it learns something else.
+"""Every setting acts: a run of three steps with another value of it learns something else.
 
 Functions are tested where they stand; here it is what the settings hand to them. A setting that is not passed on, or a
 new one without a row, fails.
@@ -26,7 +26,7 @@ from poa.data.loader import batches
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import train_step
 
-STEPS = 4
+STEPS = 3
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
     "limit": 32,
