@@ -29,7 +29,8 @@ from poa.pretraining.step import train_step
 STEPS = 3
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
-    "limit": 32,
+    "limit": 16,
+    "batch_size": 8,
     "epochs": 3,
     "views": {"num_locals": 1, "solarize_probability": 0.5, "grey_probability": 0.5},
     "losses": {"teacher_temperature_epochs": 1.5},
@@ -49,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "seed": {"distill": {"queue": 32}},
 }
 POA: dict[str, Any] = {
-    "batch_size": 8,
+    "batch_size": 16,
     "lr": 0.01,
     "seed": 1,
     "accumulate": 2,
@@ -158,7 +159,7 @@ def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> tuple[list[dict[str,
     if config.method == "seed":
         torch.manual_seed(5)
         frozen = tiny.config(heads={"prototypes": [16]})
-        teacher = assemble(frozen, open_index("digits", limit=32), device=CPU).method.exported.backbone
+        teacher = assemble(frozen, open_index("digits", limit=16), device=CPU).method.exported.backbone
         monkeypatch.setattr("poa.pretraining.build.teacher_of", lambda _: (teacher, teacher.num_features))
     return learn(config, assemble(config, open_index(config.data, limit=config.limit), device=CPU))
 
