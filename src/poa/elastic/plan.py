@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +125,26 @@ def even_blocks(full: int, kept: int) -> tuple[int, ...]:
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a model without parameter storage; its structure and its buffers are real.
 
+    Matrices move to the meta device as soon as a module has them, before their initial values are drawn; vectors, which
+    are cheap, follow when the model is complete, since timm makes a Swin's masks on the device of a norm's scale.
+
     Args:
-        build: Makes the model on the current default device.
+        build: Makes the model.
     """
-    with torch.device("meta"):
+    hook: Any = matrix_without_storage  # torch's annotation forgets that a hook may return another parameter
+    with register_module_parameter_registration_hook(hook), torch.random.fork_rng(devices=[]):
         model = build()
-    if not any(buffer.is_meta for buffer in model.buffers()):
-        return model
-    with torch.random.fork_rng(devices=[]):  # a skeleton made later must not change the run's random numbers
-        model = build()  # buffers (index tables, masks) hold values, which the meta device cannot
     for module in model.modules():
-        for name, param in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(param.to("meta"), requires_grad=param.requires_grad))
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, without_storage(parameter))
     return model
+
+
+def matrix_without_storage(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter, on the meta device if it has more than one axis."""
+    return without_storage(parameter) if parameter.ndim > 1 else parameter
+
+
+def without_storage(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter on the meta device."""
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
