@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,15 +10,18 @@ from poa.errors import UserError
 from poa.losses.slimmable import (
     ONLINE,
     USUAL_TEMPERATURES,
+    WEIGHTINGS,
     atkd,
     dkd,
     kl_divergence,
     mean_squared_error,
     online_distillation,
     soft_cross_entropy,
+    width_weights,
 )
 from reference.losses import softmax
 
+FOUR = (1.0, 0.75, 0.5, 0.25)
 STUDENT = torch.tensor([[0.9, 0.1, -0.2, 0.3], [0.2, 0.4, 0.1, -0.5]])
 TEACHER = torch.tensor([[0.8, 0.0, -0.1, 0.2], [0.5, 0.3, -0.2, -0.4]])
 FIRST = torch.zeros(2, dtype=torch.int64)
@@ -134,3 +137,49 @@ def test_a_temperature_is_passed_on() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(UserError, match=r"no online distillation 'atk'\. Did you mean 'atkd'\?"):
         online_distillation("atk", LOGITS, OTHERS, POSITIVES)
+
+
+# ---- weights of widths -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [
+        ("even", (1, 1, 1, 1)),
+        ("share", (0.4, 0.3, 0.2, 0.1)),
+        ("width", (1, 0.75, 0.5, 0.25)),
+        ("scaled-width", (1.6, 1.2, 0.8, 0.4)),
+        ("full", (2.5, 1, 1, 1)),
+        ("cumulative", (1.538, 1.077, 0.769, 0.615)),
+        ("full-next", (1.75, 1, 1, 1)),
+    ],
+)
+def test_weights_official_values(weighting: str, expected: Sequence[float]) -> None:
+    assert width_weights(FOUR, weighting=weighting) == pytest.approx(expected, abs=5e-4)
+
+
+def test_all_weightings_are_tested_and_the_published_one_is_usual() -> None:
+    assert [*WEIGHTINGS] == ["even", "share", "width", "scaled-width", "full", "cumulative", "full-next"]
+    assert width_weights(FOUR) == width_weights(FOUR, weighting="full")
+
+
+def test_other_widths() -> None:
+    assert width_weights((1.0, 0.5, 0.25)) == (1.75, 1.0, 1.0)
+    assert width_weights((1.0, 0.5, 0.25), weighting="share") == (0.571, 0.286, 0.143)  # to three decimals
+    assert sum(width_weights((1.0, 0.6, 0.1), weighting="cumulative")) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_a_single_width(weighting: str) -> None:
+    assert width_weights((1.0,), weighting=weighting) == (1.0,)
+
+
+@pytest.mark.parametrize("widths", [(), (0.5, 1.0), (1.0, 0.5, 0.5), (0.75, 0.5), (1.0, 0.5, 0.0), (1.0, float("nan"))])
+def test_widths_fall_from_one(widths: Sequence[float]) -> None:
+    with pytest.raises(UserError, match=r"in descending order from 1, such as 1, 0\.75.*Put the full width first"):
+        width_weights(widths)
+
+
+def test_unknown_weighting() -> None:
+    with pytest.raises(UserError, match=r"no weighting 'ful' of widths\. Did you mean 'full'\?"):
+        width_weights(FOUR, weighting="ful")

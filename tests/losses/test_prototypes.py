@@ -1,0 +1,317 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from conformance import filler
+from poa.distributed import rank
+from poa.losses.prototypes import (
+    MovingAverageCenter,
+    cross_entropy,
+    koleo,
+    local_cross_view,
+    mask_weights,
+    masked_patch_loss,
+    prototype_logits,
+    same_view,
+    sinkhorn,
+)
+from processes import run_processes
+from reference import losses as reference
+
+PROTOTYPES = filler((7, 5), 3)
+ROWS = filler((9, 5), 4)
+BATCH, NUM_CROPS = 3, 4
+TARGETS = filler((2 * BATCH, 7), 4).mul(3).softmax(1)
+FEATURES = filler((2 * BATCH, 5), 5)
+LOCALS = filler((NUM_CROPS * BATCH, 5), 6)
+MASKS = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0]], dtype=torch.bool)
+POINTS = filler((8, 3), 3)
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------------
+
+
+def test_sinkhorn_official_values() -> None:
+    """Row 0 for logits u(k, 1), computed by the official module."""
+    targets = sinkhorn(filler((4, 6), 1).float(), torch.eye(6), temperature=0.07)
+    expected = torch.tensor([0.000009, 0.430074, 0.007684, 0.005081, 0.072818, 0.484334])
+    torch.testing.assert_close(targets[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_iterations", [1, 3])
+@pytest.mark.parametrize("temperature", [0.04, 0.5])
+def test_sinkhorn_equals_loops(temperature: float, num_iterations: int) -> None:
+    targets = sinkhorn(ROWS, PROTOTYPES, temperature=temperature, num_iterations=num_iterations)
+    expected = reference.sinkhorn(ROWS.tolist(), PROTOTYPES.tolist(), temperature, num_iterations)
+    torch.testing.assert_close(targets, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_sinkhorn_by_hand() -> None:
+    """Both samples prefer prototype 0; with weights (2, 1) and (4, 1) one round gives these fractions."""
+    logits = torch.tensor([[2.0, 1.0], [4.0, 1.0]], dtype=torch.float64).log()
+    targets = sinkhorn(logits, torch.eye(2, dtype=torch.float64), temperature=1.0, num_iterations=1)
+    torch.testing.assert_close(targets, torch.tensor([[2 / 5, 3 / 5], [4 / 7, 3 / 7]], dtype=torch.float64))
+
+
+def test_sinkhorn_uses_prototypes_equally() -> None:
+    targets = sinkhorn(ROWS, PROTOTYPES, temperature=0.2, num_iterations=50)
+    torch.testing.assert_close(targets.sum(1), torch.ones(9, dtype=torch.float64))
+    torch.testing.assert_close(targets.sum(0), torch.full((7,), 9 / 7, dtype=torch.float64))
+
+
+def test_sinkhorn_survives_large_logits() -> None:
+    targets = sinkhorn(ROWS.float(), 1e4 * PROTOTYPES.float(), temperature=0.04)
+    assert targets.isfinite().all()
+    torch.testing.assert_close(targets.sum(1), torch.ones(9))
+
+
+def test_targets_without_rows() -> None:
+    assert sinkhorn(ROWS[:0], PROTOTYPES, temperature=0.1).shape == (0, 7)
+    center = MovingAverageCenter(7)
+    center.update(ROWS, PROTOTYPES)
+    before = center.center.clone()
+    center.update(ROWS[:0], PROTOTYPES)
+    assert torch.equal(center.center, before)
+
+
+def test_targets_have_no_gradient() -> None:
+    rows = ROWS.clone().requires_grad_()
+    assert not sinkhorn(rows, PROTOTYPES, temperature=0.1).requires_grad
+    assert not MovingAverageCenter(7)(rows, PROTOTYPES, temperature=0.1).requires_grad
+
+
+def test_targets_are_float32_under_autocast() -> None:
+    rows, prototypes = ROWS.bfloat16(), PROTOTYPES.float()
+    expected = sinkhorn(rows.float(), prototypes, temperature=0.04)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        targets = sinkhorn(rows, prototypes, temperature=0.04)
+        logits = prototype_logits(rows, prototypes, temperature=0.04)
+    assert torch.equal(targets, expected)
+    assert logits.dtype == torch.float32
+
+
+def test_center_by_hand() -> None:
+    center = MovingAverageCenter(2, momentum=0.9)
+    prototypes = torch.eye(2)
+    center.update(torch.tensor([[1.0, 0.0], [3.0, 1.0]]), prototypes)  # mean logits 2 and 0.5
+    torch.testing.assert_close(center.center, torch.tensor([0.2, 0.05]))
+    center.update(torch.tensor([[1.0, 0.0]]), prototypes)
+    torch.testing.assert_close(center.center, torch.tensor([0.28, 0.045]))
+    targets = center(torch.tensor([[1.0, 0.0]]), prototypes, temperature=0.5)
+    torch.testing.assert_close(targets, torch.tensor([[0.72, -0.045]]).div(0.5).softmax(1))
+
+
+def test_center_is_saved() -> None:
+    center = MovingAverageCenter(7)
+    center.update(ROWS, PROTOTYPES)
+    other = MovingAverageCenter(7)
+    other.load_state_dict(center.state_dict())
+    assert torch.equal(other.center, center.center)
+    assert other.center.any()
+
+
+def _on_two_processes(split: int) -> tuple[Tensor, Tensor]:
+    """Targets of this process's part of the rows, and the centre; the first ``split`` rows belong to process 0."""
+    rows = ROWS[:split] if rank() == 0 else ROWS[split:]
+    center = MovingAverageCenter(7)
+    center.update(rows, PROTOTYPES)
+    return sinkhorn(rows, PROTOTYPES, temperature=0.07), center.center
+
+
+@pytest.mark.parametrize("split", [3, 0])
+def test_two_processes_equal_one(split: int) -> None:
+    expected = sinkhorn(ROWS, PROTOTYPES, temperature=0.07)
+    (first, center), (second, other_center) = run_processes(_on_two_processes, 2, split)
+    assert len(first) == split
+    torch.testing.assert_close(torch.cat([first, second]), expected)
+    assert torch.equal(center, other_center)
+    torch.testing.assert_close(center, 0.1 * (ROWS @ PROTOTYPES.T).mean(0).float())
+
+
+# ---- cross-entropies -------------------------------------------------------------------------------------------------
+
+
+def test_cross_entropy_official_values() -> None:
+    """Teacher logits u(k, 1) and student logits 2 u(k, 2) through the official modules."""
+    teacher, student, identity = filler((4, 6), 1).float(), 2 * filler((4, 6), 2).float(), torch.eye(6)
+    targets = sinkhorn(teacher, identity, temperature=0.07)
+    assert cross_entropy(targets, student, identity).item() == pytest.approx(6.293155, abs=2e-6)
+    assert same_view(teacher, identity, student, identity).item() == pytest.approx(6.132838, abs=2e-6)
+
+
+def test_cross_entropy_by_hand() -> None:
+    """Probabilities 3/4 and 1/4 against one certain and one even target."""
+    features = torch.tensor([[math.log(3.0), 0.0]]).expand(2, 2)
+    targets = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    rows = [math.log(4), 0.5 * math.log(4 / 3) + 0.5 * math.log(4)]
+    loss = cross_entropy(targets, features, torch.eye(2), temperature=1.0)
+    assert loss.item() == pytest.approx(sum(rows) / 2)
+    weights = torch.tensor([2.0, 3.0])
+    loss = cross_entropy(targets, features, torch.eye(2), temperature=1.0, weights=weights)
+    assert loss.item() == pytest.approx(2 * rows[0] + 3 * rows[1])
+
+
+def test_cross_entropy_equals_loops() -> None:
+    rows = reference.cross_entropies(TARGETS.tolist(), FEATURES.tolist(), PROTOTYPES.tolist())
+    weights = filler(2 * BATCH, 8)
+    assert cross_entropy(TARGETS, FEATURES, PROTOTYPES).item() == pytest.approx(sum(rows) / len(rows))
+    weighted = cross_entropy(TARGETS, FEATURES, PROTOTYPES, weights=weights)
+    assert weighted.item() == pytest.approx(reference.dot(weights.tolist(), rows))
+
+
+def test_local_cross_view_equals_loops() -> None:
+    expected = reference.local_cross_view(TARGETS.tolist(), LOCALS.tolist(), PROTOTYPES.tolist(), BATCH)
+    assert local_cross_view(TARGETS, LOCALS, PROTOTYPES).item() == pytest.approx(expected)
+
+
+def test_masked_patches_equal_loops() -> None:
+    targets, features = filler((6, 7), 9).softmax(1), filler((6, 5), 10)
+    expected = reference.masked_patch_loss(targets.tolist(), features.tolist(), PROTOTYPES.tolist(), MASKS.tolist())
+    loss = masked_patch_loss(targets, features, PROTOTYPES, weights=mask_weights(MASKS), num_images=len(MASKS))
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_mask_weights_by_hand() -> None:
+    torch.testing.assert_close(mask_weights(MASKS), torch.tensor([1 / 3, 1 / 3, 1 / 3, 1, 1 / 2, 1 / 2]))
+    assert mask_weights(torch.zeros(2, 4, dtype=torch.bool)).shape == (0,)
+
+
+def test_same_view_teaches_in_one_direction() -> None:
+    inputs = [tensor.clone().requires_grad_() for tensor in (FEATURES, PROTOTYPES, FEATURES + 0.1, PROTOTYPES)]
+    same_view(*inputs).backward()
+    assert inputs[0].grad is None
+    assert inputs[1].grad is None
+    assert inputs[2].grad is not None
+    assert inputs[3].grad is not None
+
+
+def test_same_view_is_minimal_at_the_teacher() -> None:
+    features = FEATURES.clone().requires_grad_()
+    same_view(FEATURES, PROTOTYPES, features, PROTOTYPES, teacher_temperature=0.2, temperature=0.2).backward()
+    torch.testing.assert_close(features.grad, torch.zeros_like(features))
+
+
+def test_gradients_of_cross_entropies() -> None:
+    features, prototypes = LOCALS.clone().requires_grad_(), PROTOTYPES.clone().requires_grad_()
+    weights = filler(2 * BATCH, 8)
+    rows = slice(0, 2 * BATCH)
+    assert torch.autograd.gradcheck(lambda f, p: cross_entropy(TARGETS, f[rows], p), (features, prototypes))
+    assert torch.autograd.gradcheck(
+        lambda f, p: cross_entropy(TARGETS, f[rows], p, weights=weights), (features, prototypes)
+    )
+    assert torch.autograd.gradcheck(lambda f, p: local_cross_view(TARGETS, f, p), (features, prototypes))
+
+
+def _without_rows(features: Tensor, prototypes: Tensor) -> list[Tensor]:
+    none = TARGETS[:0]
+    return [
+        cross_entropy(none, features, prototypes),
+        local_cross_view(TARGETS, features, prototypes),
+        masked_patch_loss(none, features, prototypes, weights=none[:, 0], num_images=4),
+    ]
+
+
+def test_cross_entropies_without_rows_are_zero_and_connected() -> None:
+    for index in range(3):
+        features, prototypes = LOCALS[:0].clone().requires_grad_(), PROTOTYPES.clone().requires_grad_()
+        loss = _without_rows(features, prototypes)[index]
+        loss.backward()
+        assert loss.item() == 0
+        assert features.grad is not None
+        assert prototypes.grad is not None
+        assert not prototypes.grad.any()
+
+
+def test_cross_entropies_are_float32_under_autocast() -> None:
+    locals_, features, prototypes = LOCALS.bfloat16(), FEATURES.bfloat16(), PROTOTYPES.float()
+    targets = TARGETS.float()
+    expected = [
+        cross_entropy(targets, features.float(), prototypes),
+        local_cross_view(targets, locals_.float(), prototypes),
+        same_view(features.float(), prototypes, features.float() * 0.5, prototypes),
+    ]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = [
+            cross_entropy(targets, features, prototypes),
+            local_cross_view(targets, locals_, prototypes),
+            same_view(features, prototypes, features * 0.5, prototypes),
+        ]
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+# ---- KoLeo -----------------------------------------------------------------------------------------------------------
+
+
+def test_koleo_equals_loops() -> None:
+    assert koleo(POINTS).item() == pytest.approx(reference.koleo(POINTS.tolist()))
+
+
+def test_koleo_by_hand() -> None:
+    """On the unit circle at 0, 90 and 180 degrees, of any length: each row's nearest is the square root of 2 away."""
+    features = torch.tensor([[2.0, 0.0], [0.0, 0.5], [-1.0, 0.0]])
+    assert koleo(features).item() == pytest.approx(-0.5 * math.log(2))
+
+
+def test_koleo_takes_opposite_rows_for_neighbours() -> None:
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert koleo(features).item() == pytest.approx(-math.log(2))
+
+
+def test_koleo_of_parts_with_neighbours_equals_the_whole() -> None:
+    """As on two processes: each part of the batch looks for neighbours in the whole batch."""
+    parts = [koleo(POINTS[start : start + 4], neighbours=POINTS, offset=start) for start in (0, 4)]
+    assert sum(part.item() for part in parts) / 2 == pytest.approx(koleo(POINTS).item())
+
+
+def test_koleo_of_one_row_with_neighbours() -> None:
+    features = torch.tensor([[1.0, 0.0]])
+    neighbours = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    assert koleo(features, neighbours=neighbours, offset=1).item() == pytest.approx(-0.5 * math.log(2))
+
+
+def test_gradients_of_koleo() -> None:
+    assert torch.autograd.gradcheck(koleo, POINTS.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_koleo_without_neighbour_is_zero_and_connected(num_rows: int) -> None:
+    features = POINTS[:num_rows].clone().requires_grad_()
+    loss = koleo(features)
+    loss.backward()
+    assert loss.item() == 0
+    assert features.grad is not None
+    assert not features.grad.any()
+
+
+def test_koleo_of_equal_rows_has_finite_gradients() -> None:
+    features = torch.ones(4, 16, requires_grad=True)
+    loss = koleo(features)
+    loss.backward()
+    assert loss.isfinite()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+
+
+def test_koleo_separates_rows() -> None:
+    """A step down the gradient takes a close pair apart."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.01], [-1.0, 0.0]], requires_grad=True)
+    before = koleo(features)
+    before.backward()
+    assert features.grad is not None
+    assert koleo(features.detach() - 1e-5 * features.grad) < before
+
+
+def test_koleo_is_float32_under_autocast() -> None:
+    """Rows so close that their dot products are all 1 in bfloat16."""
+    angles = torch.tensor([0.0, 0.04, 0.05, 0.02])
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = koleo(features)
+    assert torch.equal(loss, koleo(features))
+
+
+def test_koleo_of_low_precision_input() -> None:
+    features = POINTS.bfloat16()
+    assert torch.equal(koleo(features), koleo(features.float()))
