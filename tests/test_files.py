@@ -100,7 +100,7 @@ def test_what_a_kill_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_by_the_name_of_the_folder(tmp_path: Path) -> None:
-    told = rf"^{tmp_path}/model cannot be written: File too large\. Choose another place"
+    told = rf"^{tmp_path}/model cannot be written: File too large\. Choose another folder"
     with limited_size(1000), pytest.raises(UserError, match=told), whole_folder(tmp_path / "model") as temporary:
         (temporary / "big").write_bytes(bytes(2000))
     assert names(tmp_path) == []

@@ -47,12 +47,12 @@ def this_device(kind: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
         UserError: A GPU is asked for and there is none, or none for this process.
     """
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here. Use --device cpu, or install a CUDA build of torch.")
+        raise UserError("--device cuda: PyTorch finds no GPU here. Use --device cpu, or install a CUDA build of torch.")
     if kind == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     place, available = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if place >= available:
-        raise UserError(f"There are more processes than GPUs: {available}. Start at most {available} on this machine.")
+        raise UserError(f"There are more processes than GPUs ({available}). Start at most {available} on this machine.")
     return torch.device("cuda", place)
 
 

@@ -28,3 +28,11 @@ def nearest(word: str, choices: Iterable[str], *, most: int = 12) -> str:
         return f"Did you mean {close[0]!r}?"
     rest = f" and {len(known) - most} more" if len(known) > most else ""
     return f"Choose from {', '.join(known[:most])}{rest}."
+
+
+def counted(number: int, noun: str) -> str:
+    """Number and noun: ``1 image``, ``1,352 images``, ``2 classes``, ``0 categories``."""
+    if number == 1:
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {plural}"

@@ -69,8 +69,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             temporary.rename(whole)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written: {error.strerror}. "
-            "Choose another place, or make room there, and run the same command again."
+            f"{folder} cannot be written: {error.strerror}. Choose another folder, or free some space there, and "
+            "run the same command again."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

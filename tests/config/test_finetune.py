@@ -28,7 +28,7 @@ def test_learning_rate_for_a_batch_size() -> None:
         ({"drop_path": 1.5}, "--drop-path cannot be 1.5"),
         ({"ema": 1.0}, "--ema cannot be 1.0"),
         ({"layer_decay": 0.0}, "--layer-decay cannot be 0.0: it should be greater than 0"),
-        ({"crop_scale": (0.9, 0.5)}, r"--crop-scale cannot be \(0.9, 0.5\): it should be the least"),
+        ({"crop_scale": (0.9, 0.5)}, r"--crop-scale cannot be \(0.9, 0.5\): it should be the smallest"),
         ({"crop_scale": (0.0, 0.5)}, "--crop-scale cannot be 0.0: it should be greater than 0"),
         ({"head": "cosine"}, "--head cannot be 'cosine'. Choose from linear, mlp"),
         ({"precision": "fp8"}, "--precision cannot be 'fp8'. Choose from fp32"),

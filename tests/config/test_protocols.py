@@ -25,7 +25,7 @@ def test_lists_and_tuples_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("k-nn", {}, "no way of scoring called 'k-nn'. Did you mean 'knn'"),
+        ("k-nn", {}, "no protocol 'k-nn'. Did you mean 'knn'"),
         ("knn", {"k": 5}, "Unknown setting '--k'. Did you mean 'ks'"),
         ("knn", {"temperature": 0.0}, "--temperature cannot be 0.0: it should be greater than 0"),
         ("knn", {"ks": (1.5,)}, "--ks cannot be 1.5: it should be a valid integer"),

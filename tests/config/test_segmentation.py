@@ -19,12 +19,12 @@ from poa.errors import UserError
         ({"most": 1.5}, "--most cannot be 1.5"),
         ({"jitter": 2.0}, "--jitter cannot be 2.0: it should be less than or equal to 1"),
         ({"layer_decay": 0.0}, "--layer-decay cannot be 0.0"),
-        ({"scale": (2.0, 1.0)}, r"--scale cannot be \(2.0, 1.0\): it should be the least value, then"),
+        ({"scale": (2.0, 1.0)}, r"--scale cannot be \(2.0, 1.0\): it should be the smallest value, then"),
         ({"scale": (0.5, 11.0)}, "--scale cannot be 11.0: it should be less than or equal to 10"),
         ({"test_scales": ()}, r"--test-scales cannot be \(\)"),
         ({"head": "upernet", "batch_size": 1}, "--batch-size must be at least 2"),
-        ({"drop_path": 0.1}, "A frozen backbone drops no paths"),
-        ({"whole": True, "stride": 4}, "Whole images have no windows"),
+        ({"drop_path": 0.1}, "has no effect on a frozen backbone"),
+        ({"whole": True, "stride": 4}, "has no effect with --whole"),
     ],
 )
 def test_settings_that_cannot_be(over: dict[str, Any], text: str) -> None:

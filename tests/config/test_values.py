@@ -51,7 +51,7 @@ class Example(Settings):
         ({"layer_decay": 0.0}, "--layer-decay cannot be 0.0: it should be greater than 0."),
         ({"epochs": 0}, "--epochs cannot be 0: it should be greater than or equal to 1."),
         ({"seed": -1}, "--seed cannot be -1"),
-        ({"scale": (2.0, 0.5)}, "--scale cannot be (2.0, 0.5): it should be the least value, then the greatest."),
+        ({"scale": (2.0, 0.5)}, "--scale cannot be (2.0, 0.5): it should be the smallest value, then the largest."),
         ({"seeds": 1}, "Unknown setting '--seeds'. Did you mean 'seed'?"),
         ({"lr": 0.0, "seed": -1}, "--seed cannot be -1"),
     ],

@@ -127,7 +127,7 @@ def test_a_set_of_bad_images_stops_with_a_sentence(
     for number in range(11):
         (tmp_path / f"{number:02}.png").write_bytes(b"damaged")
     index = open_index(str(tmp_path), cache=tmp_path_factory.mktemp("cache"))
-    with pytest.raises(UserError, match=r"^None of the 11 images from number \d+ on could be read\. [^\n]*$"):
+    with pytest.raises(UserError, match=r"^Of 11 images from number \d+ on, none could be read\. [^\n]*$"):
         next(batches(index, workers=workers, **SETTINGS))
 
 
@@ -196,5 +196,5 @@ def test_scoring_from_the_end_on_gives_nothing(start: int) -> None:
 
 
 def test_scoring_refuses_crops_larger_than_the_resized_image() -> None:
-    with pytest.raises(UserError, match="Resize to 32 or more"):
+    with pytest.raises(UserError, match="Resize to 32 pixels or more"):
         images_for_scoring(Fake(), size=32, resize=20, batch_size=4)

@@ -62,9 +62,9 @@ def test_a_batch_of_the_whole_set() -> None:
 
 
 def test_batch_larger_than_the_set_names_the_way_out() -> None:
-    with pytest.raises(UserError, match="lower --batch-size to at most 100"):
+    with pytest.raises(UserError, match="lower it to at most 100"):
         steps_per_epoch(100, 128)
-    with pytest.raises(UserError, match="larger than the whole set of 100"):
+    with pytest.raises(UserError, match="larger than the number of images, 100"):
         draws(0, num_images=100, batch_size=128, seed=0)
 
 
@@ -92,5 +92,8 @@ def test_no_more_images_than_the_smallest_class_has() -> None:
     labels = [3] * 5 + [7] * 4
     check_per_class(4, labels)
     for wrong in (0, 5):
-        with pytest.raises(UserError, match=f"{wrong} images per class are not possible: class 7 has 4 .* 1 to 4"):
+        with pytest.raises(
+            UserError,
+            match=rf"{wrong} images per class is not possible: class 7 has .* images, 4\. .* 1 to 4",
+        ):
             check_per_class(wrong, labels)

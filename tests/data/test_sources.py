@@ -213,7 +213,7 @@ def test_missing_path_points_to_its_sibling(tmp_path: Path, monkeypatch: pytest.
     touch(tmp_path, "images/train/a.jpg", "images/val/a.jpg")
     message = refused(tmp_path / "images" / "traim")
     assert "Did you mean 'train'" in message
-    assert f"There is no {tmp_path / 'images' / 'traim'}" in message
+    assert f"{tmp_path / 'images' / 'traim'} does not exist" in message
     assert "Did you mean 'images'" in refused(tmp_path / "imgaes" / "train")
     (tmp_path / "void").mkdir()
     assert "There is nothing in it" in refused(tmp_path / "void" / "x")
@@ -252,7 +252,7 @@ def test_a_file_that_is_no_data(tmp_path: Path) -> None:
     touch(tmp_path, "photo.jpg", "set.npz", "list.txt")
     assert f"single image: give the folder it is in, {tmp_path}" in refused(tmp_path / "photo.jpg")
     assert "cannot be used as data" in refused(tmp_path / "set.npz")
-    assert "no zip or tar, so there is no 'train'" in refused(tmp_path / "list.txt" / "train")
+    assert "not a zip or tar file, so it cannot contain 'train'" in refused(tmp_path / "list.txt" / "train")
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar"])
@@ -269,7 +269,7 @@ def test_damaged_archives(tmp_path: Path, ending: str) -> None:
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2 + 100], b"no archive at all", b""):
         path.write_bytes(content)
-        assert f"{path} is damaged or no {ending} file" in refused(path)
+        assert f"{path} is damaged or not a {ending} file" in refused(path)
 
 
 def test_damage_inside_a_tar_is_not_its_end(tmp_path: Path) -> None:
@@ -309,13 +309,14 @@ def test_list_with_missing_files(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     (tmp_path / "list.txt").write_text("a.jpg\n" + "".join(f"gone{i}.jpg\n" for i in range(5)) + "nul\0.jpg\n")
     message = refused(tmp_path / "list.txt")
-    assert "names 6 of 7 files that do not exist, such as 'gone0.jpg', 'gone1.jpg', 'gone2.jpg':" in message
+    assert "6 of 7 files in the list" in message
+    assert "cannot be found, such as 'gone0.jpg', 'gone1.jpg', 'gone2.jpg':" in message
     assert f"paths are relative to {tmp_path}" in message
 
 
 def test_a_list_that_is_no_csv(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text('"' + "x" * 200_000)
-    assert "no CSV file" in refused(tmp_path / "list.csv")
+    assert "not a valid CSV file" in refused(tmp_path / "list.csv")
 
 
 def test_unreadable_parent(monkeypatch: pytest.MonkeyPatch) -> None:

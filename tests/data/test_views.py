@@ -165,7 +165,7 @@ def test_no_local_crops_give_an_empty_batch_of_them() -> None:
     [
         (
             {"global_scale": (0.5, 0.2)},
-            "views.global_scale cannot be (0.5, 0.2): it should be the least",
+            "views.global_scale cannot be (0.5, 0.2): it should be the smallest",
         ),
         ({"local_scale": (0.5, 1.2)}, "views.local_scale.1 cannot be 1.2: it should be less than or equal to 1."),
         ({"flip": 1.5}, "views.flip cannot be 1.5: it should be less than or equal to 1."),

@@ -142,7 +142,7 @@ def test_long_runs_with_few_sizes_do_not_get_slower() -> None:
 
 
 def test_one_size_is_no_search_space() -> None:
-    with pytest.raises(UserError, match="holds only 64x2, so there is nothing elastic"):
+    with pytest.raises(UserError, match="holds only 64x2, so there are no smaller sizes"):
         SubnetSchedule(SearchSpace.grid([64], [2]))
 
 

@@ -212,7 +212,7 @@ def test_low_precision_where_autocast_runs() -> None:
 
 
 def test_unknown_size(whole: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"no layers of its own for size 3x1\. Choose from 8x1, 4x1, 2x1\."):
+    with pytest.raises(UserError, match=r"no layers for size 3x1\. Choose from 8x1, 4x1, 2x1\."):
         NETS.bind(Size(3, (1,)), state(whole), training=False)
 
 

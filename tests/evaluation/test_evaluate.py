@@ -132,8 +132,8 @@ def test_linear_classifiers_of_all_sizes(run: Path, capsys: pytest.CaptureFixtur
         losses[kind] = [content["details"][size]["training_loss"] for size in SIZES]
     assert losses["switchable"] != losses["slimmable"]
     for wrong, told in (
-        (("--learning-rates", "0.3"), "are for --classifier switchable"),
-        (("--classifier", "slimmable", "--strengths", "1"), "--strengths are those of --classifier own"),
+        (("--learning-rates", "0.3"), "--classifier own does not use"),
+        (("--classifier", "slimmable", "--strengths", "1"), "does not use --strengths"),
         (("--classifier", "slimmable", "--epochs", "0"), "--epochs cannot be '0'"),
     ):
         assert poa("evaluate", "linear", run, *IMAGES, *wrong) == 2
@@ -200,7 +200,7 @@ def test_sizes_that_fail_are_reported_after_the_others(
         "poa: 2 of 4 networks could not be scored; the others are in run/eval/knn/knn.json. 32x2, 64x2: The features"
     )
     assert poa(*words, "--sizes", "32x2") == 2
-    assert "1 of 1 networks could not be scored. 32x2: " in capsys.readouterr().err
+    assert "1 of 1 network could not be scored. 32x2: " in capsys.readouterr().err
 
 
 def test_scores_of_before_intervals_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,9 +234,9 @@ def test_the_library_scores_too(made: Path, run: Path) -> None:
         "accuracy", "ari", "nmi", "fmi", "ami"
     ]  # fmt: skip
     for protocol, settings, words in (
-        ("lineal", {}, "no way of scoring called 'lineal'. Did you mean 'linear'"),
+        ("lineal", {}, "no protocol 'lineal'. Did you mean 'linear'"),
         ("linear", {"strength": (0.1,)}, "Unknown setting '--strength'. Did you mean 'strengths'"),
-        ("cluster", {}, "cluster looks at the test images alone"),
+        ("cluster", {}, "cluster uses only test images"),
     ):
         with pytest.raises(UserError, match=words):
             library.evaluate(run, protocol, **options, **settings)

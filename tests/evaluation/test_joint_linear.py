@@ -106,7 +106,7 @@ def test_one_network_by_itself() -> None:
         ({"learning_rates": (0.1, -1.0)}, [0, 0, 1, 1], "--learning-rates cannot be -1.0: it should be greater than 0"),
         ({"learning_rates": (0.1, 1.0)}, [0, 1, 2], "single training image"),
         ({"epochs": 0}, [0, 0, 1, 1], "--epochs cannot be 0"),
-        ({}, [1, 1, 1], "one class"),
+        ({}, [1, 1, 1], "the same class"),
     ],
 )
 def test_bad_settings_are_told(settings: dict[str, Any], labels: list[int], told: str) -> None:

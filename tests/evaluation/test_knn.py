@@ -124,7 +124,7 @@ def test_similarities_stay_float32_under_autocast() -> None:
 def test_usual_ks_shrink_with_the_images(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert allowed_ks(None, num_train=150) == (10, 20, 100)
-    assert "leaves out k=200: there are only 150" in caplog.text
+    assert "leaves out k=200: the number of training images is only 150" in caplog.text
     assert allowed_ks(None, num_train=200) == (10, 20, 100, 200)
     assert allowed_ks((20, 5, 20), num_train=20) == (5, 20)
 
@@ -135,7 +135,7 @@ def test_usual_ks_shrink_with_the_images(caplog: pytest.LogCaptureFixture) -> No
         ((10, 21), 20, "k=21 is not possible.* here 20"),
         ((0,), 20, "k=0"),
         ((), 20, "k of none"),
-        (None, 9, "got 9 training images and k of 10, 20, 100, 200"),
+        (None, 9, "got k of 10, 20, 100, 200 and 9 training images"),
     ],
 )
 def test_refuses_ks(ks: tuple[int, ...] | None, num_train: int, words: str) -> None:

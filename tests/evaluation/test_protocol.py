@@ -98,9 +98,9 @@ def test_single_seeds_and_draws_have_no_spread() -> None:
 def test_one_class_alone() -> None:
     alone = torch.full((5,), 3)
     for protocol in (Linear(), FewShot(per_class=1)):
-        with pytest.raises(UserError, match=r"All training images are of one class \(3\)"):
+        with pytest.raises(UserError, match=r"All training images have the same class \(3\)"):
             protocol.resolved(alone, alone)
-    with pytest.raises(UserError, match="All labels are of one class"):
+    with pytest.raises(UserError, match="All images have the same class"):
         Cluster().resolved(alone[:0], alone)
 
 
@@ -108,7 +108,7 @@ def test_finds_what_is_not_finite_in_the_last_row() -> None:
     features = torch.zeros(20_000, 1)
     check_features(features, name="test")
     features[-1] = -torch.inf
-    with pytest.raises(UserError, match="features of the test images hold NaN or infinity"):
+    with pytest.raises(UserError, match="features of the test images contain NaN or infinity"):
         check_features(features, name="test")
 
 

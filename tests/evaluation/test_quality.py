@@ -131,7 +131,7 @@ def test_stays_float32_under_autocast(function: Callable[..., float]) -> None:
 def test_refuses_features_that_do_not_match(function: Callable[..., float]) -> None:
     with pytest.raises(UserError, match="of 40 and 39 images"):
         function(make(), make(images=39))
-    with pytest.raises(UserError, match="second images hold NaN"):
+    with pytest.raises(UserError, match="second images contain NaN"):
         function(make(), torch.full((40, 6), torch.nan))
     with pytest.raises(UserError, match="too few first images: got 0"):
         function(make(images=0), make(images=0))

@@ -109,7 +109,7 @@ def test_usual_ks_shrink_with_the_gallery(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.INFO):
         result = retrieve(gallery[:7], torch.arange(7) % 5, queries, wanted)
     assert list(result.scores) == ["map", "recall@1", "recall@5"]
-    assert "only 7 gallery images" in caplog.text
+    assert "number of gallery images is only 7" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_usual_ks_shrink_with_the_gallery(caplog: pytest.LogCaptureFixture) -> N
         ({1: torch.zeros(69, dtype=torch.long)}, {}, "70 rows of gallery features but 69 labels"),
         ({3: torch.zeros(31, dtype=torch.long)}, {}, "30 rows of query features but 31 labels"),
         ({3: torch.full((30,), -2)}, {}, "query labels go from -2 to -2; they go from 0 on"),
-        ({3: torch.full((30,), 9)}, {}, "No query has an image of its class"),
-        ({0: torch.full((70, 6), torch.nan)}, {}, "gallery images hold NaN"),
+        ({3: torch.full((30,), 9)}, {}, "No query image has its class"),
+        ({0: torch.full((70, 6), torch.nan)}, {}, "gallery images contain NaN"),
         ({2: torch.ones(30, 5)}, {}, "width 6, those of the query images 5"),
         ({}, {"ks": (1, 71)}, "Recall at 71 is not possible.* here 70"),
         ({}, {"ks": (0,)}, "Recall at 0 "),

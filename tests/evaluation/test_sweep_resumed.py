@@ -92,9 +92,9 @@ def test_results_of_stopped_processes_are_found(tmp_path: Path, whole: Scores, m
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     score(tmp_path / "out", names=SIZES[:1])
     for options, words in (
-        ({"weights": "seed 1"}, r"weights \(seed 0 there, seed 1 now\)"),
-        ({"protocol": Knn(ks=(5,))}, r"ks \(\[5, 20\] there, \[5\] now\)"),
-        (digits(tmp_path / "cache", test=41), r"test \(40 images \w+ there, 41 images \w+ now\)"),
+        ({"weights": "seed 1"}, r"weights \(seed 0 before, seed 1 now\)"),
+        ({"protocol": Knn(ks=(5,))}, r"ks \(\[5, 20\] before, \[5\] now\)"),
+        (digits(tmp_path / "cache", test=41), r"test \(40 images \w+ before, 41 images \w+ now\)"),
     ):
         with pytest.raises(UserError, match=words + r".*another --name.*--overwrite"):
             score(tmp_path / "out", **options)

@@ -117,11 +117,11 @@ def test_it_goes_on_where_it_was_stopped(done: Done) -> None:
     ("over", "sizes", "seeds", "said"),
     [
         ({"out": ""}, ["32x2"], [0], "--out FOLDER is required"),
-        ({"method": "single"}, ["32x2"], [0], "starts from method poa, got single"),
+        ({"method": "single"}, ["32x2"], [0], "needs --method poa, got single"),
         ({"init": "somewhere"}, ["32x2"], [0], "leave --init out"),
         ({}, ["32x2"], [], "one or more --seeds, all different, got none"),
         ({}, ["32x2"], [1, 1], "one or more --seeds, all different, got 1, 1"),
-        ({}, ["64x3"], [0], r"nothing to compare but the intact network.*such as 32x2"),
+        ({}, ["64x3"], [0], r"names only the intact network.*such as 32x2"),
         ({}, ["40x2"], [0], r"no size '40x2'.*Did you mean"),
     ],
 )

@@ -296,5 +296,5 @@ def test_a_full_disk_leaves_nothing_but_a_sentence(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written: Not a directory\. Choose another place"):
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory\. Choose another folder"):
         write(tmp_path / "file/model")

@@ -266,7 +266,7 @@ def test_files_are_not_replaced_unasked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "options", "words"),
     [
-        ("f.csv", {}, r"written as \.parquet, \.npy, \.safetensors or into a folder, got .*f\.csv"),
+        ("f.csv", {}, r"--out must be a folder or end in \.parquet, \.npy, \.safetensors, got .*f\.csv"),
         ("f.npy", {"sizes": ()}, r"has 4 sizes.*--sizes all, or names such as --sizes 32x1 48x2"),
         ("f.npy", {"sizes": ("32x7",)}, "32x7"),
         ("f.npy", {"data": "nowhere"}, "nowhere"),
@@ -285,7 +285,7 @@ def test_a_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pyt
     usage = type("Usage", (), {"free": 2000})
     monkeypatch.setattr(embed.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr("poa.features.extract._Store._check_room", lambda *_: None)
-    with pytest.raises(UserError, match=r"0\.0 GB are free\. Make room and run the same command again"):
+    with pytest.raises(UserError, match=r"0\.0 GB are free\. Free some space and run the same command again"):
         write(tmp_path / "f.npy", limit=20)
     assert not (tmp_path / "f.npy").exists()
 
@@ -315,7 +315,7 @@ def test_safetensors_are_laid_out_as_the_format_asks(tmp_path: Path) -> None:
 
 def test_names_that_a_header_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "_MOST_TEXT", 100)
-    with pytest.raises(UserError, match="names of 3 images are more"):
+    with pytest.raises(UserError, match="names of 3 images do not fit"):
         formats.write_safetensors(table(), tmp_path / "f.safetensors")
     assert not (tmp_path / "f.safetensors").exists()
 
@@ -371,6 +371,6 @@ def test_command(run: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (tmp_path / "images" / bad).write_bytes(b"damaged")
     run([*words, "--overwrite", "--patches"], exit_on_error=False)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "4 images could not be read and are left out: ant/1.png, bee/0.png, bee/1.png and 1 more"
+        "Left out, since they could not be read: 4 images: ant/1.png, bee/0.png, bee/1.png and 1 more"
     )
     assert np.load(tmp_path / "f-32x1-patches.npy").shape == (4, PATCHES, 32)

@@ -148,12 +148,12 @@ def test_reports_progress(tmp_path: Path) -> None:
 
 def test_no_room_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(NUM_IMAGES * (32 * 4 + 8) - 1))
-    with pytest.raises(UserError, match=r"features of 1 networks take 0.0 GB"):
+    with pytest.raises(UserError, match=r"features of 1 network need 0.0 GB"):
         extract(tmp_path, make_networks("32x1"), source())
 
 
 def test_no_image_can_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="None of the 50 images could be read"):
+    with pytest.raises(UserError, match="Of 50 images, none could be read"):
         extract(tmp_path, make_networks("32x1"), source(bad=set(range(NUM_IMAGES))))
 
 

@@ -131,7 +131,7 @@ def test_the_model_is_found_inside() -> None:
 
 
 def test_networks_without_layers() -> None:
-    with pytest.raises(UserError, match=r"Linear gives no intermediate layers.*k-NN"):
+    with pytest.raises(UserError, match=r"Linear provides no intermediate layers.*k-NN"):
         Taps(nn.Linear(2, 2), image_size=32)
-    with pytest.raises(UserError, match=r"gives no layers of this VisionTransformer.*k-NN"):
+    with pytest.raises(UserError, match=r"gives no layers of VisionTransformer.*k-NN"):
         Taps(small_vit(dynamic_img_size=False), image_size=40)

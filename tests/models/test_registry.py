@@ -169,7 +169,7 @@ def test_depths_of_all_stages_reach_the_network() -> None:
 # ---- what cannot be --------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "BatchNorm": ({"name": "resnet50"}, r"--model resnet50 cannot be cut.* not group norm.*; take resnet50_gn\."),
+    "BatchNorm": ({"name": "resnet50"}, r"--model resnet50 cannot be cut.* no group norm.*; use resnet50_gn\."),
     "grouped convolutions": ({"name": "resnext50_32x4d"}, r"cannot be cut into sizes: .*group norm"),
     "no class token": ({"name": "vit_base_patch16_gap_224"}, r"its image feature is not the class token"),
     "attention pooling": ({"name": "vit_base_patch16_siglip_224"}, r"its image feature is not the class token"),
@@ -178,10 +178,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "widths": ({"name": "test_convnext"}, r"its widths do not double from stage to stage"),
     "another family": (
         {"name": "efficientnet_b0"},
-        r"a EfficientNet, a family that cannot be cut.*vit, swin, resnet, c",
+        r"EfficientNet, which cannot be cut.*vit, swin, resnet, c",
     ),
     "distillation token": ({"name": "deit_tiny_distilled_patch16_224"}, r"VisionTransformerDistilled, a family"),
-    "version 2": ({"name": "swinv2_tiny_window8_256"}, r"a SwinTransformerV2, a family that cannot be cut"),
+    "version 2": ({"name": "swinv2_tiny_window8_256"}, r"SwinTransformerV2, which cannot be cut"),
     "mistyped model": ({"name": "resnt50_gn"}, r"there is no such .*timm model\. Did you mean 'resnet50_gn'\?"),
     "mistyped family": ({"name": "swinn"}, r"--model swinn: there is no such family.* Did you mean 'swin'\?"),
     "windows of a ViT": (
@@ -198,9 +198,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "SwiGLU of a DINOv3": ({"name": "dinov3", "swiglu": True}, r"--model\.swiglu has no effect on a DINOv3"),
     "one depth": (
         {"name": "resnet", "depth_min": 4},
-        r"--model\.depth-min takes one number for each elastic stage: 2, got 1",
+        r"--model\.depth-min takes one number for each elastic stage, here 2, got 1",
     ),
-    "two depths": ({"name": "swin", "depth_max": [4, 6]}, r"--model\.depth-max takes one .* elastic stage: 1, got 2\."),
+    "two depths": (
+        {"name": "swin", "depth_max": [4, 6]},
+        r"--model\.depth-max takes one .* elastic stage, here 1, got 2\.",
+    ),
     "three stages": (
         {"name": "swin", "depths": [2, 2, 6]},
         r"--model\.depths takes 4 numbers, one for each stage, got 3",

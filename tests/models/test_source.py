@@ -106,7 +106,7 @@ def test_an_extracted_size(run: Run, model: Path) -> None:
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert source.choose("all") == source.choose("32x3") == ("32x3",)
-    with pytest.raises(UserError, match=r"one network without a size '32x2'\. Did you mean '32x3'"):
+    with pytest.raises(UserError, match=r"single network and has no size '32x2'\. Did you mean '32x3'"):
         source.choose("32x2")
     assert model_source(f"local-dir:{model}").weights == source.weights
     with pytest.raises(UserError, match="is not the folder of a run, so it has no initial sizes"):
@@ -116,7 +116,7 @@ def test_an_extracted_size(run: Run, model: Path) -> None:
 def test_an_extracted_size_that_is_not_made_for_such_images(model: Path) -> None:
     assert model_source(str(model), image_size=24).preprocessing.resize == 24
     with pytest.raises(
-        UserError, match=r"no features of images of 20 pixels.*It is made for 16 pixels: leave out --im"
+        UserError, match=r"cannot process images of 20 pixels.*It is made for 16 pixels: leave out --im"
     ):
         model_source(str(model), image_size=20)
 
@@ -265,9 +265,7 @@ def test_networks_that_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         model_source("dla46_c", branch="untrained", image_size=32).timm_model("", num_classes=3, drop_path=0.2)
     monkeypatch.setattr(timm.models.resnet.ResNet, "forward_features", refuse)
-    with pytest.raises(
-        UserError, match=r"gives no features of images of 176 pixels \(TypeError: [^\n]*\)\. Choose another"
-    ):
+    with pytest.raises(UserError, match=r"cannot process images of 176 pixels \(TypeError: [^\n]*\)\. Choose another"):
         model_source("resnet10t", branch="untrained")
 
 
@@ -283,7 +281,7 @@ def test_what_is_nothing(tmp_path: Path) -> None:
         for branch in ("teacher", "untrained"):
             with pytest.raises(UserError, match=words):
                 model_source(name, branch=branch)
-    with pytest.raises(UserError, match="at least one pixel, got an image size of 0"):
+    with pytest.raises(UserError, match="--image-size must be at least 1, got 0"):
         model_source("resnet10t", branch="untrained", image_size=0)
     with pytest.raises(UserError, match="no branch 'student'"):
         model_source("resnet10t", branch="student")

@@ -118,5 +118,5 @@ def test_activation_by_hand() -> None:
 
 def test_patches_that_make_no_square() -> None:
     assert grid_of(49) == 7
-    with pytest.raises(UserError, match="12 patches make no square"):
+    with pytest.raises(UserError, match="12 patches do not form a square"):
         grid_of(12)

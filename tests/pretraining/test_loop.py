@@ -300,7 +300,7 @@ def test_bad_images_are_skipped_and_listed_once(tmp_path: Path, capsys: pytest.C
     assert sorted(listed) == ["005-bad.png", "015-bad.png", "025-bad.png"]
     assert run.step == 6
     assert all(row["loss"] is not None for row in read_metrics(tmp_path / "run/metrics.jsonl"))
-    assert "3 images cannot be read and are skipped" in capsys.readouterr().err
+    assert "Images that cannot be read are skipped: 3 so far" in capsys.readouterr().err
 
 
 def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
@@ -324,5 +324,5 @@ def test_other_images_are_no_way_to_go_on_but_moved_ones_are(tmp_path: Path) -> 
     moved = images.rename(tmp_path / "moved")
     assert poa.pretrain(out=tmp_path / "run", data=moved, resume=True).step == 4
     Image.new("RGB", (12, 12)).save(moved / "one-more.png")
-    with pytest.raises(UserError, match=r"are not those .* was trained on \(33 images now\)"):
+    with pytest.raises(UserError, match=r"\(33 images\) are not those .* was trained on"):
         poa.pretrain(out=tmp_path / "run", data=moved, resume=True)

@@ -123,9 +123,9 @@ def test_a_teacher_normalises_images_as_it_learnt_to(teacher: Path, tmp_path: Pa
     ("over", "said"),
     [
         ({"distill": {"teacher": ""}}, r"^--distill\.teacher"),
-        ({"distill": {"queue": 24}}, r"--distill\.queue 24 is no multiple of the 16 images.*Set it to 16"),
+        ({"distill": {"queue": 24}}, r"--distill\.queue 24 is not a multiple of the images per pass, 16.*Set it to 16"),
         ({"distill": {"teacher": "no/such/run"}}, r"no/such/run"),
-        ({"views": {"local_size": 12}, "model": {"patch_size": 4}}, r"does not take crops of 12 pixels.*num-locals 0"),
+        ({"views": {"local_size": 12}, "model": {"patch_size": 4}}, r"cannot process crops of 12 pixels.*num-locals 0"),
         ({"model": {"depth_max": [2, 3]}}, r"--model\.depth-\w+ takes one number"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_queue_longer_than_the_data_is_noted(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poa.pretrain(**settings("seed", teacher, tmp_path / "run", epochs=1, distill={"queue": 128}))
-    assert "holds each of the 64 images more than once" in capsys.readouterr().err
+    assert "lower it to at most 64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["poa", "single"])

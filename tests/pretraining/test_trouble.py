@@ -26,14 +26,14 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_no_gpu(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     told = refused(capsys, *TRAIN.split(), "--device", "cuda")
-    assert "sees no GPU" in told
+    assert "finds no GPU" in told
     assert "Use --device cpu" in told
 
 
 def test_no_tensorboard(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     told = refused(capsys, *TRAIN.split(), "--monitor.tensorboard")
-    assert 'pip install "poa[track]"' in told
+    assert "pip install 'poa[track]'" in told
     assert not (at / "new").exists()
 
 
@@ -41,10 +41,10 @@ def test_fewer_gpus_than_devices(at: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     told = refused(capsys, *TRAIN.split(), "--device", "auto", "--devices", "3")
-    assert told == "--devices 3 is more than the 2 GPUs here. Lower it to 2."
+    assert told == "--devices 3 is more than the number of GPUs here, 2. Lower it to 2."
     monkeypatch.setenv("LOCAL_RANK", "2")
     told = refused(capsys, *TRAIN.split(), "--device", "auto")
-    assert told == "There are more processes than GPUs: 2. Start at most 2 on this machine."
+    assert told == "There are more processes than GPUs (2). Start at most 2 on this machine."
 
 
 def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +63,7 @@ def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]
     (at / "images/11.jpg").unlink()
     picture(at / "images/11.jpg", number=11)
     assert poa(*words) == 0, "a single bad image is accepted"
-    assert "1 images cannot be read and are skipped; see new/bad_images.txt" in capsys.readouterr().err
+    assert "Images that cannot be read are skipped: 1 so far, listed in new/bad_images.txt" in capsys.readouterr().err
 
 
 def test_images_of_one_pixel(at: Path) -> None:
@@ -76,7 +76,7 @@ def test_settings_that_are_rarely_right(at: Path, capsys: pytest.CaptureFixture[
     assert poa(*TRAIN.split(), "--heads.prototypes", "256", "--losses.koleo", "0", "--epochs", "1") == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
     assert len(notes) == 3
-    assert "256 prototypes are more than 64 images can fill" in notes[0]
+    assert "256 prototypes are too many for 64 images" in notes[0]
     assert "--heads.prototypes to at most 64" in notes[0]
     assert "sees only 16 images at a time" in notes[1]
     assert "collapse" in notes[2]
@@ -104,7 +104,7 @@ def test_disk_full_at_a_checkpoint(
 
 
 def test_disk_full_at_the_metrics() -> None:
-    with pytest.raises(UserError, match=r"^/dev/full cannot be written: No space left.* continue with --resume\.$"):
+    with pytest.raises(UserError, match=r"^/dev/full cannot be written: No space left.* resume with --resume\.$"):
         MetricsLog(Path("/dev/full")).write(1, {"loss": 1.0})
 
 

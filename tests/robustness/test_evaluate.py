@@ -121,7 +121,7 @@ def test_what_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     evaluate(source(tmp_path / "out", network=network), sizes=SIZES[0])
     assert evaluate(source(tmp_path / "out", network=network)) == whole
     assert built == list(SIZES)
-    with pytest.raises(UserError, match=r"seed \(3 there, 0 now\).*--overwrite"):
+    with pytest.raises(UserError, match=r"seed \(3 before, 0 now\).*--overwrite"):
         evaluate(source(tmp_path / "out"), Robustness(occlusion=(), shuffle=(), corruptions=("fog",), k=5))
 
 
@@ -155,7 +155,7 @@ def test_bad_images_are_left_out(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"occlusion": (0.5, 1.0)}, "--occlusion cannot be 1.0: it should be less than 1"),
-        ({"grid": 3}, "8 pixels cannot be cut into 3 x 3 .* Set --grid to one of 2, 4, 8"),
+        ({"grid": 3}, "8 pixels cannot be divided into 3 x 3 .* Set --grid to one of 2, 4, 8"),
         ({"shuffle": (2, 5)}, "cut into 5 x 5 .* --shuffle"),
         ({"corruptions": ("rain",)}, "no corruption 'rain'"),
         ({"severities": (0,)}, "--severities cannot be 0: it should be greater than or equal to 1"),

@@ -77,7 +77,7 @@ def test_usual_grid(side: int, grid: int) -> None:
 @pytest.mark.parametrize("grid", [0, 5])
 def test_grids_that_do_not_fit(grid: int) -> None:
     with pytest.raises(
-        UserError, match=f"16 pixels cannot be cut into {grid} x {grid}.* Set --grid to one of 2, 4, 8, 16"
+        UserError, match=f"16 pixels cannot be divided into {grid} x {grid}.* Set --grid to one of 2, 4, 8, 16"
     ):
         check_grid(grid, 16, setting="--grid")
 
@@ -105,7 +105,7 @@ def test_swapped_backgrounds(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "robustness" / "robustness.json").read_text())
     assert written["details"][SIZES[0]] == {"background own": 7, "background swapped": 7}
     Image.new("L", (12, 12), 1).save(tmp_path / "test" / "masks" / "red" / "3.png")
-    with pytest.raises(UserError, match=r"masks \(\w+ there, \w+ now\)"):
+    with pytest.raises(UserError, match=r"masks \(\w+ before, \w+ now\)"):
         evaluate(
             source(tmp_path),
             settings,
@@ -162,7 +162,7 @@ def test_bad_masks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2\.png cannot be read"):
         images.mask(2)
     Image.new("L", (12, 10)).save(images.path(2))
-    with pytest.raises(UserError, match=r"2\.png has 12 x 10 pixels, its image 12 x 12"):
+    with pytest.raises(UserError, match=r"2\.png has 12x10 pixels, but its image has 12x12"):
         images.mask(2)
     images.path(3).unlink()
     with pytest.raises(UserError, match=r"1 of 8 test images have no mask in .*blue/3\.png"):

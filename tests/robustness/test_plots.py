@@ -82,7 +82,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     app([*words, "--kinds", "occlusion", "--occlusion", "0.5", "--name", "less"], exit_on_error=False)
     scores = json.loads((tmp_path / "less/robustness.json").read_text())["scores"][SIZES[0]]
     assert list(scores) == ["clean", "occlusion", "occlusion 0.5"]
-    with pytest.raises(UserError, match="--shuffle is given, but --kinds leaves it out"):
+    with pytest.raises(UserError, match="--shuffle is given, but --kinds does not include shuffle"):
         app([*words, "--kinds", "occlusion", "--shuffle", "2"], exit_on_error=False)
 
 
@@ -101,9 +101,9 @@ def test_sheet_of_all_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"out": "sheet.jpg"}, "written as .png, got .*sheet.jpg"),
+        ({"out": "sheet.jpg"}, "--out must end in .png, got .*sheet.jpg"),
         ({"image_size": 1}, "--image-size must be at least 2, got 1"),
-        ({"number": 445}, "--number goes from 0 to 444, got 445"),
+        ({"number": 445}, "--number must be from 0 to 444, got 445"),
     ],
 )
 def test_sheets_that_cannot_be(tmp_path: Path, options: dict[str, Any], words: str) -> None:

@@ -125,11 +125,11 @@ def test_any_size() -> None:
 
 
 def test_networks_that_cannot() -> None:
-    with pytest.raises(UserError, match=r"A Linear does not hand out intermediate layers"):
+    with pytest.raises(UserError, match=r"Linear provides no intermediate layers"):
         Maps(nn.Linear(2, 2), image_size=(32, 32))
     strict = timm.create_model("vit_tiny_patch16_224", **TINY["vit_tiny_patch16_224"])
     assert Maps(strict, image_size=(32, 32)).multiple == 8
-    with pytest.raises(UserError, match=r"gives no maps of images of 32x40 pixels .*Try square images"):
+    with pytest.raises(UserError, match=r"cannot process images of 32x40 pixels .*Try square images"):
         Maps(strict, image_size=(32, 35))
 
 

@@ -67,7 +67,7 @@ def _sentence(error: CycloptsError) -> str:
         return explain(cause, Config, called=lambda keys: flag([below, *keys] if below else keys))
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(error.unused_tokens or ())
-        return f"{words!r} belongs to no option. Options are written --name VALUE; see --help."
+        return f"Unexpected argument {words!r}. Options are written --name VALUE; see --help."
     return f"{str(error).strip()} See --help."
 
 

@@ -20,7 +20,7 @@ from poa.config.protocols import (
     RetrievalSettings,
     RobustnessSettings,
 )
-from poa.config.values import Settings
+from poa.config.values import Settings, flag
 from poa.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
-evaluate = App(name="evaluate", help="Score networks on labelled images: sizes of a run, extracted ones, or timm's.")
+evaluate = App(
+    name="evaluate", help="Score networks on labelled images: sizes of a run, extracted sizes, or timm models."
+)
 
 FLAGS = Parameter(name="*", consume_multiple=True, negative_iterable=())
-"""Of settings that are flags, each by its own name."""
+"""For settings that are flags, each by its own name."""
 Model = Annotated[
     str, Parameter(help="Folder of a run; an extracted size or another folder that timm loads; or a timm name.")
 ]
@@ -62,18 +64,18 @@ class Images:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Options:
-    """What all ways of scoring take.
+    """Options of all evaluations.
 
     Attributes:
         sizes: Names such as 384x12; all by default.
-        branch: The trained teacher, or to compare with: untrained networks, or those cut out of the weights that the
-            run began with (--init).
-        name: Folder of the results in --out; the protocol's name, with the branch, by default.
-        image_size: Side of the images in pixels; that which the network is made for by default.
-        out: Folder of all results; RUN/eval, or eval/NAME of another network, by default.
-        limit: Take only a class-balanced part of the training images (of the test images where none are needed).
+        branch: The trained teacher; or, for comparison, untrained networks, or networks cut out of the weights that the
+            run started from (--init).
+        name: Folder of the results in --out; by default named after the protocol and the branch.
+        image_size: Side of the images in pixels; by default the size that the network is made for.
+        out: Folder of all results; by default RUN/eval, or eval/NAME for other networks.
+        limit: Use only so many training images, balanced over classes (test images where no training images are used).
         workers: Processes that decode images.
-        overwrite: Forget earlier results of that name.
+        overwrite: Replace earlier results of that name.
     """
 
     sizes: Names = ("all",)
@@ -126,18 +128,19 @@ def linear(
     joint: Annotated[JointLinearSettings, FLAGS] = JointLinearSettings(),  # noqa: B008
     options: Options = DEFAULTS,
 ) -> None:
-    """Score by logistic regression on all training images, its penalty chosen on a fifth of them.
+    """Score by logistic regression on all training images, with the penalty chosen on a fifth of them.
 
     Or, as SlimCLR does, by classifiers of all sizes that are trained together by SGD.
 
     Args:
-        classifier: Each size by itself; or all together, a classifier for each (switchable), or one of which narrow
-            sizes read the first columns (slimmable).
+        classifier: A classifier for each size, trained by itself (own) or together with the others (switchable); or
+            one for all sizes, of which narrow ones use the first columns (slimmable).
     """
     if classifier == "own" and joint.given():
-        raise UserError("--learning-rates, --epochs and --no-distil are for --classifier switchable.")
+        flags = ", ".join(flag([name]) for name in joint.given()).replace("--distilled", "--no-distil")
+        raise UserError(f"--classifier own does not use {flags}. Leave out {flags}, or choose switchable or slimmable.")
     if classifier != "own" and own.given():
-        raise UserError("--strengths are those of --classifier own; others take --learning-rates.")
+        raise UserError(f"--classifier {classifier} does not use --strengths. Leave out --strengths, or choose own.")
     protocol = "linear" if classifier == "own" else f"linear-{classifier}"
     _score(model, protocol, own.given() | joint.given(), images.train, images.test, options)
 
@@ -152,10 +155,10 @@ def probe(
     raw: Switch = False,
     options: Options = DEFAULTS,
 ) -> None:
-    """Score by many linear classifiers on several layers, trained by SGD at once, of which one is kept.
+    """Score by a linear probe: many linear classifiers on several layers, trained together by SGD; the best is kept.
 
     Args:
-        raw: Leave features as they are (as published) in place of standardising them.
+        raw: Do not standardise features (as published).
     """
     given = settings.given() | ({"standardise": False} if raw else {})
     _score(model, "probe", given, images.train, images.test, options)
@@ -242,9 +245,9 @@ def robustness(
     disturbances` shows the conditions.
 
     Args:
-        masks: Folder with a mask of each test image, its name with the ending .png, not 0 where the object is: also
-            swap backgrounds.
-        test_limit: Take only a class-balanced part of the test images.
+        masks: Folder with a mask of each test image: a PNG file of the same name, 0 on the background. With masks,
+            backgrounds are swapped too.
+        test_limit: Use only so many test images, balanced over classes.
         kinds: Conditions besides other backgrounds; occlusion, shuffle and corruptions by default.
     """
     from poa.robustness import evaluate as scoring
@@ -256,7 +259,7 @@ def robustness(
         if kinds is not None and kind not in kinds:
             if kind in given:
                 raise UserError(
-                    f"--{kind} is given, but --kinds leaves it out. Name it there, or leave one of them out."
+                    f"--{kind} is given, but --kinds does not include {kind}. Add it to --kinds, or leave out --{kind}."
                 )
             given[kind] = ()
     source = options.source(model)
@@ -264,7 +267,7 @@ def robustness(
     def show(results: "Results", path: Path) -> None:
         shown = _asked(source, results, options)
         Console().print(robustness_table(shown, results.intervals))
-        say("±: half of the 95 % interval over test images; all are means over strengths")
+        say("±: half of the 95 % interval over test images; each score is a mean over strengths")
         say(f"Scores: {path.with_suffix('.csv')}")
         title = f"{Path(source.name).resolve().name}, {path.parent.name}"
         if panels := scoring.panels(shown):
@@ -283,8 +286,8 @@ def disturbances(*, images: str, out: Path, image_size: int = 224, number: int =
         images: A folder of images, an archive, a list, or digits.
         out: PNG file to write.
         image_size: Side in pixels, to which lengths such as those of blur are scaled.
-        number: Which of the images, from 0.
-        seed: Of all that is drawn.
+        number: Number of the image, counted from 0.
+        seed: Seed of everything random.
     """
     from poa.robustness.plots import show
 

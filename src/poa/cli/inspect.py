@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from poa.cli.evaluate import Model, Names, Switch, say
+from poa.errors import counted
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -32,19 +33,19 @@ def embed(
 ) -> None:
     """Write the features of images from one or more sizes, for use in other programs.
 
-    Such as: poa embed runs/mine --data IMAGES --sizes 96x4 --out features.parquet
+    Example: poa embed runs/mine --data IMAGES --sizes 96x4 --out features.parquet
 
     Args:
-        data: The images: a folder, a list of paths, an archive. Labels are written too if there are some.
-        out: FILE.parquet, FILE.npy (with FILE.json) or FILE.safetensors, the name of the size before the ending if
-            there are several; or a folder, for a .npy file of each size.
-        sizes: `all`, or names such as 384x12; needed for a run of several.
+        data: The images: a folder, a list of paths, an archive. Labels, if any, are written too.
+        out: FILE.parquet, FILE.npy (with FILE.json) or FILE.safetensors; with several sizes, FILE-SIZE and the ending.
+            Or a folder for one .npy file of each size.
+        sizes: `all`, or names such as 384x12; required for a run with several sizes.
         patches: Also write one feature for each patch.
-        branch: The trained teacher, untrained networks, or those cut out of the weights that the run began with.
-        image_size: Side of the images in pixels; that which the network is made for by default.
-        limit: Take only a class-balanced part of the images.
+        branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
+        image_size: Side of the images in pixels; by default the size that the network is made for.
+        limit: Use only so many images, balanced over classes.
         workers: Processes that decode images.
-        overwrite: Replace files that are there.
+        overwrite: Replace existing files.
     """
     from poa.features import embed as embedding
     from poa.models.source import model_source
@@ -62,11 +63,11 @@ def embed(
     )
     for name, path in written.paths.items():
         images, width = written.shape[name]
-        say(f"{path}: {images:,} images, {width} values each")
+        say(f"{path}: {counted(images, 'image')}, {width} values each")
     if written.bad:
         more = f" and {len(written.bad) - _MOST_NAMED:,} more" if len(written.bad) > _MOST_NAMED else ""
         named = ", ".join(written.bad[:_MOST_NAMED])
-        say(f"{len(written.bad):,} images could not be read and are left out: {named}{more}")
+        say(f"Left out, since they could not be read: {counted(len(written.bad), 'image')}: {named}{more}")
 
 
 def pictures(
@@ -85,20 +86,21 @@ def pictures(
 ) -> None:
     """Draw what networks see in your images, side by side: PNG files and a page, index.html.
 
-    Such as: poa pictures runs/mine --images PHOTOS --sizes 192x12 384x12 --out pictures
+    Example: poa pictures runs/mine --images PHOTOS --sizes 192x12 384x12 --out pictures
 
     Args:
         model: Folders of runs; extracted sizes or other folders that timm loads; timm names. One or several.
         images: A folder of images, a list, an archive or digits; class folders give frames and names.
         out: Folder to write, new or empty.
-        sizes: Of runs: `all`, or names such as 384x12; the smallest and the largest by default.
+        sizes: Sizes of runs: `all`, or names such as 384x12; the smallest and the largest by default.
         kinds: Attention of the class token, features as colours, nearest images, matching patches, typical images of
             prototypes; all by default.
-        limit: Images to look for neighbours and prototypes among; up to 1,000 by default.
-        show: Images that are shown one by one.
-        seed: Of the augmented views.
-        branch: The trained teacher, untrained networks, or those cut out of the weights that the run began with.
-        image_size: Side of the images in pixels; that which the network is made for by default. More show more patches.
+        limit: Number of images that are searched for neighbours and images of prototypes; up to 1,000 by default.
+        show: Number of images that are shown one by one.
+        seed: Seed of the augmented views.
+        branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
+        image_size: Side of the images in pixels; by default the size that the network is made for. Larger images show
+            more patches.
         workers: Processes that decode images.
         overwrite: Replace earlier pictures in --out.
     """

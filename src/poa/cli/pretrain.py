@@ -9,13 +9,13 @@ from rich.table import Table
 
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
-from poa.errors import UserError
+from poa.errors import UserError, counted
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
 SEVERAL = Parameter(consume_multiple=True, negative=())
 OWN = Parameter(group=Group("Comparison", sort_key=0))
-"""Of flags of a comparison that are no settings of a run."""
+"""For flags of a comparison that are no settings of a run."""
 
 Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
 ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=True, negative_iterable=())]
@@ -33,15 +33,15 @@ def pretrain(
 ) -> None:
     """Pre-train an elastic network on a folder of images.
 
-    Such as: poa pretrain --data IMAGES --out runs/mine --recipe vit-small-data --dry-run
+    Example: poa pretrain --data IMAGES --out runs/mine --recipe vit-small-data --dry-run
 
     Args:
-        flags: Settings; they win over --config, which wins over --recipe.
+        flags: Settings; they override --config, which overrides --recipe.
         recipe: Start from a shipped recipe; `poa recipes` lists them.
-        config: Start from a YAML file of settings; flags win over it, and it wins over --recipe.
+        config: Start from a YAML file of settings, which overrides --recipe and is overridden by flags.
         resume: Resume the run in --out exactly from its last checkpoint, with its own settings.
-        dry_run: Build everything, train two steps, forecast time and memory of the run, and write nothing.
-        print_config: Print all settings as they would be, and end.
+        dry_run: Build everything, train two steps, estimate time and memory of the run, and write nothing.
+        print_config: Print all settings that the run would have, and exit.
     """
     given = flags.model_dump(exclude_unset=True)
     resolved = resolve.resolve(given, recipe=recipe, file=config, resume=resume)
@@ -68,12 +68,12 @@ def sizes(
 ) -> None:
     """List every size of a run, or of a network before any run: parameters, FLOPs, how often it is trained, scores.
 
-    Such as: poa sizes --model swin_base_patch4_window7_224
+    Example: poa sizes --model swin_base_patch4_window7_224
 
     Args:
-        run: Folder of a run; leave it out to look at --model or --recipe.
+        run: Folder of a run; leave it out with --model or --recipe.
         model: The network, as in `poa pretrain`.
-        recipe: The network of a shipped recipe; --model flags win over it.
+        recipe: The network of a shipped recipe; --model flags override it.
         image_size: Side of the images in pixels, for FLOPs.
         out: Also write the table to this .csv or .json file.
     """
@@ -99,7 +99,8 @@ def sizes(
     shown = fitting(rows, scoring.headline(rows))
     Console().print(size_table(rows, scores=shown))
     if hidden := len(score_names(rows)) - len(shown):
-        print(f"{hidden} more scores: {'--out FILE.csv or FILE.json writes all' if out is None else f'see {out}'}.")
+        where = "--out FILE.csv or FILE.json writes all" if out is None else f"see {out}"
+        print(f"{counted(hidden, 'more score')}: {where}.")
 
 
 def extract(run: Path, /, *, size: Annotated[list[str], SEVERAL], out: Path | None = None) -> None:
@@ -144,7 +145,7 @@ def demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, ep
         model: Family of the network: vit, swin, resnet or convnext.
         method: poa, or a slimmable ResNet by slimclr-mocov2, slimclr-mocov3 or slimclr-simclr.
         out: Folder of the run, runs/demo by default (runs/demo-swin with another family); an interrupted demo resumes.
-        epochs: Passes over the digits; fewer give a quicker look and lower scores.
+        epochs: Passes over the digits; fewer take less time and give lower scores.
     """
     from poa.experiments.demo import demo as run
 
@@ -174,20 +175,20 @@ def compare(
     config: Path | None = None,
     vote_limit: Annotated[int | None, OWN] = None,
 ) -> None:
-    """Train sizes in one run, each alone, and distilled by SEED, on equal terms, and score them all.
+    """Train sizes in one run, alone and by SEED distillation, on equal terms, and score them all.
 
-    Such as: poa compare --data IMAGES --out runs/all --recipe vit-small-data --sizes 64x3 96x4 --train LABELLED/train
-    --test LABELLED/test. If it was stopped, the same command continues.
+    Example: poa compare --data IMAGES --out runs/all --recipe vit-small-data --sizes 64x3 96x4 --train LABELLED/train
+    --test LABELLED/test. The same command resumes it after a stop.
 
     Args:
-        sizes: Which sizes; the largest of all, the teacher, is always among them.
+        sizes: Sizes to compare; the largest of the run, which is the teacher, is always included.
         train: Labelled images for k-NN and linear classifiers.
-        test: Labelled images that are classified.
-        seeds: One elastic run, and its baselines, for each.
+        test: Labelled images to test on.
+        seeds: Seeds; for each, one elastic run and its baselines are trained.
         flags: Settings of the elastic run, as in `poa pretrain`; --out is the folder of all runs.
         recipe: Start from a shipped recipe; `poa recipes` lists them.
-        config: Start from a YAML file of settings; flags win over it, and it wins over --recipe.
-        vote_limit: Take only a class-balanced part of the --train images.
+        config: Start from a YAML file of settings, which overrides --recipe and is overridden by flags.
+        vote_limit: Use only so many of the --train images, balanced over classes.
     """
     resolved = resolve.resolve(flags.model_dump(exclude_unset=True), recipe=recipe, file=config)
     from poa.experiments.compare import compare as run_comparison
@@ -200,5 +201,5 @@ def compare(
         Console().print(table)
     plain = Console(soft_wrap=True, highlight=False)
     plain.print("±: standard deviation over seeds, if there are several.")
-    plain.print("compute: operations to train all sizes, over those of the elastic run.")
+    plain.print("compute: operations to train all sizes, divided by those of the elastic run.")
     plain.print(f"Scores: {Path(resolved.out) / 'compare.csv'}\nPicture: {Path(resolved.out) / 'compare.png'}")

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
 OVER_PRESET = Parameter(name="*", show_default=False, consume_multiple=True, negative_iterable=())
-"""Of settings that are flags. Values not given are those of the preset, so that no default is shown."""
+"""For settings that are flags. Values not given are those of the preset, so that no default is shown."""
 Epochs = Annotated[
     int, Parameter(help="Epochs from one checkpoint to the next; a stopped training resumes from the last one.")
 ]
-_MODELS = ("Models", "models", "one folder a network, whose README.md says how to load it")
+_MODELS = ("Models", "models", "one folder for each network; its README.md says how to load it")
 
 
 def finetune(
@@ -41,10 +41,10 @@ def finetune(
     flags: Annotated[Finetune, OVER_PRESET] = Finetune(),  # noqa: B008  # frozen
     options: Options = DEFAULTS,
 ) -> None:
-    """Fine-tune networks on labelled images, all weights and a classifier, and test them after the last epoch.
+    """Fine-tune networks on labelled images, with all weights and a classifier, and test them after the last epoch.
 
     Args:
-        preset: Settings to begin with: small-data, or published ones such as imagenet-vit-s, semi-10 or cifar10-s.
+        preset: Settings to start from: small-data, or published ones such as imagenet-vit-s, semi-10 or cifar10-s.
     """
     _finetune(model, flags.over(preset_of(FINETUNE, preset)), images, save_every, options)
 
@@ -73,7 +73,7 @@ def _finetune(model: str, settings: Finetune, images: Images, save_every: int, o
 
     source = options.source(model)
     sweep = partial(finetune_networks, source, settings, train=images.train, test=images.test, limit=options.limit)
-    files = [("Models", "models", "one folder a network, which timm loads")]
+    files = [("Models", "models", "one folder for each network, in the format of timm")]
     _show(partial(sweep, save_every=save_every), source, options, headline="top1", files=files)
 
 
@@ -92,16 +92,16 @@ def segmentation(
     flags: Annotated[Segmentation, OVER_PRESET] = Segmentation(),  # noqa: B008
     options: Options = DEFAULTS,
 ) -> None:
-    """Segment images: train a head on each network (or all of it, --no-frozen), and give mIoU on test images.
+    """Segment images: train a head on each network (or all of it, --no-frozen), and report mIoU on test images.
 
     Args:
         train: Images to train on: a folder, an archive or a folder in one (a.zip/train), a list.
         train_masks: Their masks, named like them: PNG files of class ids.
         test: Images to test on.
         test_masks: Their masks.
-        classes: Text file with the names of the classes, one a line; ids by default.
+        classes: Text file with the names of the classes, one per line; ids by default.
         ignore: Id of pixels without a class.
-        preset: Settings to begin with: small-data, small-data-finetune, small-data-upernet, or published ones such as
+        preset: Settings to start from: small-data, small-data-finetune, small-data-upernet, or published ones such as
             ade20k-linear-vit-s and ade20k-upernet-vit-b.
     """
     from poa.tasks.evaluate import segment_networks
@@ -130,7 +130,7 @@ def detection(
     flags: Annotated[Detection, OVER_PRESET] = Detection(),  # noqa: B008
     options: Options = DEFAULTS,
 ) -> None:
-    """Detect objects: train a detector with boxes and masks on each network, and give COCO's AP on test images.
+    """Detect objects: train a detector with boxes and masks on each network, and report COCO's AP on test images.
 
     --image-size is the size for which the network is made; images are resized by --sides, --test-side and --longest.
     --limit takes images evenly spread over the file.
@@ -140,7 +140,7 @@ def detection(
         train_annotations: Their objects: a file in COCO's format (instances_train2017.json).
         test_images: Images to test on.
         test_annotations: Their objects.
-        preset: Settings to begin with: small-data, or published ones: coco-vit-s, coco-vit-b.
+        preset: Settings to start from: small-data, or published ones: coco-vit-s, coco-vit-b.
         together: Train one detector for all widths of a slimmable network, as SlimCLR does.
     """
     from poa.tasks.detection.data import CocoImages
@@ -150,7 +150,7 @@ def detection(
     parts = CocoImages(train_images, train_annotations), CocoImages(test_images, test_annotations)
     sweep = partial(detect_networks, source, settings, train=parts[0], test=parts[1], together=together)
     pictures = ("Pictures", "pictures", "test images with true and detected objects")
-    files = [("Detections", "detections", "which pycocotools reads"), _MODELS, pictures]
+    files = [("Detections", "detections", "in the format of pycocotools"), _MODELS, pictures]
     _show(partial(sweep, limit=options.limit, save_every=save_every), source, options, headline="box_ap", files=files)
 
 

@@ -24,55 +24,55 @@ class Detection(Settings):
     """How a detector is trained and tested; the defaults suit some hundred images and one CPU."""
 
     head: Literal["mask-rcnn", "cascade-mask-rcnn", "faster-rcnn", "cascade-rcnn"] = "mask-rcnn"
-    """Mask R-CNN, a cascade of three box heads, or the same without masks."""
+    """Kind of detector: Mask R-CNN, a cascade of three box heads, or the same without masks."""
     channels: Count = 128
     """Channels of the feature pyramid and of the mask head; 256 as published."""
     hidden: Count = 512
     """Width of the box heads; 1024 as published."""
     box_head: Literal["mlp", "convolutions"] = "mlp"
-    """Two linear layers, or four convolutions with GroupNorm and a linear layer."""
+    """Layers of the box heads: two linear ones, or four convolutions with GroupNorm and a linear one."""
     box_loss: Literal["smooth-l1", "giou"] = "smooth-l1"
-    """Smooth L1 loss, or GIoU, which needs a cascade."""
+    """Loss of the boxes: smooth L1, or GIoU, which needs a cascade."""
     anchor_cells: Positive = 4.0
     """Side of the square anchors in strides of their level; 8 as published, less for small images."""
     regions: Count = 128
-    """Boxes of an image on which the heads are trained; 512 as published."""
+    """Boxes per image on which the heads are trained; 512 as published."""
     frozen: bool = False
-    """Train the new parts of the detector alone, on the network as it is."""
+    """Train only the new parts of the detector and leave the network unchanged."""
     batch_norm: bool = False
-    """Train the BatchNorm layers of the network too, in place of keeping their statistics and weights."""
+    """Train the BatchNorm layers of the network too, instead of keeping their statistics and weights."""
     epochs: Count = 50
     """Passes over the training images."""
     batch_size: Count = 4
-    """Images a step; those left over at the end of an epoch are not used in it."""
+    """Images per step; images left over at the end of an epoch are skipped."""
     lr: Positive = 3e-4
-    """Learning rate of the new parts; layers of the network learn more slowly."""
+    """Learning rate of the new parts; layers of the network get lower ones with --layer-decay."""
     layer_decay: ShareAboveZero = 0.8
-    """Factor from the learning rate of a layer to that of the one before it; usual are 0.4 to 1."""
+    """Factor on the learning rate from a layer to the one before it; usually 0.4 to 1."""
     warmup_share: ShareBelowOne = 0.05
-    """Share of the training over which the learning rate rises."""
+    """Share of the training in which the learning rate rises."""
     warmup_lr: Annotated[NotNegative, NO_FLAG] = 1e-6
-    """Learning rate from which it rises."""
+    """Learning rate at the start."""
     min_lr: NotNegative = 1e-6
-    """Learning rate at the end of half a cosine, without milestones."""
+    """Learning rate at the end of half a cosine; not used with --milestones."""
     milestones: tuple[Count, ...] = ()
-    """Epochs after which the learning rate falls to a tenth, in place of half a cosine."""
+    """Epochs after which the learning rate falls to a tenth, instead of by half a cosine."""
     weight_decay: NotNegative = 0.05
     """Weight decay of AdamW; none for biases, norms, tokens and positions."""
     drop_path: ShareBelowOne = 0.0
     """Rate of stochastic depth in the last block; needs --no-frozen."""
     clip: NotNegative = 1.0
-    """Largest norm of all gradients together; 0 for no limit."""
+    """Largest norm of all gradients together; 0 for no clipping."""
     sides: Annotated[tuple[Count, ...], Field(min_length=1)] = (224, 256, 288)
-    """Shorter sides of training images in pixels, such as 480 640 800, one of which is drawn for each."""
+    """Shorter sides of training images in pixels, such as 480 640 800; one is drawn for each image."""
     test_side: Count = 256
     """Shorter side of test images in pixels."""
     longest: Count = 384
-    """Upper limit of the longer side of an image, in pixels; larger images are made smaller."""
+    """Upper limit of the longer side of an image, in pixels; larger images are scaled down."""
     flip: Share = 0.5
-    """Probability of a mirror image."""
+    """Probability of a horizontal flip."""
     min_score: ShareBelowOne = 0.05
-    """Least score of a detection."""
+    """Lowest score of a detection."""
     most: Count = 100
     """Largest number of detections in an image."""
     seed: Natural = 0
@@ -86,20 +86,22 @@ class Detection(Settings):
     def check(self) -> None:
         """Values that exclude one another."""
         if self.frozen and self.drop_path:
-            raise UserError(f"A frozen backbone drops no paths, got --drop-path {self.drop_path}. Add --no-frozen.")
+            raise UserError(
+                f"--drop-path {self.drop_path} has no effect on a frozen backbone. Add --no-frozen, or leave it out."
+            )
         if self.frozen and self.batch_norm:
-            raise UserError("A frozen backbone trains no BatchNorm, got --batch-norm. Add --no-frozen.")
+            raise UserError("--batch-norm has no effect on a frozen backbone. Add --no-frozen, or leave it out.")
         if self.box_loss == "giou" and not self.head.startswith("cascade"):
             raise UserError(f"--box-loss giou needs a cascade, got --head {self.head}. Choose cascade-{self.head}.")
         if list(self.milestones) != sorted(set(self.milestones)) or max(self.milestones, default=0) >= self.epochs:
             raise UserError(
-                f"--milestones are ascending epochs below --epochs {self.epochs}, got {self.milestones}. "
+                f"--milestones must be ascending epochs below --epochs {self.epochs}, got {self.milestones}. "
                 "Leave them out for half a cosine."
             )
         if self.longest < max(*self.sides, self.test_side):
             raise UserError(
-                f"--longest {self.longest} is less than the shorter side {max(*self.sides, self.test_side)}, which no "
-                "image could then reach. Give at least that; usual is 5/3 of it."
+                f"--longest {self.longest} is less than the shorter side of images, "
+                f"{max(*self.sides, self.test_side)}. Set it to at least that; usual is 5/3 of it."
             )
 
 

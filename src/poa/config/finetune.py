@@ -31,49 +31,51 @@ class Finetune(Settings):
     epochs: Count = 50
     """Passes over the training images."""
     batch_size: Count = 64
-    """Images a step; those left over at the end of an epoch are not used in it."""
+    """Images per step; images left over at the end of an epoch are skipped."""
     lr: Positive = 2e-3
-    """Learning rate of the classifier; earlier layers learn more slowly."""
+    """Learning rate of the classifier; earlier layers get lower ones."""
     lr_reference: Natural = 0
-    """Batch size that --lr is meant for, the rate used being proportional to the batch size; 0 to use --lr as it is."""
+    """Batch size that --lr is meant for; the rate used is proportional to the batch size. 0 to use --lr unchanged."""
     layer_decay: ShareAboveZero = 0.75
-    """Factor from the learning rate of a layer to that of the one before it; usual are 0.4 to 1."""
+    """Factor on the learning rate from a layer to the one before it; usually 0.4 to 1."""
     warmup_share: ShareBelowOne = 0.1
-    """Share of the training over which the learning rate rises."""
+    """Share of the training in which the learning rate rises."""
     warmup_lr: Annotated[NotNegative, NO_FLAG] = 1e-6
-    """Learning rate from which it rises."""
+    """Learning rate at the start."""
     min_lr: NotNegative = 1e-6
     """Learning rate at the end of half a cosine."""
     weight_decay: NotNegative = 0.05
     """Weight decay of AdamW; none for biases, norms, tokens and positions."""
     mixup: NotNegative = 0.8
-    """Strength of blending images (parameter of the beta distribution); 0 for none."""
+    """Strength of mixup, which blends two images (parameter of the beta distribution); 0 for none."""
     cutmix: NotNegative = 1.0
-    """Strength of pasting boxes of one image into another; 0 for none. With both, each batch gets one of them."""
+    """Strength of cutmix, which pastes a box of one image into another; 0 for none. With both, each batch gets one of
+    them."""
     smoothing: ShareBelowOne = 0.1
-    """Share of a label that is spread over all classes."""
+    """Label smoothing: share of a label that is spread over all classes."""
     rand_augment: str = NO_AUGMENTATION
     """timm's configuration of RandAugment, such as rand-m9-mstd0.5-inc1, or none."""
     erasing: Share = 0.0
-    """Probability that a box of an image is replaced by noise."""
+    """Probability of random erasing, which replaces a box of an image by noise."""
     crop_scale: AreaRange = (0.7, 1.0)
-    """Share of an image that a crop covers, least and most; usual are 0.08 1 for large images, 0.7 1 for small ones."""
+    """Smallest and largest share of an image that a crop covers; usually 0.08 1 for large images, 0.7 1 for small
+    ones."""
     flip: Share = 0.5
-    """Probability of a mirror image; 0 for digits and letters."""
+    """Probability of a horizontal flip; 0 for digits and letters."""
     drop_path: ShareBelowOne = 0.1
     """Rate of stochastic depth in the last block."""
     ema: ShareBelowOne = 0.99
-    """Share of the moving average of the weights that a step keeps; the average is tested. 0 tests the last weights."""
+    """Decay of the moving average of the weights, which is tested; 0 to test the last weights."""
     head: Literal["linear", "mlp"] = "linear"
     """The classifier: one linear layer, or two with GELU between them."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the forward pass."""
     share: ShareAboveZero | None = None
-    """Train on this share of each class's images, such as 0.1."""
+    """Train on this share of the images of each class, such as 0.1."""
     per_class: Count | None = None
-    """Or on this many of each class."""
+    """Train on this many images of each class."""
     repeats: Count = 1
-    """How often an image comes in a row, each time augmented anew (repeated augmentation)."""
+    """Times that each image occurs in a row, augmented differently each time (repeated augmentation)."""
     seed: Natural = 0
     """Seed of everything random."""
 
@@ -83,8 +85,8 @@ class Finetune(Settings):
             raise UserError(f"Give either --share or --per-class, got both: {self.share} and {self.per_class}.")
         if self.mixes and self.batch_size % 2:
             raise UserError(
-                f"Images are mixed in pairs, so that --batch-size must be even, got {self.batch_size}. "
-                f"Use {self.batch_size + 1}, or turn mixing off with --mixup 0 --cutmix 0."
+                f"Images are mixed in pairs, so --batch-size must be even, got {self.batch_size}. Use "
+                f"{self.batch_size + 1}, or turn mixing off with --mixup 0 --cutmix 0."
             )
 
     @property

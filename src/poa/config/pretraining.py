@@ -44,7 +44,7 @@ class ModelSettings(Settings):
     """The elastic network: its sizes and what all of them share. What is not given is as in the named network."""
 
     name: str = "vit"
-    """The intact network: a family as published (vit, swin, resnet, convnext) or a timm model, such as
+    """The intact network: a family as published (vit, swin, resnet, convnext), a timm model such as
     swin_tiny_patch4_window7_224, or a folder that timm loads. Short: --model NAME."""
     width_min: Count | None = None
     """Smallest width, in channels (ResNet: inside the first stage's blocks); by default half the largest."""
@@ -57,13 +57,14 @@ class ModelSettings(Settings):
     depth_min: Numbers = None
     """Fewest blocks, a number for each elastic stage (ResNet: second and third); by default half of the most."""
     depth_max: Numbers = None
-    """Blocks of the intact network, likewise."""
+    """Most blocks, those of the intact network; a number for each elastic stage."""
     depth_step: Count = 1
     """Step between depths."""
     depths: Numbers = None
     """Blocks of all four stages of the intact network (all but ViT)."""
     sampling_bias: Annotated[float, Field(ge=1.0)] | None = None
-    """How much more often the smallest width (and depth) is drawn than the largest; 3 for ViT, 2 for the others."""
+    """How much more often the smallest width (and depth) is drawn than the largest; by default 3 for ViT, 2 for the
+    others."""
     patch_size: Count | None = None
     """Side of a patch, in pixels."""
     head_dim: Count | None = None
@@ -71,7 +72,7 @@ class ModelSettings(Settings):
     window_size: Count | None = None
     """Side of an attention window, in patches (Swin)."""
     channels: Count | None = None
-    """A quarter of the channels that the first stage hands on (ResNet)."""
+    """A quarter of the output channels of the first stage (ResNet)."""
     mlp_ratio: Positive | None = None
     """Hidden width of an MLP over the width of its block."""
     layer_scale: NotNegative | None = None
@@ -79,11 +80,12 @@ class ModelSettings(Settings):
     register_tokens: Natural | None = None
     """Number of register tokens (ViT)."""
     swiglu: bool | None = None
-    """Gated SiLU in place of GELU in the MLPs (ViT)."""
+    """Gated SiLU instead of GELU in the MLPs (ViT)."""
     drop_path: ShareBelowOne | None = None
     """Rate of stochastic depth in the students; by default 0.2, and 0 for ResNet."""
     resize_positions: Literal["timm", "official"] | None = None
-    """How position tables are resized for other image sizes: as timm will (extracted = trained) or as POA's code."""
+    """How position tables are resized for other image sizes: as timm does it (extracted sizes then equal the trained
+    ones at every image size), or as POA's official code does it."""
 
 
 class HeadSettings(Settings):
@@ -94,7 +96,7 @@ class HeadSettings(Settings):
     hidden: Count = 2048
     """Width of the hidden layers."""
     bottleneck: Count = 256
-    """Width of the space in which prototypes lie."""
+    """Width of the prototypes."""
 
 
 class ViewSettings(Settings):
@@ -109,7 +111,7 @@ class ViewSettings(Settings):
     local_scale: AreaRange = (0.05, 0.32)
     """Range of a local crop's share of the image area."""
     num_locals: Natural = 8
-    """Local crops an image."""
+    """Local crops per image."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
     jitter: tuple[Share, Share, Share, Annotated[float, Field(ge=0.0, le=0.5)]] = (0.4, 0.4, 0.2, 0.1)
@@ -117,10 +119,11 @@ class ViewSettings(Settings):
     jitter_probability: Share = 0.8
     """Probability of colour jitter."""
     grey_probability: Share = 0.2
-    """Probability of a grey crop."""
+    """Probability of conversion to grey."""
     blur_probabilities: tuple[Share, Share, Share] = (0.0, 0.9, 0.5)
-    """Probability of blur for the first global, the second global and local crops. The default is what the official
-    code does, whose nominal probabilities are inverted by a slip inherited from DINOv2; the paper: 1.0, 0.1, 0.5."""
+    """Probability of blur for the first global, the second global and the local crops. The default is that of the
+    official code, which inverts the nominal probabilities by a mistake inherited from DINOv2; the paper: 1.0, 0.1,
+    0.5."""
     blur_kernel: Annotated[Count, AfterValidator(_odd)] = 9
     """Side of the blur kernel, in pixels; odd."""
     solarize_probability: Share = 0.2
@@ -158,7 +161,7 @@ class LossSettings(Settings):
     """The terms of the loss and their weights."""
 
     variant: Literal["code", "paper"] = "code"
-    """Weights as in the official code or as printed in the paper; docs/faithfulness.md says how they differ."""
+    """Weights as in the official code or as printed in the paper; docs/faithfulness.md lists the differences."""
     intact_share: Share = 0.8
     """Weight lambda of the intact student against the elastic one."""
     ibot: NotNegative = 1.0
@@ -168,15 +171,15 @@ class LossSettings(Settings):
     koleo: NotNegative = 0.1
     """Weight of the KoLeo term, which spreads features out; without it small runs collapse."""
     koleo_over_ranks: bool = False
-    """Seek nearest neighbours among the images of all processes."""
+    """Search nearest neighbours for KoLeo among the images of all processes."""
     student_temperature: Positive = 0.1
     """Temperature of the students."""
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     """Temperature of the teacher at the start and after its ramp."""
     teacher_temperature_epochs: NotNegative = 30.0
-    """Length of the ramp."""
+    """Length of the ramp of the teacher's temperature."""
     centering: Literal["sinkhorn", "moving-average"] = "sinkhorn"
-    """How teacher outputs become targets."""
+    """How outputs of the teacher become targets."""
 
 
 class DistillSettings(Settings):
@@ -185,12 +188,12 @@ class DistillSettings(Settings):
     teacher: str = ""
     """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name."""
     queue: Count = 65536
-    """Teacher embeddings that views are compared to; a multiple of the images a pass. For small data, of the order of
-    the data set."""
+    """Number of teacher embeddings in the queue that views are compared with; a multiple of the images per pass. For
+    small data, about the size of the data set."""
     student_temperature: Positive = 0.2
-    """Divides the student's similarities."""
+    """Temperature of the student's similarities."""
     teacher_temperature: Positive = 0.01
-    """Divides the teacher's similarities."""
+    """Temperature of the teacher's similarities."""
     local_weight: NotNegative = 1.0
     """Weight of the local crops' term, which has a queue of its own."""
 
@@ -199,23 +202,23 @@ class SlimSettings(Settings):
     """Slimmable networks, trained by contrast (methods slimclr-...)."""
 
     slow_start_epochs: NotNegative | None = None
-    """Epochs in which the full width learns alone; by default half of all, 0 for none."""
+    """Epochs in which only the full width is trained; by default half of all, 0 for none."""
     weighting: Literal["even", "share", "width", "scaled-width", "full", "cumulative", "full-next"] = "full"
-    """How the losses of widths are weighed; docs/howto.md has the formulas."""
+    """How the losses of the widths are weighted; docs/howto.md has the formulas."""
     distillation: Literal["soft", "kl", "mse", "atkd", "dkd"] | None = "soft"
-    """How the full width teaches the others while all learn; none for not at all."""
+    """Online distillation from the full width to the others; none for no distillation."""
     distillation_share: Share = 0.5
-    """Weight of distillation in a width's loss; contrast has the rest."""
+    """Weight of distillation in the loss of a width; the contrastive loss has the rest."""
     distillation_temperature: Positive | None = None
     """Temperature of distillation; by default 5 for soft cross-entropy (1 with MoCo v3), otherwise as published."""
     temperature: Positive | None = None
-    """Divides similarities; by default 0.1 (SimCLR), 0.2 (MoCo v2) or 1 (MoCo v3)."""
+    """Temperature of the contrastive loss; by default 0.1 (SimCLR), 0.2 (MoCo v2) or 1 (MoCo v3)."""
     hidden: Count | None = None
     """Hidden width of projection and prediction at full width; by default 2048 (SimCLR) or 4096 (MoCo v3)."""
     dim: Count | None = None
     """Width of embeddings; by default 128, and 256 for MoCo v3."""
     queue: Count = 65536
-    """Keys that MoCo v2 compares with; a multiple of the images a pass."""
+    """Number of keys in the queue of MoCo v2; a multiple of the images per pass."""
 
 
 class OptimizerSettings(Settings):
@@ -226,7 +229,7 @@ class OptimizerSettings(Settings):
     decay_all: bool = False
     """Weight decay also for biases and norms (LARS never does)."""
     restart_lr: Positive | None = None
-    """Learning rate from which the cosine continues after the slow start of slimclr-...; by default as before it."""
+    """Learning rate at which the cosine continues after the slow start of slimclr-...; unchanged by default."""
     base_lr: Positive = 0.004
     """Peak learning rate at batch size 1024; scaled by the square root of the batch size."""
     final_lr: NotNegative = 2e-5
@@ -257,7 +260,7 @@ class SavingSettings(Settings):
     keep_last: Count = 2
     """How many of the newest checkpoints to keep."""
     keep_every_epochs: Positive | None = None
-    """Also keep a checkpoint every so many epochs."""
+    """Also keep one checkpoint every so many epochs."""
 
 
 class MonitorSettings(Settings):
@@ -266,11 +269,11 @@ class MonitorSettings(Settings):
     every_epochs: Positive = 1.0
     """How often the teacher's features are checked for collapse and sizes are scored."""
     data: str | None = None
-    """Labelled images for k-NN scores of the smallest, middle and largest size; without it no labels are needed."""
+    """Labelled images for k-NN scores of the smallest, middle and largest size; not needed for training."""
     num_images: Annotated[int, Field(ge=2)] = 2048
-    """Images used for that, at most."""
+    """Largest number of images used for these scores."""
     gradients_every: Count | None = None
-    """Every so many steps, log gradient norms over the weights that each width uses; `poa gradients` draws them."""
+    """Log gradient norms over the weights that each width uses every so many steps; `poa gradients` plots them."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra `track`)."""
 
@@ -289,18 +292,18 @@ class Config(Settings):
     data: Annotated[str, Parameter(show_default=False)] = ""
     """Images: a folder, a list of paths (txt, csv), a zip or tar (or a folder in it: a.zip/train), or `digits`."""
     out: Annotated[str, Parameter(show_default=False)] = ""
-    """Folder of the run; must be new, or hold the run to --resume."""
+    """Folder of the run; must be new, or hold the run to resume with --resume."""
     method: Literal["poa", "single", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3"] = "poa"
-    """poa trains all sizes at once; single the largest alone, as DINOv2 does; seed distils a teacher into it;
-    slimclr-... train all widths of a slimmable ResNet by contrast."""
+    """poa trains all sizes at once; single trains only the largest, as DINOv2 does; seed distils a teacher into it;
+    slimclr-... trains all widths of a slimmable ResNet by contrastive learning."""
     epochs: Count = 346
     """Passes over the images."""
     batch_size: Count = 1600
-    """Images a step, over all devices and accumulated micro-batches."""
+    """Images per step, over all devices and accumulated micro-batches."""
     lr: Positive | None = None
     """Peak learning rate; by default derived from optimizer.base_lr and the batch size."""
     devices: Count = 1
-    """Processes on this machine, one a device; more than 1 launches them."""
+    """Processes on this machine, one per device; values above 1 start them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the backbones' forward pass; heads and losses are always fp32."""
     seed: Natural = 0
@@ -309,23 +312,23 @@ class Config(Settings):
     """Trained weights to start from: a folder that timm loads, the folder of a run, a file of weights (.safetensors,
     .pth, .pt, .bin), or a timm name such as vit_small_patch14_dinov2.lvd142m. Name their network with --model."""
     accumulate: Annotated[Count, FURTHER] = 1
-    """Micro-batches a step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
+    """Micro-batches per step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
     checkpointing: Annotated[bool, FURTHER] = False
     """Recompute students' forward passes in the backward pass: less memory, more time."""
     compile: Annotated[bool, FURTHER] = False
     """Compile the backbones' blocks."""
     elastic_samples: Annotated[Count, FURTHER] = 1
-    """Sizes trained a step on each process. The published run had 32 processes, hence 32 sizes a step."""
+    """Sizes trained per step on each process. The published run had 32 processes, hence 32 sizes per step."""
     same_sizes_on_all_ranks: Annotated[bool, FURTHER] = False
-    """Every process trains the same sizes at a step."""
+    """Train the same sizes on all processes at each step."""
     device: Annotated[Literal["auto", "cpu", "cuda"], FURTHER] = "auto"
     """Kind of device."""
     num_nodes: Annotated[Count, FURTHER] = 1
-    """Machines; a run on several is started with torchrun on each."""
+    """Number of machines; a run on several is started with torchrun on each."""
     workers: Annotated[Natural | None, FURTHER] = None
     """Loader processes on each device; by default chosen from the cores and the image size."""
     limit: Annotated[Count | None, FURTHER] = None
-    """Use a class-balanced part of so many images."""
+    """Use only so many images, balanced over classes."""
     max_bad_share: Annotated[Share, FURTHER] = 0.01
     """Stop when more than this share of the images cannot be read."""
     model: Annotated[ModelSettings, _section("Model", place=1)] = ModelSettings()

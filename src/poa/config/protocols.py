@@ -22,18 +22,18 @@ class KnnSettings(Settings):
     ks: Annotated[tuple[int, ...] | None, Parameter(name="k")] = None
     """Numbers of neighbours; 10, 20, 100 and 200 by default."""
     temperature: Annotated[Positive, NO_FLAG] = 0.07
-    """Of the softmax that makes votes of similarities."""
+    """Temperature of the softmax that turns similarities into votes."""
 
 
 class LinearSettings(Settings):
     """Logistic regression on all training images."""
 
     fit: Annotated[Literal["lbfgs"], NO_FLAG] = "lbfgs"
-    """How the loss is minimised, to the end."""
+    """How the loss is minimised, until it has converged."""
     strengths: Strengths | None = None
-    """Of the penalty, to choose from; eleven around 1 / number of classes by default."""
+    """Strengths of the penalty to choose from; by default eleven around 1 / number of classes."""
     seed: Annotated[Natural, NO_FLAG] = 0
-    """Of the choice of held-out images."""
+    """Seed of the choice of held-out images."""
 
 
 class FewShotSettings(Settings):
@@ -42,78 +42,79 @@ class FewShotSettings(Settings):
     name: ClassVar[str] = "few-shot"
 
     per_class: Count | None = None
-    """Images of each class, such as 1, 5 or 10."""
+    """Training images per class, such as 1, 5 or 10."""
     share: ShareAboveZero | None = None
-    """Or the share of each class's images, such as 0.01 or 0.1."""
+    """Share of the training images of each class, such as 0.01 or 0.1; instead of --per-class."""
     draws: Count = 5
-    """How often to draw."""
+    """Number of random draws of the training images."""
     strengths: Strengths | None = None
-    """Of the penalty, to choose from; eleven around 1 / number of classes by default."""
+    """Strengths of the penalty to choose from; by default eleven around 1 / number of classes."""
     seed: Annotated[Natural, NO_FLAG] = 0
-    """Of the first draw; the others have the numbers after it."""
+    """Seed of the first draw; the others use the numbers after it."""
 
 
 class ProbeSettings(Settings):
     """Many linear classifiers trained by SGD at once, of which one is chosen (DINOv2; POA official code)."""
 
     learning_rates: LearningRates = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-    """To choose from, at batch size 256; thirteen from 1e-5 to 0.1 by default."""
+    """Learning rates to choose from, at batch size 256; by default thirteen from 1e-5 to 0.1."""
     batch_size: Annotated[Count, NO_FLAG] = 256
-    """Images a step; all of them if there are fewer. Learning rates are scaled in proportion to it."""
+    """Images per step; all of them if there are fewer. Learning rates are scaled in proportion to it."""
     epochs: Count = 100
     """Passes over the training images, at most 12,500 steps."""
     most_steps: Annotated[Count, NO_FLAG] = 12_500
-    """Where ``epochs`` would take more steps than this, so many are taken."""
+    """Largest number of steps, where ``epochs`` would take more."""
     momentum: Annotated[ShareBelowOne, NO_FLAG] = 0.9
     """Of SGD."""
     standardise: Annotated[bool, NO_FLAG] = True
-    """Give all columns mean 0 and deviation 1 over the training images first. The published probe does not: with its
-    learning rates and few images it stops long before it has converged."""
+    """Scale each feature to mean 0 and standard deviation 1 over the training images. The published probe does not:
+    with its learning rates and few images it stops long before it has converged."""
     choose_on: Literal["held-out", "test"] = "held-out"
-    """A fifth of the training images, or, as published, the test images themselves."""
+    """Images on which the classifier is chosen: a fifth of the training images, or, as published, the test images."""
     seed: Annotated[Natural, NO_FLAG] = 0
-    """Of weights, of the order of images and of the held-out ones."""
+    """Seed of initial weights, of the order of images and of the choice of held-out images."""
 
 
 class JointLinearSettings(Settings):
     """Linear classifiers of all sizes, trained together by SGD (SlimCLR, official linear evaluation)."""
 
     learning_rates: LearningRates = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
-    """To choose from on a fifth of the training images; six from 0.0003 to 0.1 by default."""
+    """Learning rates to choose from on a fifth of the training images; by default six from 0.0003 to 0.1."""
     schedule: Annotated[Literal["cosine", "steps"], NO_FLAG] = "cosine"
-    """Of the learning rate: ``steps`` divides it by 10 after 60 % and 80 % of the epochs (published after MoCo v2)."""
+    """Schedule of the learning rate: ``steps`` divides it by 10 after 60 % and 80 % of the epochs (published after MoCo
+    v2)."""
     epochs: Count = 90
     """Passes over the training images."""
     batch_size: Annotated[Count, NO_FLAG] = 256
-    """Images a step; the last batch of an epoch may be smaller."""
+    """Images per step; the last batch of an epoch may be smaller."""
     distilled: Annotated[bool, Parameter(name="distil")] = True
-    """Smaller sizes learn from the largest as well."""
+    """Train smaller sizes on the predictions of the largest too."""
     standardise: Annotated[bool, NO_FLAG] = True
-    """Scale each feature to mean 0 and deviation 1 over the training images."""
+    """Scale each feature to mean 0 and standard deviation 1 over the training images."""
     seed: Annotated[Natural, NO_FLAG] = 0
-    """Of the choice of held-out images, of initial weights and of the order of images."""
+    """Seed of the choice of held-out images, of initial weights and of the order of images."""
 
 
 class ClusterSettings(Settings):
     """K-means on the test images."""
 
     clusters: int | None = None
-    """How many; as many as there are classes by default."""
+    """Number of clusters; by default the number of classes."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1), NO_FLAG] = (0,)
-    """One clustering for each; scores are their means."""
+    """Seeds, one clustering for each; scores are their means."""
     restarts: Count = 10
-    """Times that each begins anew; that with the smallest distances is kept."""
+    """Number of random starts of each clustering; the one with the smallest distances is kept."""
     normalise: Annotated[bool, SWITCH] = False
     """Scale features to length 1 first."""
 
 
 class RetrievalSettings(Settings):
-    """Score by how early the training images of a test image's class come, by cosine."""
+    """Score by retrieval: how high training images of the same class rank by cosine similarity to a test image."""
 
     name: ClassVar[str] = "retrieval"
 
     ks: Annotated[tuple[int, ...] | None, Parameter(name="k")] = None
-    """For recall; 1, 5 and 10 by default."""
+    """Numbers of images for recall; 1, 5 and 10 by default."""
 
 
 class QualitySettings(Settings):
@@ -122,7 +123,7 @@ class QualitySettings(Settings):
     k: int = 10
     """Number of neighbours to compare."""
     seed: Natural = 0
-    """Of the augmented views."""
+    """Seed of the augmented views."""
 
 
 class RobustnessSettings(Settings):
@@ -133,16 +134,16 @@ class RobustnessSettings(Settings):
     )
     """Shares of hidden cells; 0.1 to 0.9 by default."""
     grid: int | None = None
-    """Rows and columns of the cells that are hidden; up to 14, as many as divide the images, by default."""
+    """Rows and columns of the grid of hidden cells; by default the largest number up to 14 that divides the images."""
     shuffle: tuple[int, ...] | None = None
-    """Rows and columns of shuffled cells; of 2, 4, 8 and 14 those that divide the images by default."""
+    """Rows and columns of shuffled cells; by default those of 2, 4, 8 and 14 that divide the images."""
     corruptions: tuple[str, ...] | None = None
-    """Such as jpeg; all by default."""
+    """Kinds of corruptions, such as jpeg; all by default."""
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], NO_DEFAULT] = (1, 2, 3, 4, 5)
-    """From 1 to 5; all by default."""
+    """Severities of corruptions, from 1 to 5; all by default."""
     judge: Literal["knn", "linear"] = "knn"
     """The classifier: nearest neighbours, or logistic regression."""
     k: int = 20
     """Number of neighbours."""
     seed: Natural = 0
-    """Of all that is drawn."""
+    """Seed of everything random."""

@@ -15,7 +15,7 @@ from poa.errors import UserError, nearest
 
 HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
 HARMLESS |= {"max_bad_share", "saving", "monitor"}
-"""Settings that may change when a run is resumed, since they do not alter what is learnt. Images may have moved: a
+"""Settings that may change when a run is resumed, since they do not alter what is learned. Images may have moved: a
 fingerprint checks that they are the same."""
 
 
@@ -107,7 +107,7 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings, by dotted name, that differ in what is learnt."""
+    """Settings, by dotted name, that differ in what is learned."""
     before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     return {name: pair for name, pair in changed.items() if name.split(".")[0] not in HARMLESS}

@@ -29,25 +29,25 @@ class Segmentation(Settings):
     head: Literal["linear", "upernet"] = "linear"
     """One linear layer after BatchNorm, or UperNet's pyramid pooling and fusion of four levels."""
     taps: Literal["all", "last"] = "all"
-    """Whether a linear head sees all maps side by side, at the resolution of the finest, or the last one."""
+    """Maps that a linear head sees: all, concatenated at the resolution of the finest, or only the last."""
     channels: Count = 128
     """Channels of an UperNet head."""
     auxiliary: NotNegative = 0.4
     """Weight of the loss of UperNet's second, small head on the third level; 0 for none."""
     frozen: bool = True
-    """Train the head alone."""
+    """Train only the head."""
     epochs: Count = 30
     """Passes over the training images."""
     batch_size: Count = 8
-    """Images a step; those left over at the end of an epoch are not used in it."""
+    """Images per step; images left over at the end of an epoch are skipped."""
     lr: Positive = 2e-3
-    """Learning rate of the head; layers of the network before it learn more slowly."""
+    """Learning rate of the head; layers of the network get lower ones with --layer-decay."""
     layer_decay: ShareAboveZero = 1.0
-    """Factor from the learning rate of a layer to that of the one before it; usual are 0.4 to 1."""
+    """Factor on the learning rate from a layer to the one before it; usually 0.4 to 1."""
     warmup_share: ShareBelowOne = 0.05
-    """Share of the training over which the learning rate rises."""
+    """Share of the training in which the learning rate rises."""
     warmup_lr: Annotated[NotNegative, NO_FLAG] = 1e-6
-    """Learning rate from which it rises."""
+    """Learning rate at the start."""
     min_lr: NotNegative = 0.0
     """Learning rate at the end."""
     power: Positive = 1.0
@@ -57,7 +57,7 @@ class Segmentation(Settings):
     drop_path: ShareBelowOne = 0.0
     """Rate of stochastic depth in the last block; needs --no-frozen."""
     resize: Natural = 0
-    """Shorter side of images before scaling, and in the test, in pixels; 0 leaves them."""
+    """Shorter side of images before scaling, and in the test, in pixels; 0 for no resizing."""
     scale: Annotated[tuple[Scale, Scale], Ascending] = (0.5, 2.0)
     """Range of the random factor by which training images are scaled."""
     crop: Natural = 0
@@ -65,17 +65,17 @@ class Segmentation(Settings):
     most: Share = 0.75
     """Crops with a larger share of one class are drawn again, up to ten times; 1 for any crop."""
     flip: Share = 0.5
-    """Probability of a mirror image."""
+    """Probability of a horizontal flip."""
     jitter: Share = 0.4
-    """Strength of random changes of brightness, contrast and saturation, and a tenth of it of the hue; 0 for none."""
+    """Strength of random changes of brightness, contrast and saturation; that of hue is a tenth of it. 0 for none."""
     stride: Natural = 0
-    """From one test window to the next, in pixels; 0 for two thirds of a window."""
+    """Distance between test windows, in pixels; 0 for two thirds of a window."""
     whole: bool = False
-    """Test on whole images in place of windows."""
+    """Test on whole images instead of windows."""
     test_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0,)
-    """Average the test over images scaled by these factors, such as 0.75 1 1.25."""
+    """Average predictions over images scaled by these factors, such as 0.75 1 1.25."""
     test_flip: bool = False
-    """Average the test over mirror images."""
+    """Average predictions over flipped images too."""
     seed: Natural = 0
     """Seed of everything random."""
 
@@ -84,9 +84,11 @@ class Segmentation(Settings):
         if self.head == "upernet" and self.batch_size < 2:
             raise UserError("An UperNet head has BatchNorm on pooled maps: --batch-size must be at least 2, got 1.")
         if self.frozen and self.drop_path:
-            raise UserError(f"A frozen backbone drops no paths, got --drop-path {self.drop_path}. Add --no-frozen.")
+            raise UserError(
+                f"--drop-path {self.drop_path} has no effect on a frozen backbone. Add --no-frozen, or leave it out."
+            )
         if self.whole and self.stride:
-            raise UserError(f"Whole images have no windows, got --whole and --stride {self.stride}. Leave out one.")
+            raise UserError(f"--stride {self.stride} has no effect with --whole. Leave out one of them.")
 
 
 _ADE20K = Segmentation(

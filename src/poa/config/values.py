@@ -24,14 +24,14 @@ NO_FLAG = Parameter(parse=False)
 def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
     """Check that the first value is not above the second, and so on."""
     if list(values) != sorted(values):
-        raise ValueError("it should be the least value, then the greatest")
+        raise ValueError("it should be the smallest value, then the largest")
     return values
 
 
 Ascending = AfterValidator(_ascending)
-"""Of values of which the first is the least."""
+"""For values of which the first is the smallest."""
 AreaRange = Annotated[tuple[ShareAboveZero, ShareAboveZero], Ascending]
-"""Least and greatest share of the area of an image."""
+"""Smallest and largest share of the area of an image."""
 
 
 class Settings(BaseModel):
@@ -108,7 +108,7 @@ def explain(
             choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
             sentences.append(f"{name} cannot be {value!r}. {nearest(str(value), choices)}")
         elif problem["type"] == "model_type":
-            sentences.append(f"{name} holds settings by name, it cannot be {value!r}.")
+            sentences.append(f"{name} must be named settings, got {value!r}.")
         else:
             what = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
             sentences.append(f"{name} cannot be {value!r}: {what[0].lower()}{what[1:]}.")

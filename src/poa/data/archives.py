@@ -35,7 +35,7 @@ class Archive:
         """Read an entry of a zip, stored or deflated; its checksum is not compared."""
         signature, name_length, extra_length = _HEADER.unpack(self._read(_HEADER.size, entry.offset))
         if signature != b"PK\x03\x04":
-            raise BadImage(f"{self.path} is damaged, or was changed since it was indexed")
+            raise BadImage(f"{self.path} is damaged, or has changed since it was indexed")
         stored = self._read(entry.stored, entry.offset + _HEADER.size + name_length + extra_length)
         if not entry.deflated:
             return stored
@@ -50,7 +50,7 @@ class Archive:
     def _read(self, size: int, offset: int) -> bytes:
         data = os.pread(self._descriptor, size, offset)
         if len(data) != size:
-            raise BadImage(f"{self.path} ends before the image does")
+            raise BadImage(f"{self.path} is truncated")
         return data
 
 
@@ -78,8 +78,8 @@ def list_tar(source: Source, progress: Progress) -> Listing:
     if start.startswith(_COMPRESSED):
         folder = source.path.name.partition(".")[0]
         raise UserError(
-            f"{source.path} is a compressed tar, in which no image can be read without unpacking all before it: "
-            f"run `mkdir {folder} && tar -xf {source.path} -C {folder}` and give --data {folder}."
+            f"{source.path} is a compressed tar, which cannot be read in place: run `mkdir {folder} && tar -xf "
+            f"{source.path} -C {folder}` and give --data {folder}."
         )
     stamp = Stamp.of(source.path)
     try:
@@ -152,4 +152,4 @@ def _missing(source: Source, members: dict[str, Entry]) -> str:
 
 
 def _damaged(source: Source, error: Exception) -> UserError:
-    return UserError(f"{source.path} is damaged or no {source.kind} file: {error}. Copy or download it again.")
+    return UserError(f"{source.path} is damaged or not a {source.kind} file: {error}. Copy or download it again.")

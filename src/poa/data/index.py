@@ -35,7 +35,7 @@ from poa.data.sources import (
     resolve,
     unreadable,
 )
-from poa.errors import UserError, nearest
+from poa.errors import UserError, counted, nearest
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -119,20 +119,20 @@ class ImageIndex:
         """The class of every image; refuses images without label, and fewer than two classes."""
         if not self.classes:
             raise UserError(
-                f"The images in {self.source} have no labels: put the images of each class into a folder with its "
-                "name, or give a CSV list with the label in the second column."
+                f"The images in {self.source} have no labels: put the images of each class into a folder with "
+                "its name, or give a CSV list with labels in the second column."
             )
         labels = self.labels()
         bare = np.flatnonzero(labels < 0)
         if len(bare):
             raise UserError(
-                f"{len(bare):,} of {len(self):,} images in {self.source} have no label, such as "
+                f"{len(bare):,} of {counted(len(self), 'image')} in {self.source} have no label, such as "
                 f"{self.name(int(bare[0]))!r}: move them into the folder of a class or remove them."
             )
         if len(self.classes) == 1:
             raise UserError(
-                f"All images in {self.source} have the one label {self.classes[0]!r}, but at least two are needed: "
-                f"if the classes are the folders inside {self.classes[0]!r}, add it to the path."
+                f"All images in {self.source} have the same label {self.classes[0]!r}, but at least two classes "
+                f"are needed: if the classes are the folders inside {self.classes[0]!r}, add it to the path."
             )
         return labels
 
@@ -194,7 +194,8 @@ def open_index(
         return index
     if limit > len(index):
         raise UserError(
-            f"--limit {limit:,} is more than the {len(index):,} images in {source}: lower it or leave it out."
+            f"--limit {limit:,} is more than the number of images in {source}, {len(index):,}: lower it or leave "
+            "it out."
         )
     return ImageIndex(folder, spread(index.labels(), limit))
 
@@ -285,13 +286,14 @@ def _build(source: Source, root: Path, *, key: str, progress: Progress) -> Path:
     except OSError as error:
         if not _is_valid(folder):  # else another process was faster
             raise UserError(
-                f"Cannot keep the list of images in {root}: {error.strerror or error}. "
-                "Make room there, or set POA_CACHE to another folder."
+                f"The list of images cannot be stored in {root}: {error.strerror or error}. Free some space "
+                "there, or set POA_CACHE to another folder."
             ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     _remove_stale(root, key=key, but=folder)
-    _LOG.info("%s: %d images, %d other files", source, len(listing.entries), sum(listing.ignored.values()))
+    files = counted(sum(listing.ignored.values()), "other file")
+    _LOG.info("%s: %s, %s", source, counted(len(listing.entries), "image"), files)
     return folder
 
 
@@ -349,7 +351,9 @@ def _writable(cache: Path | None) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without home, as in containers
         root = Path(tempfile.mkdtemp(prefix="poa-index-"))
         atexit.register(shutil.rmtree, root, ignore_errors=True)
-        _LOG.warning("The list of images is not kept for later runs (%s): set POA_CACHE to a folder to keep it.", error)
+        _LOG.warning(
+            "The list of images is not stored for later runs (%s): set POA_CACHE to a folder to store it.", error
+        )
     return root.resolve()
 
 

@@ -15,7 +15,7 @@ from poa.data.masks import Masking, masks_for
 from poa.data.sampler import draws
 from poa.data.views import RawViews, collate, make_crops, sample_generator
 from poa.data.workers import Plan, prepare
-from poa.errors import UserError
+from poa.errors import UserError, counted
 
 BAD_IN_A_ROW = 100
 
@@ -104,7 +104,7 @@ def images_for_scoring(
     """
     if resize < size:
         raise UserError(
-            f"Images resized to {resize} pixels are too small for crops of {size}. Resize to {size} or more."
+            f"Images resized to {resize} pixels are too small for crops of {size}. Resize to {size} pixels or more."
         )
     return prepare(_ScoringPlan(index, size, resize, batch_size, start), workers=workers)
 
@@ -193,6 +193,6 @@ def read_or_next(index: Images, wanted: int) -> tuple[Image.Image, list[int]]:
             return image, bad
         bad.append(candidate)
     raise UserError(
-        f"None of the {len(bad)} images from number {wanted} on could be read. "
-        "Check that the data are still where they were and that they are images."
+        f"Of {counted(len(bad), 'image')} from number {wanted} on, none could be read. Check that the files "
+        "still exist and are images."
     )

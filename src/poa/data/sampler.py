@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from poa.errors import UserError
+from poa.errors import UserError, counted
 
 
 class Draw(NamedTuple):
@@ -29,8 +29,8 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """Number of full batches of an epoch; the images left over, others in each epoch, are not used in it."""
     if batch_size > num_images:
         raise UserError(
-            f"A batch of {batch_size:,} images is larger than the whole set of {num_images:,}: "
-            f"lower --batch-size to at most {num_images} or give more images."
+            f"--batch-size {batch_size:,} is larger than the number of images, {num_images:,}: lower it to at "
+            f"most {num_images} or give more images."
         )
     return num_images // batch_size
 
@@ -79,8 +79,8 @@ def check_per_class(per_class: int, labels: Sequence[int]) -> None:
     smallest, fewest = min(Counter(labels).items(), key=lambda item: (item[1], item[0]))
     if not 0 < per_class <= fewest:
         raise UserError(
-            f"{per_class} images per class are not possible: class {smallest} has {fewest} training images, the "
-            f"fewest. Ask for 1 to {fewest} images, or a share."
+            f"Taking {counted(per_class, 'image')} per class is not possible: class {smallest} has the fewest training "
+            f"images, {fewest}. Ask for 1 to {fewest} images per class, or a share."
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from poa.errors import UserError, nearest
+from poa.errors import UserError, counted, nearest
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 _DELIMITERS = {".txt": None, ".csv": ",", ".tsv": "\t"}
@@ -140,7 +140,7 @@ def list_paths(source: Source, progress: Progress) -> Listing:
     if rows and ending_of(rows[0][0]) not in IMAGE_ENDINGS:
         rows = rows[1:]  # a header
     if not rows:
-        raise UserError(f"The list {source} is empty: it needs the path of one image a line.")
+        raise UserError(f"The list {source} is empty: it needs the path of one image per line.")
     stamps = {str(source.path): Stamp.of(source.path)}
     entries: list[Entry] = []
     labels: list[str] = []
@@ -160,8 +160,8 @@ def list_paths(source: Source, progress: Progress) -> Listing:
     if missing:
         first = ", ".join(map(repr, missing[:3]))
         raise UserError(
-            f"The list {source} names {len(missing):,} of {len(rows):,} files that do not exist, such as {first}: "
-            f"paths are relative to {source.path.parent}. Correct the paths or remove these lines."
+            f"{len(missing):,} of {counted(len(rows), 'file')} in the list {source} cannot be found, such as "
+            f"{first}: paths are relative to {source.path.parent}. Correct the paths or remove these lines."
         )
     require_images(source, entries, ignored)
     return Listing(entries=entries, labels=labels if any(labels) else None, stamps=stamps, ignored=ignored)
@@ -219,7 +219,7 @@ def _resolve_file(path: Path, inside: str) -> Source:
     if ending in _TAR_ENDINGS or (ending in _COMPRESSED and path.stem.lower().endswith(".tar")):
         return Source("tar", path, inside)
     if inside:
-        raise UserError(f"{path} is a file but no zip or tar, so there is no {inside!r} in it. Check --data.")
+        raise UserError(f"{path} is not a zip or tar file, so it cannot contain {inside!r}. Check --data.")
     if ending in _DELIMITERS:
         return Source("list", path)
     if ending in IMAGE_ENDINGS:
@@ -237,7 +237,7 @@ def _missing(path: Path) -> str:
         names = [entry.name for entry in siblings if ending_of(entry.name) not in IMAGE_ENDINGS]
     choices = ["digits"] * is_word + sorted(name for name in names if not name.startswith("."))
     advice = nearest(path.relative_to(folder).parts[0], choices) if choices else "There is nothing in it."
-    return f"There is no {path}; the folder {folder} is there. {advice}"
+    return f"{path} does not exist, but the folder {folder} does. {advice}"
 
 
 def _scan(folder: Path, prefix: str, *, entries: list[Entry], ignored: Counter[str], progress: Progress) -> list[str]:
@@ -268,7 +268,7 @@ def _rows(path: Path) -> list[tuple[str, str]]:
     try:
         cells = [[cell.strip() for cell in line] for line in lines]
     except csv.Error as error:
-        raise UserError(f"The list {path} is no CSV file: {error}. Write one path a line.") from error
+        raise UserError(f"The list {path} is not a valid CSV file: {error}. Write one path per line.") from error
     return [(row[0].removeprefix("./"), row[1] if len(row) > 1 else "") for row in cells if row and row[0]]
 
 

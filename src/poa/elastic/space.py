@@ -138,8 +138,8 @@ class SubnetSchedule:
     def __post_init__(self) -> None:
         if len(self.space.entries) < 2:
             raise UserError(
-                f"The search space holds only {self.space.intact}, so there is nothing elastic to train. "
-                "Lower the smallest width or depth (--model.width-min, --model.depth-min)."
+                f"The search space holds only {self.space.intact}, so there are no smaller sizes to train. Lower "
+                "the smallest width or depth (--model.width-min, --model.depth-min)."
             )
 
     def __call__(self, step: int, *, rank: int = 0) -> tuple[Size, ...]:

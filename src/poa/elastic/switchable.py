@@ -75,7 +75,7 @@ class SwitchableNetworks:
     def _get(self, size: Size) -> tuple[nn.Module, SlicePlan, Mapping[str, str]]:
         if size not in self.sizes:
             raise UserError(
-                f"This network has no layers of its own for size {size}. Choose from {', '.join(map(str, self.sizes))}."
+                f"This network has no layers for size {size}. Choose from {', '.join(map(str, self.sizes))}."
             )
         if size not in self._made:
             with torch.device("meta"):

@@ -60,14 +60,14 @@ class Cluster(ClusterSettings, Protocol):
         num_classes = len(torch.unique(labels))
         if num_classes < 2:
             raise UserError(
-                "All labels are of one class, so that clusters have nothing to match. "
-                "Give images of two classes or more."
+                "All images have the same class, so clusters cannot be compared with classes. Give images of "
+                "two classes or more."
             )
         num_clusters = num_classes if self.clusters is None else self.clusters
         if not 1 < num_clusters <= len(labels):
             raise UserError(
-                f"K-means needs from 2 to {len(labels)} clusters (the number of images), got {num_clusters} clusters. "
-                "Give another --clusters, or more images."
+                f"The number of clusters must be from 2 to {len(labels)} (the number of images), got "
+                f"{num_clusters}. Give another --clusters, or more images."
             )
         return num_clusters
 
@@ -90,8 +90,8 @@ def compare_clusters(clusters: Int[Tensor, " images"], labels: Int[Tensor, " lab
     """
     if len(clusters) == 0 or len(clusters) != len(labels):
         raise UserError(
-            f"Clusters and classes are compared image by image, got {len(clusters)} clusters and {len(labels)} labels. "
-            "Give one of each for every image."
+            f"Clusters and classes are compared image by image, got {len(clusters)} clusters and {len(labels)} "
+            "labels. Give one of each for every image."
         )
     ours, theirs = clusters.cpu().numpy(), labels.cpu().numpy()
     counts = np.zeros((int(ours.max()) + 1, int(theirs.max()) + 1), np.int64)
@@ -113,7 +113,7 @@ def _kmeans(table: npt.NDArray[np.float32], *, num_clusters: int, seed: int, res
     num_found = len(np.unique(clusters))
     if num_found < num_clusters:
         raise UserError(
-            f"K-means found {num_found} different features for {num_clusters} clusters: most images have the same. "
-            "Has the run collapsed? Otherwise ask for fewer clusters, or leave out copies of images."
+            f"K-means needs as many different features as clusters, got {num_found} for {num_clusters} clusters. The "
+            "run may have collapsed: check its RankMe. Otherwise lower --clusters, or remove duplicate images."
         )
     return torch.from_numpy(clusters).long()

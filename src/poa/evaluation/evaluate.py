@@ -52,7 +52,7 @@ def evaluate(
 
     Raises:
         NotScored: Some networks could not be scored; the scores of the others are written.
-        UserError: Sizes, images or labels are not as they must be, or the name holds results of other settings.
+        UserError: A size, the images or the labels are invalid, or the name holds results of other settings.
     """
     names = source.choose(options.sizes)
     train_index = None if train is None else open_index(train, limit=limit)
@@ -68,7 +68,7 @@ def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
         UserError: There is no such protocol, or it has no such setting.
     """
     if name not in PROTOCOLS:
-        raise UserError(f"There is no way of scoring called {name!r}. {nearest(name, PROTOCOLS)}")
+        raise UserError(f"There is no protocol {name!r}. {nearest(name, PROTOCOLS)}")
     return PROTOCOLS[name](**settings)
 
 

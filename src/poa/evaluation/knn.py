@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from poa.config.protocols import KnnSettings
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.evaluation.protocol import (
     Outcome,
     Protocol,
@@ -70,19 +70,19 @@ def allowed_ks(ks: Sequence[int] | None, *, num_train: int) -> tuple[int, ...]:
     wrong = [k for k in ks or () if not 0 < k <= num_train]
     if wrong:
         raise UserError(
-            f"k-NN with k={wrong[0]} is not possible: k goes from 1 to the number of labelled training images, "
-            f"here {num_train}. Give another --k or more images."
+            f"k-NN with k={wrong[0]} is not possible: k must be from 1 to the number of labelled training "
+            f"images, here {num_train}. Give another --k or more images."
         )
     wanted = KS if ks is None else tuple(ks)
     kept = tuple(sorted({k for k in wanted if k <= num_train}))
     if not kept:
         raise UserError(
-            f"k-NN has no number of neighbours to score: got {num_train} training images and k of "
-            f"{', '.join(map(str, wanted)) or 'none'}. Give --k of at most {num_train}, or more images."
+            f"No number of neighbours is left for k-NN: got k of {', '.join(map(str, wanted)) or 'none'} and "
+            f"{counted(num_train, 'training image')}. Give --k of at most {num_train}, or more images."
         )
     dropped = [str(k) for k in KS if k not in kept] if ks is None else []
     if dropped:
-        _log.info("k-NN leaves out k=%s: there are only %d training images.", ", ".join(dropped), num_train)
+        _log.info("k-NN leaves out k=%s: the number of training images is only %d.", ", ".join(dropped), num_train)
     return kept
 
 

@@ -97,9 +97,8 @@ class FewShot(FewShotSettings, Protocol):
         counts = labels.bincount()
         if (self.per_class is None) == (self.share is None):
             raise UserError(
-                "Few-shot classification needs either a number of images per class or a share of them, got "
-                f"{self.per_class} images and a share of {self.share}. Usual are 1, 5 or 10 images, or a share of 0.01 "
-                "or 0.1."
+                f"Few-shot classification needs either --per-class or --share, got {self.per_class} and {self.share}. "
+                "Usual are 1, 5 or 10 images per class, or a share of 0.01 or 0.1."
             )
         if self.share is not None:
             return (self.share * counts).round().long().clamp_min(1)
@@ -181,7 +180,7 @@ def _choose(data: _Data, held_out: Sequence[Bool[Tensor, " train"]], strengths: 
         fit = _fit(data.take((~held).nonzero()[:, 0]), strengths)
         hits += (_ranks(fit, tested.features, tested.labels) < 1).sum(dim=1)
     best = max(range(len(strengths)), key=lambda number: (int(hits[number]), -strengths[number]))
-    _log.debug("held-out hits by strength: %s", dict(zip(strengths, hits.tolist(), strict=True)))
+    _log.debug("correct held-out images by strength: %s", dict(zip(strengths, hits.tolist(), strict=True)))
     return strengths[best]
 
 

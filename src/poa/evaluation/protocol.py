@@ -102,7 +102,7 @@ class Protocol(Settings):
         """The same with every setting as it will be used, so that results say it.
 
         Raises:
-            UserError: These images cannot be scored with these settings; told before features are extracted.
+            UserError: These images cannot be scored with these settings. Raised before features are extracted.
         """
         return self
 
@@ -162,13 +162,13 @@ def check_features(features: Float[Tensor, "images width"], *, name: str, least:
     """Refuse too few rows, and rows that are not finite; ``name`` says what the images are, such as ``training``."""
     if len(features) < max(least, 1):
         raise UserError(
-            f"There are too few {name} images: got {len(features)}, at least {max(least, 1)} are needed. "
-            "Give more images, or find out why images were left out."
+            f"There are too few {name} images: got {len(features)}, at least {max(least, 1)} are needed. Give "
+            "more images, or check why images were left out."
         )
     if not all(bool(rows.isfinite().all()) for rows in torch.split(features, _CHECKED_AT_ONCE)):
         raise UserError(
-            f"The features of the {name} images hold NaN or infinity, so that scores have no meaning. Has the network "
-            "diverged? Look at the loss of the run, score an earlier checkpoint, or score in float32."
+            f"The features of the {name} images contain NaN or infinity, so they cannot be scored. The network "
+            "may have diverged; for a run, check the loss in metrics.jsonl."
         )
 
 
@@ -182,8 +182,8 @@ def check_labels(
     """Refuse labels that are not one an image, from 0 to ``num_classes - 1`` (None: without upper end)."""
     if len(features) != len(labels):
         raise UserError(
-            f"There are {len(features)} rows of {name} features but {len(labels)} labels; each image needs one of "
-            "each. Take the labels of the images that could be read."
+            f"There are {len(features)} rows of {name} features but {len(labels)} labels; each image needs one "
+            "of each. Use only the labels of the images that could be read."
         )
     lowest, highest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if lowest < 0 or (num_classes is not None and highest >= num_classes):
@@ -225,8 +225,8 @@ def classes_of(labels: Int[Tensor, " images"]) -> tuple[Int[Tensor, " classes"],
     classes, numbers = torch.unique(labels.cpu().long(), return_inverse=True)
     if len(classes) < 2:
         raise UserError(
-            f"All training images are of one class ({', '.join(map(str, classes.tolist()))}), so that there is nothing "
-            "to tell apart. Give images of two classes or more."
+            f"All training images have the same class ({', '.join(map(str, classes.tolist()))}), but at least "
+            "two classes are needed. Give images of two classes or more."
         )
     return classes, numbers
 
@@ -242,8 +242,8 @@ def check_held_out(labels: Int[Tensor, " images"], *, what: str) -> None:
     """Refuse to choose ``what`` on held-out images where no class has two; labels are numbered by ``classes_of``."""
     if int(labels.bincount().max()) < 2:
         raise UserError(
-            f"Every class has a single training image, so that none can be held out to choose a {what} by. "
-            "Give more images of each class, or a single value."
+            f"Every class has a single training image, so none can be held out to choose a {what}. Give more "
+            "images of each class, or a single value."
         )
 
 
@@ -302,11 +302,11 @@ def bootstrap_interval(
         Lower and upper end.
 
     Raises:
-        UserError: There are fewer than two values, a value is not finite, or the request makes no sense.
+        UserError: There are fewer than two values, a value is not finite, or ``level`` or ``resamples`` is invalid.
     """
     rows = values.detach().cpu().double()
     if not bool(rows.isfinite().all()):
-        raise UserError("The values hold NaN or infinity, so that their mean has no interval. Score the network again.")
+        raise UserError("The values contain NaN or infinity, so their mean has no interval. Score the network again.")
     if not 0 < level < 1 or resamples < 1:
         raise UserError(
             f"An interval needs a level between 0 and 1 and at least one resample, got {level} and {resamples}. "

@@ -172,8 +172,8 @@ def linear_cka(
     levels = [len(first) * float(centre.square().sum()) for centre in centres]
     if own <= _ALIKE * levels[0] or others <= _ALIKE * levels[1]:
         raise UserError(
-            "The features are the same for all images, so that they agree with nothing. Has the run collapsed? "
-            "Look at its RankMe."
+            "The features are the same for all images, so their agreement is undefined. The run may have "
+            "collapsed: check its RankMe."
         )
     return between**2 / (own * others)
 
@@ -190,8 +190,8 @@ def _check_k(k: int, *, num_images: int) -> None:
 def _check_same_images(first: Tensor, second: Tensor, *, least: int = 1) -> None:
     if len(first) != len(second):
         raise UserError(
-            f"The two sets of features are of {len(first)} and {len(second)} images; both must be of the same images "
-            "in the same order. Take the features of the images that both could read."
+            f"The two sets of features are of {len(first)} and {len(second)} images; both must be of the same "
+            "images in the same order. Use only the images that could be read for both."
         )
     check_features(first, name="first", least=least)
     check_features(second, name="second", least=least)
@@ -345,7 +345,7 @@ def evaluate(
 
     Raises:
         NotScored: Some networks could not be measured; the others are written.
-        UserError: Sizes or images are not as they must be, or the name holds results of other settings.
+        UserError: A size or the images are invalid, or the name holds results of other settings.
     """
     names = source.choose(options.sizes)
     index = open_index(data, limit=limit)

@@ -11,7 +11,7 @@ from typing import Any
 
 from poa import distributed
 from poa.elastic.space import Size
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.evaluation.protocol import Outcome
 from poa.files import make_folder, whole_file
 from poa.models.source import ModelSource
@@ -49,7 +49,7 @@ class Results:
         """The content of a file such as ``RUN/eval/knn/knn.json``; older ones have no intervals.
 
         Raises:
-            UserError: It is damaged, or of something else.
+            UserError: The file is damaged, or is not a file of scores.
         """
         try:
             content = json.loads(path.read_text())
@@ -58,7 +58,7 @@ class Results:
             return cls(**content)
         except (AttributeError, TypeError, ValueError):
             raise UserError(
-                f"{path} is not a file of scores, or damaged. Delete it, or score with another --name."
+                f"{path} is damaged or not a file of scores. Delete it, or score with another --name."
             ) from None
 
     def of(self, names: Iterable[str]) -> Scores:
@@ -168,7 +168,9 @@ class ResultFiles:
             reasons.setdefault(why, []).append(name)
         lines = " ".join(f"{', '.join(same)}: {why}" for why, same in reasons.items())
         rest = f"; the others are in {self.main}" if len(failed) < len(names) else ""
-        raise NotScored(f"{len(failed)} of {len(names)} networks could not be {done}{rest}. {lines}", self.known)
+        raise NotScored(
+            f"{len(failed)} of {counted(len(names), 'network')} could not be {done}{rest}. {lines}", self.known
+        )
 
     @property
     def work(self) -> Path:
@@ -233,7 +235,7 @@ def _place(name: str) -> tuple[bool, int, tuple[int, ...], str]:
 def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if differing:
-        listed = ", ".join(f"{name} ({found.get(name)} there, {wanted.get(name)} now)" for name in differing)
+        listed = ", ".join(f"{name} ({found.get(name)} before, {wanted.get(name)} now)" for name in differing)
         raise UserError(
             f"{path} holds scores made with other settings: {listed}. "
             "Choose another --name to keep both, or replace them with --overwrite."

@@ -41,8 +41,8 @@ class Retrieval(RetrievalSettings, Protocol):
         kept = torch.isin(test.labels.cpu(), train.labels.cpu()).nonzero()[:, 0]
         if len(kept) == 0:
             raise UserError(
-                "No query has an image of its class in the gallery, so that there is nothing to find. "
-                "Give a gallery with the classes of the queries, numbered alike."
+                "No query image has its class in the gallery, so retrieval cannot be scored. Give a gallery "
+                "with the classes of the queries, with the same numbers."
             )
         precisions, firsts = [], []
         for part in torch.split(kept, max(1, _PAIRS // len(gallery))):
@@ -87,5 +87,7 @@ def _allowed_ks(ks: Sequence[int] | None, *, num_gallery: int) -> tuple[int, ...
         )
     kept = tuple(sorted({k for k in (KS if ks is None else ks) if k <= num_gallery}))
     if ks is None and len(kept) < len(KS):
-        _log.info("Retrieval leaves out recall at some of %s: there are only %d gallery images.", KS, num_gallery)
+        _log.info(
+            "Retrieval leaves out recall at some of %s: the number of gallery images is only %d.", KS, num_gallery
+        )
     return kept

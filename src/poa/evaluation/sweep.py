@@ -86,7 +86,7 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         if self.name is not None and Path(self.name).name != self.name:
-            raise UserError(f"--name is the name of a folder, without slashes, got {self.name!r}.")
+            raise UserError(f"--name must be the name of a folder, without slashes, got {self.name!r}.")
 
 
 DEFAULTS = SweepOptions()
@@ -257,7 +257,7 @@ def _labelled(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) ->
     """Labels of both sets, those of the test images translated to the training images' numbers by name."""
     if not protocol.needs_train:
         if train is not None:
-            raise UserError(f"The protocol {protocol.name} looks at the test images alone. Give no training images.")
+            raise UserError(f"The protocol {protocol.name} uses only test images. Leave out the training images.")
         return {"test": _Labelled(test, test.require_labels())}
     if train is None:
         raise UserError(f"The protocol {protocol.name} needs labelled training images. Give --train.")

@@ -106,9 +106,7 @@ def compare(
     space = family_of(config).space
     chosen = sorted({space.find(size) for size in sizes} | {space.intact})
     if len(chosen) < 2:
-        raise UserError(
-            f"There is nothing to compare but the intact network. Name smaller --sizes, such as {space.sizes[0]}."
-        )
+        raise UserError(f"--sizes names only the intact network. Add smaller sizes, such as {space.sizes[0]}.")
     for labelled in (train_on, test_on):  # before hours are spent
         open_index(labelled).require_labels()
     made = plan(config, sizes=chosen, seeds=seeds, num_images=len(open_index(config.data, limit=config.limit)))
@@ -119,7 +117,7 @@ def compare(
 
 def _check(config: Config, seeds: Sequence[int]) -> None:
     if config.method != "poa":
-        raise UserError(f"A comparison starts from method poa, got {config.method}; it adds the others itself.")
+        raise UserError(f"A comparison needs --method poa, got {config.method}; it trains the other methods itself.")
     if not config.out:
         raise UserError("--out FOLDER is required: the folder of all runs.")
     if not seeds or len(set(seeds)) < len(seeds):
@@ -137,7 +135,7 @@ def _train(made: Plan, console: Console) -> None:
         if not _is_done(folder, training):
             train(training.config, resume=Paths(folder).config.exists(), console=console)
         if not _is_done(folder, training):
-            raise UserError(f"{folder} was stopped before its end. Continue with the same command.")
+            raise UserError(f"{folder} was stopped before its end. Resume with the same command.")
         done += training.flops
 
 

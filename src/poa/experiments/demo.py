@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from poa.config import resolve
-from poa.errors import UserError, nearest
+from poa.errors import UserError, counted, nearest
 from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.sweep import SweepOptions
@@ -51,12 +51,12 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
         console.print(f'timm.create_model("local-dir:{folder}", pretrained=True)  -> features {tuple(features.shape)}')
     picture = out / "accuracy.png"
     accuracy_plot(trained, out=picture, title="Digits: one run, every size", baseline=untrained, score=SCORE)
-    console.rule("4. What came out", align="left")
+    console.rule("4. Results", align="left")
     gains = [row.scores[SCORE] - twin.scores[SCORE] for row, twin in zip(trained, untrained, strict=True)]
     console.print(
-        f"{len(trained)} sizes, k-NN {trained[0].scores[SCORE]:.1f} % (smallest) to "
-        f"{trained[-1].scores[SCORE]:.1f} % (largest); each at least {min(gains):.1f} points above the same "
-        f"network untrained. Picture: {picture}"
+        f"{counted(len(trained), 'size')}, k-NN {trained[0].scores[SCORE]:.1f} % (smallest) to "
+        f"{trained[-1].scores[SCORE]:.1f} % (largest); {min(gains):+.1f} to {max(gains):+.1f} points compared with the "
+        f"same networks untrained. Picture: {picture}"
     )
     for line in next_commands(run, recipe=f"{model}-small-data" if method == "poa" else method):
         console.print(line, highlight=False, soft_wrap=True)

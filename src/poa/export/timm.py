@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from poa.data.images import Preprocessing
 from poa.elastic.space import Size
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.families.base import Backbone, Family, Features
 from poa.files import whole_folder
 
@@ -40,7 +40,7 @@ _CODE_FINETUNED = """import timm
 
 model = timm.create_model("local-dir:{folder}", pretrained=True)
 classes = model.pretrained_cfg["label_names"]"""
-_NOTE_MLP = """The model gives features. Its classifier has two layers, with GELU between them, and lies beside it:
+_NOTE_MLP = """The model returns features. Its classifier, two layers with GELU between them, is a separate file:
 
 ```python
 from safetensors.torch import load_file
@@ -136,7 +136,7 @@ def write_size(
     card = model_card(
         task="image-feature-extraction",
         name=str(size),
-        summary=f"A {type(network.model).__name__} of size {size} (width x depth), cut out of one elastic pre-training "
+        summary=f"{type(network.model).__name__} of size {size} (width x depth), cut out of one elastic pre-training "
         f"({source}).\n{num_parameters(network.model):,} parameters, {preprocessing.image_size} pixels, no classifier.",
         code=_CODE_SIZE.format(folder=folder),
         notes=images_note(preprocessing),
@@ -160,7 +160,8 @@ def write_finetuned(
     card = model_card(
         task="image-classification",
         name=name,
-        summary=f"A {blueprint.architecture}, fine-tuned on {len(blueprint.classes or ())} classes ({source}).\n"
+        summary=f"{blueprint.architecture}, fine-tuned on {counted(len(blueprint.classes or ()), 'class')} "
+        f"({source}).\n"
         f"{num_parameters(model):,} parameters, {preprocessing.image_size} pixels.",
         code=_CODE_FINETUNED.format(folder=folder),
         notes=f"{mlp}{images_note(preprocessing)}",

@@ -175,8 +175,8 @@ class Family(ABC):
         """Refuse square images of a size that the networks cannot take, and name the setting that asks for it."""
         if size < self.smallest_image:
             raise UserError(
-                f"Images of {size} pixels are too small for the last maps of a {type(self).__name__}. "
-                f"Set --{setting} to at least {self.smallest_image}."
+                f"Images of {size} pixels are too small for the last maps of a {type(self).__name__}. Set "
+                f"--{setting} to at least {self.smallest_image}."
             )
 
     def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:

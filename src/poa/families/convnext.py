@@ -53,7 +53,7 @@ class ConvNeXt(FourStages):
     def __post_init__(self) -> None:
         if self.layer_scale == 0.0:
             raise UserError(
-                "--model.layer-scale 0 would silence every block of a ConvNeXt. Set it to 1, or leave it out."
+                "--model.layer-scale 0 makes every block of a ConvNeXt output zeros. Set it to 1, or leave it out."
             )
         super().__post_init__()
 

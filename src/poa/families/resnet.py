@@ -69,9 +69,7 @@ class ResNet(FourStages):
         stages = (model.layer1, model.layer2, model.layer3, model.layer4)
         depths, first = tuple(map(len, stages)), model.layer1[0]
         if not isinstance(model.bn1, nn.GroupNorm):
-            raise UserError(
-                "its norm is not group norm, and what BatchNorm measures belongs to one size; take resnet50_gn"
-            )
+            raise UserError("it has no group norm, and the statistics of BatchNorm fit only one size; use resnet50_gn")
         if type(first) is not Bottleneck or first.conv2.groups > 1 or not isinstance(first.se, nn.Identity | None):
             raise UserError("its blocks are not plain bottlenecks")
         return {

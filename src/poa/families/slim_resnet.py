@@ -81,7 +81,7 @@ class SlimResNet(Family):
         assert isinstance(model, ResNetV2)
         first, width = model.stages[0].blocks[0], model.feature_info[0]["num_chs"]
         if not isinstance(first, Bottleneck | PreActBasic):
-            raise UserError("its bottlenecks begin with their norm (pre-activation); take slim-resnet")
+            raise UserError("its bottlenecks begin with their norm (pre-activation); use slim-resnet")
         expansion = 4 if isinstance(first, Bottleneck) else 1
         expected = [expansion * width * 2**stage for stage in range(len(model.stages))]
         plain = (
@@ -90,9 +90,9 @@ class SlimResNet(Family):
             and "conv" in dict(model.stem.named_children())
         )
         if not plain or not isinstance(first.norm1, BatchNormAct2d):
-            raise UserError("it is not made of plain blocks with BatchNorm; take slim-resnet")
+            raise UserError("it is not made of plain blocks with BatchNorm; use slim-resnet")
         if [info["num_chs"] for info in model.feature_info[1:]] != expected or first.conv2.in_channels != width:
-            raise UserError("its channels do not double from stage to stage, or not from the stem's on")
+            raise UserError("its channels do not double from stage to stage, starting with the stem")
         depths = tuple(len(stage.blocks) for stage in model.stages)
         quarter = -(-width // (4 * WIDTH_UNIT)) * WIDTH_UNIT
         widths = {"width_min": quarter, "width_max": width, "width_step": quarter}

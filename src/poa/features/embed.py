@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from poa import distributed
 from poa.data.index import ImageIndex, open_index
-from poa.errors import UserError, nearest
+from poa.errors import UserError, counted, nearest
 from poa.families.base import Features
 from poa.features.extract import Extracted, extract_features, read_batches
 from poa.features.formats import FORMATS, Table, check_parquet, files
@@ -71,7 +71,7 @@ def embed(
         console: Where to show progress.
 
     Raises:
-        UserError: Something given is not as it must be, or the files cannot be written.
+        UserError: An argument is invalid, or the files cannot be written.
     """
     targets, index = _targets(out, _chosen(source, sizes), overwrite=overwrite), open_index(data, limit=limit)
     folder = make_folder(next(iter(targets.values())).parent, content="Features")
@@ -107,8 +107,8 @@ def _chosen(source: ModelSource, sizes: str | Sequence[str]) -> tuple[str, ...]:
     if sizes or len(source.names) == 1:
         return tuple(dict.fromkeys(source.choose(sizes or source.names)))
     raise UserError(
-        f"{source.name} has {len(source.names)} sizes. Name those whose features to write: --sizes all, or names such "
-        f"as --sizes {source.names[0]} {source.names[-1]}."
+        f"{source.name} has {counted(len(source.names), 'size')}. Choose those to embed: --sizes all, or names "
+        f"such as --sizes {source.names[0]} {source.names[-1]}."
     )
 
 
@@ -117,8 +117,8 @@ def _targets(out: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, P
     is_folder = out.is_dir() or not out.suffix
     if not is_folder and out.suffix not in FORMATS:
         raise UserError(
-            f"Features are written as {', '.join(FORMATS)} or into a folder, got {out}. "
-            f"{nearest(out.suffix, FORMATS)} A folder with a dot in its name must be there already."
+            f"--out must be a folder or end in {', '.join(FORMATS)}, got {out}. {nearest(out.suffix, FORMATS)} A "
+            "folder with a dot in its name must exist already."
         )
     if out.suffix == ".parquet" and not is_folder:
         check_parquet()
@@ -141,8 +141,8 @@ def _write(tables: Mapping[Path, Table], unfinished: Path, *, num_bytes: int) ->
     free = shutil.disk_usage(unfinished).free
     if num_bytes > free:
         raise UserError(
-            f"The files of features take {num_bytes / 1e9:.1f} GB in {unfinished}, where {free / 1e9:.1f} GB are free. "
-            "Make room and run the same command again: it resumes from here. Or name fewer --sizes at a time."
+            f"The files of features need {num_bytes / 1e9:.1f} GB in {unfinished}, but only {free / 1e9:.1f} GB are "
+            "free. Free some space and run the same command again to resume, or name fewer --sizes at a time."
         )
     for path, table in tables.items():
         FORMATS[path.suffix](table, unfinished / path.name)

@@ -19,7 +19,7 @@ from poa.data.augment import normalise
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex
 from poa.data.loader import ScoringImages, images_for_scoring
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.files import whole_file
 
 Progress = Callable[[str, int, int], None]
@@ -151,8 +151,8 @@ class _Store:
         """All rows."""
         if self.num_rows == 0:
             raise UserError(
-                f"None of the {self._num_images} images could be read. "
-                "Check that the data are still where they were and that they are images."
+                f"Of {counted(self._num_images, 'image')}, none could be read. Check that the files still exist "
+                "and are images."
             )
         rows = {
             name: torch.from_numpy(np.load(self._path(name), mmap_mode="c")[: self.num_rows])
@@ -177,6 +177,7 @@ class _Store:
         free = shutil.disk_usage(self._folder).free
         if needed > free:
             raise UserError(
-                f"The features of {len(self._networks)} networks take {needed / 1e9:.1f} GB in {self._folder}, where "
-                f"{free / 1e9:.1f} GB are free. Name fewer --sizes at a time, or make room."
+                f"The features of {counted(len(self._networks), 'network')} need {needed / 1e9:.1f} GB in "
+                f"{self._folder}, but only {free / 1e9:.1f} GB are free. Name fewer --sizes at a time, or free "
+                "some space."
             )

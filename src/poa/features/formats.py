@@ -131,8 +131,8 @@ def write_safetensors(table: Table, path: Path) -> None:
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > _MOST_TEXT:
         raise UserError(
-            f"The names of {len(table.names):,} images are more than a safetensors file can hold. "
-            "Choose an --out that ends in .parquet or .npy."
+            f"The names of {len(table.names):,} images do not fit into a safetensors file. Choose an --out that "
+            "ends in .parquet or .npy."
         )
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)))

@@ -117,8 +117,8 @@ class Taps(nn.Module):
             return self._pieces(images)
         except Exception as error:  # some of timm's networks cannot do what others can, and each says so differently
             raise UserError(
-                f"timm's forward_intermediates gives no layers of this {type(self.model).__name__} "
-                f"({error}). Score it by k-NN or by logistic regression, or take another network."
+                f"timm's forward_intermediates gives no layers of {type(self.model).__name__} ({error}). Score "
+                "it by k-NN or by logistic regression, or choose another network."
             ) from error
 
     def _pieces(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -154,8 +154,8 @@ def timm_model(network: nn.Module) -> nn.Module:
         if callable(getattr(module, "forward_intermediates", None)):
             return module
     raise UserError(
-        f"A {type(network).__name__} gives no intermediate layers (timm's forward_intermediates), which this probe "
-        "needs. Score it by k-NN or by logistic regression, or take another network."
+        f"{type(network).__name__} provides no intermediate layers (timm's forward_intermediates), which this "
+        "probe needs. Score it by k-NN or by logistic regression, or choose another network."
     )
 
 

@@ -198,7 +198,7 @@ def width_weights(widths: Sequence[float], *, weighting: str = "full") -> tuple[
         raise UserError(f"There is no weighting {weighting!r} of widths. {nearest(weighting, WEIGHTINGS)}")
     if not widths or widths[0] != 1.0 or any(not 0.0 < next_ < width for width, next_ in pairwise(widths)):
         raise UserError(
-            f"Widths are shares of the full width that fall from 1, such as 1, 0.75, 0.5, 0.25; got "
-            f"{', '.join(map(str, widths)) or 'none'}. Put the full width first and leave out what comes twice."
+            "Widths are shares of the full width in descending order from 1, such as 1, 0.75, 0.5, 0.25; got "
+            f"{', '.join(map(str, widths)) or 'none'}. Put the full width first and remove duplicates."
         )
     return tuple(WEIGHTINGS[weighting](widths))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from poa import distributed
-from poa.errors import UserError
+from poa.errors import UserError, counted
 
 
 class ProjectionHead(nn.Module):
@@ -68,15 +68,15 @@ class EmbeddingQueue(nn.Module):
         """Replace the oldest embeddings by those of all processes, on the unit sphere; every process brings as many.
 
         Raises:
-            UserError: The queue is no multiple of what is put in at once.
+            UserError: The length of the queue is not a multiple of the rows per pass.
         """
         gathered = distributed.gather_rows(rows.detach().to(self.rows.dtype))
         length = len(self.rows)
         if length % len(gathered):
             enough = -(-length // len(gathered)) * len(gathered)
             raise UserError(
-                f"A queue of {length} embeddings cannot be filled by {len(gathered)} at a time. "
-                f"Set the queue to a multiple of {len(gathered)}, such as {enough}."
+                f"A queue of {counted(length, 'embedding')} cannot be filled by {len(gathered)} at a time. Set "
+                f"the queue to a multiple of {len(gathered)}, such as {enough}."
             )
         start = int(self.place)
         self.rows[start : start + len(gathered)] = gathered

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.families.base import Backbone
 from poa.files import whole_file
 from poa.models.weights import Normalisation, TrainedWeights, read
@@ -60,7 +60,7 @@ class LoadReport:
     def lines(self) -> list[str]:
         """The report in words."""
         changed = Counter((_pattern(each.name), each.old, each.new) for each in self.resized)
-        said = [f"Weights of {self.source}: {len(self.loaded)} tensors go into student and teacher."]
+        said = [f"Weights of {self.source}: {counted(len(self.loaded), 'tensor')} loaded into student and teacher."]
         for (name, old, new), number in changed.items():
             said.append(f"  resized    {_times(name, number)}: {_shape(old)} -> {_shape(new)}")
         said.append(f"  fresh      {', '.join((*self.fresh, 'projection heads'))}")
@@ -85,7 +85,9 @@ def write(backbone: nn.Module, path: Path) -> None:
         with whole_file(path) as temporary:
             temporary.write_bytes(save(weights, metadata={"format": "pt"}))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}. Free space, or allow writing there.") from None
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}. Free some space, or allow writing there."
+        ) from None
 
 
 def fit(
@@ -97,7 +99,7 @@ def fit(
         The whole state of the backbone, and what became of the weights.
 
     Raises:
-        UserError: Something does not fit.
+        UserError: The weights do not fit the network.
     """
     given, model = dict(source.weights), backbone.model
     token = given.pop("mask_token", None)
@@ -129,7 +131,7 @@ def fit(
         taken["mask_token"] = token.reshape(-1)
     broken = [name for name, value in taken.items() if not torch.isfinite(value).all()]
     if broken:
-        raise UserError(f"--init {source.name}: {broken[0]} holds NaN or infinite values. Give other weights.")
+        raise UserError(f"--init {source.name}: {broken[0]} contains NaN or infinite values. Give other weights.")
     return backbone.state_dict() | taken, report
 
 
@@ -173,8 +175,8 @@ def _check_fit(source: TrainedWeights, model: nn.Module, fitted: Mapping[str, Te
     if not (missing or other or surplus):
         return
     wanted = model.state_dict()
-    shapes = [f"{name} ({_shape(fitted[name].shape)} there, {_shape(wanted[name].shape)} here)" for name in other]
-    what = (("they lack", missing), ("of other shape are", shapes), ("this network has no", surplus))
+    shapes = [f"{name} ({_shape(fitted[name].shape)} instead of {_shape(wanted[name].shape)})" for name in other]
+    what = (("they lack", missing), ("shapes differ of", shapes), ("this network has no", surplus))
     said = "; ".join(f"{start} {_some(names)}" for start, names in what if names)
     kind = type(model).__name__
     raise UserError(f"The weights of --init {source.name} do not fit the {kind} of this run: {said}. {source.remedy}")
@@ -189,8 +191,8 @@ def _check_workings(source: TrainedWeights, model: nn.Module) -> None:
         here = ours.get(name, there)
         if here != there:
             raise UserError(
-                f"The weights of --init {source.name} fit in shape, but {name} is {there} there and {here} here. "
-                f"{source.remedy}"
+                f"The weights of --init {source.name} have the right shapes, but {name} is {there} in their "
+                f"network and {here} in this one. {source.remedy}"
             )
 
 
@@ -210,7 +212,7 @@ def _note(source: TrainedWeights, ours: Normalisation | None) -> str | None:
     if theirs is None or ours is None or all(torch.tensor(theirs).isclose(torch.tensor(ours), atol=1e-3).flatten()):
         return None
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in theirs)
-    return f"trained on images normalised in another way; to keep that: --views.mean {mean} --views.std {std}"
+    return f"the weights were trained with another normalisation; to use it: --views.mean {mean} --views.std {std}"
 
 
 def _shape(shape: Sequence[int]) -> str:

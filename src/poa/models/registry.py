@@ -108,8 +108,8 @@ def describe(name: str) -> tuple[type[Family], Mapping[str, Any]]:
             return kind, settings
     families = ", ".join(FAMILIES)
     raise UserError(
-        f"--model {name} is a {type(model).__name__}, a family that cannot be cut into sizes yet. Choose a timm model "
-        f"of the families {families}; docs/howto.md says how to add one."
+        f"--model {name} is of the family {type(model).__name__}, which cannot be cut into sizes yet. Choose a "
+        f"timm model of the families {families}; CONTRIBUTING.md says how to add one."
     )
 
 
@@ -165,7 +165,7 @@ def _check_arguments(kind: type[Family], settings: Mapping[str, Any], arguments:
     for name in sorted(arguments.keys() - _OF_USE):
         value = arguments[name]
         if value not in _AS_ALWAYS.get(name, ()) and (name not in ours or ours[name] != value):
-            raise UserError(f"a {kind.__name__} has no {name} of {json.dumps(value)} here")
+            raise UserError(f"its {name} of {json.dumps(value)} is not supported")
 
 
 def space_of(kind: type[Family], settings: Mapping[str, Any]) -> SearchSpace:
@@ -180,7 +180,8 @@ def space_of(kind: type[Family], settings: Mapping[str, Any]) -> SearchSpace:
     for end, depths in (("min", shallowest), ("max", deepest)):
         if len(depths) != len(kind.elastic):
             raise UserError(
-                f"--model.depth-{end} takes one number for each elastic stage: {len(kind.elastic)}, got {len(depths)}."
+                f"--model.depth-{end} takes one number for each elastic stage, here {len(kind.elastic)}, got "
+                f"{len(depths)}."
             )
     for low, high in zip(shallowest, deepest, strict=True):
         _check_ends("depth", low, high)

@@ -92,8 +92,8 @@ def check(config: Config, *, resume: bool) -> None:
         raise UserError(f"{paths.folder} already exists and is not an empty folder. Choose another --out.")
     if latest_checkpoint(paths.checkpoints) is None:
         raise UserError(
-            f"{paths.folder} already holds a run, one that has saved no checkpoint. If it is not running, "
-            "start it again by adding --resume, or delete the folder; else choose another --out."
+            f"{paths.folder} already holds a run without a checkpoint. If it is not running, start it again by "
+            "adding --resume, or delete the folder; otherwise choose another --out."
         )
     raise UserError(f"{paths.folder} already holds a run. Resume it by adding --resume, or choose another --out.")
 
@@ -129,7 +129,7 @@ def create(config: Config) -> Paths:
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or make room there."
+        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or free some space there."
     )
 
 
@@ -144,8 +144,8 @@ def reopen(config: Config) -> tuple[Paths, Config]:
         listed = ", ".join(f"{name} ({old!r} in the run, {new!r} now)" for name, (old, new) in changed.items())
         why = "Epochs cannot be added, since all schedules depend on their number. " if "epochs" in changed else ""
         raise UserError(
-            f"{paths.folder} was started with other settings: {listed}. {why}"
-            "Resume it with its own (give only --out and --resume), or choose another --out for a new run."
+            f"{paths.folder} was started with other settings: {listed}. {why}Resume it with its own settings "
+            "(give only --out and --resume), or choose another --out for a new run."
         )
     return paths, config
 
@@ -191,7 +191,7 @@ class Run:
         """The newest checkpoint."""
         newest = latest_checkpoint(self.paths.checkpoints)
         if newest is None:
-            raise UserError(f"{self.folder} has no checkpoint yet. Wait for the first, or continue with --resume.")
+            raise UserError(f"{self.folder} has no checkpoint yet. Wait for the first, or resume with --resume.")
         return newest
 
     @property
@@ -218,11 +218,11 @@ class Run:
     def _start(self) -> Backbone:
         if self.config.init is None:
             raise UserError(
-                f"{self.folder} did not begin with trained weights (--init), so it has no initial sizes. "
-                "Compare with branch `untrained`."
+                f"{self.folder} did not start from trained weights (--init), so it has no initial sizes. Compare "
+                "with branch `untrained`."
             )
         if not self.paths.initial.exists():
-            raise UserError(f"{self.paths.initial} is missing. The run wrote it when it began; restore it.")
+            raise UserError(f"{self.paths.initial} is missing. The run wrote it at its start; restore it.")
         return self._intact(load_file(self.paths.initial))
 
     @cached_property

@@ -74,8 +74,8 @@ class ModelSource:
         unknown = [name for name in chosen if name not in self.names]
         if unknown:
             raise UserError(
-                f"{self.name} is one network without a size {unknown[0]!r}. {nearest(unknown[0], self.names)} "
-                "Or leave out --sizes."
+                f"{self.name} is a single network and has no size {unknown[0]!r}. "
+                f"{nearest(unknown[0], self.names)} Or leave out --sizes."
             )
         return tuple(chosen)
 
@@ -90,11 +90,11 @@ def model_source(
             ``vit_small_patch16_224.dino``, whose trained weights are downloaded.
         branch: ``teacher``; ``untrained`` for freshly drawn parameters; or ``initial``, of a run that began with
             trained weights, for sizes cut out of these.
-        image_size: Side of the images, in pixels; that which the network is made for by default.
+        image_size: Side of the images, in pixels; by default the size that the network is made for.
         out: Folder under which evaluations are written; ``eval`` in a run, else ``eval/NAME``.
 
     Raises:
-        UserError: Nothing has that name, its weights cannot be loaded, or it does not take images of that size.
+        UserError: There is no such network, its weights cannot be loaded, or it cannot process images of that size.
     """
     _check_branch(branch)
     folder = registry.folder_of(name)
@@ -103,7 +103,7 @@ def model_source(
     if branch == "initial":
         raise UserError(f"{name} is not the folder of a run, so it has no initial sizes. Leave out --branch initial.")
     if image_size is not None and image_size < 1:
-        raise UserError(f"Images have at least one pixel, got an image size of {image_size}.")
+        raise UserError(f"--image-size must be at least 1, got {image_size}.")
     timm_name, state, of_what = _source(name, folder, is_trained=branch == "teacher")
     label = folder.resolve().name if folder.is_dir() else name.rpartition("/")[2]
     create = partial(_create, name, timm_name, image_size=image_size)
@@ -115,7 +115,7 @@ def model_source(
     remedy = "Choose another network."
     if side != made_for:
         remedy = f"It is made for {made_for} pixels: leave out --image-size."
-    _features(network, side, refusal=f"{name} gives no features of images of", remedy=remedy)
+    _features(network, side, refusal=f"{name} cannot process images of", remedy=remedy)
 
     def trainable(_: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
         return _with_classifier(name, create(None, num_classes=num_classes, drop_path=drop_path), model.state_dict())
@@ -196,8 +196,9 @@ def blueprint(
         built = timm.create_model(architecture, **arguments)
     if _shapes(built) != _shapes(model):
         raise UserError(
-            f"{source.name} cannot be fine-tuned: timm does not build the same model from its name and settings, so "
-            "the result could not be loaded. Save it as a folder with config.json (timm's save_for_hf), and give that."
+            f"{source.name} cannot be fine-tuned: timm does not build the same model from its name and settings, "
+            "so the result could not be loaded. Save it as a folder with config.json (timm's save_for_hf), and "
+            "give that folder."
         )
     return Blueprint(architecture, arguments, tuple(classes), None if is_linear else str(known["classifier"]))
 
@@ -242,7 +243,7 @@ class _PlainNetwork(nn.Module):
 def _source(name: str, folder: Path, *, is_trained: bool) -> tuple[str, dict[str, Tensor] | None, str]:
     """How timm calls a network, its trained weights and what they are."""
     if folder.is_file():
-        raise UserError(f"{name} is a file, which does not say of what network. Give {KINDS}, or a timm name.")
+        raise UserError(f"{name} is a file of weights, which does not name its network. Give {KINDS}, or a timm name.")
     is_timm = not folder.is_dir() and (":" in name or timm.is_model(name.partition(".")[0]))
     if not is_trained and is_timm:
         return name, None, f"untrained {name}, seed 0"
@@ -287,7 +288,7 @@ def _create(
         asked = given | ({"drop_path_rate": drop_path} if drop_path else {})
         raise UserError(
             f"{name}: timm cannot build this network with {', '.join(f'{key}={asked[key]}' for key in asked)} "
-            f"({first_line(error)}). Leave out what it does not know, or choose another network."
+            f"({first_line(error)}). Leave out what it does not support, or choose another network."
         ) from None
 
 
@@ -373,7 +374,7 @@ def teacher_of(config: Config) -> tuple[nn.Module, int]:
     if (source.preprocessing.mean, source.preprocessing.std) != (views.mean, views.std):
         network = Renormalised(network, views, source.preprocessing)
     network = network.requires_grad_(False).eval()
-    refusal = f"--distill.teacher {name} does not take crops of"
+    refusal = f"--distill.teacher {name} cannot process crops of"
     remedy = "Train with its image size, or choose another teacher."
     width = _features(network, views.global_size, refusal=refusal, remedy=remedy).cls.shape[1]
     if views.num_locals:

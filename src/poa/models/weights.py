@@ -65,7 +65,7 @@ def read(name: str) -> TrainedWeights:
     if path.is_file():
         remedy = (
             "Name the network of these weights with --model NAME, or set --model.width-max, --model.depth-max "
-            "and the like to what their shapes say."
+            "and so on to match their shapes."
         )
         return TrainedWeights(name, *_read_file(name, path), remedy=remedy)
     if name.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(name.partition(".")[0]):
@@ -177,7 +177,7 @@ def _read_file(name: str, file: Path) -> tuple[dict[str, Tensor], tuple[str, ...
         ) from None
     weights, aside = _unwrapped(content)
     if not weights:
-        raise UserError(f"--init {name}: {file} holds no tensors under names. Give a state dict.")
+        raise UserError(f"--init {name}: {file} contains no named tensors. Give a state dict.")
     return weights, aside
 
 

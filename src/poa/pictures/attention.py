@@ -66,7 +66,10 @@ def grid_of(num_patches: int) -> int:
     """Rows (and columns) of the patches of a square image."""
     side = isqrt(num_patches)
     if side * side != num_patches:
-        raise UserError(f"{num_patches} patches make no square grid, so that they cannot be drawn. Use square patches.")
+        raise UserError(
+            f"{num_patches} patches do not form a square grid, so they cannot be drawn. Choose a network with a "
+            "square grid of patches."
+        )
     return side
 
 

@@ -16,7 +16,7 @@ from poa.data.augment import augment, normalise
 from poa.data.index import ImageIndex, open_index, spread
 from poa.data.loader import images_for_scoring
 from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, make_crops, sample_generator
-from poa.errors import UserError, nearest
+from poa.errors import UserError, counted, nearest
 from poa.evaluation.quality import views_of
 from poa.files import make_folder
 from poa.models import registry
@@ -90,7 +90,7 @@ def draw(
     sections = [KINDS[kind](outputs, image_set) for kind in kinds]
     if not any(section.pictures for section in sections):
         raise UserError("Nothing could be drawn. " + " ".join(note for each in sections for note in each.notes))
-    about = f"{', '.join(network.label for network in networks)}. {len(names):,} images of {index.source}."
+    about = f"{', '.join(network.label for network in networks)}. {counted(len(names), 'image')} from {index.source}."
     return write(out, f"What {', '.join(_short(each) for each in sources)} sees", about, sections)
 
 
@@ -154,7 +154,7 @@ def _classes(index: ImageIndex, numbers: Sequence[int]) -> tuple[str, ...]:
 
 def _check_folder(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file. Give --out the name of a folder.")
+        raise UserError(f"{out} is a file. --out must be a folder.")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise UserError(
             f"{out} is not empty. Choose another --out, or replace the pictures that are there with --overwrite."
@@ -179,7 +179,9 @@ def _gather(
     }
     numbers = tuple(number for batch in next(iter(batches.values())) for number in batch.indices)
     if not numbers:
-        raise UserError(f"None of the {len(index)} images of {index.source} could be read. Check that they are images.")
+        raise UserError(
+            f"Of {counted(len(index), 'image')} in {index.source}, none could be read. Check that they are images."
+        )
     crops = {both: torch.cat([batch.images for batch in read]) for both, read in batches.items()}
     return numbers, {name: crops[both] for name, both in sides.items()}
 

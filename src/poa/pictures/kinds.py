@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.pictures import prototypes
 from poa.pictures.attention import Outputs, activation, grid_of, heat
 from poa.pictures.page import Picture, Section
@@ -109,12 +109,12 @@ def attention(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
         sheet(rows, out=images.folder / file)
         found.append(Picture(file, images.names[image]))
     missing = (
-        f"{', '.join(without)}: no attention of a class token can be drawn. Shown instead is how far the features of "
-        "each cell of the last map are from their mean over the image."
+        f"{', '.join(without)}: these networks have no attention of a class token to draw. The pictures show how far "
+        "the features of each cell of the last map are from their mean over the image."
     )
     text = (
-        "Attention of the class token in the last block: the share that each patch gets, averaged over heads and from "
-        "each head. Every map goes from its own least (black) to its own greatest value (yellow)."
+        "Attention of the class token in the last block: the share of each patch, averaged over heads and for each "
+        "head. Colours of each map are scaled from its lowest value (black) to its highest (yellow)."
     )
     return Section("attention", "Attention", text, [missing] if without else [], found)
 
@@ -142,8 +142,8 @@ def features_as_colours(networks: Sequence[NetworkOutputs], images: ImageSet) ->
         rows.append(Row(images.label(image), [Cell(_pixels(networks[0].crops[image]), "image"), *maps]))
     text = (
         "Patches with similar features have similar colours: the first three principal components of the patch "
-        "features over all images of this sheet are red, green and blue. Colours can be compared down a column, not "
-        "across: each network has components of its own."
+        "features over all images of this sheet are red, green and blue. Colours can be compared within a column, not "
+        "between columns: each network has its own components."
     )
     if not drawn:
         return Section("colours", "Features as colours", text, notes, [])
@@ -205,9 +205,9 @@ def correspondences(networks: Sequence[NetworkOutputs], images: ImageSet) -> Sec
         found.append(Picture(file, f"two views of {images.names[image]}"))
     text = (
         f"Patches of two images that are each other's nearest by cosine, the {SHOWN} most similar. A line and its two "
-        "dots have one colour. Below, the same for two views of one image, cut and coloured as in training: there it "
-        "is known which patch of the other view covers the same point. How often the nearest patch is that one, among "
-        "the patches that both views show, stands above each pair; matches that are wrong are dashed."
+        "dots have one colour. Below, the same for two views of one image, cropped and augmented as in training, where "
+        "the right match of each patch is known. The share of right matches, among the patches that both views show, "
+        "is above each pair; lines of wrong matches are dashed."
     )
     note = "; ".join(f"{network.label} {_accuracy(network)}" for network in with_views)
     return Section("matches", "Matching patches", text, [f"Right in all images that are shown: {note}."], found)
@@ -274,20 +274,20 @@ def typical(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
 
     def draw(network: NetworkOutputs) -> Picture:
         if network.head is None:
-            raise UserError("no prototypes; only runs of the methods poa and single have some.")
+            raise UserError("no prototypes; only runs of the methods poa and single have prototypes.")
         found = prototypes.members(network.head.projected, network.head.prototypes)
         rows = []
         for each in found:
             words = [shortened(images.classes[image]) if images.classes else "" for image in each.images]
             cells = [Cell(_pixels(network.crops[image]), word) for image, word in zip(each.images, words, strict=True)]
-            rows.append(Row(f"prototype {each.prototype}\n{each.num_images} images", cells))
+            rows.append(Row(f"prototype {each.prototype}\n{counted(each.num_images, 'image')}", cells))
         file = f"prototypes-{slug(network.label)}.png"
         sheet(rows, out=images.folder / file, cell=0.9)
         return Picture(file, f"{network.label}, of {len(network.head.prototypes):,} prototypes")
 
     text = (
-        f"The prototypes that most of the {len(images.names):,} images go to, a row each, with the "
-        "images that score highest on it. A prototype that holds one kind of thing has a row of that kind."
+        f"The prototypes with the most of the {len(images.names):,} images, one row each, with the images that score "
+        "highest. If a prototype stands for one kind of object, its row shows objects of that kind."
     )
     return _one_each("prototypes", "Prototypes", text, networks, draw)
 

@@ -30,9 +30,13 @@ def components(patches: Float[Tensor, "images patches width"]) -> Float[Tensor, 
     """
     rows = patches.flatten(0, 1).double().cpu()
     if min(rows.shape) < 3:
-        raise UserError(f"Three colours need three patches of three values, got {rows.shape[0]} of {rows.shape[1]}.")
+        raise UserError(
+            f"Principal components need three patches of three values or more, got {rows.shape[0]} of {rows.shape[1]}."
+        )
     if not bool(rows.isfinite().all()):
-        raise UserError("The patch features contain NaN or infinity and cannot be drawn. Has the network diverged?")
+        raise UserError(
+            "The patch features contain NaN or infinity, so they cannot be drawn. The network may have diverged."
+        )
     centred = rows - rows.mean(dim=0)
     _, axes = torch.linalg.eigh(centred.T @ centred)
     directions = axes[:, -3:].flip(1)
@@ -122,7 +126,9 @@ def neighbours(
     if len(features) <= k:
         raise UserError(f"{k} neighbours need more than {k} images, got {len(features)}. Give more images.")
     if not bool(features.isfinite().all()):
-        raise UserError("The features contain NaN or infinity and have no neighbours. Has the network diverged?")
+        raise UserError(
+            "The features contain NaN or infinity, so they have no neighbours. The network may have diverged."
+        )
     wanted = torch.tensor(list(queries))
     cosines, images = nearest_images(features, features[wanted], k=k + 1, device=features.device, chunk=_CHUNK)
     is_other = images.cpu() != wanted[:, None]

@@ -55,7 +55,10 @@ def members(
 def heads_of(run: Run, size: str) -> tuple[ProjectionHead, ...]:
     """The teacher's heads, cut for a size as its sub-network was trained with them."""
     if run.config.method not in SELF_DISTILLED:
-        raise UserError(f"Runs of the method {run.config.method} have no prototypes, only {', '.join(SELF_DISTILLED)}.")
+        raise UserError(
+            f"Runs of the method {run.config.method} have no prototypes; runs of the methods "
+            f"{', '.join(SELF_DISTILLED)} do."
+        )
     family, wanted = run.family, run.space.find(size)
 
     def build(each: Size) -> Network:

@@ -88,7 +88,7 @@ def sheet(rows: Sequence[Row], *, out: Path, cell: float = 1.1) -> None:
     above = 0.24 if any(each.caption for row in rows for each in row.cells) else 0.08
     width, height = left + across * (cell + 0.06) + 0.04, len(rows) * (cell + above) + 0.06
     if max(width, height) * SHEET_DPI > _MOST:
-        raise UserError(f"{len(rows)} rows of {across} pictures are too many for one sheet. Show fewer.")
+        raise UserError(f"{len(rows)} rows of {across} pictures are too many for one sheet. Show fewer images.")
     figure = Figure(figsize=(width, height))
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         bottom = height - (number + 1) * (cell + above)

@@ -91,7 +91,9 @@ def map_of_rows(rows: Sequence[SizeRow], score: str, *, out: Path, title: str = 
 def _pick_score(rows: Sequence[SizeRow], wanted: str | None) -> str:
     names = score_names(rows)
     if not names:
-        raise UserError("No size has been scored, so there is nothing to draw. Score some first, with `poa evaluate`.")
+        raise UserError(
+            "No size has been scored, so there is nothing to draw. Score some sizes first, with `poa evaluate`."
+        )
     if wanted is None:
         return "top1@20" if "top1@20" in names else names[0]
     if wanted not in names:

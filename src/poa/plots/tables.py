@@ -18,7 +18,7 @@ from poa.errors import UserError, nearest
 from poa.files import whole_file
 
 LOWER_IS_BETTER = ("alignment", "uniformity")
-"""Of the measures of quality; of all others higher values are better."""
+"""For the measures of quality; of all others higher values are better."""
 Value = str | int | float | bool | None
 WIDTH = 80
 """Of a terminal, in characters."""
@@ -217,7 +217,7 @@ def size_table(
             end_section=is_grouped and number + 1 < len(rows) and rows[number + 1].width != row.width,
         )
     if any(row.intact for row in rows):
-        table.caption = "* intact network, from which the others are cut"
+        table.caption = "* intact network, from which the other sizes are cut"
         table.min_width = len(table.caption)  # a caption is wrapped to the width of its table
     return table
 

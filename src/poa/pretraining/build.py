@@ -16,7 +16,7 @@ from poa.data.index import ImageIndex
 from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
 from poa.elastic.space import Size, SubnetSchedule
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.families.base import Family
 from poa.families.slim_resnet import SlimResNet
 from poa.methods.base import Method
@@ -36,7 +36,7 @@ SLIMCLR: Mapping[str, type[SimCLR | MoCoV2 | MoCoV3]] = {
     "slimclr-mocov3": MoCoV3,
 }
 MANY_PIXELS = 256 * 224**2
-"""Of global crops in a pass, above which a CPU's memory may be too small for common networks."""
+"""Of global crops in a pass, above which the memory of a CPU may be too small for common networks."""
 Subnets = Callable[..., tuple[Size, ...]]
 """Which sub-networks are trained at a step, called as ``subnets(step, rank=rank)``."""
 
@@ -218,13 +218,13 @@ def method_of(config: Config, family: Family, *, teacher: tuple[nn.Module, int] 
     """The method, with freshly initialised networks; SEED needs a frozen teacher and the width of its features.
 
     Raises:
-        UserError: Method, network and batch do not fit one another.
+        UserError: Method, network and batch do not fit together.
     """
     is_slim = isinstance(family, SlimResNet)
     if is_slim != (config.method in SLIMMABLE):
-        slim_only = "Its network is a slimmable ResNet with BatchNorm: --model slim-resnet."
-        remedy = f"Train it with --method {', '.join(SLIMMABLE)}." if is_slim else slim_only
-        raise UserError(f"--method {config.method} does not train a {type(family).__name__}. {remedy}")
+        slim_only = "Add --model slim-resnet, or choose another method."
+        remedy = f"Choose --method {' or '.join(SLIMMABLE)}, or another model." if is_slim else slim_only
+        raise UserError(f"--method {config.method} cannot train a {type(family).__name__}. {remedy}")
     if config.compile:  # every width and crop size is a graph of its own, and past the limit torch runs without one
         widths = {size.width for size in family.space.sizes}
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(widths))
@@ -258,19 +258,18 @@ def _check_slimmable(config: Config) -> None:
     wrong = [flag for flag, is_set in refused.items() if is_set]
     if wrong:
         raise UserError(
-            f"--method {config.method} takes two global crops an image, and BatchNorms that see each batch once, as a "
-            f"whole, from their first step on: {', '.join(wrong)} cannot be set with it."
+            f"--method {config.method} does not support {', '.join(wrong)}. Leave out what is not supported."
         )
     processes = config.devices * config.num_nodes
     if config.batch_size // processes < 2:
         raise UserError(
-            f"BatchNorm needs two images or more on each process, got a --batch-size of {config.batch_size} over "
-            f"{processes}. Raise --batch-size."
+            f"BatchNorm needs at least two images on each process, got --batch-size {config.batch_size} and "
+            f"{processes} processes. Raise --batch-size."
         )
     if (config.slim.slow_start_epochs or 0) > config.epochs:
         raise UserError(
-            f"--slim.slow-start-epochs {config.slim.slow_start_epochs} is beyond the end: the run has {config.epochs} "
-            "epochs. Choose fewer; half of all are usual."
+            f"--slim.slow-start-epochs {config.slim.slow_start_epochs} is more than the epochs of the run, "
+            f"{config.epochs}. Lower it; half of the epochs is usual."
         )
     if config.method == "slimclr-mocov2":
         if config.slim.hidden is not None:
@@ -284,8 +283,8 @@ def _check_queue(flag: str, length: int, config: Config) -> None:
     at_once = config.batch_size // config.accumulate
     if length % at_once:
         raise UserError(
-            f"{flag} {length} is no multiple of the {at_once} images that are put in at once. "
-            f"Set it to {max(1, length // at_once) * at_once}, for example."
+            f"{flag} {length} is not a multiple of the images per pass, {at_once}. Set it to "
+            f"{max(1, length // at_once) * at_once}, for example."
         )
 
 
@@ -297,7 +296,9 @@ def warnings_of(config: Config, *, num_images: int) -> list[str]:
     queues = {"seed": ("--distill.queue", config.distill.queue), "slimclr-mocov2": ("--slim.queue", config.slim.queue)}
     if config.method in queues:
         flag, length = queues[config.method]
-        repeated = f"A queue of {length} holds each of the {num_images} images more than once; set {flag} to at most"
+        repeated = (
+            f"{flag} {length} is more than the number of images, so the queue holds images twice; lower it to at most"
+        )
         return [f"{repeated} {num_images}."] if length > num_images else []
     if config.method in SLIMMABLE:
         return []
@@ -306,15 +307,16 @@ def warnings_of(config: Config, *, num_images: int) -> list[str]:
     # every image shows up in two global views; a prototype that never wins in an epoch is only noise in the targets
     if most > 2 * num_images:
         found.append(
-            f"{most} prototypes are more than {num_images} images can fill; "
-            f"set --heads.prototypes to at most {2 ** int(math.log2(num_images))}, or begin with a recipe for small "
-            "data (`poa recipes`)."
+            f"{most} prototypes are too many for {counted(num_images, 'image')}; set --heads.prototypes to at "
+            f"most {2 ** int(math.log2(num_images))}, or start from a recipe for small data (`poa recipes`)."
         )
     per_pass = config.batch_size // config.accumulate
     if per_pass < 32:
-        found.append(f"Sinkhorn-Knopp sees only {per_pass} images at a time; below 32 its targets are noisy.")
+        found.append(
+            f"Sinkhorn-Knopp sees only {counted(per_pass, 'image')} at a time; below 32 its targets are noisy."
+        )
     if config.losses.koleo == 0:
-        found.append("Without KoLeo (losses.koleo = 0) small runs collapse silently.")
+        found.append("Without KoLeo (losses.koleo = 0) small runs can collapse while their loss looks normal.")
     return found
 
 
@@ -328,7 +330,7 @@ def memory_warning(config: Config) -> str | None:
     of_process = config.batch_size // processes
     parts = next(parts for parts in range(1, of_process + 1) if of_process % parts == 0 and of_process // parts <= most)
     return (
-        f"Passes of {images} images of {side} pixels on a CPU may need more memory than there is, and the system then "
-        f"ends the run without a message. Split them with --accumulate {parts}, lower --batch-size, or begin with a "
-        "recipe for small machines (`poa recipes`)."
+        f"Passes of {images} images of {side} pixels on a CPU may need more memory than there is, and the system "
+        f"may then kill the run without a message. Split them with --accumulate {parts}, lower --batch-size, or "
+        "start from a recipe for small machines (`poa recipes`)."
     )

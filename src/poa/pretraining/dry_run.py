@@ -52,7 +52,7 @@ class Forecast:
     def lines(self) -> list[str]:
         """The forecast in words."""
         waiting = self.waiting_seconds / self.seconds_per_step
-        speed = f"{_number(self.images_per_second)} images/s, {_number(self.seconds_per_step)} s a step"
+        speed = f"{_number(self.images_per_second)} images/s, {_number(self.seconds_per_step)} s per step"
         return [
             f"images       {self.num_images:,}",
             f"sizes        {self.num_sizes}",
@@ -70,7 +70,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     """Build everything and train two steps in this process, on the share of one of several; nothing is written.
 
     Raises:
-        UserError: Settings, images or device are not as they must be.
+        UserError: A setting, the images or the device are invalid.
     """
     config, device = registry.explicit(config), distributed.this_device(config.device)
     index = find_images(config, console)
@@ -130,7 +130,7 @@ def _timed_steps(
 def _notes(config: Config, *, disk: int) -> Iterator[str]:
     processes = config.devices * config.num_nodes
     if processes > 1:
-        yield f"One of {processes} processes was measured; communication between them comes on top."
+        yield f"Only one of {processes} processes was measured; communication between them is not included."
     folder = Path(config.out).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if config.out and disk > free:

@@ -89,7 +89,7 @@ def slice_norms(gradients: Mapping[str, Tensor], plans: Sequence[SlicePlan]) -> 
         plans: How widths are cut, the full width first.
 
     Raises:
-        UserError: No weight is left.
+        UserError: No weight has a finite gradient.
     """
     cuts = [{cut.source: replace(cut, scale=1.0) for cut in plan.cuts.values() if len(cut.shape) > 1} for plan in plans]
     layers, rows = [], []

@@ -44,7 +44,7 @@ def train(config: Config, *, resume: bool = False) -> Run:
     """Pre-train, on one process for each device.
 
     Raises:
-        UserError: Settings, images or folder are not as they must be, as found on this process or another.
+        UserError: A setting, the images or the folder are invalid, on this process or another.
         RuntimeError: Another process failed by a defect; the text ends with its traceback.
     """
     several = config.devices > 1 or config.num_nodes > 1
@@ -67,7 +67,9 @@ def _check(config: Config) -> None:
         )
     available = torch.cuda.device_count()
     if distributed.this_device(config.device).type == "cuda" and available < config.devices:
-        raise UserError(f"--devices {config.devices} is more than the {available} GPUs here. Lower it to {available}.")
+        raise UserError(
+            f"--devices {config.devices} is more than the number of GPUs here, {available}. Lower it to {available}."
+        )
 
 
 def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
@@ -137,8 +139,8 @@ def _error(failure: Failure, folder: Path) -> BaseException:
     if failure.status < 0:
         how = signal.Signals(-failure.status).name
         return UserError(
-            f"Process {failure.rank} was killed ({how}), perhaps by the system because memory was full. "
-            "Fix this and continue with --resume."
+            f"Process {failure.rank} was killed ({how}), perhaps by the system because memory ran out. Fix the "
+            "cause and resume with --resume."
         )
     tracebacks = sorted(folder.glob("*.traceback"), key=lambda path: path.stat().st_mtime_ns)
     return RuntimeError(f"process {failure.rank} failed:\n{tracebacks[0].read_text() if tracebacks else ''}")

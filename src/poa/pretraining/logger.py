@@ -15,7 +15,7 @@ from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
 from poa.data.views import RawViews
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.files import whole_file
 from poa.models.run import Paths
 from poa.pretraining.build import Parts
@@ -126,13 +126,15 @@ class Logger:
         self._bad |= new
         with self._paths.bad_images.open("a") as file:
             file.writelines(f"{name}\n" for name in sorted(new))
-        self._display.message(f"{len(self._bad)} images cannot be read and are skipped; see {self._paths.bad_images}")
+        self._display.message(
+            f"Images that cannot be read are skipped: {len(self._bad):,} so far, listed in {self._paths.bad_images}"
+        )
         most = self._config.max_bad_share * len(self._index)
         if len(self._bad) > max(most, 1):
             raise UserError(
-                f"{len(self._bad)} of {len(self._index)} images cannot be read, more than the allowed share of "
-                f"{self._config.max_bad_share:.1%}; {self._paths.bad_images} lists them. "
-                "Raise --max-bad-share and continue with --resume, or fix or remove them and start a new run."
+                f"{len(self._bad)} of {counted(len(self._index), 'image')} cannot be read, more than the allowed "
+                f"share of {self._config.max_bad_share:.1%}; {self._paths.bad_images} lists them. Raise "
+                "--max-bad-share and resume with --resume, or fix or remove them and start a new run."
             )
 
     def finish(self, step: int, *, resume_command: str, next_command: str) -> None:
@@ -178,8 +180,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
                 file.write(json.dumps(row, allow_nan=False) + "\n")
         except OSError as error:
             raise UserError(
-                f"{self._path} cannot be written: {error.strerror}. The last checkpoint is kept: "
-                "fix this and continue with --resume."
+                f"{self._path} cannot be written: {error.strerror}. The last checkpoint is kept: fix this and "
+                "resume with --resume."
             ) from error
         if self._writer:
             for name, value in values.items():
@@ -208,7 +210,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         UserError: There is no such file, or a line in it is not a JSON object with a step.
     """
     if not path.is_file():
-        raise UserError(f"There are no metrics at {path}. Give the folder of a run that has made a step.")
+        raise UserError(f"There are no metrics at {path}. Give the folder of a run that has completed a step.")
     return [_row(line, path=path) for line in _lines(path)]
 
 
@@ -238,7 +240,8 @@ def tensorboard_writer() -> type["SummaryWriter"]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
-            'TensorBoard is asked for but not installed. Run: pip install "poa[track]", or turn TensorBoard off.'
+            "TensorBoard is requested but not installed. Install it with: pip install 'poa[track]', or turn "
+            "TensorBoard off."
         ) from error
     return SummaryWriter
 

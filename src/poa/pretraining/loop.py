@@ -14,7 +14,7 @@ from poa.data.images import BadImage, decode
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import batches
 from poa.data.views import RawViews
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.models import init, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
@@ -37,7 +37,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     Progress is shown on standard error unless another console is given.
 
     Raises:
-        UserError: Settings, images, folder or checkpoint are not as they must be, or a loss is not finite.
+        UserError: A setting, the images, the folder or the checkpoint are invalid, or a loss is not finite.
     """
     config, device = registry.explicit(config), distributed.this_device(config.device)
     with distributed.process_group(device=device):
@@ -73,7 +73,7 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     """Index the images, and decode some of them before hours are spent.
 
     Raises:
-        UserError: There are none, or most of those decoded cannot be read.
+        UserError: There are no images, or most of those tried cannot be read.
     """
     if not config.data:
         raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
@@ -91,8 +91,8 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     reasons = [reason for i in probe if (reason := _unreadable(index, i))]
     if len(reasons) > len(probe) / 2:
         raise UserError(
-            f"{len(reasons)} of {len(probe)} images tried in {config.data} cannot be read, such as {reasons[0]}. "
-            "Check that --data holds images."
+            f"{len(reasons)} of {counted(len(probe), 'image')} tried in {config.data} cannot be read, such as "
+            f"{reasons[0]}. Check that --data holds images."
         )
     return index
 
@@ -121,8 +121,8 @@ def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths) -> i
     state = load_checkpoint(newest)
     if state["images"] != index.fingerprint:
         raise UserError(
-            f"The images in {config.data} are not those {paths.folder} was trained on ({len(index):,} images now). "
-            "Restore them, or start a new run in another --out."
+            f"The images in {config.data} ({counted(len(index), 'image')}) are not those that {paths.folder} was "
+            "trained on. Restore them, or start a new run in another --out."
         )
     parts.method.load_state_dict(state["method"])
     parts.optimizer.load_state_dict(state["optimizer"])

@@ -74,7 +74,7 @@ class Robustness(RobustnessSettings):
         """The same with every setting as it will be used on images of ``side`` pixels, without repetitions.
 
         Raises:
-            UserError: A setting makes no sense, or does not suit images of that side.
+            UserError: A setting is invalid, or does not fit images of that side.
         """
         corruptions = tuple(CORRUPTIONS) if self.corruptions is None else self.corruptions
         if corruptions and not self.severities:

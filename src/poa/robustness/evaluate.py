@@ -65,7 +65,7 @@ def evaluate(
 
     Raises:
         NotScored: Some networks could not be scored; the others are written.
-        UserError: Sizes, images, masks or settings are not as they must be, or the name holds results of others.
+        UserError: A size, the images, the masks or a setting are invalid, or the name holds results of other settings.
     """
     names, preprocessing = source.choose(options.sizes), source.preprocessing
     robustness = robustness.resolved(preprocessing.image_size)

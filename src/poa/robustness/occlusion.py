@@ -20,7 +20,7 @@ from torch import Tensor
 from poa.data.images import Preprocessing, centre_crop
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.robustness.corruptions import generator_of
 
 GRID = 14
@@ -37,13 +37,13 @@ def check_grid(grid: int, side: int, *, setting: str) -> None:
     """See that images of ``side`` pixels can be cut into cells.
 
     Raises:
-        UserError: They cannot; ``setting`` is the flag to change.
+        UserError: They cannot be divided; ``setting`` is the flag to change.
     """
     if grid < 1 or side % grid:
         fitting = ", ".join(str(each) for each in range(2, min(side, 32) + 1) if side % each == 0)
         raise UserError(
-            f"Images of {side} pixels cannot be cut into {grid} x {grid} equal cells. "
-            f"Set {setting} to one of {fitting}."
+            f"Images of {side} pixels cannot be divided into {grid} x {grid} equal cells. Set {setting} to one "
+            f"of {fitting}."
         )
 
 
@@ -123,12 +123,15 @@ class MaskedImages:
         missing = [number for number in range(len(self.index)) if not self.path(number).is_file()]
         if missing:
             raise UserError(
-                f"{len(missing)} of {len(self.index)} test images have no mask in {self.folder}, such as "
+                f"{len(missing)} of {counted(len(self.index), 'test image')} have no mask in {self.folder}, such as "
                 f"{self.index.name(missing[0])!r}, whose mask would be {self.path(missing[0])}. "
                 "Name each mask after its image, with the ending .png."
             )
         if len(np.unique(self.labels)) < 2:
-            raise UserError("Backgrounds are taken from images of another class, but all test images are of one class.")
+            raise UserError(
+                "Backgrounds are taken from images of another class, but all test images have the same class. Give "
+                "test images of two classes or more, or leave out --masks."
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -179,16 +182,16 @@ class MaskedImages:
             if not bool(mask.all()):
                 return self._crop(image)[0], mask
         raise UserError(
-            f"No background was found for {self.index.name(number)!r}: of {_TRIES} images drawn none was of another "
-            "class and showed something beside its object. Look at the masks: they are 0 where the background is."
+            f"No background was found for {self.index.name(number)!r}: none of {_TRIES} randomly drawn images "
+            "has another class and a visible background. Check the masks: they are 0 where the background is."
         )
 
     def _cropped_mask(self, number: int, image: Image.Image) -> Bool[Tensor, "size size"]:
         mask = _read(self.path(number))
         if mask.shape != (image.height, image.width):
             raise UserError(
-                f"The mask {self.path(number)} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{image.width} x {image.height}. Masks have the size of their images."
+                f"The mask {self.path(number)} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image has "
+                f"{image.width}x{image.height}. Masks must have the size of their images."
             )
         marked = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
         return self._crop(marked)[0, 0] > 127
@@ -203,6 +206,6 @@ def _read(path: Path) -> npt.NDArray[np.bool_]:
             values = np.asarray(image)
             has_alpha = image.mode in ("LA", "PA", "RGBA")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"The mask {path} cannot be read ({error}). Write it again as PNG.") from None
+        raise UserError(f"The mask {path} cannot be read ({error}). Save it again as PNG.") from None
     channels = values.reshape(*values.shape[:2], -1)
     return np.asarray(np.any(channels[..., :-1] if has_alpha else channels, axis=-1))

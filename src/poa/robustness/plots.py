@@ -128,15 +128,17 @@ def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed
     """Draw image ``number`` of some images under all conditions, a row a kind; the strengths of the corruptions.
 
     Raises:
-        UserError: There is no such image, or it is no image.
+        UserError: There is no such image, or it cannot be read.
     """
     if out.suffix != ".png":
-        raise UserError(f"The picture is written as .png, got {out}. Give --out such as disturbances.png.")
+        raise UserError(f"--out must end in .png, got {out}. Give a name such as disturbances.png.")
     if image_size < 2:
         raise UserError(f"--image-size must be at least 2, got {image_size}.")
     index = open_index(images)
     if not 0 <= number < len(index):
-        raise UserError(f"--number goes from 0 to {len(index) - 1}, got {number}: {index.source} has no more images.")
+        raise UserError(
+            f"--number must be from 0 to {len(index) - 1}, got {number}: there are no more images in {index.source}."
+        )
     image = read_or_none(index, number)
     if image is None:
         raise UserError(f"{index.name(number)!r} cannot be read. Choose another --number.")

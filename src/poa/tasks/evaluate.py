@@ -14,7 +14,7 @@ from poa.config.finetune import Finetune
 from poa.config.segmentation import Segmentation
 from poa.data.index import open_index
 from poa.data.sampler import steps_per_epoch
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.evaluation.results import Results
 from poa.evaluation.sweep import DEFAULTS, SweepOptions, sweep
 from poa.models.source import ModelSource
@@ -78,7 +78,7 @@ def segment_networks(
     train_pairs, test_pairs = train.open(limit=limit, ignore=ignore), test.open(ignore=ignore)
     if train_pairs.images.fingerprint == test_pairs.images.fingerprint:
         raise UserError(
-            f"The training and the test images are the same ({train.images}), so that the test would prove nothing. "
+            f"The training and the test images are the same ({train.images}), so a test would be meaningless. "
             "Give other images to test on."
         )
     found = _statistics(train_pairs, "training", options), _statistics(test_pairs, "test", options)
@@ -116,7 +116,7 @@ def detect_networks(
     if train_images.fingerprint == test_images.fingerprint:
         console.print("The test images are the training images: the scores say how well they are memorised.")
     if not train_images.annotations.num_objects:
-        raise UserError(f"{train.annotations} has no object to learn from. Give images with objects.")
+        raise UserError(f"{train.annotations} contains no objects to train on. Give images with objects.")
     steps_per_epoch(len(train_images), config.batch_size)
     parts = (source, options, save_every, config, train_images, test_images)
     return _run(SlimmableDetectionTask(*parts, names) if together else DetectionTask(*parts))
@@ -131,7 +131,7 @@ def _readable(
     found = find_images(annotations, images, has_masks=has_masks)
     with bar(f"reading {part} images", total=len(found), console=console) as advance:
         found = readable_images(found, workers=workers, advance=advance)
-    bad = f", {found.num_bad:,} damaged images left out" if found.num_bad else ""
+    bad = f", {counted(found.num_bad, 'damaged image')} left out" if found.num_bad else ""
     console.print(f"{part}: {found.annotations.describe()}{bad}", highlight=False, soft_wrap=True)
     return found
 
@@ -152,16 +152,14 @@ def _resolved(config: Segmentation, image_size: int, train: PairStatistics, test
     crop = config.crop or image_size
     stride = config.stride or max(1, round(crop * 2 / 3))
     if stride > crop:
-        raise UserError(
-            f"Windows of {crop} pixels that begin {stride} pixels apart leave gaps. Set --stride to at most {crop}."
-        )
+        raise UserError(f"With --stride {stride}, windows of {crop} pixels leave gaps. Set --stride to at most {crop}.")
     steps_per_epoch(len(train.pairs), config.batch_size)
     name, side = test.smallest
     side = min(scaled_sides(side, side, shorter=config.resize))
     if not config.whole and side < crop:
         after = " after --resize" if config.resize else ""
         raise UserError(
-            f"The test image {name!r} is {side} pixels on its shorter side{after}, smaller than the window of {crop}. "
+            f"The shorter side of the test image {name!r} has {side} pixels{after}, less than the window of {crop}. "
             f"Set --crop to at most {side}, enlarge images with --resize {crop}, or test on whole images with --whole."
         )
     return config.changed(crop=crop, stride=0 if config.whole else stride)

@@ -52,7 +52,7 @@ class Maps(nn.Module):
         multiple: Sides of images are multiples of this, in pixels.
 
     Raises:
-        UserError: The network does not hand out its layers, or does not take images of that size.
+        UserError: The network provides no intermediate layers, or cannot process images of that size.
     """
 
     model: Any
@@ -66,8 +66,8 @@ class Maps(nn.Module):
         infos = getattr(model, "feature_info", ())
         if not infos or not callable(getattr(model, "forward_intermediates", None)):
             raise UserError(
-                f"A {type(model).__name__} does not hand out intermediate layers (timm's forward_intermediates), "
-                "which dense prediction is made of. Take a ViT, Swin, ResNet, ConvNeXt or the like."
+                f"{type(model).__name__} provides no intermediate layers (timm's forward_intermediates), which "
+                "segmentation and detection need. Choose a ViT, Swin, ResNet, ConvNeXt or the like."
             )
         strides = [int(info["reduction"]) for info in infos]
         is_plain = len(set(strides)) == 1
@@ -104,9 +104,9 @@ class Maps(nn.Module):
             assert [tuple(each.shape[2:]) for each in maps] == expected, "its maps have other sizes than timm says"
         except Exception as error:  # some of timm's networks cannot do what others can, and each says so differently
             raise UserError(
-                f"This {type(self.model).__name__} gives no maps of images of {height}x{width} pixels "
+                f"{type(self.model).__name__} cannot process images of {height}x{width} pixels "
                 f"({f'{type(error).__name__}: {error}'.splitlines()[0]}). Try square images of the size that it is "
-                "made for, or take another network."
+                "made for, or choose another network."
             ) from error
         finally:
             self.model.train(was_training)
@@ -135,8 +135,8 @@ class Pyramid(nn.Module):
         super().__init__()
         if len(levels) not in (1, LEVELS):
             raise UserError(
-                f"A pyramid is made of one or {LEVELS} maps, got {len(levels)}. Take a network with four stages, "
-                "or a transformer whose maps have one resolution."
+                f"A pyramid is made of one or {LEVELS} maps, got {len(levels)}. Choose a network with four "
+                "stages, or a transformer whose maps have one resolution."
             )
         given = tuple(levels) * (LEVELS // len(levels))
         doublings = [round(log2(level.stride / stride)) for level, stride in zip(given, STRIDES, strict=True)]

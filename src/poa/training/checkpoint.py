@@ -91,7 +91,7 @@ def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[
     """The newest checkpoint of a training to resume, if there is one; ``what`` was begun, such as ``training``.
 
     Raises:
-        UserError: It was begun with other settings than those of now.
+        UserError: It was started with other settings.
     """
     path = latest_checkpoint(folder)
     if path is None:
@@ -100,10 +100,10 @@ def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[
     before = state["settings"]
     differing = [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
     if differing:
-        listed = ", ".join(f"{key} ({before.get(key)} there, {settings.get(key)} now)" for key in differing)
+        listed = ", ".join(f"{key} ({before.get(key)} before, {settings.get(key)} now)" for key in differing)
         raise UserError(
-            f"{folder} holds a {what} that was begun with other settings: {listed}. "
-            "Choose another --name to keep both, or start again with --overwrite."
+            f"{folder} holds a {what} that was started with other settings: {listed}. Choose another --name to "
+            "keep both, or start again with --overwrite."
         )
     return state
 
@@ -131,7 +131,7 @@ def step_of(path: Path) -> int:
     """Number of steps done at a checkpoint, from its file name."""
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise UserError(f"A checkpoint is named like step-00000100.pt, got {path.name}. Rename it as it was.")
+        raise UserError(f"A checkpoint has a name like step-00000100.pt, got {path.name}. Restore its name.")
     return int(match[1])
 
 

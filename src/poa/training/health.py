@@ -45,7 +45,7 @@ def check_finite(losses: Mapping[str, Tensor | float], *, step: int) -> None:
     ]
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     raise NonFiniteLoss(
-        f"Not finite at step {step}: {', '.join(found[:_MOST_NAMED])}{more}. The step was not taken and the last "
+        f"Not finite at step {step}: {', '.join(found[:_MOST_NAMED])}{more}. The weights were not updated and the last "
         "checkpoint is kept. Resume with --resume --precision fp32, or start a new run with a lower --lr."
     )
 
@@ -64,8 +64,8 @@ def explained_memory() -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
-            f"The memory is full: {str(error).splitlines()[0]} Lower --batch-size or split it with --accumulate; "
-            "a run that has begun can be resumed with --resume --checkpointing."
+            f"Memory ran out: {str(error).splitlines()[0]} Lower --batch-size or split it with --accumulate; to "
+            "resume a run, add --resume --checkpointing."
         ) from error
 
 

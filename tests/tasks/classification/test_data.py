@@ -129,7 +129,7 @@ def test_nothing_but_bad_images(tmp_path: Path) -> None:
     data = images(tmp_path / "data")
     for path in (tmp_path / "data").rglob("*.png"):
         path.write_bytes(b"damaged")
-    with pytest.raises(UserError, match="None of the 12 images"):
+    with pytest.raises(UserError, match="Of 12 images"):
         batches(data)
 
 
@@ -171,7 +171,10 @@ def test_seed_of_the_rows() -> None:
 
 
 def test_more_images_than_the_smallest_class_has() -> None:
-    with pytest.raises(UserError, match=r"4 images per class are not possible: class . has 3 .* 1 to 3 images"):
+    with pytest.raises(
+        UserError,
+        match=r"4 images per class is not possible: class . has .* images, 3\. .* 1 to 3 images",
+    ):
         draw_rows(np.array([0, 0, 0, 1, 1, 1, 1]), Finetune(per_class=4))
 
 
@@ -209,7 +212,7 @@ def test_labels_that_do_not_do(tmp_path: Path) -> None:
         (train, other, "lack: 'bees', 'cat'.* have 2 classes: Did you mean 'bee'"),
         (train, flat, "flat have no labels"),
         (flat, train, "flat have no labels"),
-        (one, train, "the one label 'ant'"),
+        (one, train, "the same label 'ant'"),
         (train, train, "are the same"),
     ):
         with pytest.raises(UserError, match=words):

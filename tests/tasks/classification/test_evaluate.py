@@ -154,12 +154,12 @@ def test_finished_networks_are_not_trained_again(tmp_path: Path) -> None:
 def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SETTINGS.changed(epochs=1)
     run(tmp_path, settings, sizes="16x1")
-    with pytest.raises(UserError, match=r"lr \(0.003 there, 0.01 now\).*another --name.*--overwrite"):
+    with pytest.raises(UserError, match=r"lr \(0.003 before, 0.01 now\).*another --name.*--overwrite"):
         run(tmp_path, settings.changed(lr=1e-2))
     found = run(tmp_path, settings.changed(lr=1e-2), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "finetune/finetune.json").read_text())["scores"] == found
     stop(monkeypatch, run, tmp_path, settings, after=1, name="other")
-    with pytest.raises(UserError, match=r"begun with other settings: train \(64 images"):
+    with pytest.raises(UserError, match=r"started with other settings: train \(64 images"):
         run(tmp_path, settings, name="other", limit=80)
     assert run(tmp_path, settings, name="other", limit=80, overwrite=True)
 
@@ -255,12 +255,12 @@ def test_wrong_requests(tmp_path: Path) -> None:
         ({"save_every": 0}, "--save-every must be at least 1"),
         ({"name": "a/b"}, "without slashes, got 'a/b'"),
         ({"sizes": "64x1"}, "64x1"),
-        ({"limit": 15}, "batch of 16 images is larger than the whole set of 15"),
-        ({"settings": SETTINGS.changed(per_class=9)}, "9 images per class are not possible"),
-        ({"settings": SETTINGS.changed(share=0.01)}, "batch of 16 images is larger than the whole set of 10"),
+        ({"limit": 15}, "--batch-size 16 is larger than the number of images, 15"),
+        ({"settings": SETTINGS.changed(per_class=9)}, "9 images per class is not possible"),
+        ({"settings": SETTINGS.changed(share=0.01)}, "--batch-size 16 is larger than the number of images, 10"),
         ({"settings": SETTINGS.changed(rand_augment="nonsense")}, "--rand-augment nonsense"),
         ({"train": folder(tmp_path / "flat", classes=(".",)), "limit": None}, "flat have no labels"),
-        ({"train": folder(tmp_path / "one", classes=("1",)), "limit": None}, "the one label '1'"),
+        ({"train": folder(tmp_path / "one", classes=("1",)), "limit": None}, "the same label '1'"),
         ({"train": train, "limit": None}, "classes that the training images lack: '0', '1'"),
     ):
         models = Models(FAMILY)

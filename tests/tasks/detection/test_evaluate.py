@@ -182,12 +182,12 @@ def test_finished_networks_are_not_trained_again_and_other_settings_are_refused(
     models = Models(FAMILY)
     assert run(tmp_path, data, settings, models=models, sizes="16x1") == first
     assert models.made == []
-    with pytest.raises(UserError, match=r"lr \(0.0003 there, 0.02 now\).*another --name.*--overwrite"):
+    with pytest.raises(UserError, match=r"lr \(0.0003 before, 0.02 now\).*another --name.*--overwrite"):
         run(tmp_path, data, settings.changed(lr=0.02), sizes="16x1")
     other = run(tmp_path, data, settings.changed(lr=0.02), sizes="16x1", overwrite=True)
     assert json.loads((tmp_path / "detection/detection.json").read_text())["scores"] == other
     stop(monkeypatch, run, tmp_path, data, after=1, name="other")
-    with pytest.raises(UserError, match=r"begun with other settings: train \(5 images .* there, 4 images"):
+    with pytest.raises(UserError, match=r"started with other settings: train \(5 images .* before, 4 images"):
         run(tmp_path, data, name="other", limit=4)
 
 
@@ -260,7 +260,7 @@ def test_one_detector_for_all_widths(
     assert json.loads((folder / "detection.json").read_text())["settings"]["together"] == list(names)
     assert detect() == found
     assert len(begun) == 1
-    with pytest.raises(UserError, match=r"scores made with other settings: together \(.* there, None now\)"):
+    with pytest.raises(UserError, match=r"scores made with other settings: together \(.* before, None now\)"):
         detect(together=False)
 
 
@@ -273,7 +273,7 @@ def test_one_detector_for_what_is_not_slimmable(
     with pytest.raises(UserError, match="needs at least two of them, got 8x1-1-1-1"):
         scores_of(detect_networks, slim, SETTINGS, sizes="8x1-1-1-1", together=True, **data)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(UserError, match="trained by one process, got 2"):
+    with pytest.raises(UserError, match="with one process only, got 2"):
         scores_of(detect_networks, slim, SETTINGS, together=True, **data)
 
 
@@ -323,12 +323,12 @@ def test_wrong_requests(tmp_path: Path, data: dict[str, CocoImages]) -> None:
         ({"save_every": 0}, "--save-every must be at least 1"),
         ({"name": "a/b"}, "without slashes, got 'a/b'"),
         ({"sizes": "64x1"}, "64x1"),
-        ({"limit": 9}, "--limit is between 1 and the 5 images in .* got 9"),
-        ({"limit": 1}, "A batch of 2 images is larger"),
-        ({"train": CocoImages(test.images, train.annotations)}, "2 of 5 images that .* names are not in"),
+        ({"limit": 9}, "--limit must be from 1 to 5, the number of images in .* got 9"),
+        ({"limit": 1}, "--batch-size 2 is larger"),
+        ({"train": CocoImages(test.images, train.annotations)}, "2 of 5 images in .* are not in"),
         ({"train": bare}, "10 of 10 objects in .* have no mask"),
         ({"test": bare}, "10 of 10 objects in .* have no mask"),
-        ({"train": empty}, "has no object to learn from"),
+        ({"train": empty}, "contains no objects to train on"),
         ({"train": CocoImages(train.images, tmp_path / "none.json")}, "cannot be read"),
     ):
         with pytest.raises(UserError, match=text):
@@ -368,7 +368,7 @@ def test_command(
     )
     commands.detection(path, **named, flags=flags, options=Options(out=tmp_path))
     shown = capsys.readouterr()
-    assert "1 images without objects, which are kept as negatives" in shown.err
+    assert "1 image without objects (used as negatives)" in shown.err
     assert "16x1" in shown.out
     assert "box_ap" in shown.out
     for what in ("detection.csv", "detections", "models"):

@@ -304,14 +304,14 @@ def test_gradients_are_clipped_and_steps_repeatable() -> None:
 def test_lost_networks() -> None:
     model: Any = resnet()
     torch.nn.init.constant_(model.layer4[0].bn2.weight, torch.nan)
-    with pytest.raises(Diverged, match=r"The training loss is nan at step 3 \(.*loss_classifier.*\), so the detector"):
+    with pytest.raises(Diverged, match=r"the loss is nan at step 3 \(.*loss_classifier.*\)\. Try"):
         training(model=model).step(3, batch())
 
 
 def test_backbones_without_four_maps() -> None:
     short = timm.create_model("resnet18", num_classes=0, **RESNET, features_only=False)
     del short.feature_info[-2:]
-    with pytest.raises(UserError, match=r"made of one or 4 maps|gives no maps"):
+    with pytest.raises(UserError, match=r"made of one or 4 maps|cannot process images"):
         Levels(Maps(short, image_size=(64, 64)), 8)
 
 
@@ -322,9 +322,9 @@ def test_backbones_without_four_maps() -> None:
         ({"box_head": "x"}, "--box-head cannot be 'x'"),
         ({"box_loss": "x"}, "--box-loss cannot be 'x'"),
         ({"box_loss": "giou"}, "--box-loss giou needs a cascade.*Choose cascade-mask-rcnn"),
-        ({"frozen": True, "drop_path": 0.1}, "drops no paths"),
-        ({"frozen": True, "batch_norm": True}, "trains no BatchNorm"),
-        ({"milestones": (3, 2)}, "--milestones are ascending"),
+        ({"frozen": True, "drop_path": 0.1}, "--drop-path .* has no effect on a frozen"),
+        ({"frozen": True, "batch_norm": True}, "--batch-norm has no effect on a frozen"),
+        ({"milestones": (3, 2)}, "--milestones must be ascending"),
         ({"milestones": (50,)}, "below --epochs 50"),
         ({"epochs": 0}, "--epochs cannot be 0: it should be greater than or equal to 1"),
         ({"regions": 0}, "--regions cannot be 0"),

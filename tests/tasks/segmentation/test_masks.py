@@ -96,9 +96,9 @@ def test_bad_masks(tmp_path: Path) -> None:
     file, kept = tmp_path / "masks/1.png", (tmp_path / "masks/1.png").read_bytes()
     for image, words in (
         (Image.new("L", (30, 24)), r"mask '1.png' in .*masks has 30x24 pixels, .*'1.jpg' has 32x24 .*nearest"),
-        (Image.new("RGB", (32, 24)), r"mask '1.png' .* colour picture \(RGB\).*palette"),
-        (Image.new("RGBA", (32, 24)), r"colour picture \(RGBA\)"),
-        (Image.new("LA", (32, 24)), r"colour picture \(LA\)"),
+        (Image.new("RGB", (32, 24)), r"mask '1.png' .* colour image \(RGB\).*palette"),
+        (Image.new("RGBA", (32, 24)), r"colour image \(RGBA\)"),
+        (Image.new("LA", (32, 24)), r"colour image \(LA\)"),
     ):
         image.save(file)
         with pytest.raises(UserError, match=words):
@@ -111,12 +111,12 @@ def test_bad_masks(tmp_path: Path) -> None:
         pairs_of(images, masks)
     file.write_bytes(kept)
     (tmp_path / "images/2.png").write_bytes(kept)
-    with pytest.raises(UserError, match=r"'2.jpg' and '2.png' .* differ in their endings alone"):
+    with pytest.raises(UserError, match=r"'2.jpg' and '2.png' .* differ only in their endings"):
         pairs_of(images, masks)
     (tmp_path / "images/2.png").unlink()
     for number in range(3):
         (tmp_path / f"images/{number}.jpg").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="None of the 3 images"):
+    with pytest.raises(UserError, match=r"Of 3 images in .* none could"):
         statistics(pairs_of(images, masks))
 
 
@@ -156,5 +156,5 @@ def test_names(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UserError, match=words):
             read_names(file)
-    with pytest.raises(UserError, match=r"class names in .*missing.txt cannot be read.*one name a line"):
+    with pytest.raises(UserError, match=r"class names in .*missing.txt cannot be read.*one name per line"):
         read_names(tmp_path / "missing.txt")

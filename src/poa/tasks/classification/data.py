@@ -64,8 +64,8 @@ def training_transform(settings: Finetune, preprocessing: Preprocessing) -> Any:
         )
     except (AssertionError, IndexError, KeyError, ValueError) as error:
         raise UserError(
-            f"--rand-augment {settings.rand_augment}: timm does not understand it ({type(error).__name__}: {error}). "
-            "Give something like rand-m9-mstd0.5-inc1, or none."
+            f"--rand-augment {settings.rand_augment}: timm cannot parse it ({type(error).__name__}: {error}). "
+            "Give, for example, rand-m9-mstd0.5-inc1, or none."
         ) from None
     for step in transform.transforms:
         if isinstance(step, RandAugment):

@@ -26,7 +26,7 @@ from poa.data.augment import normalise
 from poa.data.images import Preprocessing
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import keyed_random, steps_per_epoch
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.evaluation.protocol import Outcome, class_ranks
 from poa.export.timm import write_finetuned
 from poa.models.source import blueprint
@@ -58,7 +58,7 @@ def with_head(model: nn.Module, head: str, *, num_classes: int, seed: int) -> nn
     name = settings["classifier"]
     old = model.get_submodule(name) if isinstance(name, str) else None
     if not isinstance(old, nn.Linear):
-        raise UserError(f"A {type(model).__name__} has no linear classifier to replace. Leave out --head mlp.")
+        raise UserError(f"{type(model).__name__} has no linear classifier to replace. Leave out --head mlp.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         new = nn.Sequential(nn.Linear(old.in_features, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, num_classes))
@@ -197,7 +197,9 @@ def ranks_of(
             found.append(class_ranks(model(images).float().cpu(), labels[list(batch.indices)]))
     ranks = torch.cat(found)
     if not len(ranks):
-        raise UserError(f"None of the {len(labels)} test images in {test.index.source} could be read. Check the data.")
+        raise UserError(
+            f"Of {counted(len(labels), 'test image')} in {test.index.source}, none could be read. Check the data."
+        )
     return ranks
 
 

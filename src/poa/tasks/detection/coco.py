@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
-from poa.errors import UserError
+from poa.errors import UserError, counted
 
 BOXES, MASKS = "bbox", "segm"
 """Kinds of average precision, as pycocotools calls them."""
@@ -74,8 +74,7 @@ class _File(BaseModel):
                 raise ValueError(f"two {name} have the id {counts.most_common(1)[0][0]}. Give each its own id.")
         if 0 in known["annotations"]:
             raise ValueError(
-                "an annotation has the id 0, which means `none` to pycocotools, so that this object could never be "
-                "found. Count from 1."
+                "an annotation has the id 0, which pycocotools takes for no object. Number annotations from 1."
             )
         for place, each in enumerate(self.annotations):
             for what, number, listed in (
@@ -148,12 +147,13 @@ class Annotations:
     def describe(self) -> str:
         """A summary in a few words."""
         counts = (
-            (sum(not image.objects for image in self.images), "images without objects, which are kept as negatives"),
-            (self.num_skipped, "objects skipped, whose boxes have no area or lie outside of the image"),
-            (self.num_crowds, "crowds skipped"),
+            (sum(not image.objects for image in self.images), "image", " without objects (used as negatives)"),
+            (self.num_skipped, "object", " skipped (boxes without area or outside of the image)"),
+            (self.num_crowds, "crowd", " skipped"),
         )
-        objects = f"{len(self.images):,} images, {self.num_objects:,} objects of {len(self.categories)} categories"
-        return ", ".join([objects, *(f"{number:,} {text}" for number, text in counts if number)])
+        of_what = counted(len(self.categories), "category")
+        objects = f"{counted(len(self.images), 'image')}, {counted(self.num_objects, 'object')} of {of_what}"
+        return ", ".join([objects, *(counted(number, noun) + text for number, noun, text in counts if number)])
 
 
 def read_annotations(file: Path) -> Annotations:
@@ -201,12 +201,12 @@ def _explain(error: ValidationError, content: Any, file: Path) -> str:
             entry = content[name][place]
             got = f"is {entry[key]!r:.60}" if key in entry else "is missing"
             wanted = _WANTED.get(str(key), "a whole number")
-            return f"The {key!r} of entry {place} of {name!r} in {file} {got}, but it has to be {wanted}. {_FORMAT}."
+            return f"The {key!r} of entry {place} of {name!r} in {file} {got}, but it must be {wanted}. {_FORMAT}."
         case (name,):
             return f"The annotations {file} have no list {name!r}. {_FORMAT}."
     if problem["type"] == "value_error":
         return f"The annotations {file} cannot be used: {problem['ctx']['error']}"
-    return f"The annotations {file} hold no lists by name. {_FORMAT}."
+    return f"The annotations {file} are not an object with lists by name. {_FORMAT}."
 
 
 def _edges(box: Sequence[float], sides: tuple[int, int]) -> tuple[float, float, float, float] | None:
@@ -230,8 +230,8 @@ def _checked_mask(mask: Mask, sides: tuple[int, int], place: int, file: Path) ->
                 return mask
             problem = f"a run-length code of {mask['size']!r:.40} pixels for an image of {list(sides)} (height, width)"
     raise UserError(
-        f"The 'segmentation' of entry {place} of 'annotations' in {file} is {problem}. It has to be polygons "
-        "([[x, y, x, y, x, y, ...], ...]), or a run-length code with 'counts' and the 'size' of the image."
+        f"The 'segmentation' of entry {place} of 'annotations' in {file} is {problem}. It must be polygons ([[x, "
+        "y, x, y, x, y, ...], ...]), or a run-length code with 'counts' and the 'size' of the image."
     )
 
 
@@ -251,8 +251,9 @@ def check_masks(annotations: Annotations) -> None:
     bare = [image.file_name for image in annotations.images for each in image.objects if each.mask is None]
     if bare:
         raise UserError(
-            f"{len(bare):,} of {annotations.num_objects:,} objects in {annotations.file} have no mask (segmentation), "
-            f"such as one in {bare[0]!r}. Give masks, or choose a head without: --head faster-rcnn or cascade-rcnn."
+            f"{len(bare):,} of {counted(annotations.num_objects, 'object')} in {annotations.file} have no mask "
+            f"(segmentation), such as one in {bare[0]!r}. Give masks, or choose a head without masks: --head "
+            "faster-rcnn or cascade-rcnn."
         )
 
 

@@ -18,7 +18,7 @@ from poa.data.index import ImageIndex, open_index
 from poa.data.loader import BAD_IN_A_ROW
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
 from poa.data.workers import Plan, prepare
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.tasks.detection.coco import Annotations, ImageAnnotation, decoded_mask, read_annotations
 
 _FLIP = 4
@@ -93,7 +93,7 @@ def _masks(about: ImageAnnotation, file: Path) -> UInt8[Tensor, "objects height 
     except Exception as error:  # pycocotools meets damaged codes with exceptions of many kinds
         raise UserError(
             f"A mask in {about.file_name!r} in {file} cannot be read ({type(error).__name__}: {error}). Fix its "
-            "'segmentation', or take the object out."
+            "'segmentation', or remove the object."
         ) from None
 
 
@@ -111,7 +111,9 @@ class CocoImages:
         if limit is None:
             return annotations
         if not 0 < limit <= num_images:
-            raise UserError(f"--limit is between 1 and the {num_images} images in {self.annotations}, got {limit}.")
+            raise UserError(
+                f"--limit must be from 1 to {num_images}, the number of images in {self.annotations}, got {limit}."
+            )
         return annotations.take([number * num_images // limit for number in range(limit)])
 
 
@@ -122,7 +124,7 @@ def find_images(annotations: Annotations, images: str, *, has_masks: bool) -> In
     missing = [each.file_name for each in annotations.images if each.file_name not in row_of]
     if missing:
         raise UserError(
-            f"{len(missing):,} of {len(annotations.images):,} images that {annotations.file} names are not in "
+            f"{len(missing):,} of {counted(len(annotations.images), 'image')} in {annotations.file} are not in "
             f"{index.source}, such as {missing[0]!r}; an image there is called {index.name(0)!r}. Give the folder to "
             "which the file names are relative."
         )
@@ -161,14 +163,14 @@ def readable_images(
             good.append(number)
         elif sides != (0, 0):
             raise UserError(
-                f"The image {about.file_name!r} in {images.index.source} has {sides[1]}x{sides[0]} pixels (upright as "
-                f"its EXIF data say), but {images.annotations.file} says {about.sides[1]}x{about.sides[0]}. Boxes "
-                "would not fit. Give the images that were annotated."
+                f"The image {about.file_name!r} in {images.index.source} has {sides[1]}x{sides[0]} pixels (after "
+                f"its EXIF rotation), but {images.annotations.file} says {about.sides[1]}x{about.sides[0]}, so "
+                "boxes would be wrong. Give the images that were annotated."
             )
     if not good:
         raise UserError(
-            f"None of the {len(images)} images in {images.index.source} could be read. Check that the data are still "
-            "there and that they are images."
+            f"Of {counted(len(images), 'image')} in {images.index.source}, none could be read. Check that the "
+            "files still exist and are images."
         )
     return replace(images.take(good), num_bad=len(images) - len(good))
 
@@ -228,8 +230,8 @@ def _read_or_next(images: InstanceImages, wanted: int) -> tuple[Instances, list[
         except BadImage:
             bad.append(candidate)
     raise UserError(
-        f"None of the {len(bad)} images from number {wanted} on could be read. "
-        "Check that the data are still there and that they are images."
+        f"Of {counted(len(bad), 'image')} from number {wanted} on, none could be read. Check that the files "
+        "still exist and are images."
     )
 
 

@@ -34,8 +34,8 @@ detector = load()
 found = detector([image])[0]"""
 _NOTES = """`image`: RGB in 0..1, 3 x height x width, of any size; several make a longer list. `found`: {found}, in
 pixels of the image. The label `n` is the `n`-th of the `categories` in `detection.json`, counted from 1.
-`detector.py` needs timm, torchvision and safetensors. What it loads is torchvision's `GeneralizedRCNN`, which can be
-trained further as torchvision's own."""
+`detector.py` needs timm, torchvision and safetensors. It loads torchvision's `GeneralizedRCNN`, which can be trained
+further like torchvision's own models."""
 _MODULES = (errors, maps, cascade, model)
 """What the program is made of, each after what it needs."""
 _OWN = ("poa", "jaxtyping")
@@ -75,7 +75,7 @@ def write_detector(
     card = model_card(
         task="object-detection",
         name=name,
-        summary=f"A {plan.head} on a {blueprint.architecture} for {plan.num_classes} classes ({source}).\n"
+        summary=f"{plan.head} on {blueprint.architecture} for {errors.counted(plan.num_classes, 'class')} ({source}).\n"
         f"{num_parameters(network):,} parameters, images of {plan.side} pixels on their shorter side.",
         code=_CODE.format(folder=folder),
         notes=_NOTES.format(found=found),

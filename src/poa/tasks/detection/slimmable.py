@@ -137,9 +137,7 @@ def check_slimmable(source: ModelSource, names: Sequence[str]) -> None:
     if len(names) < 2:
         raise UserError(f"One detector for all sizes needs at least two of them, got {names[0]}. Name more --sizes.")
     if distributed.world_size() > 1:
-        raise UserError(
-            f"One detector for all sizes is trained by one process, got {distributed.world_size()}. Start one."
-        )
+        raise UserError(f"--together trains with one process only, got {distributed.world_size()}. Start one process.")
 
 
 @dataclass(frozen=True)

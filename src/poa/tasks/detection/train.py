@@ -89,8 +89,8 @@ class DetectorTraining(Training[InstanceBatch]):
                 if not loss.isfinite():
                     terms = ", ".join(name for name, term in losses.items() if not term.isfinite())
                     raise Diverged(
-                        f"The training loss is {value} at step {step} ({terms}), so the detector is lost. "
-                        "Lower --lr, or --clip the gradients."
+                        f"Training diverged: the loss is {value} at step {step} ({terms}). Try a lower --lr, or "
+                        "clip gradients with --clip."
                     )
                 torch.autograd.backward(loss)
             total += value / len(self._all)

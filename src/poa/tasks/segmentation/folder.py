@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from poa.data.images import Preprocessing
+from poa.errors import counted
 from poa.export.timm import Blueprint, images_note, model_card, num_parameters, save_weights, unlike, write_model
 from poa.files import whole_folder
 from poa.tasks.segmentation.model import LinearHead, Segmenter
@@ -70,11 +71,11 @@ def write_segmenter(
         indices=_indices(network),
         window=window,
     )
-    head = f"{'a linear' if is_linear else 'an UperNet'} head for {len(classes)} classes"
+    head = f"{'a linear' if is_linear else 'an UperNet'} head for {counted(len(classes), 'class')}"
     card = model_card(
         task="image-segmentation",
         name=name,
-        summary=f"A {blueprint.architecture} with {head} ({source}).\n"
+        summary=f"{blueprint.architecture} with {head} ({source}).\n"
         f"{num_parameters(maps, network.head):,} parameters, windows of {preprocessing.image_size} pixels.",
         code=code,
         notes=f"{images_note(preprocessing)} Sides are multiples of {maps.multiple} pixels.\n"

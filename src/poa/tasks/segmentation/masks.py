@@ -16,7 +16,7 @@ from torch import Tensor
 from poa.data.images import BadImage, decode, image_tensor
 from poa.data.index import ImageIndex, open_index
 from poa.data.workers import Plan, prepare
-from poa.errors import UserError
+from poa.errors import UserError, counted
 
 IGNORED = 255
 """Usual id of pixels without a class."""
@@ -67,9 +67,9 @@ class Pairs:
         mask = _ids(self.masks.read(row), name=self.masks.name(row), source=self.masks.source)
         if (image.height, image.width) != mask.shape:
             raise UserError(
-                f"The mask {self.masks.name(row)!r} in {self.masks.source} has {mask.shape[1]}x{mask.shape[0]} pixels, "
-                f"but its image {self.name(i)!r} has {image.width}x{image.height} (turned upright as its EXIF data "
-                "say). Make each mask as large as its image, without smoothing (nearest neighbour)."
+                f"The mask {self.masks.name(row)!r} in {self.masks.source} has {mask.shape[1]}x{mask.shape[0]} "
+                f"pixels, but its image {self.name(i)!r} has {image.width}x{image.height} (after its EXIF "
+                "rotation). Resize masks to the size of their images by nearest-neighbour interpolation."
             )
         return Pair(image_tensor(image), torch.from_numpy(mask))
 
@@ -93,9 +93,9 @@ def pair_up(images: ImageIndex, masks: ImageIndex, *, ignore: int = IGNORED) -> 
     missing = [i for i, row in enumerate(rows) if row < 0]
     if missing:
         raise UserError(
-            f"{len(missing):,} of {len(images):,} images in {images.source} have no mask in {masks.source}, such as "
-            f"{images.name(missing[0])!r}; a mask there is called {masks.name(0)!r}. Name each mask like its image, "
-            "but for the ending, in folders of the same names."
+            f"{len(missing):,} of {counted(len(images), 'image')} in {images.source} have no mask in "
+            f"{masks.source}, such as {images.name(missing[0])!r}; a mask there is called {masks.name(0)!r}. "
+            "Name each mask like its image, except for the ending, in folders of the same names."
         )
     return Pairs(images, masks, np.arange(len(images), dtype=np.int64), np.array(rows, np.int64), ignore)
 
@@ -106,8 +106,8 @@ def _by_stem(index: ImageIndex) -> dict[str, int]:
         stem = str(PurePosixPath(index.name(i)).with_suffix(""))
         if stem in found:
             raise UserError(
-                f"{index.name(found[stem])!r} and {index.name(i)!r} in {index.source} differ in their endings alone, "
-                "so that it is not clear which one belongs to a mask or an image. Take one of them out."
+                f"{index.name(found[stem])!r} and {index.name(i)!r} in {index.source} differ only in their "
+                "endings, so the pairs of images and masks are ambiguous. Remove one of them."
             )
         found[stem] = i
     return found
@@ -123,8 +123,9 @@ def _ids(encoded: bytes, *, name: str, source: str) -> npt.NDArray[np.int64]:
             )
         if image.mode not in _OF_IDS:
             raise UserError(
-                f"The mask {name!r} in {source} is a colour picture ({image.mode}). Wanted is one class id a pixel: "
-                "a grey PNG with values 0, 1, 2 ..., or one with a palette; replace each colour by its class's number."
+                f"The mask {name!r} in {source} is a colour image ({image.mode}), but masks need one class id "
+                "per pixel: a grey PNG with values 0, 1, 2 ..., or one with a palette. Replace each colour by "
+                "the number of its class."
             )
         return np.array(image).astype(np.int64)
     except UserError:
@@ -200,8 +201,8 @@ def statistics(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None]
             examples.setdefault(number, pairs.masks.name(int(pairs.mask_rows[i])))
     if smallest is None:
         raise UserError(
-            f"None of the {len(pairs)} images in {pairs.images.source} could be read together with its mask in "
-            f"{pairs.masks.source}. Check that the data are still where they were and that they are images."
+            f"Of {counted(len(pairs), 'image')} in {pairs.images.source}, none could be read together with its "
+            f"mask in {pairs.masks.source}. Check that the files still exist and are images."
         )
     return PairStatistics(pairs.take(good), len(pairs) - len(good), pixels, examples, smallest, pairs.fingerprint)
 
@@ -217,14 +218,15 @@ def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[
     if len(seen) < 2:
         found = f"the one class id {seen[0]}" if seen else "no class id at all"
         raise UserError(
-            f"The training masks in {train.pairs.masks.source} hold {found} besides {ignore}, which is ignored, but at "
-            "least two classes are needed. Number classes from 0, and say with --ignore which id stands for no class."
+            f"The training masks in {train.pairs.masks.source} hold {found} besides {ignore}, which is ignored, "
+            "but at least two classes are needed. Number classes from 0, and give the id of pixels without a "
+            "class with --ignore."
         )
     if names is None and 2 * len(seen) < seen[-1] + 1:
         raise UserError(
             f"The training masks in {train.pairs.masks.source} hold only {len(seen)} of the ids from 0 to {seen[-1]}. "
-            f"If {seen[-1]} (in {train.examples[seen[-1]]!r}) stands for no class, say --ignore {seen[-1]}; if there "
-            "are so many classes, name them with --classes; else number the classes from 0."
+            f"If {seen[-1]} (in {train.examples[seen[-1]]!r}) marks pixels without a class, add --ignore {seen[-1]}; "
+            "if there are so many classes, name them with --classes; otherwise number the classes from 0."
         )
     known = tuple(map(str, range(seen[-1] + 1))) if names is None else tuple(names)
     why = f"the highest of the training masks is {seen[-1]}" if names is None else f"there are {len(known)} class names"
@@ -233,8 +235,8 @@ def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[
         if strange:
             raise UserError(
                 f"The mask {each.examples[strange[0]]!r} in {each.pairs.masks.source} has pixels of class id "
-                f"{strange[0]}, but {why}, so that ids go from 0 to {len(known) - 1}. Correct the masks or the names, "
-                f"or leave these pixels out with --ignore {strange[0]}."
+                f"{strange[0]}, but {why}, so ids must be from 0 to {len(known) - 1}. Correct the masks or the "
+                f"names, or leave these pixels out with --ignore {strange[0]}."
             )
     if not set(test.pixels) - {ignore}:
         raise UserError(
@@ -250,12 +252,12 @@ def read_names(file: Path) -> tuple[str, ...]:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"The class names in {file} cannot be read ({error}). Give a text file with one name a line."
+            f"The class names in {file} cannot be read ({error}). Give a text file with one name per line."
         ) from None
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if "" in names or twice is not None or not names:
         what = f"the name {twice!r} twice" if twice else "an empty line" if "" in names else "no names"
         raise UserError(
-            f"{file} holds {what}. Give one name a line, in the order of the class ids from 0, each name once."
+            f"{file} holds {what}. Give one name per line, in the order of the class ids from 0, each name once."
         )
     return tuple(names)
