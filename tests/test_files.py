@@ -1,14 +1,20 @@
 """Files and folders are there whole or not at all."""
 
+import errno
+import os
+import re
 import resource
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from poa import files
 from poa.errors import UserError
-from poa.files import whole_file, whole_folder
+from poa.files import one_writer, whole_file, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -90,13 +96,67 @@ def test_the_current_folder_is_filled(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names(tmp_path) == ["here"]
 
 
-def test_what_a_kill_left_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / ".model.tmp").mkdir()
-    (tmp_path / ".model.tmp/half").touch()
+def test_what_a_kill_left_long_ago_is_removed(tmp_path: Path) -> None:
+    for left in (".model.tmp", ".model.0123abcd.tmp", ".a[b].0123abcd.tmp", ".model.recent.tmp", ".other.tmp"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "half").touch()
+        if "recent" not in left:
+            os.utime(tmp_path / left, (0, 0))
     with whole_folder(tmp_path / "model") as temporary:
         (temporary / "new").touch()
-    assert names(tmp_path) == ["model"]
+    with whole_file(tmp_path / "a[b]") as file:
+        file.touch()
+    assert names(tmp_path) == [".model.recent.tmp", ".other.tmp", "a[b]", "model"]
     assert names(tmp_path / "model") == ["new"]
+
+
+def test_two_may_write_the_same_at_once(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a") as first, whole_file(tmp_path / "a") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"  # which ended last
+    with whole_folder(tmp_path / "b") as one, whole_folder(tmp_path / "b") as other:
+        (one / "one").touch()
+        (other / "other").touch()
+    assert names(tmp_path / "b") == ["one"]
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_folder_has_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    told = rf"^{tmp_path} is in use by process {os.getpid()} on {re.escape(socket.gethostname())} since 20[-0-9 :]+\."
+    with one_writer(tmp_path), pytest.raises(UserError, match=told), one_writer(tmp_path):
+        pytest.fail("two hold one lock")
+    (tmp_path / files.LOCK).write_text("process 1, which has ended, and only its file is left\n" * 9)
+    with one_writer(tmp_path):
+        assert (tmp_path / files.LOCK).read_text().startswith(f"process {os.getpid()} on ")
+        assert (tmp_path / files.LOCK).read_text().count("\n") == 1
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files, "_lock", refuse)
+    with one_writer(tmp_path):
+        assert f"No lock can be had in {tmp_path} (No locks available)" in caplog.text
+
+
+def test_windows_opens_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def open_as_windows(path: Path, flags: int) -> int:
+        if path.is_dir():
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags)
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "open", open_as_windows)
+    with whole_file(tmp_path / "a", durable=True) as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_full_disk_is_told_by_the_name_of_the_folder(tmp_path: Path) -> None:

@@ -1,12 +1,26 @@
-"""Files and folders that are there whole or not at all: written beside their place and renamed when complete."""
+"""Files and folders that are there whole or not at all, and folders that one process at a time writes to."""
 
+import glob
+import logging
 import os
 import shutil
+import socket
+import sys
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poa.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+LOCK = ".lock"
+"""File in a folder that ``one_writer`` locks. It stays there: only the lock counts, which ends with its process."""
+PATIENCE_SECONDS = 3.0
+"""Time for a process that was killed to let go of its lock."""
+_LEFT_AFTER = 3600.0
+"""Age in seconds at which an unfinished file or folder is taken for what a killed process left."""
 
 
 def make_folder(folder: Path, *, content: str) -> Path:
@@ -29,10 +43,11 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield the path to write to; what is written there replaces ``path`` at the end, unless an error occurs.
 
     Its folder is made if it is missing. A durable file is on the disk before it appears, and so is its name when this
-    returns. Errors of the system are passed on as they are.
+    returns. If several processes write the same file at once, the last one's is kept. Errors of the system are passed
+    on as they are.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _unfinished(path)
     try:
         yield temporary
         if durable:
@@ -56,9 +71,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         UserError: The folder cannot be written.
     """
     whole = folder.resolve()  # `.` has no name
-    temporary = whole.with_name(f".{whole.name}.tmp")
+    temporary = _unfinished(whole)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         if whole.is_dir() and not any(whole.iterdir()):
@@ -76,9 +90,71 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which no other process gets meanwhile, whether on this machine or, over NFS, another.
+
+    The system ends the lock with the process, however that ends, and keeps it while the process is paused. A file
+    system that keeps no locks lets several write, with a warning.
+
+    Raises:
+        UserError: Another process holds the lock.
+        OSError: The file of the lock cannot be written.
+    """
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not _is_locked(file.fileno(), folder):
+            if time.monotonic() >= deadline:
+                file.seek(0)
+                raise UserError(
+                    f"{folder} is in use by {file.read().strip() or 'another process'}. Two must not write to it: wait "
+                    "until that one has ended, or end it, and run the same command again."
+                )
+            time.sleep(0.05)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text, which others must be able to read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_locked(descriptor: int, folder: Path) -> bool:
+    """Lock a file; False if another process has locked it."""
+    try:
+        _lock(descriptor)
+    except (BlockingIOError, PermissionError):  # the latter on Windows
+        return False
+    except OSError as error:
+        _LOG.warning("No lock can be had in %s (%s): see that no other process writes to it.", folder, error.strerror)
+    return True
+
+
+def _unfinished(path: Path) -> Path:
+    """A name beside ``path`` that no other process uses; removes what killed processes left there."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*tmp"):
+        with suppress(OSError):  # another process removes it too
+            if time.time() - left.stat().st_mtime > _LEFT_AFTER:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or the list of files in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32" and path.is_dir():  # Windows opens no folders, and writes their lists by itself
+        return
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)  # Windows: only what can be written
     try:
         os.fsync(descriptor)
     finally:

@@ -274,6 +274,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_a_kill_left_behind_is_in_no_way(tmp_path: Path) -> None:
     (tmp_path / ".model.tmp").mkdir()
     (tmp_path / ".model.tmp/half").write_text("half")
+    os.utime(tmp_path / ".model.tmp", (0, 0))
     write(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

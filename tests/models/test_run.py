@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from torch import Tensor
 import poa
 import tiny
 from conformance import filler
+from poa import files
+from poa.config import resolve
 from poa.errors import UserError
+from poa.models import run as runs
 from poa.models.run import Run
 from poa.training.checkpoint import load_checkpoint
 
@@ -50,6 +54,52 @@ def test_pretrain_returns_the_run(tmp_path: Path) -> None:
     run = poa.pretrain(config=tmp_path / "settings.yaml", **given)
     assert (run.step, run.sizes()) == (4, ("32x3", "48x3", "64x3"))
     assert poa.load(str(tmp_path / "run")).config == run.config
+
+
+@pytest.mark.parametrize(
+    "left", ["", "env.json", "env.json command.txt config.yaml", ".lock .config.yaml.0123abcd.tmp"]
+)
+def test_a_run_that_could_not_begin_is_started_again(tmp_path: Path, left: str) -> None:
+    for name in left.split():
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"holds no run to resume\. Leave out --resume to start one"):
+        runs.check(resolve.resolve({"out": str(tmp_path)}, resume=True), resume=True)
+    config = tiny.config(out=str(tmp_path))
+    with runs.writing(config):
+        runs.create(config)
+    assert poa.load(tmp_path).config == config
+    with pytest.raises(UserError, match=r"already holds a run without a checkpoint.* adding --resume"):
+        runs.check(config, resume=False)
+    runs.check(resolve.resolve({"out": str(tmp_path)}, resume=True), resume=True)
+
+
+def test_a_full_disk_leaves_no_half_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = tiny.config(out=str(tmp_path / "run"))
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(UserError, match=r"No space left on device\..* free some space there and run the same"),
+        runs.writing(config),
+    ):
+        runs.create(config)
+    monkeypatch.undo()
+    assert not runs.is_begun(tmp_path / "run")
+    with runs.writing(config):
+        runs.create(config)
+    assert runs.is_begun(tmp_path / "run")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_has_one_writer(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool) -> None:
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    given = {"out": str(folder), "resume": True} if resume else tiny.settings(out=str(tmp_path / "new"))
+    with (
+        runs.writing(tiny.config(out=given["out"])),
+        pytest.raises(UserError, match=f"{given['out']} is in use by process {os.getpid()} on "),
+    ):
+        poa.pretrain(**given)
 
 
 def test_a_run_knows_its_sizes(run: Run) -> None:

@@ -51,9 +51,9 @@ def resolve(
         UserError: A file cannot be read, a key is unknown, or a value is out of range.
     """
     given = given or {}
-    out = given.get("out")
-    if resume and out and recipe is None and file is None and Path(out, "config.yaml").exists():
-        file = Path(out, "config.yaml")
+    stored = Path(given.get("out") or "", "config.yaml")
+    if resume and given.get("out") and recipe is None and file is None and stored.exists() and stored.stat().st_size:
+        file = stored
     from_file = dict(read_yaml(Path(file))) if file is not None else {}
     name = recipe or from_file.pop("recipe", None)
     from_file.pop("recipe", None)

@@ -24,7 +24,7 @@ from poa.evaluation.protocol import Protocol
 from poa.evaluation.sweep import SweepOptions
 from poa.experiments.plan import Approach, Plan, Training, plan
 from poa.models.registry import family_of
-from poa.models.run import Paths
+from poa.models.run import Paths, is_begun
 from poa.models.source import model_source
 from poa.plots.figure import legend, save, style
 from poa.plots.tables import plain_table, score_cell
@@ -133,7 +133,7 @@ def _train(made: Plan, console: Console) -> None:
         place = f"{number} of {len(made.trainings)}, {done / total:.0%} of the compute done"
         console.print(f"── {folder} ({place})", highlight=False, soft_wrap=True)
         if not _is_done(folder, training):
-            train(training.config, resume=Paths(folder).config.exists(), console=console)
+            train(training.config, resume=is_begun(folder), console=console)
         if not _is_done(folder, training):
             raise UserError(f"{folder} was stopped before its end. Resume with the same command.")
         done += training.flops

@@ -11,7 +11,7 @@ from poa.errors import UserError, counted, nearest
 from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.sweep import SweepOptions
-from poa.models.run import Paths, Run
+from poa.models.run import Run, is_begun
 from poa.models.source import run_source
 from poa.plots.sizes import accuracy_plot
 from poa.plots.tables import SizeRow, size_table
@@ -34,7 +34,7 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
     if wanted not in recipes:
         raise UserError(f"There is no demo of {wanted!r}. {nearest(wanted, recipes)}")
     given = {"out": str(out)} if epochs is None else {"out": str(out), "epochs": epochs}
-    resume = Paths(out).config.exists()
+    resume = is_begun(out)
     console.rule("1. One pre-training run, no labels", align="left")
     run = train(resolve.resolve(given, recipe=recipes[wanted]), resume=resume, console=console)
     console.rule("2. Every size, scored by k-NN on held-out digits", align="left")

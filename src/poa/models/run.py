@@ -5,6 +5,8 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,6 +30,7 @@ from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
 from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
+from poa.files import LOCK, one_writer, whole_file
 from poa.models.registry import family_of
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
 
@@ -83,13 +86,14 @@ def check(config: Config, *, resume: bool) -> None:
         return
     paths = Paths(Path(config.out))
     try:
-        used = paths.folder.exists() and (not paths.folder.is_dir() or any(paths.folder.iterdir()))
+        used = paths.folder.exists() and (not paths.folder.is_dir() or any(map(_is_of_others, paths.folder.iterdir())))
+        begun = is_begun(paths.folder)
     except OSError as error:
         raise _unwritable(paths.folder, error) from None
-    if not used:
-        return
-    if not paths.config.exists():
+    if used and not begun:
         raise UserError(f"{paths.folder} already exists and is not an empty folder. Choose another --out.")
+    if not begun:
+        return
     if latest_checkpoint(paths.checkpoints) is None:
         raise UserError(
             f"{paths.folder} already holds a run without a checkpoint. If it is not running, start it again by "
@@ -103,8 +107,33 @@ def begins(config: Config, *, resume: bool) -> bool:
     return not resume or latest_checkpoint(Paths(Path(config.out)).checkpoints) is None
 
 
-def create(config: Config) -> Paths:
-    """Make the folder of a new run, with its settings and a record of command and environment."""
+def is_begun(folder: Path) -> bool:
+    """Whether a run has begun in a folder: its settings are written last, and were left empty by a full disk before."""
+    file = Paths(folder).config
+    return file.is_file() and file.stat().st_size > 0
+
+
+def _is_of_others(path: Path) -> bool:
+    """Whether a file or folder is none of those that a run which could not begin leaves in its folder."""
+    unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
+    return not unfinished and path.name not in {LOCK, "env.json", "command.txt", "config.yaml"}
+
+
+@contextmanager
+def writing(config: Config) -> Iterator[Paths]:
+    """Make the folder of a run if it is missing, and let no other process write to it meanwhile."""
+    paths = Paths(Path(config.out))
+    with ExitStack() as stack:
+        try:
+            paths.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(one_writer(paths.folder))
+        except OSError as error:
+            raise _unwritable(paths.folder, error) from None
+        yield paths
+
+
+def create(config: Config) -> None:
+    """Write the settings of a new run, and a record of command and environment before; call it while ``writing``."""
     check(config, resume=False)
     paths = Paths(Path(config.out))
     environment = {
@@ -117,26 +146,30 @@ def create(config: Config) -> Paths:
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
     }
+    texts = {
+        paths.folder / "env.json": json.dumps(environment, indent=1) + "\n",
+        paths.folder / "command.txt": shlex.join(sys.argv) + "\n",
+        paths.config: resolve.to_yaml(config),
+    }
     try:
-        paths.folder.mkdir(parents=True, exist_ok=True)
-        (paths.folder / "env.json").write_text(json.dumps(environment, indent=1) + "\n")
-        (paths.folder / "command.txt").write_text(shlex.join(sys.argv) + "\n")
-        paths.config.write_text(resolve.to_yaml(config))
+        for path, text in texts.items():
+            with whole_file(path, durable=True) as temporary:
+                temporary.write_text(text)
     except OSError as error:
         raise _unwritable(paths.folder, error) from None
-    return paths
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or free some space there."
+        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or free some space there and "
+        "run the same command again."
     )
 
 
 def reopen(config: Config) -> tuple[Paths, Config]:
     """Find the run to resume, and see that ``config`` differs from its settings in harmless ones only."""
     paths = Paths(Path(config.out))
-    if not paths.config.exists():
+    if not is_begun(paths.folder):
         raise UserError(f"{paths.folder} holds no run to resume. Leave out --resume to start one.")
     stored = resolve.resolve(file=paths.config)
     changed = resolve.differences(stored, config)

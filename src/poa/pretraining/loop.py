@@ -40,10 +40,13 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         UserError: A setting, the images, the folder or the checkpoint are invalid, or a loss is not finite.
     """
     config, device = registry.explicit(config), distributed.this_device(config.device)
-    with distributed.process_group(device=device):
+    with distributed.process_group(device=device), ExitStack() as stack:
         console = console or Console(stderr=True, quiet=not distributed.is_main())
         if distributed.is_main():
             runs.check(config, resume=resume)
+            if resume:
+                stack.enter_context(runs.writing(config))
+        distributed.barrier()  # no checkpoint is looked for while another process may still write one
         index = find_images(config, console)
         paths = Paths(Path(config.out))
         fresh = runs.begins(config, resume=resume)
@@ -52,8 +55,9 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         loader = _loader(parts, config, index, start=start)
         logger = Logger(config, index, parts, paths, start=start, console=console)
         if distributed.is_main():
-            if not resume:
-                runs.create(config)  # last: a folder is only left behind where a run has begun
+            if not resume:  # last: a folder is only left behind where a run has begun
+                stack.enter_context(runs.writing(config))
+                runs.create(config)
             if parts.report is not None:
                 init.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()
