@@ -1,9 +1,13 @@
 """All use of ``torch.distributed``. Every function is a no-op, or the identity, on one process."""
 
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from poa.errors import UserError
+
+_STORE, _LAUNCHER = "POA_STORE", "POA_LAUNCHER"
+"""Environment variables: the file in which processes meet, and the one that has started them."""
+_POLL_SECONDS = 0.2
 
 
 def is_launched() -> bool:
@@ -142,15 +150,53 @@ def data_parallel(module: nn.Module, *, device: torch.device, find_unused: bool 
     )
 
 
+def group_on_this_machine(num_processes: int, folder: Path) -> list[dict[str, str]]:
+    """Environment variables by which processes that this one starts find one another, in rank order.
+
+    They meet in a file of the folder and talk over the loopback interface: nothing can be reached from other machines.
+    """
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    interfaces = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback) if loopback else {}
+    shared = {
+        **interfaces,
+        _STORE: str(folder / "store"),
+        _LAUNCHER: str(os.getpid()),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+    }
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after the one that started it has ended, in whatever way."""
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)
+
+
 @contextmanager
 def process_group(*, device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """Join the group described by torchrun's environment variables; nothing if there are none."""
+    """Join the group described by environment variables, torchrun's or our own; nothing if there are none.
+
+    A process that torchrun or we have started ends with it, lest it train on beside a run that is resumed.
+    """
     if "WORLD_SIZE" not in os.environ or is_launched():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    if _LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with(int(os.environ.get(_LAUNCHER, os.getppid())))
+    group: dict[str, Any] = {}
+    if _STORE in os.environ:
+        place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+        store = dist.FileStore(os.environ[_STORE], place["world_size"])  # type: ignore[attr-defined]  # not in a stub
+        group = {"store": store, **place}
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout, **group)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 
 import poa as library
 from command import SIZES, STEPS, TINY, one_thread, poa, tiny_file
+from poa import files
 from poa.config import resolve
 from poa.errors import UserError
 from poa.models.run import Run
@@ -52,7 +54,7 @@ def printed_config(capsys: pytest.CaptureFixture[str], *words: str | Path) -> di
 
 def test_pretrain_leaves_a_run(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "command.txt", "env.json", "metrics.jsonl", "checkpoints"
+        "config.yaml", "command.txt", "env.json", "metrics.jsonl", "checkpoints", ".lock"
     }  # fmt: skip
     assert steps(run) == list(range(1, STEPS + 1))
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000004.pt", "step-00000008.pt"]
@@ -193,19 +195,42 @@ def test_a_forecast_holds(at: Path, run: Path) -> None:
     assert forecast.memory_bytes > 1e8
 
 
+def listening(parent: int) -> set[str]:
+    """Addresses at which processes started by this one can be reached, as /proc writes them."""
+    inodes = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended
+            if (folder / "stat").read_text().rpartition(")")[2].split()[1] == str(parent):
+                inodes |= {str(file.readlink()) for file in (folder / "fd").iterdir()}
+    rows = [line.split() for kind in ("tcp", "tcp6") for line in Path("/proc/net", kind).read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+
+
 def test_two_devices_start_two_processes_and_stop_on_request(
     at: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    found_meanwhile: list[object] = []
+
     def stop_after_a_step() -> None:
         while not (at / "run/metrics.jsonl").exists():
             time.sleep(0.02)
+        found_meanwhile.append(listening(os.getpid()))
+        try:
+            library.pretrain(out="run", resume=True, devices=1)
+        except UserError as error:
+            found_meanwhile.append(str(error))
         os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
 
     monkeypatch.setattr(sys, "argv", ["poa", "pretrain", "as typed"])
     stopper = threading.Thread(target=stop_after_a_step, daemon=True)
     stopper.start()
     assert poa("pretrain", "--config", tiny_file(at), "--out", "run", "--devices", "2", "--epochs", "10") == 0
     stopper.join()
+    reachable, told = found_meanwhile
+    assert reachable in ({"0100007F"}, {"00000000000000000000000001000000"}), "not loopback, or not loopback only"
+    assert str(told).startswith("run is in use by process "), "a second writer was let in"
     *_, last = found = steps(at / "run")
     assert found == list(range(1, last + 1))
     assert last < 40

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -75,18 +74,10 @@ def _check(config: Config) -> None:
 def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
     (folder / "config.yaml").write_text(resolve.to_yaml(config))
     command = [sys.executable, "-m", "poa.pretraining.launch", str(folder), "resume" if resume else "start", *sys.argv]
-    shared = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.devices)),
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(config.devices),
-        "LOCAL_WORLD_SIZE": str(config.devices),
-    }
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.devices)), **os.environ}
     processes = []
     try:
-        for rank in range(config.devices):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for own in distributed.group_on_this_machine(config.devices, folder):
             processes.append(subprocess.Popen(command, env=shared | own))
         with _forwarded_signals(processes):
             failure = first_failed(processes, grace_seconds=GRACE_SECONDS)
@@ -161,13 +152,6 @@ def _forwarded_signals(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterat
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

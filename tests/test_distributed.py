@@ -1,0 +1,67 @@
+"""How processes of one training meet and end. What they do together is tested where it is used."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from poa import distributed
+
+
+def test_a_process_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, statuses = threading.Event(), []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(distributed, "_POLL_SECONDS", 0.01)
+    distributed.end_with(os.getppid())
+    assert not ended.wait(0.05)
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # what orphans see
+    assert ended.wait(10)
+    assert statuses == [1]
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """No variables of a group; returns whom the process would end with."""
+    ends_with: list[int] = []
+    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID", "POA_STORE", "POA_LAUNCHER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed, "end_with", ends_with.append)
+    return ends_with
+
+
+def test_processes_meet_in_a_file_and_talk_inside_this_machine(
+    tmp_path: Path, alone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [given] = distributed.group_on_this_machine(1, tmp_path)
+    assert given["GLOO_SOCKET_IFNAME"] == given["NCCL_SOCKET_IFNAME"] in ("lo", "lo0")
+    assert not {name for name in given if name.startswith("MASTER")}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with distributed.process_group(device=torch.device("cpu")):
+        assert (distributed.rank(), distributed.world_size(), distributed.is_launched()) == (0, 1, True)
+        distributed.barrier()
+    assert alone == [os.getpid()]
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "store"])
+
+
+@pytest.mark.parametrize(("given", "parents"), [({}, []), ({"TORCHELASTIC_RUN_ID": "none"}, [os.getppid()])])
+def test_only_torchrun_is_known_to_outlive_its_processes(
+    alone: list[int], monkeypatch: pytest.MonkeyPatch, given: dict[str, str], parents: list[int]
+) -> None:
+    joined: list[dict[str, Any]] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **options: joined.append(options))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for name, value in ({"WORLD_SIZE": "2"} | given).items():
+        monkeypatch.setenv(name, value)
+    with distributed.process_group(device=torch.device("cpu")):
+        assert [set(options) for options in joined] == [{"timeout"}]
+    assert alone == parents
