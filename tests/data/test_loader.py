@@ -1,5 +1,6 @@
 import io
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,18 @@ def test_workers_change_nothing_and_start_without_warning(folder_index: ImageInd
             alone, batches(folder_index, micro_batches=2, workers=workers, **SETTINGS), strict=True
         ):
             assert all(same(*pair) for pair in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", ["script.py", "<stdin>"])
+def test_workers_do_not_run_the_script_again(
+    folder_index: ImageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "script.py").write_text("raise SystemExit('The script was run by a worker.')")
+    script = sys.modules["__main__"]
+    monkeypatch.setattr(script, "__spec__", None)
+    monkeypatch.setattr(script, "__file__", str(tmp_path / name), raising=False)
+    assert len(next(batches(folder_index, workers=1, **SETTINGS))) == 1
+    assert sys.modules["__main__"] is script
 
 
 def test_resuming_at_any_step_changes_nothing() -> None:

@@ -74,8 +74,7 @@ def batches(
         rank: Of this process; it takes a contiguous part of the batch.
         world_size: Number of processes.
         micro_batches: Into how many this process divides its part.
-        workers: Processes that prepare micro-batches ahead; 0 prepares them here. A script that asks for workers must
-            start under ``if __name__ == "__main__":``.
+        workers: Processes that prepare micro-batches ahead; 0 prepares them here.
         pin_memory: Put the batches where a GPU can fetch them by itself.
 
     Raises:

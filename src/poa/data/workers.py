@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -61,8 +62,23 @@ def _unchanged(item: Item) -> Item:
 
 
 def _started(loader: "DataLoader[Item]") -> Iterator[Item]:
-    with _stop_signals_held_back():
+    with _stop_signals_held_back(), _script_not_run_again():
         return iter(loader)
+
+
+@contextmanager
+def _script_not_run_again() -> Iterator[None]:
+    """Processes started meanwhile do not run the user's script once more.
+
+    They would, to find what is defined there, and a script without ``if __name__ == "__main__":`` would then start the
+    training again in each; one from standard input is not found at all. Plans hold nothing that is defined there.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 @contextmanager
