@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -44,6 +45,14 @@ def test_the_same_images_have_the_same_fingerprint_wherever_they_lie(tmp_path: P
     assert (
         len({renamed.fingerprint, *(open_index(str(tmp_path / "set"), limit=n).fingerprint for n in (5, 6, 20))}) == 3
     )
+
+
+def test_archives_are_read_without_positioned_reads(
+    tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "pread")
+    assert same(open_index(f"{pack(tmp_path / 'set', tmp_path / 'deflated.zip')}/top"), files)
 
 
 def test_a_zip_with_something_before_it(tmp_path: Path, files: dict[str, bytes]) -> None:

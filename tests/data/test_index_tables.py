@@ -80,11 +80,19 @@ def test_changed_archive_or_list_is_listed_again(tmp_path: Path, files: dict[str
 
 def test_damaged_table_is_made_anew(tmp_path: Path, files: dict[str, bytes]) -> None:
     folder = open_index(str(tmp_path / "set")).folder
-    for name in ("names.npy", "records.npy", "meta.json", "stamps.json"):
-        (folder / name).write_bytes(b"rubbish")
-        assert same(open_index(str(tmp_path / "set")), files)
+    for name in ("names.npy", "records.npy", "meta.json", "stamps.json", "sizes.json"):
+        for damage in (b"rubbish", b"", b"[]", (folder / name).read_bytes()[:-1]):
+            (folder / name).write_bytes(damage)
+            assert same(open_index(str(tmp_path / "set")), files)
         (folder / name).unlink()
         assert same(open_index(str(tmp_path / "set")), files)
+
+
+def test_empty_blob_of_embedded_images_is_made_anew(tmp_path: Path) -> None:
+    index = open_index("digits/test", cache=tmp_path)
+    expected = index.read(3)
+    (index.folder / "blob.bin").write_bytes(b"")
+    assert open_index("digits/test", cache=tmp_path).read(3) == expected
 
 
 def test_cache_holds_nothing_unfinished_and_forgets_old_tables(

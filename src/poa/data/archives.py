@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 import tarfile
 import weakref
 import zipfile
@@ -48,7 +49,12 @@ class Archive:
         return encoded
 
     def _read(self, size: int, offset: int) -> bytes:
-        data = os.pread(self._descriptor, size, offset)
+        if sys.platform == "win32":  # which has no positioned reads
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        else:
+            data = os.pread(self._descriptor, size, offset)
         if len(data) != size:
             raise BadImage(f"{self.path} is truncated")
         return data

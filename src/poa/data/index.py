@@ -322,15 +322,20 @@ def _write(listing: Listing, source: Source, folder: Path) -> None:
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     (folder / "stamps.json").write_text(json.dumps(listing.stamps), encoding="utf-8")
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
 
 
 def _is_valid(folder: Path) -> bool:
     """Whether a table is whole and its source unchanged."""
     try:
+        sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+        if any((folder / name).stat().st_size != size for name, size in sizes.items()):  # a crash may leave empty files
+            return False
         _Table.load(folder)
         stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
         return all(Stamp.of(Path(path)) == Stamp(*stamp) for path, stamp in stamps.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
