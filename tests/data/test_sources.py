@@ -1,52 +1,16 @@
-import io
 import os
-import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from data.image_files import content, listing, names, pack, refused, tarred, touch, zipped
 from poa.data import sources
-from poa.data.archives import list_tar, list_zip
-from poa.data.images import decode
+from poa.data.images import BadImage, decode
 from poa.data.index import ImageIndex, open_index
-from poa.data.sources import Listing, Progress, Source, ending_of, folder_labels, list_folder, list_paths, resolve
+from poa.data.sources import SPECIAL, Source, ending_of, folder_labels, notes, read_file, resolve
 from poa.errors import UserError
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(name.encode())
-    return root
-
-
-def zipped(path: Path, *names: str) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in names:
-            archive.writestr(name, name)
-    return path
-
-
-def tarred(path: Path, *names: str, mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name in names:
-            info = tarfile.TarInfo(name)
-            info.size = len(name)
-            archive.addfile(info, io.BytesIO(name.encode()))
-    return path
-
-
-def listing(path: Path | str, progress: Progress = lambda _: None) -> Listing:
-    source = resolve(str(path))
-    lister = {"folder": list_folder, "list": list_paths, "zip": list_zip, "tar": list_tar}[source.kind]
-    return lister(source, progress)
-
-
-def names(path: Path | str) -> list[str]:
-    return [entry.name for entry in listing(path).entries]
 
 
 def test_endings_and_labels_come_from_the_path() -> None:
@@ -81,6 +45,48 @@ def test_hidden_files_and_others_are_counted_not_taken(tmp_path: Path) -> None:
         assert (found.ignored["hidden"], found.ignored[".txt"], found.ignored[""]) == (4, 1, 1)
 
 
+def test_files_without_ending_are_known_by_their_first_bytes(tmp_path: Path) -> None:
+    root = touch(tmp_path / "set", "README", "a/x.avif", "a/y.jfif", "a/z.heic", "Makefile", "empty")
+    for name in ("0a1b", "a/2c3d"):
+        (root / name).write_bytes(content(0))
+    (root / "list.txt").write_text("0a1b\nREADME\na/2c3d\n# a remark\n")
+    images = ["0a1b", "a/2c3d", "a/x.avif", "a/y.jfif"]
+    for path in (
+        root,
+        pack(root, tmp_path / "stored.zip"),
+        pack(root, tmp_path / "deflated.zip"),
+        pack(root, tmp_path / "t.tar"),
+    ):
+        found = listing(path if path.is_dir() else f"{path}/top")
+        assert [entry.name for entry in found.entries] == images
+        assert found.ignored == {"": 3, ".heic": 1, ".txt": 1}
+    assert listing(root / "list.txt").ignored == {"": 1, "remarks": 1}
+    (told,) = notes(resolve(str(root)), listing(root))
+    assert told == (
+        f"{root}: taken as images are without ending (2), .avif (1), .jfif (1); "
+        "other files are left out: without ending (3), .heic (1), .txt (1)."
+    )
+    assert names(root / "list.txt") == ["0a1b", "a/2c3d"]
+
+
+def test_folders_of_systems_are_left_out(tmp_path: Path) -> None:
+    of_systems = ["@eaDir/a/T.jpg", "$RECYCLE.BIN/S-1/x.jpg", "a/@eaDir/1.jpg/T.jpg", "System Volume Information/x.jpg"]
+    root = touch(tmp_path / "set", "a/1.jpg", "lost+found/x.jpg", ".Trash-1000/x.jpg", "a/Thumbs.db", *of_systems)
+    for path in (root, zipped(tmp_path / "z.zip", "a/1.jpg", *of_systems)):
+        found = listing(path)
+        assert [entry.name for entry in found.entries] == ["a/1.jpg"]
+        assert found.ignored["system folders"] in (4, 5)
+
+
+def test_folders_of_runs_are_left_out(tmp_path: Path) -> None:
+    root = touch(tmp_path / "set", "a/1.jpg", "runs/x/config.yaml", "runs/x/env.json", "runs/x/eval/knn/sizes.png")
+    found = listing(root)
+    assert [entry.name for entry in found.entries] == ["a/1.jpg"]
+    assert str(root / "runs" / "x") not in found.stamps
+    assert "folders of runs (1)" in notes(resolve(str(root)), found)[0]
+    assert names(root / "runs" / "x") == ["eval/knn/sizes.png"]
+
+
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere", "far.jpg")
     root = touch(tmp_path / "set", "a/1.jpg", "b/2.jpg")
@@ -97,7 +103,14 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 def test_a_folder_or_pipe_named_like_an_image_is_none(tmp_path: Path) -> None:
     touch(tmp_path, "folder.jpg/1.png")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert names(tmp_path) == ["folder.jpg/1.png"]
+    os.mkfifo(tmp_path / "pipe")
+    found = listing(tmp_path)
+    assert [entry.name for entry in found.entries] == ["folder.jpg/1.png"]
+    assert found.ignored == {SPECIAL: 1, "": 1}
+    assert "is a pipe or a device" in refused(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", Path("/dev/zero")):
+        with pytest.raises(BadImage, match="not a regular file"):
+            read_file(path)
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -107,77 +120,6 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xe9cole.jpg\n")
     assert names(tmp_path) == sorted(["new\nline.jpg", name])
     assert names(tmp_path / "list.txt") == [name]
-
-
-def test_text_list_keeps_its_order(tmp_path: Path) -> None:
-    touch(tmp_path, "b/2.jpg", "a/1.jpg", "with space.jpg")
-    text = f"\n b/2.jpg \r\n./a/1.jpg\n\n{tmp_path}/a/1.jpg\nwith space.jpg\nnotes.md"
-    (tmp_path / "list.txt").write_text(text)
-    found = listing(tmp_path / "list.txt")
-    assert [entry.name for entry in found.entries] == ["b/2.jpg", "a/1.jpg", f"{tmp_path}/a/1.jpg", "with space.jpg"]
-    assert found.labels is None
-    assert found.ignored == {".md": 1}
-
-
-@pytest.mark.parametrize("header", ["", "path,label\n", "\ufeffimage path,class,split\n"])
-def test_csv_list_with_labels(tmp_path: Path, header: str) -> None:
-    touch(tmp_path, "a.jpg", "b, c.jpg")
-    (tmp_path / "list.csv").write_text(header + 'a.jpg,cat\n"b, c.jpg", dog ,extra\n', encoding="utf-8")
-    found = listing(tmp_path / "list.csv")
-    assert [entry.name for entry in found.entries] == ["a.jpg", "b, c.jpg"]
-    assert found.labels == ["cat", "dog"]
-    assert found.ignored == {}
-
-
-def test_csv_list_without_labels_and_tsv(tmp_path: Path) -> None:
-    touch(tmp_path, "x/a.jpg", "x/b.jpg")
-    (tmp_path / "list.csv").write_text("path\nx/a.jpg\nx/b.jpg\n")
-    (tmp_path / "list.tsv").write_text("x/a.jpg\t1\n")
-    assert listing(tmp_path / "list.csv").labels is None
-    assert listing(tmp_path / "list.tsv").labels == ["1"]
-
-
-def test_list_may_be_a_link_to_a_store_without_endings(tmp_path: Path) -> None:
-    touch(tmp_path, "set/a.jpg")
-    (tmp_path / "0123abcd").write_text("a.jpg\n")
-    (tmp_path / "set" / "list.txt").symlink_to(tmp_path / "0123abcd")
-    assert names(tmp_path / "set" / "list.txt") == ["a.jpg"]
-
-
-@pytest.mark.parametrize("ending", ["zip", "tar"])
-def test_archives_are_folders(tmp_path: Path, ending: str) -> None:
-    pack = {"zip": zipped, "tar": tarred}[ending]
-    path = pack(
-        tmp_path / f"set.{ending}", "train/b/2.jpg", "./train/a/1.jpg", "test/x.jpg", "trainer/y.jpg", "train/l.txt"
-    )
-    assert names(path) == ["test/x.jpg", "train/a/1.jpg", "train/b/2.jpg", "trainer/y.jpg"]
-    assert names(f"{path}/train") == names(f"{path}/train/") == ["a/1.jpg", "b/2.jpg"]
-    assert names(f"{path}/train/a") == ["1.jpg"]
-
-
-def test_zip_written_on_windows(tmp_path: Path) -> None:
-    zipped(tmp_path / "set.zip", "train\\cat\\1.jpg")
-    assert names(f"{tmp_path}/set.zip/train") == ["cat/1.jpg"]
-
-
-def test_the_last_of_two_equal_entries_counts(tmp_path: Path) -> None:
-    path = tmp_path / "set.tar"
-    with tarfile.open(path, "w") as archive:
-        for content in (b"old", b"newer"):
-            info = tarfile.TarInfo("a.jpg")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    assert [(entry.name, entry.size) for entry in listing(path).entries] == [("a.jpg", 5)]
-
-
-def test_hard_links_in_a_tar(tmp_path: Path) -> None:
-    touch(tmp_path, "a/1.jpg")
-    (tmp_path / "a" / "2.jpg").hardlink_to(tmp_path / "a" / "1.jpg")
-    with tarfile.open(tmp_path / "set.tar", "w") as archive:
-        archive.add(tmp_path / "a" / "1.jpg", "1.jpg")
-        archive.add(tmp_path / "a" / "2.jpg", "2.jpg")
-    first, second = listing(tmp_path / "set.tar").entries
-    assert (second.name, second.offset, second.size) == ("2.jpg", first.offset, first.size)
 
 
 def test_progress_counts_up_to_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,12 +143,6 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
     touch(tmp_path, "set/a.jpg")
     assert resolve("~/set") == Source("folder", (tmp_path / "set").resolve())
-
-
-def refused(path: Path | str) -> str:
-    with pytest.raises(UserError) as error:
-        listing(path)
-    return str(error.value)
 
 
 def test_missing_path_points_to_its_sibling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,12 +172,14 @@ def test_no_images(tmp_path: Path) -> None:
     assert f"There is no file in {tmp_path}" in refused(tmp_path)
     touch(tmp_path, "a.npy", "b.npy", "c.dcm", "LICENSE")
     message = refused(tmp_path)
-    assert "2 .npy, 1 .dcm, 1 without ending" in message or "2 .npy, 1 without ending, 1 .dcm" in message
-    assert ".jpeg, .jpg" in message
-    assert "1 .txt" in refused(zipped(tmp_path / "set.zip", "a.txt"))
+    assert ".npy (2)" in message
+    assert ".dcm (1)" in message
+    assert "without ending (1)" in message
+    assert ".jpe, .jpeg, .jpf, .jpg" in message
+    assert ".txt (1)" in refused(zipped(tmp_path / "set.zip", "a.txt"))
     assert "There is no file" in refused(tarred(tmp_path / "set.tar"))
     touch(tmp_path, *(f"x.kind{number}" for number in range(9)))
-    assert "and 9 other kinds" in refused(tmp_path)
+    assert "and 9 more kinds" in refused(tmp_path)
 
 
 def test_one_image_is_enough(tmp_path: Path) -> None:
@@ -253,70 +191,6 @@ def test_a_file_that_is_no_data(tmp_path: Path) -> None:
     assert f"single image: give the folder it is in, {tmp_path}" in refused(tmp_path / "photo.jpg")
     assert "cannot be used as data" in refused(tmp_path / "set.npz")
     assert "not a zip or tar file, so it cannot contain 'train'" in refused(tmp_path / "list.txt" / "train")
-
-
-@pytest.mark.parametrize("ending", ["zip", "tar"])
-def test_missing_folder_in_an_archive(tmp_path: Path, ending: str) -> None:
-    path = {"zip": zipped, "tar": tarred}[ending](tmp_path / f"set.{ending}", "images/train/a.jpg", "images/val/a.jpg")
-    assert "Did you mean 'train'" in refused(f"{path}/images/traim")
-    assert "Did you mean 'images'" in refused(f"{path}/image/train")
-    assert f"give {path}/images/train" in refused(f"{path}/images/train/a.jpg")
-
-
-@pytest.mark.parametrize("ending", ["zip", "tar"])
-def test_damaged_archives(tmp_path: Path, ending: str) -> None:
-    path = {"zip": zipped, "tar": tarred}[ending](tmp_path / f"set.{ending}", *(f"{i}.jpg" for i in range(100)))
-    whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2 + 100], b"no archive at all", b""):
-        path.write_bytes(content)
-        assert f"{path} is damaged or not a {ending} file" in refused(path)
-
-
-def test_damage_inside_a_tar_is_not_its_end(tmp_path: Path) -> None:
-    path = tarred(tmp_path / "set.tar", "a.jpg", "b.jpg", "c.jpg")
-    content = bytearray(path.read_bytes())
-    content[1024:1124] = b"\xff" * 100  # the header of b.jpg
-    path.write_bytes(content)
-    assert "bad header at byte 1024" in refused(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "mode"), [("s.tar.gz", "w:gz"), ("s.tgz", "w:gz"), ("s.tar.xz", "w:xz"), ("s.tar", "w:bz2")]
-)
-def test_compressed_tars_say_how_to_unpack(tmp_path: Path, name: str, mode: str) -> None:
-    message = refused(tarred(tmp_path / name, "a.jpg", mode=mode))
-    assert "compressed tar" in message
-    assert f"mkdir s && tar -xf {tmp_path / name} -C s" in message
-
-
-def test_odd_zips_are_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "lzma.zip", "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("a.jpg", b"x")
-    assert "method 14" in refused(tmp_path / "lzma.zip")
-    content = bytearray(zipped(tmp_path / "secret.zip", "a.jpg").read_bytes())
-    content[content.index(b"PK\x01\x02") + 8] |= 1
-    (tmp_path / "secret.zip").write_bytes(content)
-    assert "encrypted" in refused(tmp_path / "secret.zip")
-
-
-def test_empty_lists(tmp_path: Path) -> None:
-    for name, text in {"a.txt": "", "b.txt": "\n \n", "c.csv": "path,label\n"}.items():
-        (tmp_path / name).write_text(text)
-        assert f"{name} is empty" in refused(tmp_path / name)
-
-
-def test_list_with_missing_files(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg")
-    (tmp_path / "list.txt").write_text("a.jpg\n" + "".join(f"gone{i}.jpg\n" for i in range(5)) + "nul\0.jpg\n")
-    message = refused(tmp_path / "list.txt")
-    assert "6 of 7 files in the list" in message
-    assert "cannot be found, such as 'gone0.jpg', 'gone1.jpg', 'gone2.jpg':" in message
-    assert f"paths are relative to {tmp_path}" in message
-
-
-def test_a_list_that_is_no_csv(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text('"' + "x" * 200_000)
-    assert "not a valid CSV file" in refused(tmp_path / "list.csv")
 
 
 def test_unreadable_parent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Images in zip and tar files: their listing, and reading one without the others."""
 
+import io
 import os
+import stat
 import struct
 import sys
 import tarfile
@@ -8,14 +10,33 @@ import weakref
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 
-from poa.data.images import BadImage
-from poa.data.sources import IMAGE_ENDINGS, Entry, Listing, Progress, Source, Stamp, ending_of, report, require_images
+from poa.data.images import IMAGE_ENDINGS, BadImage, check_bytes
+from poa.data.sources import (
+    SPECIAL,
+    Entry,
+    Listing,
+    Progress,
+    Source,
+    Stamp,
+    ending_of,
+    left_out,
+    report,
+    require_images,
+)
 from poa.errors import UserError, nearest
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_MAX_HEADER = 1 << 20
+"""Bytes of an entry's header in a tar, with its long name and further fields."""
+_MAX_RATIO = 1032
+"""Bytes that deflate makes of one, at most."""
 _HEADER = struct.Struct("<4s22xHH")  # of an entry in a zip: signature, ..., lengths of its name and its extra field
 
 
@@ -30,23 +51,35 @@ class Archive:
 
     def read(self, entry: Entry) -> bytes:
         """Read an entry that is not compressed (tar, embedded sets)."""
+        check_bytes(entry.size)
         return self._read(entry.size, entry.offset)
 
     def read_zipped(self, entry: Entry) -> bytes:
         """Read an entry of a zip, stored or deflated; its checksum is not compared."""
+        check_bytes(max(entry.size, entry.stored))
+        encoded = self._inflated(entry, stored=entry.stored, most=entry.size + 1)
+        if len(encoded) != entry.size:
+            raise BadImage(f"damaged in {self.path}: other than {entry.size} bytes")
+        return encoded
+
+    def start(self, entry: Entry, *, kind: str) -> bytes:
+        """The first bytes of an entry of a ``zip`` or a ``tar``; nothing if it is damaged."""
+        try:
+            if kind == "zip":
+                return self._inflated(entry, stored=min(entry.stored, 1024), most=16)
+            return self._read(min(entry.size, 16), entry.offset)
+        except (BadImage, OSError):
+            return b""
+
+    def _inflated(self, entry: Entry, *, stored: int, most: int) -> bytes:
         signature, name_length, extra_length = _HEADER.unpack(self._read(_HEADER.size, entry.offset))
         if signature != b"PK\x03\x04":
             raise BadImage(f"{self.path} is damaged, or has changed since it was indexed")
-        stored = self._read(entry.stored, entry.offset + _HEADER.size + name_length + extra_length)
-        if not entry.deflated:
-            return stored
-        try:
-            encoded = zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, entry.size)
+        content = self._read(stored, entry.offset + _HEADER.size + name_length + extra_length)
+        try:  # more than stated is never inflated
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, most) if entry.deflated else content[:most]
         except zlib.error as error:
             raise BadImage(f"damaged in {self.path}: {error}") from error
-        if len(encoded) != entry.size:
-            raise BadImage(f"damaged in {self.path}: {len(encoded)} bytes instead of {entry.size}")
-        return encoded
 
     def _read(self, size: int, offset: int) -> bytes:
         if sys.platform == "win32":  # which has no positioned reads
@@ -63,18 +96,17 @@ class Archive:
 def list_zip(source: Source, progress: Progress) -> Listing:
     """List the images in a zip, sorted by name."""
     stamp = Stamp.of(source.path)
-    try:
-        with zipfile.ZipFile(source.path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, struct.error, ValueError, EOFError, NotImplementedError) as error:
-        raise _damaged(source, error) from error
-    images = [info for info in infos if ending_of(info.filename) in IMAGE_ENDINGS]
+    with source.path.open("rb") as file, _refusing_damage(source):
+        infos = [info for info in zipfile.ZipFile(file).infolist() if not info.is_dir()]
+        images = [info for info in infos if ending_of(info.filename) in IMAGE_ENDINGS]
+        _check_places(images, length=stamp.size)
     odd = next((info for info in images if info.flag_bits & 1 or info.compress_type not in (0, 8)), None)
     if odd is not None:
         reason = "encrypted" if odd.flag_bits & 1 else f"compressed by method {odd.compress_type}, not by deflate"
         raise UserError(f"In {source.path}, {odd.filename!r} is {reason}: unpack the zip and give the folder.")
     progress(len(images))
-    return _listing(source, {_clean(info.filename): _zip_entry(info) for info in infos}, stamp=stamp)
+    members = {_clean(info.filename): _zip_entry(info) for info in infos}
+    return _listing(source, members, stamp=stamp)
 
 
 def list_tar(source: Source, progress: Progress) -> Listing:
@@ -88,52 +120,91 @@ def list_tar(source: Source, progress: Progress) -> Listing:
             f"{source.path} -C {folder}` and give --data {folder}."
         )
     stamp = Stamp.of(source.path)
-    try:
-        members = _tar_members(source.path, progress)
-    except (tarfile.TarError, ValueError, EOFError) as error:
-        raise _damaged(source, error) from error
+    with _Headers(io.FileIO(source.path)) as headers, _refusing_damage(source):
+        members = _tar_members(headers, stamp.size, progress)
     return _listing(source, members, stamp=stamp)
 
 
-def _zip_entry(info: zipfile.ZipInfo) -> Entry:
+@contextmanager
+def _refusing_damage(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # damaged archives make zipfile and tarfile raise nearly every kind of exception
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"{source.path} is damaged or not a {source.kind} file: {reason}. Copy or download it again."
+        ) from error
+
+
+def _zip_entry(info: zipfile.ZipInfo) -> Entry | None:
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return None
     return Entry(info.filename, info.file_size, info.header_offset, info.compress_size, info.compress_type != 0)
 
 
-def _tar_members(path: Path, progress: Progress) -> dict[str, Entry]:
-    members: dict[str, Entry] = {}
-    num_images = 0
-    with tarfile.open(path, "r:") as archive:
+def _check_places(images: list[zipfile.ZipInfo], *, length: int) -> None:
+    """See that each image lies inside the archive and in no other, and can have the size that is stated."""
+    ends = {}
+    for info in images:
+        most = info.compress_size * (_MAX_RATIO if info.compress_type else 1)
+        ends[info.header_offset] = info.header_offset + _HEADER.size + info.compress_size
+        if info.header_offset < 0 or ends[info.header_offset] > length or info.file_size > most:
+            raise zipfile.BadZipFile(f"the size or place of {info.filename!r} is impossible")
+    for first, second in pairwise(sorted(ends)):
+        if ends[first] > second:
+            raise zipfile.BadZipFile("its entries overlap")
+
+
+class _Headers(io.BufferedReader):
+    """A tar of which no more is read at once than a header may have."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+def _tar_members(file: _Headers, length: int, progress: Progress) -> dict[str, Entry | None]:
+    """The files in a tar by name; None for what is no regular file."""
+    members: dict[str, Entry | None] = {}
+    num_images = place = 0
+    with tarfile.open(fileobj=file, mode="r:") as archive:
         while (info := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # or a million headers stay in memory
+            if info.size < 0 or not place < archive.offset < length + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"the size of {info.name!r} is impossible")
+            place = archive.offset
             name, target = _clean(info.name), _clean(info.linkname)
             if info.isreg() and not info.issparse():
                 members[name] = Entry(name, info.size, info.offset_data)
                 num_images += ending_of(name) in IMAGE_ENDINGS
                 report(num_images, progress)
-            elif info.islnk() and target in members:
-                members[name] = members[target]
+            elif not info.isdir():
+                members[name] = members.get(target) if info.islnk() else None
         # tarfile takes a damaged header for the end, which is a block of zeros.
-        with path.open("rb") as file:
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"bad header at byte {archive.offset}")
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"bad header at byte {archive.offset}")
     return members
 
 
-def _listing(source: Source, members: dict[str, Entry], *, stamp: Stamp) -> Listing:
+def _listing(source: Source, members: dict[str, Entry | None], *, stamp: Stamp) -> Listing:
     prefix = f"{source.inside}/" if source.inside else ""
     below = [(name.removeprefix(prefix), entry) for name, entry in members.items() if name.startswith(prefix)]
     if prefix and not below:
         raise UserError(_missing(source, members))
+    archive = Archive(source.path)
     entries: list[Entry] = []
     ignored: Counter[str] = Counter()
     for name, entry in below:
-        if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
-            ignored["hidden"] += 1
-        elif ending_of(name) in IMAGE_ENDINGS:
+        if entry is None:
+            ignored[SPECIAL] += 1
+            continue
+        why = left_out(name, partial(archive.start, entry, kind=source.kind))
+        if why is None:
             entries.append(entry._replace(name=name))
         else:
-            ignored[ending_of(name)] += 1
+            ignored[why] += 1
     require_images(source, entries, ignored)
     entries.sort(key=attrgetter("name"))
     return Listing(entries=entries, stamps={str(source.path): stamp}, ignored=ignored)
@@ -144,7 +215,7 @@ def _clean(name: str) -> str:
     return name.replace("\\", "/").lstrip("/").removeprefix("./")
 
 
-def _missing(source: Source, members: dict[str, Entry]) -> str:
+def _missing(source: Source, members: Iterable[str]) -> str:
     parts = source.inside.split("/")
     depth = 0
     folders: set[tuple[str, ...]] = {tuple(name.split("/")[:-1]) for name in members}
@@ -155,7 +226,3 @@ def _missing(source: Source, members: dict[str, Entry]) -> str:
     place = "/".join((str(source.path), *above))
     advice = nearest(parts[depth], choices) if choices else f"There is no folder in it: give {place}."
     return f"There is no folder {parts[depth]!r} in {place}. {advice}"
-
-
-def _damaged(source: Source, error: Exception) -> UserError:
-    return UserError(f"{source.path} is damaged or not a {source.kind} file: {error}. Copy or download it again.")

@@ -1,20 +1,42 @@
 """Decoding of image files to 8-bit RGB, and central crops."""
 
 import io
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
+
+from poa.errors import UserError
 
 THIN = 8  # times as long as wide; of thinner images the ends are cut before a resize makes them huge
 
 # Naming the formats keeps Pillow from handing a file to its rarer readers, some of which start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_WANTED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
+Image.init()
+_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)  # older versions of Pillow have no AVIF
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"})
+IMAGE_ENDINGS |= {".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs"}
+IMAGE_ENDINGS |= {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+"""Endings of files in these formats."""
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+"""Formats that do not keep values exactly."""
+MIN_BRIGHTEST = 8192
+"""An image of 16 bits whose brightest value is lower would have none above 31 of 255."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\0", b"MM\0*")
+_STARTS = (*_TIFF, _PNG, b"\xff\xd8\xff", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_UNUSED_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_BITS, _BANDS, _KIND_OF_VALUE = 258, 277, 339  # tags of a TIFF
+_SIGNED, _FLOAT = 2, 3
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,33 +61,134 @@ class Preprocessing:
 
 
 class BadImage(ValueError):  # noqa: N818 (named for what it says of the image)
-    """An image that cannot be used; the text is the reason in one line, without the name of the file."""
+    """An image that cannot be used; the text is the reason in one line, without the name of the file.
+
+    It begins with ``damaged``, ``too large`` or ``not supported``, unless the file is empty or cannot be read.
+    """
+
+
+def most_pixels() -> int:
+    """How many pixels an image may have: $POA_MAX_PIXELS, else Pillow's limit against decompression bombs."""
+    wanted = os.environ.get("POA_MAX_PIXELS")
+    if wanted is not None:
+        if not wanted.isdecimal() or not int(wanted):
+            raise UserError(f"POA_MAX_PIXELS must be a number of pixels such as 500000000, got {wanted!r}.")
+        Image.MAX_IMAGE_PIXELS = (int(wanted) + 1) // 2  # Pillow warns of more, and refuses more than twice as many
+    return sys.maxsize if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def check_bytes(size: int) -> None:
+    """Refuse to read an encoded image of more than four bytes for each pixel that an image may have."""
+    most = 4 * most_pixels()
+    if size > most:
+        raise BadImage(
+            f"too large: more than {most:,} bytes; if you trust the file, set POA_MAX_PIXELS={size // 4 + 1}"
+        )
+
+
+def begins_as_image(start: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of an image; for files without an ending."""
+    return (
+        start.startswith(_STARTS)
+        or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
+        or start[4:12] in (b"ftypavif", b"ftypavis")
+        or (start[:2], start[6:10]) == (b"BM", bytes(4))
+    )
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """Decode an image file; the content decides on the format, not the ending.
+    """Decode an image file to 8-bit RGB; the content decides on the format, not the ending.
 
     - Transparent pixels are laid on white.
-    - Grey values of 16 or 32 bits, integer or float, are scaled from 0..65535 to 0..255 and clipped, never by the range
-      of the single image: brightness stays comparable between images.
+    - Grey values of 16 or 32 bits, integer or float, are scaled from 0..65535 to 0..255, never by the range of the
+      single image: brightness stays comparable between images. Values outside of that range, and images that would be
+      nearly black, are refused (ADR 0019).
     - Of several frames the first is taken; the EXIF orientation is applied; colour profiles are ignored.
 
     Raises:
-        BadImage: The bytes are damaged, of another kind, or hold too many pixels (Pillow's limit against bombs).
+        BadImage: The bytes are damaged, too many, or of a kind that is not supported.
     """
+    image = load(encoded)
+    with _explained(encoded):
+        return _turn_upright(image, _to_rgb(image))
+
+
+def load(encoded: bytes) -> Image.Image:
+    """The image in a file in its own mode; raises ``BadImage`` as ``decode`` does."""
     if not encoded:
         raise BadImage("the file is empty")
+    most_pixels()
+    with _explained(encoded):
+        try:
+            return _load(encoded)
+        except Image.DecompressionBombError:
+            raise
+        except Exception:
+            bare = _without_texts(encoded)
+            if bare == encoded:
+                raise
+            return _load(bare)
+
+
+def _load(encoded: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    image.load()
+    return image
+
+
+@contextmanager
+def _explained(encoded: bytes) -> Iterator[None]:
+    """Turn what Pillow raises into a ``BadImage``."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-            image.load()
-            return _turn_upright(image, _to_rgb(image))
+            yield
     except BadImage:
         raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(
+            f"too large: more than {most_pixels():,} pixels; if you trust the file, set POA_MAX_PIXELS to a larger "
+            "number"
+        ) from error
     except UnidentifiedImageError as error:
-        raise BadImage("not an image in a known format, or without pixels, or damaged at its start") from error
+        raise BadImage(_why_unidentified(encoded)) from error
     except Exception as error:  # damaged files make Pillow raise nearly every kind of exception
-        raise BadImage(f"cannot be decoded: {_first_line(error)}") from error
+        raise BadImage(f"damaged: {_first_line(error)}") from error
+
+
+def _why_unidentified(encoded: bytes) -> str:
+    if encoded.startswith(_TIFF):
+        try:
+            kind = _kind_of_tiff(encoded)
+        except Exception:  # as above
+            return "damaged at its start"
+        return f"not supported: a TIFF of {kind}; save it as 8-bit RGB, or as grey of 8 or 16 bits"
+    if begins_as_image(encoded[:16]):
+        return "damaged at its start, without pixels, or of a kind that Pillow does not read"
+    return "not supported: not an image in a known format, or without pixels, or damaged at its start"
+
+
+def _kind_of_tiff(encoded: bytes) -> str:
+    file = io.BytesIO(encoded)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    tags.load(file)
+    bits, bands, kind = (tags.get(tag, (1,)) for tag in (_BITS, _BANDS, _KIND_OF_VALUE))
+    bands = bands if isinstance(bands, int) else bands[0]
+    name = {_SIGNED: "signed ", _FLOAT: "float "}.get(kind[0], "")
+    return f"{bands} {'band' if bands == 1 else 'bands'} of {name}{bits[0]}-bit values"
+
+
+def _without_texts(encoded: bytes) -> bytes:
+    """A PNG without the texts and the colour profile, for which Pillow has limits; other files as they are."""
+    if not encoded.startswith(_PNG):
+        return encoded
+    kept, place = [_PNG], len(_PNG)
+    while place < len(encoded):
+        end = place + 12 + int.from_bytes(encoded[place : place + 4])
+        if encoded[place + 4 : place + 8] not in _UNUSED_CHUNKS:
+            kept.append(encoded[place:end])
+        place = end
+    return b"".join(kept)
 
 
 def centre_crop(image: Image.Image, *, size: int, resize_to: int) -> UInt8[Tensor, "1 3 size size"]:
@@ -94,6 +217,8 @@ def resize(
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _deep_grey(image)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _SIGNED in image.tag_v2.get(_KIND_OF_VALUE, ()):
+        raise BadImage("not supported: signed values of 8 bits; save them as 0 to 255")  # Pillow ignores the sign
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -103,11 +228,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image).astype(np.float32))
-    if image.mode == "F" and 0 < values.max() <= 1:
-        raise BadImage("its values are floats from 0 to 1, which would be black: multiply them by 65535")
-    grey = np.rint(values.clip(0, 65535) / 257).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    values = np.asarray(image)
+    finite = values[np.isfinite(values)] if image.mode == "F" else values
+    if not finite.size:
+        raise BadImage("not supported: none of its values is a finite number")
+    lowest, highest = float(finite.min()), float(finite.max())
+    if lowest < 0 or highest > 65535:
+        raise BadImage(
+            f"not supported: its grey values go from {lowest:,.10g} to {highest:,.10g}, and 0 to 65,535 are read; map "
+            "the values of all images to that range in the same way"
+        )
+    if 0 < highest < MIN_BRIGHTEST:
+        factor = 65535 if highest <= 1 else 2 ** (16 - int(highest).bit_length())
+        raise BadImage(
+            f"not supported: its brightest value is {highest:,.10g} of 65,535, so it would be nearly black; multiply "
+            f"the values of all images by the same number, {factor:,} for example"
+        )
+    grey = np.rint(np.nan_to_num(values.astype(np.float32), posinf=65535, neginf=0).clip(0, 65535) / 257)
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
 def _turn_upright(image: Image.Image, rgb: Image.Image) -> Image.Image:

@@ -12,15 +12,17 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from poa import distributed
 from poa.data.archives import Archive, list_tar, list_zip
 from poa.data.images import BadImage
+from poa.data.lists import list_paths
 from poa.data.sources import (
     Entry,
     Kind,
@@ -31,14 +33,15 @@ from poa.data.sources import (
     folder_labels,
     list_digits,
     list_folder,
-    list_paths,
+    notes,
+    read_file,
     resolve,
     unreadable,
 )
 from poa.errors import UserError, counted, nearest
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 _STALE_AFTER = 7 * 24 * 3600.0
 _LISTERS: dict[Kind, Callable[[Source, Progress], Listing]] = {
     "folder": list_folder,
@@ -81,6 +84,11 @@ class ImageIndex:
     def num_ignored(self) -> int:
         """Number of files of the source that are hidden or not images."""
         return self._table.num_ignored
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What users should know about the listing: files that were left out, the columns of a list."""
+        return self._table.notes
 
     @cached_property
     def fingerprint(self) -> str:
@@ -190,6 +198,9 @@ def open_index(
     if folder is None:
         folder = _build(source, root, key=key, progress=progress or (lambda _: None))
     index = ImageIndex(folder)
+    if distributed.is_main():
+        for note in index.notes:
+            _tell(note)
     if limit is None or limit == len(index):
         return index
     if limit > len(index):
@@ -198,6 +209,12 @@ def open_index(
             "it out."
         )
     return ImageIndex(folder, spread(index.labels(), limit))
+
+
+@cache
+def _tell(note: str) -> None:
+    """Say it once; without a handler, logging writes it to standard error."""
+    _LOG.warning("Note: %s", note)
 
 
 def spread(labels: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
@@ -230,6 +247,7 @@ class _Table:
     source: str
     classes: tuple[str, ...]
     num_ignored: int
+    notes: tuple[str, ...]
     fingerprint: str
     records: npt.NDArray[Any]
     names: npt.NDArray[np.uint8]
@@ -244,6 +262,7 @@ class _Table:
             source=meta["source"],
             classes=tuple(meta["classes"]),
             num_ignored=meta["num_ignored"],
+            notes=tuple(meta["notes"]),
             fingerprint=meta["fingerprint"],
             records=np.asarray(np.load(folder / "records.npy", mmap_mode="r")),
             names=np.asarray(np.load(folder / "names.npy", mmap_mode="r")),
@@ -257,9 +276,9 @@ class _Table:
 
     def read(self, entry: Entry) -> bytes:
         if self.kind == "folder":
-            return (self.path / entry.name).read_bytes()
+            return read_file(self.path / entry.name)
         if self.kind == "list":
-            return (self.path.parent / entry.name).read_bytes()
+            return read_file(self.path.parent / entry.name)
         return self._archive.read_zipped(entry) if self.kind == "zip" else self._archive.read(entry)
 
     @cached_property
@@ -318,6 +337,7 @@ def _write(listing: Listing, source: Source, folder: Path) -> None:
         "source": str(source),
         "classes": classes,
         "num_ignored": sum(listing.ignored.values()),
+        "notes": notes(source, listing),
         "fingerprint": _digest(names, records["name_end"].tobytes(), records["size"].tobytes()),
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

@@ -1,11 +1,12 @@
-"""What ``--data`` may name, and the images in a folder or in a list of paths."""
+"""What ``--data`` may name, and the images in a folder."""
 
-import csv
 import io
 import os
+import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,10 +15,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from poa.errors import UserError, counted, nearest
+from poa.data.images import IMAGE_ENDINGS, BadImage, begins_as_image, check_bytes
+from poa.errors import UserError, nearest
 
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-_DELIMITERS = {".txt": None, ".csv": ",", ".tsv": "\t"}
+HIDDEN, SYSTEM, SPECIAL, BROKEN = "hidden", "system folders", "links, devices or sparse files", "broken links"
+"""Kinds of files that are left out, beside their endings."""
+_HIDDEN = frozenset({"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"})
+_SYSTEM = frozenset({"@eadir", "@tmp", "@sharebin", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"})
+_SYSTEM |= {"~snapshot", "$recycle.bin", "lost+found", "system volume information", "network trash folder"}
+"""Folders of thumbnails, deleted files and the like that systems put beside the user's, in lower case."""
+_OF_RUN = {"config.yaml", "env.json"}
+"""Files by which the folder of a run is known."""
+_LIST_ENDINGS = frozenset({".txt", ".csv", ".tsv"})
 _TAR_ENDINGS = frozenset({".tar", ".tgz", ".tbz2", ".txz"})
 _COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 _DIGITS_PARTS = ("", "train", "test")
@@ -79,6 +88,8 @@ class Listing:
     """Of the files and folders that were read; the listing is valid as long as they do not change."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Number of other files by ending."""
+    columns: str = ""
+    """Of a list, what its columns are taken for, in words; empty where it has one."""
     blob: bytes = b""
     """Of an embedded set."""
 
@@ -102,6 +113,8 @@ def resolve(data: str) -> Source:
             if outer.is_file():
                 # Not outer.resolve(): stores that link to files by their hash keep the ending in the link's name only.
                 return _resolve_file(outer.parent.resolve() / outer.name, "/".join(path.relative_to(outer).parts))
+        if path.exists():
+            raise UserError(f"{path} is a pipe or a device: write what it gives to a file and name that.")
         raise UserError(_missing(path))
     except OSError as error:
         raise unreadable(error, path) from error
@@ -110,7 +123,8 @@ def resolve(data: str) -> Source:
 def list_folder(source: Source, progress: Progress) -> Listing:
     """List the images of a folder and of all folders below, sorted by name.
 
-    A folder that is reached again through a link is not listed again, so that loops end; the shortest path wins.
+    A folder that is reached again through a link is not listed again, so that loops end; the shortest path wins. The
+    folders of runs are left out, for they hold pictures.
     """
     entries: list[Entry] = []
     stamps: dict[str, Stamp] = {}
@@ -124,47 +138,16 @@ def list_folder(source: Source, progress: Progress) -> Listing:
         if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as found:
+            items = list(found)
+        if prefix and _OF_RUN.issubset(item.name for item in items):
+            ignored["folders of runs"] += 1
+            continue
         stamps[str(folder)] = Stamp(status.st_size, status.st_mtime_ns)
-        pending.extend(_scan(folder, prefix, entries=entries, ignored=ignored, progress=progress))
+        pending.extend(_scan(items, prefix, entries=entries, ignored=ignored, progress=progress))
     require_images(source, entries, ignored)
     entries.sort(key=attrgetter("name"))
     return Listing(entries=entries, stamps=stamps, ignored=ignored)
-
-
-def list_paths(source: Source, progress: Progress) -> Listing:
-    """List the images that a text or CSV file names, in its order.
-
-    Paths are relative to the folder of the list. Without a second column the labels are the names of the folders.
-    """
-    rows = _rows(source.path)
-    if rows and ending_of(rows[0][0]) not in IMAGE_ENDINGS:
-        rows = rows[1:]  # a header
-    if not rows:
-        raise UserError(f"The list {source} is empty: it needs the path of one image per line.")
-    stamps = {str(source.path): Stamp.of(source.path)}
-    entries: list[Entry] = []
-    labels: list[str] = []
-    missing: list[str] = []
-    ignored: Counter[str] = Counter()
-    for name, label in rows:
-        if ending_of(name) not in IMAGE_ENDINGS:
-            ignored[ending_of(name)] += 1
-            continue
-        size = _size(source.path.parent, name)
-        if size is None:
-            missing.append(name)
-            continue
-        entries.append(Entry(name, size))
-        labels.append(label)
-        report(len(entries), progress)
-    if missing:
-        first = ", ".join(map(repr, missing[:3]))
-        raise UserError(
-            f"{len(missing):,} of {counted(len(rows), 'file')} in the list {source} cannot be found, such as "
-            f"{first}: paths are relative to {source.path.parent}. Correct the paths or remove these lines."
-        )
-    require_images(source, entries, ignored)
-    return Listing(entries=entries, labels=labels if any(labels) else None, stamps=stamps, ignored=ignored)
 
 
 def folder_labels(names: Iterable[str]) -> list[str]:
@@ -176,6 +159,58 @@ def ending_of(name: str) -> str:
     """The ending of a file name in lower case with its dot; empty if there is none."""
     _, dot, ending = name.rpartition("/")[2].rpartition(".")
     return dot + ending.lower() if dot else ""
+
+
+def left_out(name: str, start: Callable[[], bytes]) -> str | None:
+    """Why a file is not taken as an image, None if it is; ``start`` reads its first bytes.
+
+    That is its ending, or that it or a folder in its path is hidden or of the system.
+    """
+    parts = name.lower().split("/")
+    if any(part.startswith(".") or part in _HIDDEN for part in parts):
+        return HIDDEN
+    if any(part in _SYSTEM for part in parts):
+        return SYSTEM
+    ending = ending_of(parts[-1])
+    return None if ending in IMAGE_ENDINGS or (not ending and begins_as_image(start())) else ending
+
+
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """Read a regular file, or its first bytes.
+
+    Raises:
+        BadImage: It is a pipe, a device or a folder, or larger than an image may be.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("not a regular file")
+        if most is None:
+            check_bytes(status.st_size)
+        return file.read(status.st_size if most is None else most)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe, too, without waiting for its other end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def notes(source: Source, listing: Listing) -> list[str]:
+    """What to tell about a listing: what columns are taken for, which files are taken and which are left out."""
+    told = [f"{source}: {listing.columns}."] if listing.columns else []
+    taken = Counter(ending_of(entry.name) for entry in listing.entries)
+    others = set(listing.ignored) - {HIDDEN}
+    if others or len(taken) > 1:
+        rest = f"other files are left out: {kinds_of(listing.ignored)}" if others else "no other files are left out"
+        told.append(f"{source}: taken as images are {kinds_of(taken)}; {rest}.")
+    return told
+
+
+def kinds_of(ignored: Counter[str]) -> str:
+    """Kinds of files, each with its number, in words."""
+    most = sorted(ignored.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
+    kinds = [f"{kind or 'without ending'} ({count:,})" for kind, count in most]
+    return ", ".join(kinds) + (f" and {len(ignored) - 5} more kinds" if len(ignored) > 5 else "")
 
 
 def report(found: int, progress: Progress) -> None:
@@ -190,10 +225,8 @@ def require_images(source: Source, entries: list[Entry], ignored: Counter[str]) 
         return
     if not ignored:
         raise UserError(f"There is no file in {source}: give a folder, zip, tar or list with images.")
-    kinds = [f"{count:,} {ending or 'without ending'}" for ending, count in ignored.most_common(5)]
-    rest = f" and {len(ignored) - 5} other kinds" if len(ignored) > 5 else ""
     raise UserError(
-        f"There is no image in {source}, only other files: {', '.join(kinds)}{rest}. "
+        f"There is no image in {source}, only other files: {kinds_of(ignored)}. "
         f"Images end in {', '.join(sorted(IMAGE_ENDINGS))}; convert yours or give another --data."
     )
 
@@ -220,7 +253,7 @@ def _resolve_file(path: Path, inside: str) -> Source:
         return Source("tar", path, inside)
     if inside:
         raise UserError(f"{path} is not a zip or tar file, so it cannot contain {inside!r}. Check --data.")
-    if ending in _DELIMITERS:
+    if ending in _LIST_ENDINGS:
         return Source("list", path)
     if ending in IMAGE_ENDINGS:
         raise UserError(f"{path} is a single image: give the folder it is in, {path.parent}, or a .txt list of images.")
@@ -240,43 +273,32 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist, but the folder {folder} does. {advice}"
 
 
-def _scan(folder: Path, prefix: str, *, entries: list[Entry], ignored: Counter[str], progress: Progress) -> list[str]:
+def _scan(
+    items: list[os.DirEntry[str]],
+    prefix: str,
+    *,
+    entries: list[Entry],
+    ignored: Counter[str],
+    progress: Progress,
+) -> list[str]:
     """Add the images of one folder to the entries and return its sub-folders, real ones before links."""
     folders: list[tuple[bool, str]] = []
-    with os.scandir(folder) as found:
-        for item in found:
-            ending = ending_of(item.name)
-            try:
-                if item.name.startswith(".") or item.name == "__MACOSX":
-                    ignored["hidden"] += 1
-                elif item.is_dir():
-                    folders.append((item.is_symlink(), f"{prefix}{item.name}/"))
-                elif ending in IMAGE_ENDINGS and item.is_file():
-                    entries.append(Entry(prefix + item.name, item.stat().st_size))
-                    report(len(entries), progress)
-                else:
-                    ignored[ending] += 1
-            except OSError:  # a circular link, or a file that was deleted just now
-                ignored["broken link"] += 1
+    for item in items:
+        try:
+            is_folder, is_file = item.is_dir(), item.is_file()
+            if not is_folder and not is_file:
+                item.stat()  # raises where a link leads nowhere
+            why = left_out(item.name, partial(read_file, Path(item.path), most=16) if is_file else bytes)
+            if is_folder and why not in (HIDDEN, SYSTEM):
+                folders.append((item.is_symlink(), f"{prefix}{item.name}/"))
+            elif why is None and is_file:
+                entries.append(Entry(prefix + item.name, item.stat().st_size))
+                report(len(entries), progress)
+            else:
+                ignored[SPECIAL if why is None else why] += 1
+        except OSError:  # a circular link, or a file that was deleted just now
+            ignored[BROKEN] += 1
     return [name for _, name in sorted(folders)]
-
-
-def _rows(path: Path) -> list[tuple[str, str]]:
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")  # like the system's own file names
-    delimiter = _DELIMITERS[path.suffix.lower()]
-    lines = csv.reader(io.StringIO(text), delimiter=delimiter) if delimiter else ([line] for line in text.split("\n"))
-    try:
-        cells = [[cell.strip() for cell in line] for line in lines]
-    except csv.Error as error:
-        raise UserError(f"The list {path} is not a valid CSV file: {error}. Write one path per line.") from error
-    return [(row[0].removeprefix("./"), row[1] if len(row) > 1 else "") for row in cells if row and row[0]]
-
-
-def _size(folder: Path, name: str) -> int | None:
-    try:
-        return os.stat(os.path.join(folder, name)).st_size  # noqa: PTH116, PTH118 (three times as fast as Path)
-    except (OSError, ValueError):
-        return None
 
 
 def list_digits(source: Source, progress: Progress) -> Listing:
