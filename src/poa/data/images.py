@@ -102,7 +102,7 @@ def decode(encoded: bytes) -> Image.Image:
     - Transparent pixels are laid on white.
     - Grey values of 16 or 32 bits, integer or float, are scaled from 0..65535 to 0..255, never by the range of the
       single image: brightness stays comparable between images. Values outside of that range, and images that would be
-      nearly black, are refused (ADR 0019).
+      nearly black, are refused (ADR 0020).
     - Of several frames the first is taken; the EXIF orientation is applied; colour profiles are ignored.
 
     Raises:
