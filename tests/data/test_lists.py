@@ -132,10 +132,10 @@ def test_columns_that_are_not_clear_are_refused(three: Path) -> None:
 
 
 def test_other_spellings_of_a_name_are_found(tmp_path: Path) -> None:
-    touch(tmp_path, "caf\u00e9/1.jpg", "u\u0308/2.jpg")
-    (tmp_path / "list.txt").write_text("cafe\u0301\\1.jpg\n\u00fc/2.jpg\ncafe\u0301/1.jpg\n", encoding="utf-8")
-    assert names(tmp_path / "list.txt") == ["caf\u00e9/1.jpg", "u\u0308/2.jpg", "caf\u00e9/1.jpg"]
-    (tmp_path / "excel.csv").write_bytes("path;label\ncaf\u00e9/1.jpg;a\n".encode("cp1252"))
+    touch(tmp_path, "\u00e9/1.jpg", "u\u0308/2.jpg")
+    (tmp_path / "list.txt").write_text("e\u0301\\1.jpg\n\u00fc/2.jpg\ne\u0301/1.jpg\n", encoding="utf-8")
+    assert names(tmp_path / "list.txt") == ["\u00e9/1.jpg", "u\u0308/2.jpg", "\u00e9/1.jpg"]
+    (tmp_path / "excel.csv").write_bytes("path;label\n\u00e9/1.jpg;a\n".encode("cp1252"))
     assert "The list is not in UTF-8: save it as UTF-8." in refused(tmp_path / "excel.csv")
 
 
