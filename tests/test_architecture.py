@@ -10,16 +10,23 @@ ROOT = Path(__file__).parents[1] / "src" / "poa"
 FILES = sorted(ROOT.rglob("*.py"))
 MAY_IMPORT = {
     "errors": set[str](),
+    "text": set[str](),
     "files": {"errors"},
     "distributed": {"errors"},
     "config": {"errors"},
     "elastic": {"errors", "distributed"},
     "losses": {"errors", "distributed"},
-    "data": {"errors", "files", "distributed", "config"},  # crops are made as their section of the settings says
-    "training": {"errors", "files", "distributed"},
-    "plots": {"errors", "files", "elastic"},
+    "data": {
+        "errors",
+        "text",
+        "files",
+        "distributed",
+        "config",
+    },  # crops are made as their section of the settings says
+    "training": {"errors", "text", "files", "distributed"},
+    "plots": {"errors", "text", "files", "elastic"},
     "families": {"errors", "elastic"},
-    "export": {"errors", "files", "elastic", "data", "families"},
+    "export": {"errors", "text", "files", "elastic", "data", "families"},
 }
 """What each folder and file of the root may import. Those of FLOORS may also import all that stands before them."""
 FLOORS = (
@@ -109,3 +116,13 @@ def test_structure(path: Path) -> None:
             bare = [argument.arg for argument in arguments if argument.annotation is None]
             assert not set(bare) - {"self", "cls"}, node.name
             assert node.returns is not None, node.name
+        elif isinstance(node, ast.Call):
+            check_call(node, part)
+
+
+def check_call(node: ast.Call, part: str) -> None:
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    modes = [each.value for each in node.args if isinstance(each, ast.Constant)]
+    if called in {"read_text", "write_text"} or (called == "open" and modes in (["r"], ["w"], ["a"])):
+        assert any(keyword.arg == "encoding" for keyword in node.keywords), "the system's encoding may be another"
+    assert called != "Console" or part == "text", "a plain_console takes no name for markup"

@@ -11,6 +11,7 @@ from poa.cli import evaluate, inspect, pretrain, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
+from poa.text import make_printable, one_line
 
 # What a command needs is imported when it runs: `poa --help` and a mistyped flag shall not wait for torch.
 
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Words after ``poa``; those of the process by default.
     """
+    make_printable()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in WITH_MODEL_SETTINGS:
         words = ["--model.name" + word[len("--model") :] if word.split("=")[0] == "--model" else word for word in words]
@@ -72,7 +74,7 @@ def _sentence(error: CycloptsError) -> str:
 
 
 def _fail(message: str, *, status: int = 2) -> None:
-    print(f"poa: {message}", file=sys.stderr)
+    print(f"poa: {one_line(message)}", file=sys.stderr)
     raise SystemExit(status)
 
 

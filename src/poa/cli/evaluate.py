@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
-from rich.console import Console
 
 from poa.config.protocols import (
     ClusterSettings,
@@ -22,6 +21,7 @@ from poa.config.protocols import (
 )
 from poa.config.values import Settings, flag
 from poa.errors import UserError
+from poa.text import plain_console, tell
 
 if TYPE_CHECKING:
     from poa.evaluation.results import Results, Scores
@@ -97,7 +97,7 @@ class Options:
         """Those that all sweeps take."""
         from poa.evaluation.sweep import SweepOptions
 
-        return SweepOptions(self.sizes, self.name, self.workers, self.overwrite, Console(stderr=True))
+        return SweepOptions(self.sizes, self.name, self.workers, self.overwrite, plain_console(stderr=True))
 
 
 DEFAULTS = Options()
@@ -220,7 +220,7 @@ def quality(
     source = options.source(model)
 
     def show(results: "Results", path: Path) -> None:
-        Console().print(quality_table(_asked(source, results, options)))
+        plain_console().print(quality_table(_asked(source, results, options)))
         say(f"Measures: {path.with_suffix('.csv')}")
 
     sweep = partial(measuring.evaluate, source, data, **settings.given(), limit=options.limit)
@@ -266,7 +266,7 @@ def robustness(
 
     def show(results: "Results", path: Path) -> None:
         shown = _asked(source, results, options)
-        Console().print(robustness_table(shown, results.intervals))
+        plain_console().print(robustness_table(shown, results.intervals))
         say("±: half of the 95 % interval over test images; each score is a mean over strengths")
         say(f"Scores: {path.with_suffix('.csv')}")
         title = f"{Path(source.name).resolve().name}, {path.parent.name}"
@@ -291,13 +291,13 @@ def disturbances(*, images: str, out: Path, image_size: int = 224, number: int =
     """
     from poa.robustness.plots import show
 
-    Console().print(show(images, out=out, image_size=image_size, number=number, seed=seed))
+    plain_console().print(show(images, out=out, image_size=image_size, number=number, seed=seed))
     say(f"Picture: {out}")
 
 
 def say(line: str) -> None:
     """Print a line as it is, however long."""
-    Console(soft_wrap=True, highlight=False, markup=False).print(line)
+    tell(plain_console(), line)
 
 
 def show_results(
@@ -349,7 +349,7 @@ def show_scores(
     names = sorted(score_names(shown), key=lambda name: not name.startswith("top1"))
     headline = headline if headline in names else names[0]
     columns = fitting(shown, names, bounded=[headline])
-    Console().print(size_table(shown, scores=columns, bounded=[headline]))
+    plain_console().print(size_table(shown, scores=columns, bounded=[headline]))
     if any(headline in row.intervals for row in shown):
         say("±: half of the 95 % interval over test images")
     for line in (f"Scores: {path.with_suffix('.csv')}", *further):

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from poa.cli.evaluate import Model, Names, Switch, say
 from poa.errors import counted
+from poa.text import plain_console
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -59,7 +59,7 @@ def embed(
         limit=limit,
         workers=workers,
         overwrite=overwrite,
-        console=Console(stderr=True),
+        console=plain_console(stderr=True),
     )
     for name, path in written.paths.items():
         images, width = written.shape[name]
@@ -118,6 +118,6 @@ def pictures(
         seed=seed,
         workers=workers,
         overwrite=overwrite,
-        console=Console(stderr=True),
+        console=plain_console(stderr=True),
     )
     say(f"Page: {page}")

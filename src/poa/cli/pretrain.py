@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Group, Parameter
-from rich.console import Console
 from rich.table import Table
 
+from poa.cli.evaluate import say
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
 from poa.errors import UserError, counted
+from poa.text import plain_console, python_literal
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -52,7 +53,8 @@ def pretrain(
     from poa.pretraining import launch
 
     if dry_run:
-        print("\n".join(forecast.dry_run(resolved, resume=resume, console=Console(stderr=True)).lines()))
+        for line in forecast.dry_run(resolved, resume=resume, console=plain_console(stderr=True)).lines():
+            say(line)
     else:
         launch.train(resolved, resume=resume)
 
@@ -97,10 +99,10 @@ def sizes(
     if out is not None:
         write(rows, out)
     shown = fitting(rows, scoring.headline(rows))
-    Console().print(size_table(rows, scores=shown))
+    plain_console().print(size_table(rows, scores=shown))
     if hidden := len(score_names(rows)) - len(shown):
         where = "--out FILE.csv or FILE.json writes all" if out is None else f"see {out}"
-        print(f"{counted(hidden, 'more score')}: {where}.")
+        say(f"{counted(hidden, 'more score')}: {where}.")
 
 
 def extract(run: Path, /, *, size: Annotated[list[str], SEVERAL], out: Path | None = None) -> None:
@@ -118,7 +120,7 @@ def extract(run: Path, /, *, size: Annotated[list[str], SEVERAL], out: Path | No
         raise UserError(f"--out takes one size, got {len(size)}. Leave it out to write each to {run}/models/SIZE.")
     for name in size:
         folder = loaded.extract(name, out=out)
-        print(f'{folder}: timm.create_model("local-dir:{folder}", pretrained=True)')
+        say(f"{folder}: timm.create_model({python_literal(f'local-dir:{folder}')}, pretrained=True)")
 
 
 def gradients(run: Path, /, *, out: Path | None = None) -> None:
@@ -135,7 +137,7 @@ def gradients(run: Path, /, *, out: Path | None = None) -> None:
     paths = load(run).paths
     picture = out or paths.folder / "gradients.png"
     gradient_plot(read_metrics(paths.metrics), out=picture)
-    print(picture)
+    say(str(picture))
 
 
 def demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, epochs: int | None = None) -> None:
@@ -151,7 +153,7 @@ def demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, ep
 
     marks = [mark for mark, usual in ((model, "vit"), (method, "poa")) if mark != usual]
     folder = out or Path("runs", "-".join(["demo", *marks]))
-    run(folder, console=Console(), model=model, method=method, epochs=epochs)
+    run(folder, console=plain_console(), model=model, method=method, epochs=epochs)
 
 
 def recipes() -> None:
@@ -161,7 +163,7 @@ def recipes() -> None:
     table.add_column()
     for name in resolve.recipes():
         table.add_row(name, resolve.recipe_summary(name))
-    Console(highlight=False, markup=False).print(table)
+    plain_console().print(table)
 
 
 def compare(
@@ -195,11 +197,17 @@ def compare(
     from poa.experiments.compare import comparison_tables
 
     found = run_comparison(
-        resolved, sizes=sizes, seeds=seeds, train_on=train, test_on=test, limit=vote_limit, console=Console(stderr=True)
+        resolved,
+        sizes=sizes,
+        seeds=seeds,
+        train_on=train,
+        test_on=test,
+        limit=vote_limit,
+        console=plain_console(stderr=True),
     )
     for table in comparison_tables(found):
-        Console().print(table)
-    plain = Console(soft_wrap=True, highlight=False)
-    plain.print("±: standard deviation over seeds, if there are several.")
-    plain.print("compute: operations to train all sizes, divided by those of the elastic run.")
-    plain.print(f"Scores: {Path(resolved.out) / 'compare.csv'}\nPicture: {Path(resolved.out) / 'compare.png'}")
+        plain_console().print(table)
+    say("±: standard deviation over seeds, if there are several.")
+    say("compute: operations to train all sizes, divided by those of the elastic run.")
+    say(f"Scores: {Path(resolved.out) / 'compare.csv'}")
+    say(f"Picture: {Path(resolved.out) / 'compare.png'}")

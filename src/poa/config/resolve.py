@@ -27,7 +27,7 @@ def recipes() -> tuple[str, ...]:
 
 def recipe_summary(name: str) -> str:
     """What a shipped recipe is for: the first sentence of the comment that it begins with."""
-    lines = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text().splitlines()
+    lines = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
     return comment.partition(". ")[0].rstrip(".")
 
@@ -72,7 +72,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     if name not in recipes():
         raise UserError(f"There is no recipe {name!r}. {nearest(name, recipes())}")
-    text = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text()
+    text = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     settings: dict[str, Any] = yaml.safe_load(text)
     base = settings.pop("recipe", None)
     return _merge(read_recipe(base), settings) if base else settings
@@ -85,7 +85,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: The file is missing, is not YAML or does not hold settings.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"The settings file {path} cannot be read: {error.strerror}. Check --config.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ from poa.errors import UserError, counted
 from poa.evaluation.protocol import Outcome
 from poa.files import make_folder, whole_file
 from poa.models.source import ModelSource
+from poa.text import csv_cell
 
 Scores = dict[str, dict[str, float]]
 """Scores by name of the network, then by name of the score."""
@@ -52,7 +53,7 @@ class Results:
             UserError: The file is damaged, or is not a file of scores.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             ends = content.get("intervals", {})
             content["intervals"] = {key: {name: tuple(pair) for name, pair in ends[key].items()} for key in ends}
             return cls(**content)
@@ -256,4 +257,4 @@ def _write_csv(results: Results, path: Path) -> None:
             ends = results.intervals.get(network, {})
             low = {f"{name}_low": pair[0] for name, pair in ends.items()}
             high = {f"{name}_high": pair[1] for name, pair in ends.items()}
-            writer.writerow({"size": network, **named, **scores, **low, **high})
+            writer.writerow({"size": csv_cell(network), **named, **scores, **low, **high})

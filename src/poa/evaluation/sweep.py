@@ -23,6 +23,7 @@ from poa.evaluation.protocol import Columns, Outcome, Protocol, Rows
 from poa.evaluation.results import ResultFiles, Results, results_file
 from poa.features.extract import Extracted, Progress, extract_features, read_batches
 from poa.models.source import ModelSource
+from poa.text import plain_console
 from poa.training.progress import Bars
 
 AT_ONCE = 8
@@ -112,7 +113,7 @@ def sweep(source: ModelSource, scorer: Scorer, names: Sequence[str], options: Sw
     folder = results_file(source, scorer.name, options.name).parent
     files = ResultFiles(folder, scorer.name, json.loads(json.dumps(scorer.settings, default=str)))
     files.start(overwrite=options.overwrite)
-    with Bars(options.console or Console(stderr=True)) as progress:
+    with Bars(options.console or plain_console(stderr=True)) as progress:
         _score_share(scorer, names, files, progress)
     results = files.finish()
     if distributed.is_main():

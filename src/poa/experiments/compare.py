@@ -29,6 +29,7 @@ from poa.models.source import model_source
 from poa.plots.figure import legend, save, style
 from poa.plots.tables import plain_table, score_cell
 from poa.pretraining.loop import train
+from poa.text import plain_console, tell
 from poa.training.checkpoint import latest_checkpoint, step_of
 
 PROTOCOLS: tuple[tuple[str, Protocol], ...] = (("top1@20", Knn()), ("top1", Linear()))
@@ -101,7 +102,7 @@ def compare(
         workers: Processes that decode images for scoring.
         console: Where to show progress.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     _check(config, seeds)
     space = family_of(config).space
     chosen = sorted({space.find(size) for size in sizes} | {space.intact})
@@ -131,7 +132,7 @@ def _train(made: Plan, console: Console) -> None:
     done, total = 0.0, sum(training.flops for training in made.trainings.values())
     for number, (folder, training) in enumerate(made.trainings.items(), start=1):
         place = f"{number} of {len(made.trainings)}, {done / total:.0%} of the compute done"
-        console.print(f"── {folder} ({place})", highlight=False, soft_wrap=True)
+        tell(console, f"── {folder} ({place})")
         if not _is_done(folder, training):
             train(training.config, resume=is_begun(folder), console=console)
         if not _is_done(folder, training):
@@ -182,7 +183,9 @@ def _results(
 
 def _write(results: Sequence[Result], folder: Path) -> list[Score]:
     scores = [result.score() for result in results]
-    (folder / "compare.json").write_text(json.dumps([result._asdict() for result in results], indent=1) + "\n")
+    (folder / "compare.json").write_text(
+        json.dumps([result._asdict() for result in results], indent=1) + "\n", encoding="utf-8"
+    )
     with (folder / "compare.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Score._fields)

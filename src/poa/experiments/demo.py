@@ -16,6 +16,7 @@ from poa.models.source import run_source
 from poa.plots.sizes import accuracy_plot
 from poa.plots.tables import SizeRow, size_table
 from poa.pretraining.loop import train
+from poa.text import python_literal, shell_word, tell
 
 TRAIN, TEST = "digits/train", "digits/test"
 SCORE = "top1@20"
@@ -48,18 +49,21 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
         extracted = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         with torch.inference_mode():
             features = extracted(torch.zeros(1, 3, run.config.views.global_size, run.config.views.global_size))
-        console.print(f'timm.create_model("local-dir:{folder}", pretrained=True)  -> features {tuple(features.shape)}')
+        model_name = python_literal(f"local-dir:{folder}")
+        tell(console, f"timm.create_model({model_name}, pretrained=True)  -> features {tuple(features.shape)}")
     picture = out / "accuracy.png"
     accuracy_plot(trained, out=picture, title="Digits: one run, every size", baseline=untrained, score=SCORE)
     console.rule("4. Results", align="left")
     gains = [row.scores[SCORE] - twin.scores[SCORE] for row, twin in zip(trained, untrained, strict=True)]
-    console.print(
+    tell(
+        console,
         f"{counted(len(trained), 'size')}, k-NN {trained[0].scores[SCORE]:.1f} % (smallest) to "
         f"{trained[-1].scores[SCORE]:.1f} % (largest); {min(gains):+.1f} to {max(gains):+.1f} points compared with the "
-        f"same networks untrained. Picture: {picture}"
+        f"same networks untrained. Picture: {picture}",
+        soft_wrap=False,
     )
     for line in next_commands(run, recipe=f"{model}-small-data" if method == "poa" else method):
-        console.print(line, highlight=False, soft_wrap=True)
+        tell(console, line)
     return run
 
 
@@ -75,10 +79,10 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
 
 def next_commands(run: Run, *, recipe: str) -> list[str]:
     """Commands to try next, with a recipe for the user's own images."""
-    size = run.space.sizes[len(run.space.sizes) // 2]
+    size, folder = run.space.sizes[len(run.space.sizes) // 2], shell_word(str(run.folder))
     return [
         "Next:",
-        f"  poa sizes {run.folder}",
-        f"  poa extract {run.folder} --size {size} --out model-{size}",
+        f"  poa sizes {folder}",
+        f"  poa extract {folder} --size {size} --out model-{size}",
         f"  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe {recipe} --dry-run",
     ]

@@ -16,6 +16,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError, counted
 from poa.families.base import Backbone, Family, Features
 from poa.files import whole_folder
+from poa.text import markdown_text, python_literal, unicode_text
 
 CLASSIFIER = "classifier.safetensors"
 """File of a classifier that timm cannot build."""
@@ -35,17 +36,17 @@ tags: [{task}, timm]
 """
 _CODE_SIZE = """import timm
 
-model = timm.create_model("local-dir:{folder}", pretrained=True)  # num_classes=10 adds a classifier"""
+model = timm.create_model({folder}, pretrained=True)  # num_classes=10 adds a classifier"""
 _CODE_FINETUNED = """import timm
 
-model = timm.create_model("local-dir:{folder}", pretrained=True)
+model = timm.create_model({folder}, pretrained=True)
 classes = model.pretrained_cfg["label_names"]"""
 _NOTE_MLP = """The model returns features. Its classifier, two layers with GELU between them, is a separate file:
 
 ```python
 from safetensors.torch import load_file
 
-weights = load_file("{folder}/classifier.safetensors")  # 0.weight, 0.bias, 2.weight, 2.bias
+weights = load_file({file})  # 0.weight, 0.bias, 2.weight, 2.bias
 ```
 
 """
@@ -91,8 +92,8 @@ def write_model(
         if prefix:
             save_weights({key.removeprefix(prefix): value for key, value in own.items()}, unfinished / CLASSIFIER)
         config = _config(model, blueprint, preprocessing)
-        (unfinished / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        (unfinished / "README.md").write_text(card)
+        (unfinished / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
         _check(unfinished, model, blueprint, reference or model, image_size=preprocessing.image_size)
 
 
@@ -104,7 +105,12 @@ def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
 
 def model_card(*, task: str, name: str, summary: str, code: str, notes: str) -> str:
     """The README.md of a model, as the Hugging Face hub shows it; ``task`` is one of the hub's."""
-    return _CARD.format(task=task, name=name, summary=summary, code=code, notes=notes)
+    return _CARD.format(task=task, name=markdown_text(name), summary=summary, code=code, notes=notes)
+
+
+def local_dir(folder: Path) -> str:
+    """What timm's ``create_model`` is given to load a folder, as a Python program has it."""
+    return python_literal(f"local-dir:{folder}")
 
 
 def unlike(folder: Path) -> RuntimeError:
@@ -137,8 +143,9 @@ def write_size(
         task="image-feature-extraction",
         name=str(size),
         summary=f"{type(network.model).__name__} of size {size} (width x depth), cut out of one elastic pre-training "
-        f"({source}).\n{num_parameters(network.model):,} parameters, {preprocessing.image_size} pixels, no classifier.",
-        code=_CODE_SIZE.format(folder=folder),
+        f"({markdown_text(source)}).\n{num_parameters(network.model):,} parameters, {preprocessing.image_size} pixels, "
+        "no classifier.",
+        code=_CODE_SIZE.format(folder=local_dir(folder)),
         notes=images_note(preprocessing),
     )
     write_model(
@@ -156,14 +163,14 @@ def write_finetuned(
     model: nn.Module, blueprint: Blueprint, *, name: str, folder: Path, preprocessing: Preprocessing, source: str
 ) -> None:
     """Write a fine-tuned model with the names of its classes."""
-    mlp = "" if blueprint.classifier is None else _NOTE_MLP.format(folder=folder)
+    mlp = "" if blueprint.classifier is None else _NOTE_MLP.format(file=python_literal(str(folder / CLASSIFIER)))
     card = model_card(
         task="image-classification",
         name=name,
-        summary=f"{blueprint.architecture}, fine-tuned on {counted(len(blueprint.classes or ()), 'class')} "
-        f"({source}).\n"
+        summary=f"{type(model).__name__}, fine-tuned on {counted(len(blueprint.classes or ()), 'class')} "
+        f"({markdown_text(source)}).\n"
         f"{num_parameters(model):,} parameters, {preprocessing.image_size} pixels.",
-        code=_CODE_FINETUNED.format(folder=folder),
+        code=_CODE_FINETUNED.format(folder=local_dir(folder)),
         notes=f"{mlp}{images_note(preprocessing)}",
     )
     write_model(model, blueprint, folder, preprocessing=preprocessing, card=card)
@@ -182,7 +189,7 @@ def _config(model: Any, blueprint: Blueprint, preprocessing: Preprocessing) -> d
         "architecture": blueprint.architecture,
         "num_classes": num_classes,
         "num_features": int(model.num_features),
-        **({} if classes is None else {"label_names": list(classes)}),
+        **({} if classes is None else {"label_names": list(map(unicode_text, classes))}),
         "model_args": {**blueprint.arguments, **({} if classes is None else {"num_classes": num_classes})},
         "pretrained_cfg": {
             "tag": "poa" if classes is None else "poa_finetuned",

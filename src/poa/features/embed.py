@@ -20,6 +20,7 @@ from poa.features.extract import Extracted, extract_features, read_batches
 from poa.features.formats import FORMATS, Table, check_parquet, files
 from poa.files import make_folder
 from poa.models.source import ModelSource
+from poa.text import plain_console, unicode_text
 from poa.training.progress import Bars
 
 BATCH = 64
@@ -80,7 +81,7 @@ def embed(
     plain = {name: source.network(name).to(device).eval() for name in targets}
     widths = {name: _widths(network, source.preprocessing.image_size, device) for name, network in plain.items()}
     networks = {name: _WithPatches(network) if patches else network for name, network in plain.items()}
-    with Bars(console or Console(stderr=True)) as progress:
+    with Bars(console or plain_console(stderr=True)) as progress:
         extracted = extract_features(
             networks,
             read_batches(index, source.preprocessing, batch_size=BATCH, workers=workers),
@@ -188,21 +189,16 @@ def _table(
     rows, indices = extracted.features[name].numpy(), extracted.indices.numpy()
     labels = index.labels()[indices]
     return Table(
-        names=tuple(_text(index.name(i)) for i in indices.tolist()),
+        names=tuple(unicode_text(index.name(i)) for i in indices.tolist()),
         labels=labels if index.classes and np.any(labels >= 0) else None,
-        classes=index.classes,
+        classes=tuple(map(unicode_text, index.classes)),
         indices=indices,
         features=rows[:, : shape.pooled],
         patches=rows[:, shape.pooled :].reshape(-1, shape.patches, shape.patch) if patches else None,
-        about={"network": name, "data": index.source, **_settings(source, index)},
+        about={"network": unicode_text(name), "data": unicode_text(index.source), **_settings(source, index)},
     )
 
 
 def _settings(source: ModelSource, index: ImageIndex) -> dict[str, Any]:
     """What the features depend on besides the network."""
-    return {"weights": source.weights, "images": index.identity, **asdict(source.preprocessing)}
-
-
-def _text(name: str) -> str:
-    """A file's name as text that every format can hold, whatever bytes it is made of."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return {"weights": unicode_text(source.weights), "images": index.identity, **asdict(source.preprocessing)}

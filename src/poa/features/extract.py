@@ -111,7 +111,7 @@ class _Store:
         """Resume from what is in the folder if it is part of the same pass, else empty it."""
         store = cls(folder, networks, num_images, json.loads(json.dumps(settings)))
         try:
-            saved = json.loads((folder / _STATE).read_text())
+            saved = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             saved = {}
         same = saved.get("num_images") == num_images and saved.get("settings") == store._settings
@@ -145,7 +145,7 @@ class _Store:
             "num_rows": self.num_rows,
         }
         with whole_file(self._folder / _STATE) as temporary:
-            temporary.write_text(json.dumps(state))
+            temporary.write_text(json.dumps(state), encoding="utf-8")
 
     def read(self) -> Extracted:
         """All rows."""

@@ -101,7 +101,7 @@ def write_npy(table: Table, path: Path) -> None:
         "labels": None if table.labels is None else table.labels.tolist(),
         "indices": table.indices.tolist(),
     }
-    path.with_suffix(".json").write_text(json.dumps(content))
+    path.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def patches_file(path: Path) -> Path:

@@ -127,7 +127,7 @@ def folder_of(name: str) -> Path:
 def model_in(folder: Path, *, flag: str) -> tuple[nn.Module, str, Mapping[str, Any]]:
     """The timm model of a folder, in shapes only (meta device), its architecture and its arguments."""
     try:
-        content = json.loads((folder / "config.json").read_text())
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         with torch.device("meta"):
             model = timm.create_model(f"local-dir:{folder}", num_classes=0)
         return model, content["architecture"], content.get("model_args", {})

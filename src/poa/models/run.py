@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,6 +31,7 @@ from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
 from poa.files import LOCK, one_writer, whole_file
 from poa.models.registry import family_of
+from poa.text import shell_word
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
 
 
@@ -148,13 +148,13 @@ def create(config: Config) -> None:
     }
     texts = {
         paths.folder / "env.json": json.dumps(environment, indent=1) + "\n",
-        paths.folder / "command.txt": shlex.join(sys.argv) + "\n",
+        paths.folder / "command.txt": " ".join(map(shell_word, sys.argv)) + "\n",
         paths.config: resolve.to_yaml(config),
     }
     try:
         for path, text in texts.items():
             with whole_file(path, durable=True) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _unwritable(paths.folder, error) from None
 

@@ -187,7 +187,7 @@ def blueprint(
         architecture, own = source.family.timm_config(source.family.space.find(name))
         arguments |= own
     elif config.is_file():
-        arguments |= json.loads(config.read_text()).get("model_args", {})
+        arguments |= json.loads(config.read_text(encoding="utf-8")).get("model_args", {})
     side = source.preprocessing.image_size
     if source.family is None and known.get("fixed_input_size") and known["input_size"][-1] != side:
         arguments["img_size"] = side

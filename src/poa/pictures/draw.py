@@ -27,6 +27,7 @@ from poa.pictures.kinds import KINDS, Head, ImageSet, NetworkOutputs, Views, par
 from poa.pictures.page import write
 from poa.pictures.patches import region_of
 from poa.pictures.prototypes import heads_of
+from poa.text import plain_console
 from poa.training.progress import Bars
 
 USUAL_LIMIT = 1000
@@ -74,7 +75,7 @@ def draw(
         raise UserError(f"--show must be at least 1, got {show}.")
     index = _open(images, limit, show=show, needs_all=bool(_NEED_ALL & set(kinds)))
     _check_folder(out, overwrite=overwrite)
-    with Bars(console or Console(stderr=True)) as bars:
+    with Bars(console or plain_console(stderr=True)) as bars:
         numbers, crops = _gather(sources, index, workers)
         labels = index.labels()[list(numbers)]
         shown = tuple(spread(labels, min(show, len(numbers))).tolist())

@@ -33,6 +33,7 @@ from poa.plots.figure import RIGHT, WRONG, Cell, Row, sheet, shortened
 
 PAIRS = 4
 """Pairs of images with lines between them."""
+_LONGEST = 100  # letters of a label in the name of a file
 
 
 class Views(NamedTuple):
@@ -94,9 +95,12 @@ def _pixels(image: UInt8[Tensor, "3 side side"]) -> npt.NDArray[np.uint8]:
     return image.permute(1, 2, 0).numpy()
 
 
-def slug(label: str) -> str:
-    """A label as part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", label)
+def files_of(kind: str, labels: Sequence[str]) -> list[str]:
+    """Names of PNG files, one a label, that every file system tells apart."""
+    parts = [re.sub(r"[^\w.-]+", "-", label)[:_LONGEST] for label in labels]
+    if len({part.casefold() for part in parts}) < len(parts):
+        parts = [f"{number:02}-{part}" for number, part in enumerate(parts)]
+    return [f"{kind}-{part}.png" for part in parts]
 
 
 def attention(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
@@ -154,7 +158,7 @@ def features_as_colours(networks: Sequence[NetworkOutputs], images: ImageSet) ->
 def nearest(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
     """The nearest images of each shown one."""
 
-    def draw(network: NetworkOutputs) -> Picture:
+    def draw(network: NetworkOutputs, file: str) -> Picture:
         assert network.cls is not None
         cosines, found = neighbours(network.cls, images.shown)
         rows, right = [], 0
@@ -167,7 +171,6 @@ def nearest(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
                 frame = (RIGHT if is_right else WRONG) if images.classes else None
                 cells.append(Cell(_pixels(network.crops[image]), words, frame))
             rows.append(Row(images.label(query), cells))
-        file = f"neighbours-{slug(network.label)}.png"
         sheet(rows, out=images.folder / file)
         note = f": {right} of {NEIGHBOURS * len(rows)} of the same class" if images.classes else ""
         return Picture(file, f"{network.label}{note}")
@@ -179,13 +182,13 @@ def nearest(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
 
 
 def _one_each(
-    name: str, title: str, text: str, networks: Sequence[NetworkOutputs], draw: Callable[[NetworkOutputs], Picture]
+    name: str, title: str, text: str, networks: Sequence[NetworkOutputs], draw: Callable[[NetworkOutputs, str], Picture]
 ) -> Section:
     """A picture for each network; a network that cannot be drawn gets a note."""
     found, notes = [], []
-    for network in networks:
+    for network, file in zip(networks, files_of(name, [network.label for network in networks]), strict=True):
         try:
-            found.append(draw(network))
+            found.append(draw(network, file))
         except UserError as error:
             notes.append(f"{network.label}: {error}")
     return Section(name, title, text, notes, found)
@@ -272,7 +275,7 @@ def _accuracy(network: NetworkOutputs) -> str:
 def typical(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
     """The best images of the fullest prototypes."""
 
-    def draw(network: NetworkOutputs) -> Picture:
+    def draw(network: NetworkOutputs, file: str) -> Picture:
         if network.head is None:
             raise UserError("no prototypes; only runs of the methods poa and single have prototypes.")
         found = prototypes.members(network.head.projected, network.head.prototypes)
@@ -281,7 +284,6 @@ def typical(networks: Sequence[NetworkOutputs], images: ImageSet) -> Section:
             words = [shortened(images.classes[image]) if images.classes else "" for image in each.images]
             cells = [Cell(_pixels(network.crops[image]), word) for image, word in zip(each.images, words, strict=True)]
             rows.append(Row(f"prototype {each.prototype}\n{counted(each.num_images, 'image')}", cells))
-        file = f"prototypes-{slug(network.label)}.png"
         sheet(rows, out=images.folder / file, cell=0.9)
         return Picture(file, f"{network.label}, of {len(network.head.prototypes):,} prototypes")
 

@@ -1,12 +1,13 @@
 """The page of all pictures: plain HTML that needs nothing but the files beside it."""
 
+import html as markup
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 from poa.files import whole_file
+from poa.text import one_line
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #666; --paper: #fafafa; --line: #ddd; }
@@ -45,6 +46,11 @@ class Section(NamedTuple):
     notes: Sequence[str]
     """What could not be shown, and why."""
     pictures: Sequence[Picture]
+
+
+def escape(text: str) -> str:
+    """Text, which may hold names, as HTML."""
+    return markup.escape(one_line(text))
 
 
 def html(title: str, about: str, sections: Sequence[Section]) -> str:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from poa.errors import UserError
 from poa.files import whole_file
+from poa.text import one_line
 
 INK, FAINT, GRID = "#222222", "#8c8c8c", "#e9e9e9"
 RIGHT, WRONG = "#1a9850", "#d73027"
@@ -36,10 +38,15 @@ def style(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: bool =
         axes.grid(axis="y", color=GRID, linewidth=0.8)
 
 
-def legend(figure: Figure, *, columns: int, **options: Any) -> None:
-    """Explain the colours below all panels."""
-    style: dict[str, Any] = {"loc": "outside lower left", "frameon": False, "fontsize": 9, "labelcolor": INK}
-    figure.legend(ncols=columns, **style | options)
+def legend(
+    figure: Figure, *, columns: int, handles: Sequence[Artist] = (), labels: Sequence[str] = (), fontsize: int = 9
+) -> None:
+    """Explain the colours below all panels; ``labels`` of ``handles``, by default of all that has one, are as given."""
+    given = {"handles": handles, "labels": [f"{place}" for place, _ in enumerate(labels)]} if labels else {}
+    style: dict[str, Any] = {"loc": "outside lower left", "frameon": False, "labelcolor": INK}
+    drawn = figure.legend(ncols=columns, fontsize=fontsize, **given, **style)
+    for text, label in zip(drawn.get_texts(), labels, strict=False):  # matplotlib itself hides labels such as _x
+        text.set(text=printable(label), parse_math=False)
 
 
 def save(figure: Figure, out: Path, *, dpi: int = DPI) -> None:
@@ -51,11 +58,13 @@ def save(figure: Figure, out: Path, *, dpi: int = DPI) -> None:
 def printable(text: str) -> str:
     """Text with a question mark for what the font cannot draw, which would be a warning and an empty box."""
     known = get_font(findfont(FontProperties())).get_charmap()
-    return "".join(letter if letter == "\n" or ord(letter) in known else "?" for letter in text)
+    lines = "\n".join(map(one_line, text.split("\n")))
+    return "".join(letter if letter == "\n" or ord(letter) in known else "?" for letter in lines)
 
 
 def shortened(text: str, most: int = 16) -> str:
-    """Text of at most so many letters; the middle of longer ones is left out."""
+    """A name in one line of at most so many letters; the middle of longer ones is left out."""
+    text = one_line(text)
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - 1 - most // 2) :]}"
 
 

@@ -12,10 +12,11 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from poa.plots.figure import legend, save
+from poa.plots.figure import legend, printable, save, shortened
 
 _MASKS_DPI, _OBJECTS_DPI = 100, 110
 _MOST_NAMES = 24
+_MOST_LETTERS = 36  # that fit above a picture
 _COLUMNS = ("image", "truth", "prediction")
 _OPACITY = 0.45
 """Of the colour of an object's mask over the image."""
@@ -66,18 +67,18 @@ def mask_sheet(rows: Sequence[ImageWithMasks], *, classes: Sequence[str], title:
     shape = rows[0].image.shape
     height = 2.6 * shape[0] / shape[1] + 0.25
     figure = Figure(figsize=(8.4, height * len(rows) + 1.1), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(printable(title), x=0.01, ha="left", fontsize=11, parse_math=False)
     panels = figure.subplots(len(rows), len(_COLUMNS), squeeze=False)
     for row, axes in zip(rows, panels, strict=True):
         pictures = (row.image, coloured(row.truth, colours), coloured(row.predicted, colours))
         for number, (axis, picture) in enumerate(zip(axes, pictures, strict=True)):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
-            axis.set_title(f"{row.name}" if number == 0 else _COLUMNS[number], fontsize=8, loc="left")
+            _head(axis, row.name if number == 0 else _COLUMNS[number])
     shown = np.unique(np.concatenate([part.flatten() for row in rows for part in (row.truth, row.predicted)]))
     named = [int(each) for each in shown if 0 <= each < len(classes)][:_MOST_NAMES]
-    patches = [Patch(color=tuple(colours[each]), label=classes[each]) for each in named]
-    legend(figure, columns=6, handles=patches, fontsize=8)
+    patches = [Patch(color=tuple(colours[each])) for each in named]
+    legend(figure, columns=6, handles=patches, labels=[shortened(classes[each]) for each in named], fontsize=8)
     save(figure, out, dpi=_MASKS_DPI)
 
 
@@ -87,7 +88,7 @@ def object_sheet(rows: Sequence[ImageWithObjects], *, found: str, title: str, ou
     colours = dict(zip(names, class_colours(len(names)), strict=True))
     heights = [4.1 * row.image.shape[0] / row.image.shape[1] + 0.3 for row in rows]
     figure = Figure(figsize=(8.4, sum(heights) + 0.4), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(printable(title), x=0.01, ha="left", fontsize=11, parse_math=False)
     panels = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights)
     for row, (left, right) in zip(rows, panels, strict=True):
         _draw_objects(left, row.image, row.truth, colours, title=row.name)
@@ -108,9 +109,14 @@ def _draw_objects(
         colour = tuple(colours[name])
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2))
         label = {"boxstyle": "square,pad=0.1", "facecolor": colour, "edgecolor": "none", "alpha": 0.85}
-        axes.text(left, top, name, fontsize=6, color="black", va="bottom", bbox=label, clip_on=True)
+        words = printable(shortened(name))
+        axes.text(left, top, words, fontsize=6, color="black", va="bottom", bbox=label, clip_on=True, parse_math=False)
     axes.set_axis_off()
-    axes.set_title(title, fontsize=8, loc="left")
+    _head(axes, title)
+
+
+def _head(axes: Axes, title: str) -> None:
+    axes.set_title(printable(shortened(title, _MOST_LETTERS)), fontsize=8, loc="left", parse_math=False)
 
 
 def class_colours(num_classes: int) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from poa.elastic.space import Size
 from poa.errors import UserError, nearest
-from poa.plots.figure import FAINT, INK, legend, printable, save, style
+from poa.plots.figure import FAINT, INK, legend, printable, save, shortened, style
 from poa.plots.tables import SizeRow, score_names
 
 _LETTERS = 8  # of a heading in an inch
@@ -183,7 +183,7 @@ def _name_points(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
         if row.size in places:
             x, y, side = places[row.size]
             axes.annotate(
-                f"{row.size}  {row.scores[score]:.1f}",
+                printable(shortened(str(row.size), 24)) + f"  {row.scores[score]:.1f}",
                 (row.parameters, row.scores[score]),
                 xytext=(x, y),
                 textcoords="offset points",
@@ -192,6 +192,7 @@ def _name_points(axes: Axes, rows: Sequence[SizeRow], score: str) -> None:
                 fontweight="bold",
                 color=INK,
                 path_effects=[withStroke(linewidth=3, foreground="white")],
+                parse_math=False,
                 arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.7, "shrinkB": 3} if y < -20 else None,
                 zorder=5,
             )

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, nearest
 from poa.files import whole_file
+from poa.text import one_line, plain_console
 
 LOWER_IS_BETTER = ("alignment", "uniformity")
 """For the measures of quality; of all others higher values are better."""
@@ -128,7 +128,13 @@ def write(rows: Sequence[SizeRow], out: Path) -> None:
 
 def plain_table(title: str | None = None) -> Table:
     """A table without columns yet, in the one style of all tables."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=title and Text(one_line(title), style="table.title"),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.title_justify = table.caption_justify = "left"
     return table
 
@@ -166,7 +172,7 @@ def score_table(
             score_cell(row.get(name), best[name], ends=ends.get(name), decimals=decimals.get(name, 1))
             for name in columns
         )
-        table.add_row(network, *cells)
+        table.add_row(Text(one_line(network)), *cells)
     return table
 
 
@@ -206,7 +212,7 @@ def size_table(
     decimals = _decimals(millions), _decimals(billions)
     for number, row in enumerate(rows):
         table.add_row(
-            Text(f"{row.size} *" if row.intact else str(row.size), style="bold" if row.intact else ""),
+            Text(f"{row.size} *" if row.intact else one_line(str(row.size)), style="bold" if row.intact else ""),
             _number(millions[number], decimals[0]),
             _number(billions[number], decimals[1]),
             "-" if row.weight is None else str(row.weight),
@@ -224,7 +230,7 @@ def size_table(
 
 def fitting(rows: Sequence[SizeRow], scores: Sequence[str], *, bounded: Sequence[str] = ()) -> list[str]:
     """As many of the first scores as a terminal has room for beside the sizes; ``bounded`` as in ``size_table``."""
-    console = Console(width=10 * WIDTH)
+    console = plain_console(width=10 * WIDTH)
     shown = list(scores)
     while shown and console.measure(size_table(rows, scores=shown, bounded=bounded)).maximum > WIDTH:
         shown.pop()

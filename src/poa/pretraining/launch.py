@@ -24,6 +24,7 @@ from poa.models import registry
 from poa.models import run as runs
 from poa.models.run import Run
 from poa.pretraining import loop
+from poa.text import make_printable, unicode_text
 
 GRACE_SECONDS = 10.0
 """Time for the other processes to end by themselves once one has failed."""
@@ -72,7 +73,7 @@ def _check(config: Config) -> None:
 
 
 def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
-    (folder / "config.yaml").write_text(resolve.to_yaml(config))
+    (folder / "config.yaml").write_text(resolve.to_yaml(config), encoding="utf-8")
     command = [sys.executable, "-m", "poa.pretraining.launch", str(folder), "resume" if resume else "start", *sys.argv]
     shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.devices)), **os.environ}
     processes = []
@@ -91,6 +92,7 @@ def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
 
 def main() -> None:
     """Train in a launched process. Arguments: a folder, ``resume`` or ``start``, and what the user typed."""
+    make_printable()
     folder, how = Path(sys.argv[1]), sys.argv[2]
     sys.argv = sys.argv[3:]
     rank = os.environ["RANK"]
@@ -99,10 +101,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (UserError, OSError) as error:
-        (folder / f"{rank}.message").write_text(reason(error))
+        (folder / f"{rank}.message").write_text(unicode_text(reason(error)), encoding="utf-8")
         sys.exit(2)
     except Exception:  # reported by the process that waits for this one: it knows which of several came first
-        (folder / f"{rank}.traceback").write_text(traceback.format_exc())
+        (folder / f"{rank}.traceback").write_text(unicode_text(traceback.format_exc()), encoding="utf-8")
         sys.exit(1)
 
 
@@ -126,7 +128,7 @@ def _error(failure: Failure, folder: Path) -> BaseException:
         return KeyboardInterrupt()
     messages = sorted(folder.glob("*.message"))
     if messages:  # other processes may have failed before this was written, because it was gone
-        return UserError(messages[0].read_text())
+        return UserError(messages[0].read_text(encoding="utf-8"))
     if failure.status < 0:
         how = signal.Signals(-failure.status).name
         return UserError(
@@ -134,7 +136,8 @@ def _error(failure: Failure, folder: Path) -> BaseException:
             "cause and resume with --resume."
         )
     tracebacks = sorted(folder.glob("*.traceback"), key=lambda path: path.stat().st_mtime_ns)
-    return RuntimeError(f"process {failure.rank} failed:\n{tracebacks[0].read_text() if tracebacks else ''}")
+    text = tracebacks[0].read_text(encoding="utf-8") if tracebacks else ""
+    return RuntimeError(f"process {failure.rank} failed:\n{text}")
 
 
 @contextmanager

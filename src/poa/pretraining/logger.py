@@ -21,6 +21,7 @@ from poa.models.run import Paths
 from poa.pretraining.build import Parts
 from poa.pretraining.monitor import Monitor
 from poa.pretraining.step import StepResult
+from poa.text import one_line
 from poa.training.progress import StepReport, TrainingDisplay, memory_in_use, summary
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Logger:
         Raises:
             UserError: Too many images cannot be read.
         """
-        self._note_bad({self._index.name(i) for raw in batch for i in raw.bad})
+        self._note_bad({one_line(self._index.name(i)) for raw in batch for i in raw.bad})
         sizes = " ".join(map(str, result.sizes))
         if self._log:
             self._log.write(step, {"size": sizes, "lr": result.lr, **result.metrics, **scores})
@@ -116,7 +117,7 @@ class Logger:
 
     def _listed(self) -> set[str]:
         file = self._paths.bad_images
-        return set(file.read_text().splitlines()) if file.exists() else set()
+        return set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
 
     def _note_bad(self, names: set[str]) -> None:
         if names <= self._bad:
@@ -124,7 +125,7 @@ class Logger:
         self._bad |= self._listed()  # other processes add to the list too
         new = names - self._bad
         self._bad |= new
-        with self._paths.bad_images.open("a") as file:
+        with self._paths.bad_images.open("a", encoding="utf-8") as file:
             file.writelines(f"{name}\n" for name in sorted(new))
         self._display.message(
             f"Images that cannot be read are skipped: {len(self._bad):,} so far, listed in {self._paths.bad_images}"

@@ -1,6 +1,5 @@
 """The loop of pre-training."""
 
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -21,6 +20,7 @@ from poa.models.run import Paths, Run
 from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
 from poa.pretraining.logger import Logger
 from poa.pretraining.step import train_step
+from poa.text import plain_console, shell_word, tell
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from poa.training.health import explained_memory
 from poa.training.interrupt import StopSignal
@@ -41,7 +41,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     """
     config, device = registry.explicit(config), distributed.this_device(config.device)
     with distributed.process_group(device=device), ExitStack() as stack:
-        console = console or Console(stderr=True, quiet=not distributed.is_main())
+        console = console or plain_console(stderr=True, quiet=not distributed.is_main())
         if distributed.is_main():
             runs.check(config, resume=resume)
             if resume:
@@ -63,11 +63,11 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         distributed.barrier()
         show_start(parts, config, console)
         for sentence in warnings_of(config, num_images=len(index)):
-            console.print(f"Note: {sentence}", highlight=False, soft_wrap=not console.is_terminal)
+            tell(console, f"Note: {sentence}", soft_wrap=not console.is_terminal)
         save = partial(_save, parts, config, paths, images=index.fingerprint)
         with logger:
             done = _loop(parts, config, logger, loader, save, start=start)
-            out = shlex.quote(config.out)
+            out = shell_word(config.out)
             logger.finish(done, resume_command=f"poa pretrain --out {out} --resume", next_command=f"poa sizes {out}")
         distributed.barrier()
     return runs.load(config.out)
@@ -105,9 +105,9 @@ def show_start(parts: Parts, config: Config, console: Console) -> None:
     """Show how trained weights were loaded, and a warning of memory."""
     warning = memory_warning(config)
     if warning is not None:
-        console.print(f"Note: {warning}", highlight=False, soft_wrap=not console.is_terminal)
+        tell(console, f"Note: {warning}", soft_wrap=not console.is_terminal)
     for line in parts.report.lines() if parts.report is not None else ():
-        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+        tell(console, line, soft_wrap=not console.is_terminal)
 
 
 def _unreadable(index: ImageIndex, i: int) -> str | None:

@@ -21,7 +21,7 @@ from poa.data.images import centre_crop
 from poa.data.index import open_index
 from poa.data.loader import read_or_none
 from poa.errors import UserError
-from poa.plots.figure import INK, SHEET_DPI, Cell, Row, legend, save, sheet, style
+from poa.plots.figure import INK, SHEET_DPI, Cell, Row, legend, printable, save, sheet, shortened, style
 from poa.plots.tables import plain_table, score_table
 from poa.robustness.conditions import Condition, Robustness, corrupted, occluded, shuffled
 from poa.robustness.corruptions import CORRUPTIONS, SEVERITIES
@@ -71,7 +71,7 @@ def curves(panels: Sequence[Panel], *, out: Path, title: str) -> None:
         elif place % columns == 0:
             each.set_ylabel("accuracy in %", color=INK)
     axes[0].set_ylim(bottom=0)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
+    figure.suptitle(printable(title), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
     _legend(figure, axes[0], colours)
     save(figure, out, dpi=SHEET_DPI)
 
@@ -81,8 +81,9 @@ def _legend(figure: Figure, axes: Axes, colours: Mapping[str, npt.NDArray[np.flo
     names = list(colours)
     if len(names) > _NAMED:
         names = [names[round(place)] for place in np.linspace(0, len(names) - 1, _NAMED)]
-    handles = [axes.plot([], [], color=colours[name], marker="o", markersize=3, label=name)[0] for name in names]
-    legend(figure, columns=min(6, len(names)), handles=handles)
+    handles = [axes.plot([], [], color=colours[name], marker="o", markersize=3)[0] for name in names]
+    labels = [shortened(name, 24) for name in names]
+    legend(figure, columns=min(6, len(names)), handles=handles, labels=labels)
 
 
 def _style(axes: Axes, panel: Panel) -> None:

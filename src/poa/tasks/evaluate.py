@@ -36,6 +36,7 @@ from poa.tasks.segmentation.masks import (
 )
 from poa.tasks.segmentation.train import SegmentationTask
 from poa.tasks.training import Task
+from poa.text import plain_console, tell
 from poa.training.progress import bar
 
 
@@ -104,7 +105,7 @@ def detect_networks(
     memorised, which is shown. What is detected is written to ``detections``, pictures to ``pictures``.
     """
     coco_tools()
-    console, names = options.console or Console(stderr=True), source.choose(options.sizes)
+    console, names = options.console or plain_console(stderr=True), source.choose(options.sizes)
     if together:
         check_slimmable(source, names)
     found = train.read(limit=limit), test.read()
@@ -114,7 +115,7 @@ def detect_networks(
         for annotations, named, part in zip(found, (train, test), ("training", "test"), strict=True)
     )
     if train_images.fingerprint == test_images.fingerprint:
-        console.print("The test images are the training images: the scores say how well they are memorised.")
+        tell(console, "The test images are the training images: the scores say how well they are memorised.")
     if not train_images.annotations.num_objects:
         raise UserError(f"{train.annotations} contains no objects to train on. Give images with objects.")
     steps_per_epoch(len(train_images), config.batch_size)
@@ -132,7 +133,7 @@ def _readable(
     with bar(f"reading {part} images", total=len(found), console=console) as advance:
         found = readable_images(found, workers=workers, advance=advance)
     bad = f", {counted(found.num_bad, 'damaged image')} left out" if found.num_bad else ""
-    console.print(f"{part}: {found.annotations.describe()}{bad}", highlight=False, soft_wrap=True)
+    tell(console, f"{part}: {found.annotations.describe()}{bad}")
     return found
 
 
@@ -143,7 +144,8 @@ def _run(task: Task) -> Results:
 
 
 def _statistics(pairs: Pairs, part: str, options: SweepOptions) -> PairStatistics:
-    with bar(f"reading {part} masks", total=len(pairs), console=options.console or Console(stderr=True)) as advance:
+    console = options.console or plain_console(stderr=True)
+    with bar(f"reading {part} masks", total=len(pairs), console=console) as advance:
         return statistics(pairs, workers=options.workers, advance=advance)
 
 

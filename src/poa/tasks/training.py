@@ -22,6 +22,7 @@ from poa.evaluation.results import results_file
 from poa.evaluation.sweep import Scorer, SweepOptions
 from poa.features.extract import Progress
 from poa.models.source import ModelSource
+from poa.text import plain_console
 from poa.training.checkpoint import saver, unfinished
 from poa.training.progress import bar
 
@@ -166,7 +167,7 @@ class Task(Scorer):
     @property
     def console(self) -> Console:
         """Where to show progress."""
-        return self.options.console or Console(stderr=True)
+        return self.options.console or plain_console(stderr=True)
 
     @property
     def origin(self) -> str:

@@ -27,6 +27,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from poa.text import one_line, tell
+
 _START_UP_STEPS = 2
 _RECENT_STEPS = 100
 
@@ -93,7 +95,7 @@ class TrainingDisplay:
 
     def message(self, text: str) -> None:
         """Print a text that stays, above the panel if there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=self._live is None)
+        tell(self._console, text, soft_wrap=self._live is None)
 
     def remaining_seconds(self) -> float | None:
         """Time to the end at the pace of the recent steps, or None before there are two after the start-up."""
@@ -144,10 +146,20 @@ class Bars:
     def __init__(
         self, console: Console, *, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
         self._has_lines = not _is_lively(console)
         self._progress = Progress(
-            *columns, TextColumn("{task.fields[note]}"), console=console, get_time=clock, disable=self._has_lines
+            *columns,
+            TextColumn("{task.fields[note]}", markup=False),
+            console=console,
+            get_time=clock,
+            disable=self._has_lines,
         )
         self._console, self._every_seconds, self._clock = console, every_seconds, clock
         self._counts: dict[str, Task] = {}
@@ -180,7 +192,7 @@ class Bars:
 
     def add(self, name: str, total: int | None) -> Advance:
         """Start a count, and return what adds to it."""
-        self._progress.add_task(name, total=total, note="")
+        self._progress.add_task(one_line(name), total=total, note="")
         count = self._counts[name] = self._progress.tasks[-1]
         self._next_line[name] = self._clock() + self._every_seconds
         return lambda num=1, note="": self(name, int(count.completed) + num, total, note)
@@ -190,7 +202,7 @@ class Bars:
 
     def _print(self, text: str) -> None:
         if self._has_lines:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            tell(self._console, text)
 
 
 @contextmanager
@@ -221,7 +233,7 @@ def summary(
         "speed": f"{num_images:,} images, {num_images / max(total, 1e-9):,.1f} images/s",
         "memory": f"{gigabytes(memory_bytes)} at most",
         "scores": _named(scores, ".4g"),
-        **{name: str(path) for name, path in files.items()},
+        **{name: one_line(str(path)) for name, path in files.items()},
         "next": next_command,
     }
     width = max(map(len, rows))

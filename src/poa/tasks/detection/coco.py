@@ -341,7 +341,7 @@ def _statistics(annotations: Path, results: Path, kind: str, images: Sequence[in
     found: Any = COCO()
     found.dataset = {key: truth.dataset[key] for key in ("images", "categories")} | {"annotations": []}
     found.createIndex()
-    if json.loads(results.read_text()):
+    if json.loads(results.read_text(encoding="utf-8")):
         found = truth.loadRes(str(results))  # cannot read an empty list
     evaluation: Any = COCOeval(truth, found, kind)
     evaluation.params.imgIds = sorted(images)

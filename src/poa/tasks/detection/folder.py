@@ -21,13 +21,14 @@ from poa.files import whole_folder
 from poa.tasks import maps
 from poa.tasks.detection import cascade, model
 from poa.tasks.detection.model import DetectorPlan
+from poa.text import markdown_text, python_literal, unicode_text
 
 HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "detector.py", "detection.json"
 _BACKBONE = "backbone.maps.model."
 """What the names of the backbone's weights begin with."""
 _CODE = """import sys
 
-sys.path.insert(0, "{folder}")
+sys.path.insert(0, {folder})
 from detector import load
 
 detector = load()
@@ -44,7 +45,7 @@ _IMPORTS = ("import json", "from pathlib import Path", "import timm", "from safe
 _LOAD = f'''
 def load(folder=Path(__file__).parent):
     """The detector whose files lie in a folder, in evaluation mode."""
-    about = json.loads((Path(folder) / "{DESCRIPTION}").read_text())
+    about = json.loads((Path(folder) / "{DESCRIPTION}").read_text(encoding="utf-8"))
     backbone = timm.create_model(f"local-dir:{{folder}}", pretrained=True)
     detector = build_detector(backbone, DetectorPlan(**about["plan"]))
     weights = load_file(Path(folder) / "{HEAD}")
@@ -75,21 +76,22 @@ def write_detector(
     card = model_card(
         task="object-detection",
         name=name,
-        summary=f"{plan.head} on {blueprint.architecture} for {errors.counted(plan.num_classes, 'class')} ({source}).\n"
+        summary=f"{plan.head} on {type(network.backbone.maps.model).__name__} for "
+        f"{errors.counted(plan.num_classes, 'class')} ({markdown_text(source)}).\n"
         f"{num_parameters(network):,} parameters, images of {plan.side} pixels on their shorter side.",
-        code=_CODE.format(folder=folder),
+        code=_CODE.format(folder=python_literal(str(folder))),
         notes=_NOTES.format(found=found),
     )
     about = {
-        "categories": [{"id": number, "name": called} for number, called in categories.items()],
+        "categories": [{"id": number, "name": unicode_text(called)} for number, called in categories.items()],
         "plan": asdict(plan),
     }
     with whole_folder(folder) as unfinished:
         write_model(network.backbone.maps.model, blueprint, unfinished, preprocessing=preprocessing, card=card)
         weights = {key: value for key, value in network.state_dict().items() if not key.startswith(_BACKBONE)}
         save_weights(weights, unfinished / HEAD)
-        (unfinished / PROGRAM).write_text(program())
-        (unfinished / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n")
+        (unfinished / PROGRAM).write_text(program(), encoding="utf-8")
+        (unfinished / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         _check(network, unfinished, side=plan.side)
 
 

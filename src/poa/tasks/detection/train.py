@@ -287,7 +287,7 @@ class DetectionTask(Task):
         for kind, (what, entries) in kinds.items():
             file = self.folder / "detections" / f"{name}-{what}.json"
             with whole_file(file) as path:
-                path.write_text(json.dumps(entries))
+                path.write_text(json.dumps(entries), encoding="utf-8")
             scores |= average_precision(self.test.annotations.file, file, kind=kind, images=found.images)
         return scores
 

@@ -12,9 +12,19 @@ from torch import Tensor, nn
 
 from poa.data.images import Preprocessing
 from poa.errors import counted
-from poa.export.timm import Blueprint, images_note, model_card, num_parameters, save_weights, unlike, write_model
+from poa.export.timm import (
+    Blueprint,
+    images_note,
+    local_dir,
+    model_card,
+    num_parameters,
+    save_weights,
+    unlike,
+    write_model,
+)
 from poa.files import whole_folder
 from poa.tasks.segmentation.model import LinearHead, Segmenter
+from poa.text import markdown_text, python_literal, unicode_text
 
 HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "segmenter.pt2", "segmentation.json"
 _LARGEST_BATCH = 4096
@@ -22,15 +32,15 @@ _CODE_LINEAR = """import timm, torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
-backbone = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+backbone = timm.create_model({model}, pretrained=True).eval()
 head = torch.nn.Sequential(torch.nn.BatchNorm2d({channels}), torch.nn.Conv2d({channels}, {num_classes}, 1)).eval()
-head.load_state_dict(load_file("{folder}/head.safetensors"))
+head.load_state_dict(load_file({head}))
 maps = backbone.forward_intermediates(images, indices={indices}, norm=True, intermediates_only=True)
 maps = torch.cat([interpolate(each, maps[0].shape[2:], mode="bilinear") for each in maps], dim=1)
 scores = interpolate(head(maps), images.shape[2:], mode="bilinear")"""
 _CODE_PROGRAM = """import torch
 
-segmenter = torch.export.load("{folder}/segmenter.pt2").module()
+segmenter = torch.export.load({program}).module()
 scores = segmenter(images)  # of {window}x{window} pixels, any number of them"""
 
 
@@ -53,7 +63,7 @@ def write_segmenter(
     network = network.cpu().eval()
     maps, is_linear = network.maps, isinstance(network.head, LinearHead)
     about = {
-        "classes": list(classes),
+        "classes": list(map(unicode_text, classes)),
         "ignore": ignore,
         "indices": _indices(network),
         "levels": [[level.channels, level.stride] for level in maps.levels],
@@ -65,7 +75,9 @@ def write_segmenter(
     window = preprocessing.image_size + -preprocessing.image_size % maps.multiple
     images = torch.randn(2, 3, window, window, generator=torch.Generator().manual_seed(0))
     code = (_CODE_LINEAR if is_linear else _CODE_PROGRAM).format(
-        folder=folder,
+        model=local_dir(folder),
+        head=python_literal(str(folder / HEAD)),
+        program=python_literal(str(folder / PROGRAM)),
         channels=sum(maps.levels[number].channels for number in network.seen),
         num_classes=len(classes),
         indices=_indices(network),
@@ -75,7 +87,7 @@ def write_segmenter(
     card = model_card(
         task="image-segmentation",
         name=name,
-        summary=f"{blueprint.architecture} with {head} ({source}).\n"
+        summary=f"{type(maps.model).__name__} with {head} ({markdown_text(source)}).\n"
         f"{num_parameters(maps, network.head):,} parameters, windows of {preprocessing.image_size} pixels.",
         code=code,
         notes=f"{images_note(preprocessing)} Sides are multiples of {maps.multiple} pixels.\n"
@@ -84,7 +96,7 @@ def write_segmenter(
     with whole_folder(folder) as unfinished:
         write_model(maps.model, blueprint, unfinished, preprocessing=preprocessing, card=card)
         save_weights(_head(network).state_dict(), unfinished / HEAD)
-        (unfinished / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n")
+        (unfinished / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         (_check_linear if is_linear else _write_program)(network, unfinished, images)
 
 

@@ -30,6 +30,7 @@ from poa.tasks.segmentation.masks import Pair, Pairs, PairStatistics
 from poa.tasks.segmentation.model import Segmenter
 from poa.tasks.segmentation.predict import agreement, count, intervals, predict
 from poa.tasks.training import NO_HOOKS, Diverged, EpochSummary, Hooks, Task, Training, adamw, train_epochs
+from poa.text import csv_cell
 from poa.training.progress import bar
 
 _STEP = 3
@@ -232,9 +233,10 @@ class SegmentationTask(Task):
         networks = list(results.in_order().scores)
         with whole_file(folder / "classes.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["class", *networks])
+            writer.writerow(["class", *map(csv_cell, networks)])
             for name in self.classes:
-                writer.writerow([name, *(results.details[network].get(f"iou {name}", "") for network in networks)])
+                of_class = (results.details[network].get(f"iou {name}", "") for network in networks)
+                writer.writerow([csv_cell(name), *of_class])
 
     def _network(self, name: str) -> tuple[Segmenter, Blueprint]:
         """A network with a fresh head, for images of any size where it can, and how timm builds its backbone."""

@@ -1,0 +1,98 @@
+"""Names of files, folders and classes in text of every kind, and consoles that print any text.
+
+A name may hold bytes that are no UTF-8, control characters, and what Markdown, spreadsheets or shells take for theirs.
+"""
+
+import codecs
+import io
+import json
+import re
+import shlex
+import sys
+import unicodedata
+
+from rich.console import Console
+from rich.text import Text
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, ends of lines, and characters that turn the direction of the text after them."""
+_MARKDOWN = re.compile(r"[\\`*\[\]<>#|~$&]|(?<![^\W_])_|_(?![^\W_])")
+_FORMULA = ("=", "+", "-", "@")
+_SIMPLER = {"±": "+-", "↓": "v", "…": "...", "─": "-", "━": "-"}
+_FALLBACK = "poa.fallback"
+
+
+def unicode_text(name: str) -> str:
+    r"""For files of UTF-8 that hold any text: bytes that are no UTF-8 are written as ``\xe9``."""
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, as JSON and Windows may have it
+        encoded = name.encode("utf-8", "backslashreplace")
+    return encoded.decode("utf-8", "backslashreplace")
+
+
+def one_line(name: str) -> str:
+    r"""For lists, messages and terminals: as ``unicode_text``, in one line, ends of lines written as ``\n``."""
+    return _CONTROLS.sub(lambda found: _escaped(found[0]), unicode_text(name))
+
+
+def csv_cell(name: str) -> str:
+    """For CSV: one line, after an apostrophe where a spreadsheet would take it for a formula."""
+    text = one_line(name)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def markdown_text(name: str) -> str:
+    """For Markdown, which shows the name as it is."""
+    return _MARKDOWN.sub(r"\\\g<0>", one_line(name))
+
+
+def python_literal(name: str) -> str:
+    """For programs: a Python string with its quotes."""
+    quoted = json.dumps(name, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
+
+
+def shell_word(word: str) -> str:
+    """For commands to copy: a word of a POSIX shell, or of bash where it holds what no line of text can."""
+    if one_line(word) == word:
+        return shlex.quote(word)
+    quoted = {"'": r"\'", "\\": r"\\"}
+    return "$'" + "".join(quoted.get(letter) or _escaped(letter) for letter in word) + "'"
+
+
+def normal_form(name: str) -> str:
+    """For comparing names: macOS writes an accent as a character of its own, other systems do not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def plain_console(*, stderr: bool = False, quiet: bool = False, width: int | None = None) -> Console:
+    """A console on which text is text: square brackets and colons in names mean nothing."""
+    return Console(stderr=stderr, quiet=quiet, width=width, markup=False, emoji=False, highlight=False)
+
+
+def tell(console: Console, message: str, *, soft_wrap: bool = True) -> None:
+    """Print a message as it is, in one line where ``soft_wrap`` leaves it to the terminal to wrap it."""
+    console.print(Text(one_line(message)), soft_wrap=soft_wrap)
+
+
+def make_printable() -> None:
+    """Let standard output and errors write what their encoding lacks in other words, such as +- for ±."""
+    codecs.register_error(_FALLBACK, _fallback)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_FALLBACK)
+
+
+def _fallback(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_SIMPLER.get(letter) or _escaped(letter) for letter in lacking), error.end
+
+
+def _escaped(letter: str) -> str:
+    r"""A character of no line of text as ``\n``, ``\x1b`` or ``\u2028``, and a byte that is no UTF-8 as ``\xe9``."""
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if 0x80 <= code <= 0xFF else letter.encode("unicode_escape").decode()
