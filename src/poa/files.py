@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poa.errors import UserError
+from poa.text import unicode_text
 
 _LOG = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -35,6 +36,21 @@ def make_folder(folder: Path, *, content: str) -> Path:
         raise UserError(
             f"{content} cannot be written to {folder}: {error.strerror}. Choose another --out, or make it writable."
         ) from None
+    return folder
+
+
+def for_models(folder: Path) -> Path:
+    """The folder, if models can be loaded from it.
+
+    Raises:
+        UserError: Its path is no text, which safetensors cannot open.
+    """
+    path = unicode_text(str(folder))
+    if path != str(folder):
+        raise UserError(
+            f"The folder {path} has a path with bytes that are not UTF-8, so that no models could be loaded from it. "
+            "Choose another --out."
+        )
     return folder
 
 
@@ -70,7 +86,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: The folder cannot be written.
     """
-    whole = folder.resolve()  # `.` has no name
+    whole = folder if folder.name not in ("", "..") else folder.resolve()
     temporary = _unfinished(whole)
     try:
         temporary.mkdir(parents=True)

@@ -209,9 +209,18 @@ def test_the_folder_explains_itself(tmp_path: Path) -> None:
     assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) & stat.S_IROTH
 
 
-@pytest.mark.parametrize("name", ["a b", "a#b?c", "100%41"])
+@pytest.mark.parametrize("name", ["a b", "a#b?c", "100%41", 'a"\\b'])
 def test_odd_names_of_folders(name: str, tmp_path: Path) -> None:
-    assert timm.create_model(f"local-dir:{write(tmp_path / name)}", pretrained=True).embed_dim == 16
+    card = (write(tmp_path / name) / "README.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    exec(card.split("```")[1].removeprefix("python"), names)
+    assert names["model"].embed_dim == 16
+
+
+def test_a_folder_that_others_cannot_open(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"caf\\xe9 has a path with bytes that are not UTF-8.*Choose another --out"):
+        write(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_empty_folder_may_be_filled_even_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -336,10 +337,16 @@ def test_patches_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    data = folder(tmp_path / "images", (".",))
-    (tmp_path / "images/0.png").rename(tmp_path / "images" / b"\xff.png".decode("utf-8", "surrogateescape"))
-    write(tmp_path / "f.safetensors", data)
-    assert safetensors_content(tmp_path / "f.safetensors")["names"] == ["1.png", "2.png", "3.png", "\ufffd.png"]
+    data = folder(tmp_path / "images", (os.fsdecode(b"caf\xe9"), "a\nb"), per_class=1)
+    for file, content in (
+        ("f.safetensors", safetensors_content),
+        ("f.parquet", parquet_content),
+        ("f.npy", npy_content),
+    ):
+        write(tmp_path / file, data)
+        found = content(tmp_path / file)
+        assert found["names"] == ["a\nb/0.png", r"caf\xe9/0.png"]
+        assert found["labels"] == ["a\nb", r"caf\xe9"]
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from poa.pictures.kinds import files_of
 from poa.pictures.page import Picture, Section, html, write
 from poa.pictures.patches import Match, Pair, pairs
 
@@ -49,6 +51,16 @@ def test_page(tmp_path: Path) -> None:
     assert "What &lt;run&gt; sees" in text
     assert "&lt;none&gt;: no" in text
     assert "http" not in text, "the page needs nothing but its pictures"
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9\n<b>")
+    shown = r"caf\xe9\n&lt;b&gt;"
+    text = write(tmp_path, odd, odd, [Section("colours", "C", "T", [odd], [Picture("a.png", odd)])]).read_text("utf-8")
+    assert text.count(shown) == 6
+    assert files_of("matches", ["a b", "a/b"]) == ["matches-00-a-b.png", "matches-01-a-b.png"]
+    assert files_of("matches", ["A", "a", "x" * 300])[2] == f"matches-02-{'x' * 100}.png"
+    assert files_of("matches", ["64x3", odd]) == ["matches-64x3.png", "matches-caf-b-.png"]
 
 
 def grey(value: int, side: int = 8) -> np.ndarray:

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from poa.errors import UserError
-from poa.plots.figure import Cell, Row, printable, sheet, shortened
+from poa.plots.figure import Cell, Row, legend, printable, sheet, shortened
 
 
 def grey(value: int, side: int = 8) -> np.ndarray:
@@ -34,6 +35,14 @@ def test_sheet_shows_every_picture_where_it_belongs(tmp_path: Path) -> None:
 def test_labels_are_not_cut_off(tmp_path: Path) -> None:
     sheet([Row("MMMMMMMMMMMM_128x6", [Cell(grey(200))])], out=tmp_path / "sheet.png")
     assert (pixels(tmp_path / "sheet.png")[:, :3] == 255).all()
+
+
+def test_a_legend_names_all(tmp_path: Path) -> None:
+    figure = Figure()
+    handles = [figure.add_subplot().plot([1])[0] for _ in range(2)]
+    legend(figure, columns=2, handles=handles, labels=["_hidden", "$x_1$"])
+    texts = figure.legends[0].get_texts()
+    assert [(text.get_text(), text.get_parse_math()) for text in texts] == [("_hidden", False), ("$x_1$", False)]
 
 
 def test_sheets_that_are_too_large(tmp_path: Path) -> None:

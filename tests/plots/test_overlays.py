@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from poa.plots.overlays import ImageWithObjects, Objects, object_sheet
+from poa.plots.overlays import ImageWithMasks, ImageWithObjects, Objects, mask_sheet, object_sheet
 
 NOTHING = Objects(np.zeros((0, 4), dtype=np.float32), (), None)
 
@@ -39,6 +40,20 @@ def test_truth_on_the_left_and_what_was_found_on_the_right(tmp_path: Path, monke
     with Image.open(out) as picture:
         assert min(picture.size) > 400
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+ODD = ("$\\x{$", "_hidden", "a[/b]c", os.fsdecode(b"caf\xe9"), "猫\n", "long " * 40)
+
+
+def test_names_of_all_kinds_are_drawn(tmp_path: Path) -> None:
+    mask = np.arange(64).reshape(8, 8) % len(ODD)
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    objects = Objects(np.array([[1, 1, 5, 5]] * len(ODD), dtype=np.float32), ODD, None)
+    masks = [ImageWithMasks(name, image, mask, mask) for name in ODD[:2]]
+    mask_sheet(masks, classes=ODD, title="".join(ODD), out=tmp_path / "masks.png")
+    rows = [ImageWithObjects("".join(ODD), image, objects, NOTHING)]
+    object_sheet(rows, found="found", title="".join(ODD), out=tmp_path / "objects.png")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_images_without_objects_alone(tmp_path: Path) -> None:

@@ -8,7 +8,18 @@ from rich.console import Console
 
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
-from poa.plots.tables import SizeRow, fitting, records, score_names, size_rows, size_table, to_csv, to_json, write
+from poa.plots.tables import (
+    SizeRow,
+    fitting,
+    records,
+    score_names,
+    score_table,
+    size_rows,
+    size_table,
+    to_csv,
+    to_json,
+    write,
+)
 
 SPACE = SearchSpace.grid((384, 512, 1024), (12, 24))
 COSTS = {size: (size.width**2 * 12 * size.depths[0], size.width**2 * 4000 * size.depths[0]) for size in SPACE.sizes}
@@ -37,6 +48,16 @@ def test_rows_hold_everything_about_a_size() -> None:
     assert [row.intact for row in rows] == [False] * 5 + [True]
     assert rows[1].scores == {}
     assert score_names(rows) == ["top1@10", "top5@10", "top1@20"]
+
+
+def test_names_are_no_markup() -> None:
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(score_table({"a[/b]c": {"top1": 1.0}, "d\n:car:": {"top1": 2.0}}, {"top1": "top1"}))
+        console.print(size_table([SizeRow("a[/b]c", 1)], title="[/x]"))
+    assert capture.get().count("a[/b]c") == 2
+    assert r"d\n:car:" in capture.get()
+    assert "[/x]" in capture.get()
 
 
 def test_records_have_the_same_keys() -> None:

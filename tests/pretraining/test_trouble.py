@@ -1,6 +1,7 @@
 """What goes wrong on the machine or while a run is under way, and what is told and kept."""
 
 import errno
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -50,15 +51,17 @@ def test_fewer_gpus_than_devices(at: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(16):
         picture(at / f"images/{number:02}.jpg", number=number)
-    truncate(at / "images/05.jpg")
+    odd = Path(os.fsdecode(b"images/caf\xe9\n.jpg"))
+    (at / "images/05.jpg").rename(odd)
+    truncate(odd)
     (at / "images/11.jpg").write_text("not a picture")
     words = (*TRAIN.split(), "--data", "images", "--limit", "none")
     told = refused(capsys, *words)
     assert told.startswith("2 of 16 images cannot be read, more than the allowed share of 1.0%; new/bad_images.txt")
     assert "--max-bad-share" in told
-    assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n"
+    assert (at / "new/bad_images.txt").read_text() == "11.jpg\ncaf\\xe9\\n.jpg\n"
     assert poa("pretrain", "--out", "new", "--resume", "--max-bad-share", "0.2") == 0
-    assert (at / "new/bad_images.txt").read_text() == "05.jpg\n11.jpg\n", "an image is listed twice"
+    assert (at / "new/bad_images.txt").read_text() == "11.jpg\ncaf\\xe9\\n.jpg\n", "an image is listed twice"
     shutil.rmtree(at / "new")
     (at / "images/11.jpg").unlink()
     picture(at / "images/11.jpg", number=11)

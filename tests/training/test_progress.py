@@ -180,6 +180,16 @@ def test_a_bar_shows_the_latest_note(is_lively: bool) -> None:
     assert "loss 2.500" not in shown.splitlines()[-1]
 
 
+@pytest.mark.parametrize("is_lively", [True, False])
+def test_names_in_bars_and_messages_are_no_markup(is_lively: bool) -> None:
+    console, output = terminal() if is_lively else plain()
+    with bar("a[/b]c\n:car: images", total=1, console=console) as advance:
+        advance(1, "loss [/x]")
+    shown = visible(output) if is_lively else output.getvalue()
+    assert r"a[/b]c\n:car: images" in shown
+    assert "loss [/x]" in shown
+
+
 def test_a_bar_is_shown_below_the_panel() -> None:
     console, output = terminal()
     with TrainingDisplay(1000, steps_per_epoch=40, start_step=0, console=console) as display:

@@ -15,7 +15,7 @@ from poa.data.images import Preprocessing
 from poa.elastic.space import Size
 from poa.errors import UserError, counted
 from poa.families.base import Backbone, Family, Features
-from poa.files import whole_folder
+from poa.files import for_models, whole_folder
 from poa.text import markdown_text, python_literal, unicode_text
 
 CLASSIFIER = "classifier.safetensors"
@@ -137,7 +137,7 @@ def write_size(
 
     The folder must be new or empty; ``source`` says on the model card where the weights come from.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if for_models(folder).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already exists. Choose another --out, or delete it first.")
     card = model_card(
         task="image-feature-extraction",

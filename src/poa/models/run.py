@@ -29,7 +29,7 @@ from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
 from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
-from poa.files import LOCK, one_writer, whole_file
+from poa.files import LOCK, for_models, one_writer, whole_file
 from poa.models.registry import family_of
 from poa.text import shell_word
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
@@ -84,7 +84,7 @@ def check(config: Config, *, resume: bool) -> None:
     if resume:
         reopen(config)
         return
-    paths = Paths(Path(config.out))
+    paths = Paths(for_models(Path(config.out)))
     try:
         used = paths.folder.exists() and (not paths.folder.is_dir() or any(map(_is_of_others, paths.folder.iterdir())))
         begun = is_begun(paths.folder)

@@ -17,6 +17,7 @@ from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError, counted
 from poa.evaluation.results import Results
 from poa.evaluation.sweep import DEFAULTS, SweepOptions, sweep
+from poa.files import for_models
 from poa.models.source import ModelSource
 from poa.tasks.classification.data import labelled, training_transform
 from poa.tasks.classification.train import Classification
@@ -140,6 +141,7 @@ def _readable(
 def _run(task: Task) -> Results:
     if task.save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {task.save_every}.")
+    for_models(task.folder)
     return sweep(task.source, task, task.source.choose(task.options.sizes), task.options)
 
 

@@ -224,18 +224,20 @@ def test_bad_images_are_counted_and_classes_named(tmp_path: Path) -> None:
     train, test = (MaskedImages(*write_pairs(tmp_path / part, seed=i)) for i, part in enumerate(("a", "b")))
     (tmp_path / "a/images/2.jpg").write_bytes(b"damaged")
     names = tmp_path / "names.txt"
-    names.write_text("ground\nred\ngreen\nblue\n")
+    names.write_text("=ground\n$\\red{$\n_green\nblue\n")  # what spreadsheets and matplotlib take for theirs
     data, settings = {"train": train, "test": test}, SETTINGS.changed(epochs=1)
     run(tmp_path / "out", data, settings, classes=names, sizes="16x1")
     written = json.loads((tmp_path / "out/segmentation/segmentation.json").read_text())
     assert written["bad_images"] == {"train": 1, "test": 0}
     assert written["details"]["16x1"]["training_images"] == 7
     assert [name for name in written["details"]["16x1"] if name.startswith("iou")] == [
-        "iou ground",
-        "iou red",
-        "iou green",
+        "iou =ground",
+        "iou $\\red{$",
+        "iou _green",
     ]
-    assert (tmp_path / "out/segmentation/classes.csv").read_text().splitlines()[-1] == "blue,"
+    lines = (tmp_path / "out/segmentation/classes.csv").read_text().splitlines()
+    assert lines[1].startswith("'=ground,")
+    assert lines[-1] == "blue,"
 
 
 @pytest.mark.parametrize(
