@@ -13,8 +13,8 @@ Example:
     ```
 """
 
-from collections.abc import Sequence
-from os import PathLike
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +49,16 @@ def pretrain(
     from poa.config.resolve import resolve
     from poa.pretraining import launch
 
-    plain = {name: str(value) if isinstance(value, PathLike) else value for name, value in given.items()}
-    file = None if config is None else str(config)
-    return launch.train(resolve(plain, recipe=recipe, file=file, resume=resume), resume=resume)
+    settings = _without_paths(given)
+    file = None if config is None else fspath(config)
+    return launch.train(resolve(settings, recipe=recipe, file=file, resume=resume), resume=resume)
+
+
+def _without_paths(value: Any) -> Any:
+    """Settings with texts for paths."""
+    if isinstance(value, Mapping):
+        return {name: _without_paths(below) for name, below in value.items()}
+    return fspath(value) if isinstance(value, PathLike) else value
 
 
 def load(folder: str | PathLike[str]) -> "Run":
@@ -65,15 +72,15 @@ def load(folder: str | PathLike[str]) -> "Run":
     """
     from poa.models.run import load as load_run
 
-    return load_run(str(folder))
+    return load_run(fspath(folder))
 
 
 def evaluate(
     subject: "Run | str | PathLike[str]",
     protocol: str = "knn",
     *,
-    test: str,
-    train: str | None = None,
+    test: str | PathLike[str],
+    train: str | PathLike[str] | None = None,
     sizes: str | Sequence[str] = "all",
     branch: str = "teacher",
     name: str | None = None,
@@ -116,15 +123,18 @@ def evaluate(
     chosen = scoring.protocol_of(protocol, settings)
     source = model_source(str(given), branch=branch, image_size=image_size, out=None if out is None else Path(out))
     options = SweepOptions(sizes, name, workers, overwrite)
-    results = scoring.evaluate(source, chosen, train=train, test=test, limit=limit, options=options)
+    parts = (None if train is None else fspath(train)), fspath(test)
+    results = scoring.evaluate(source, chosen, train=parts[0], test=parts[1], limit=limit, options=options)
     return results.of(source.choose(sizes))
 
 
-def evaluate_knn(run: "Run", *, train: str, test: str, **options: Any) -> "Scores":
+def evaluate_knn(
+    run: "Run | str | PathLike[str]", *, train: str | PathLike[str], test: str | PathLike[str], **options: Any
+) -> "Scores":
     """Evaluate sizes of a run by weighted k-NN: short for ``evaluate(run, "knn", ...)``.
 
     Args:
-        run: Whose sizes.
+        run: Whose sizes, or its folder.
         train: Labelled images that vote.
         test: Labelled images that are classified.
         **options: Such as ``sizes``, ``branch``, ``ks``.

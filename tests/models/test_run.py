@@ -3,10 +3,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import Tensor
 
 import poa
@@ -14,6 +17,7 @@ import tiny
 from conformance import filler
 from poa import files
 from poa.config import resolve
+from poa.data.images import centre_crop
 from poa.errors import UserError
 from poa.models import run as runs
 from poa.models.run import Run
@@ -102,6 +106,12 @@ def test_a_run_has_one_writer(folder: Path, tmp_path: Path, monkeypatch: pytest.
         poa.pretrain(**given)
 
 
+def test_paths_anywhere_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poa.pretraining.launch.train", lambda config, **_: config)
+    config: Any = poa.pretrain(data=Path("a"), monitor={"data": Path("b/c")}, distill={"teacher": Path("d")})
+    assert (config.data, config.monitor.data, config.distill.teacher) == ("a", "b/c", "d")
+
+
 def test_a_run_knows_its_sizes(run: Run) -> None:
     assert run.sizes() == SIZES
     assert str(run.space.intact) == SIZES[-1]
@@ -135,6 +145,39 @@ def test_features_of_other_image_sizes(run: Run) -> None:
     assert run.features(images(2, 40), size="48x2").shape == (2, 48)
 
 
+def test_features_of_images_in_other_forms(run: Run, tmp_path: Path) -> None:
+    bytes_ = images(2)
+    arrays = bytes_.permute(0, 2, 3, 1).numpy()
+    expected = run.features(bytes_, size="48x2")
+    for same in (arrays, [bytes_[0], arrays[1]], list(bytes_), arrays[:, :, ::-1][:, :, ::-1]):
+        assert torch.equal(run.features(same, size="48x2"), expected)
+    assert torch.equal(run.features(arrays[0], size="48x2"), run.features(bytes_[:1], size="48x2"))
+    photo = Image.fromarray(np.asarray(filler((30, 50, 3), 5) * 255 + 127).astype(np.uint8))
+    photo.save(tmp_path / "photo.png")
+    cropped = centre_crop(photo, size=run.preprocessing.image_size, resize_to=run.preprocessing.resize)
+    expected = run.features(cropped, size="48x2")
+    for same in (photo, [photo], tmp_path / "photo.png", str(tmp_path / "photo.png")):
+        assert torch.equal(run.features(same, size="48x2"), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (torch.rand(1, 3, 16, 16), r"type uint8, got torch\.float32\. Multiply values"),
+        (np.zeros((16, 16)), "got float64"),
+        (np.zeros((16, 16), np.uint8), r"arrays of height x width x 3.*got 16 x 16\. Turn grey images into RGB"),
+        (images(1, 15), r"size 15 is not a multiple of the patch size \d+\. Resize the images"),
+        ([], "need the same size in pixels, got none"),
+        ([images(1)[0], images(1, 24)[0]], r"got 16x16 and 24x24\. Give PIL images"),
+        ("missing.png", r"missing\.png cannot be read: No such file"),
+        (Image.fromarray(np.full((4, 4), 0.5, np.float32)), "The image cannot be used"),
+    ],
+)
+def test_images_that_are_refused(run: Run, given: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        run.features(given, size="48x2")
+
+
 def test_reading_a_run_consumes_no_random_numbers(folder: Path) -> None:
     before = torch.get_rng_state()
     run = poa.load(folder)
@@ -165,7 +208,10 @@ def test_models_go_into_the_run_unless_told_otherwise(run: Run, tmp_path: Path) 
 
 
 def test_sizes_can_be_scored(run: Run) -> None:
-    scores = poa.evaluate_knn(run, train="digits/train", test="digits/test", sizes=["32x2", "64x3"], limit=200)
+    digits = Path("digits")
+    scores = poa.evaluate_knn(
+        run.folder, train=digits / "train", test=digits / "test", sizes=["32x2", "64x3"], limit=200
+    )
     assert set(map(str, scores)) == {"32x2", "64x3"}
     assert (run.folder / "eval/knn/knn.json").exists()
 

@@ -191,6 +191,11 @@ def _without_texts(encoded: bytes) -> bytes:
     return b"".join(kept)
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image that is open already, as ``decode`` gives it; raises ``BadImage`` as that does."""
+    return _turn_upright(image, _to_rgb(image))
+
+
 def centre_crop(image: Image.Image, *, size: int, resize_to: int) -> UInt8[Tensor, "1 3 size size"]:
     """Resize the shorter side, then cut the central square."""
     shorter = min(image.height, image.width)

@@ -179,7 +179,11 @@ def matched_labels(train: ImageIndex, test: ImageIndex) -> tuple[npt.NDArray[np.
 
 
 def open_index(
-    data: str, *, limit: int | None = None, cache: Path | None = None, progress: Progress | None = None
+    data: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> ImageIndex:
     """Open the images that ``--data`` names, listing them only if they were not listed before or have changed.
 

@@ -94,12 +94,13 @@ class Listing:
     """Of an embedded set."""
 
 
-def resolve(data: str) -> Source:
+def resolve(data: str | os.PathLike[str]) -> Source:
     """Find what ``--data`` names.
 
     That is a folder; a text or CSV list of paths; a zip or tar, or a folder inside one (``set.zip/train``);
     ``digits``, ``digits/train`` or ``digits/test`` (a folder of that name is meant by ``./digits``).
     """
+    data = os.fspath(data)
     name, _, part = data.partition("/")
     if name == "digits":
         return Source("digits", Path("digits"), _digits_part(part.strip("/")))

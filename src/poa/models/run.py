@@ -14,13 +14,14 @@ from pathlib import Path
 import timm
 import torch
 import torchvision
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
 from poa.config import resolve
 from poa.config.pretraining import Config
 from poa.data.augment import normalise
+from poa.data.given import Images, given_images
 from poa.data.images import Preprocessing
 from poa.elastic.network import SubNetworks, state
 from poa.elastic.plan import skeleton
@@ -282,18 +283,34 @@ class Run:
             return self.family.build(self.space.find(str(size))).requires_grad_(False).eval()
 
     @torch.inference_mode()
-    def features(
-        self, images: UInt8[Tensor, "batch channels height width"], *, size: str | Size
-    ) -> Float[Tensor, "batch features"]:
+    def features(self, images: Images, *, size: str | Size) -> Float[Tensor, "batch features"]:
         """One feature vector an image, from the network of a size.
 
         Args:
-            images: RGB values 0..255; sides that are multiples of the patch size.
+            images: One or a list of: PIL images or paths of files, which are resized and cropped as in evaluations;
+                tensors (3 x height x width) or NumPy arrays (height x width x 3), which are taken as they are: RGB of
+                0..255, sides that are multiples of the patch size. Or a batch as one tensor or array.
             size: Such as ``384x12``.
+
+        Raises:
+            UserError: There is no such size, or the images are not as they must be.
         """
-        views = self.config.views
-        features: Features = self.network(size)(normalise(images, mean=views.mean, std=views.std))
+        network, own = self.network(size), self.preprocessing
+        pixels = given_images(images, own)
+        try:
+            for side in dict.fromkeys(pixels.shape[2:]):
+                self.family.check_image_size(side, setting="views.global-size")
+        except UserError as error:
+            what, _, _ = str(error).partition(". ")
+            raise UserError(f"{what}. Resize the images, or give PIL images, which are resized.") from None
+        features: Features = network(normalise(pixels, mean=own.mean, std=own.std))
         return features.cls
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for the networks in evaluations."""
+        views = self.config.views
+        return Preprocessing(views.global_size, self.config.scoring_resize, views.mean, views.std)
 
     def extract(self, size: str | Size, *, out: str | Path | None = None) -> Path:
         """Write a size as a plain timm model, after checking it against the elastic sub-network.
@@ -310,7 +327,7 @@ class Run:
         Raises:
             UserError: The size does not exist, or the folder is in use or cannot be written.
         """
-        wanted, views = self.space.find(str(size)), self.config.views
+        wanted = self.space.find(str(size))
         folder = Path(out) if out is not None else self.paths.models / str(wanted)
         elastic = self._sub_networks.bind(wanted, state(self.teacher), training=False)
         return write_size(
@@ -319,7 +336,7 @@ class Run:
             family=self.family,
             size=wanted,
             folder=folder,
-            preprocessing=Preprocessing(views.global_size, self.config.scoring_resize, views.mean, views.std),
+            preprocessing=self.preprocessing,
             source=f"run {self.folder.name}, step {self.step}",
         )
 
