@@ -121,7 +121,7 @@ def test_models_load_without_us(
     """As the model card says, and where this package cannot be imported; it finds what was found."""
     folder = whole[0] / "detection/models/32x1"
     card = (folder / "README.md").read_text()
-    assert "A mask-rcnn on timm's VisionTransformer for 2 classes (runs/mine, teacher at step 5)" in card
+    assert "mask-rcnn on VisionTransformer for 2 classes (runs/mine, teacher at step 5)" in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     with Image.open(Path(data["test"].images) / "0.png") as image:
         names: dict[str, Any] = {"image": torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255}
