@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"name": "efficientnet_b0"},
         r"EfficientNet, which cannot be cut.*vit, swin, resnet, c",
     ),
-    "distillation token": ({"name": "deit_tiny_distilled_patch16_224"}, r"VisionTransformerDistilled, a family"),
+    "distillation token": ({"name": "deit_tiny_distilled_patch16_224"}, r"VisionTransformerDistilled, which cannot"),
     "version 2": ({"name": "swinv2_tiny_window8_256"}, r"SwinTransformerV2, which cannot be cut"),
     "mistyped model": ({"name": "resnt50_gn"}, r"there is no such .*timm model\. Did you mean 'resnet50_gn'\?"),
     "mistyped family": ({"name": "swinn"}, r"--model swinn: there is no such family.* Did you mean 'swin'\?"),

@@ -68,7 +68,7 @@ def test_pictures_and_page(run: Run, tmp_path: Path) -> None:
         *("matches-views-0.png", "prototypes-32x2.png", "prototypes-64x3.png"),
     }
     assert {path.name for path in page.parent.iterdir()} == named | {"index.html"}
-    assert "12 images of" in text
+    assert "12 images from" in text
     assert re.search(r"Right in all images that are shown: 32x2 \d+ % of \d+ patches \(by chance 25.0 %\); 64x3", text)
 
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_shown_is_said(run: Run, tmp_path: Path) -> None:
         limit=8,
     )
     text = page.read_text()
-    assert "test_resnet: no attention of a class token" in text
+    assert "test_resnet: these networks have no attention" in text
     assert "test_resnet: no prototypes; only runs of the methods poa and single" in text
     assert (page.parent / "prototypes-run-32x2.png").exists()
     with pytest.raises(UserError, match=r"Nothing could be drawn\. 32x2: 5 neighbours need more than 5 images, got 4"):
@@ -193,7 +193,7 @@ def test_images_without_classes_and_bad_ones(run: Run, tmp_path: Path) -> None:
     options = {"images": str(tmp_path / "images"), "limit": None, "sizes": "32x2", "kinds": ["neighbours", "matches"]}
     page = draw([source(run)], tmp_path / "out", **options)
     text = page.read_text()
-    assert "7 images of" in text
+    assert "7 images from" in text
     assert "frames" not in text
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"damaged")

@@ -165,7 +165,7 @@ def _check_arguments(kind: type[Family], settings: Mapping[str, Any], arguments:
     for name in sorted(arguments.keys() - _OF_USE):
         value = arguments[name]
         if value not in _AS_ALWAYS.get(name, ()) and (name not in ours or ours[name] != value):
-            raise UserError(f"its {name} of {json.dumps(value)} is not supported")
+            raise UserError(f"{name}={json.dumps(value)} is not supported")
 
 
 def space_of(kind: type[Family], settings: Mapping[str, Any]) -> SearchSpace:

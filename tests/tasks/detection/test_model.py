@@ -336,7 +336,7 @@ def test_backbones_without_four_maps() -> None:
         ({"layer_decay": 0.0}, "--layer-decay cannot be 0.0"),
         ({"sides": ()}, "--sides cannot be"),
         ({"test_side": 0}, "--test-side cannot be 0"),
-        ({"longest": 50}, "--longest 50 is less than the shorter side 288"),
+        ({"longest": 50}, "--longest 50 is less than the shorter side of images, 288"),
     ],
 )
 def test_bad_settings(over: dict[str, Any], text: str) -> None:
