@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.data.sampler import folds_of
 from poa.errors import UserError
-from poa.evaluation.joint_linear import JointLinear, Slimmable, Switchable
+from poa.evaluation.joint_linear import Classifiers, JointLinear, Slimmable, Switchable
 from poa.evaluation.linear import FOLDS
 from poa.evaluation.protocol import Outcome, Rows
 from poa.evaluation.results import NotScored, Results
@@ -78,6 +79,33 @@ def test_learning_rate_suits_the_largest_on_held_out_images() -> None:
         hits[lr] = own.top1([features[held]], labels[held])[0]
     assert len(set(hits.values())) > 1
     assert chosen == {max(hits, key=lambda lr: hits[lr])}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "largest"),
+    [
+        ({"6x2": 6, "12x2": 12, "12x3": 12, "6x3": 6}, "12x3"),  # a ViT: features are as wide as the size
+        ({"32x1-2": 12, "64x1-1": 12, "64x2-1": 12, "64x1-2": 12, "64x2-2": 12, "32x2-2": 12}, "64x2-2"),  # a ResNet
+        ({"64x4-8": 12, "64x5-6": 12, "64x4-6": 12}, "64x4-8"),  # without the intact network: the most blocks
+    ],
+    ids=["vit", "resnet", "resnet, some sizes"],
+)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_largest_of_all_teaches(sizes: dict[str, int], largest: str, reverse: bool) -> None:
+    """Not the first or the shallowest of those with the widest features, in whatever order they are named."""
+    taught: list[torch.Tensor] = []
+
+    class Seen(Switchable):
+        def fit(self, features: Sequence[torch.Tensor], *args: Any, **options: Any) -> Classifiers:
+            taught.append(features[0])
+            return super().fit(features, *args, **options)
+
+    marked = {
+        name: (Rows(torch.full((4, width), float(number)), torch.arange(4) % 2),) * 2
+        for number, (name, width) in enumerate(sorted(sizes.items(), reverse=reverse))
+    }
+    Seen(learning_rates=(0.5,), epochs=1, standardise=False)._together(marked, num_classes=2, device=CPU)
+    assert torch.equal(taught[0], marked[largest][0].features)
 
 
 def test_what_is_told_changes_what_is_found() -> None:

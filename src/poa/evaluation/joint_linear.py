@@ -28,6 +28,7 @@ from poa.evaluation.protocol import (
     percent,
     top_k,
 )
+from poa.evaluation.results import size_of
 
 _INITIAL_SPREAD = 0.01
 _MOMENTUM = 0.9
@@ -69,7 +70,8 @@ class Classifiers(NamedTuple):
 class JointLinear(JointLinearSettings, Protocol):
     """Linear classifiers of all networks, trained side by side by SGD (SlimCLR, official linear evaluation).
 
-    The loss is summed over networks. Of networks but the largest, where ``distilled``, half of the cross-entropy is
+    The loss is summed over networks. The largest is that with the widest features; of equally wide ones that of the
+    widest size, then of the deepest. Of networks but the largest, where ``distilled``, half of the cross-entropy is
     against the largest one's probabilities, through which no gradient flows. The learning rate is the one with which
     the largest network does best on a held-out fifth of each class. Features are taken once, without augmentation, and
     standardised; the published learning rates, 0.4 (after MoCo v3 and SimCLR) and 60 (after MoCo v2), are for features
@@ -111,7 +113,7 @@ class JointLinear(JointLinearSettings, Protocol):
     def _together(
         self, rows: Mapping[str, tuple[Rows, Rows]], *, num_classes: int, device: torch.device
     ) -> dict[str, Outcome]:
-        names = sorted(rows, key=lambda name: rows[name][0].features.shape[1], reverse=True)
+        names = sorted(rows, key=lambda name: _largeness(name, rows[name][0]), reverse=True)
         labels, wanted = (part.labels for part in rows[names[0]])
         for name in names:
             for part, which in zip(rows[name], ("training", "test"), strict=True):
@@ -227,6 +229,15 @@ class Slimmable(JointLinear):
         """Its first columns."""
         (full,) = trained
         return [Classifier(full.weight[:, :width], full.bias) for width in widths]
+
+
+def _largeness(name: str, rows: Rows) -> tuple[int, ...]:
+    """Sorts networks by the width of their features, then by the width and the depth of the sizes they are named after.
+
+    Features of many sizes are equally wide: those of all depths of a ViT, and all those of a ResNet.
+    """
+    size = size_of(name)
+    return (rows.features.shape[1], *((size.width, sum(size.depths), *size.depths) if size else ()))
 
 
 def _fresh(width: int, num_classes: int, *, seed: int) -> Classifier:
