@@ -108,6 +108,15 @@ def test_h_learning_rates_of_the_published_recipes(recipe: str, epoch: int, lr: 
     assert schedules.at(epoch * STEPS_PER_EPOCH).lr == pytest.approx(lr, abs=6e-5 if lr < 1 else 5e-4)
 
 
+@pytest.mark.parametrize("given", [{}, {"batch_size": 4096}, {"batch_size": 128}, {"lr": 0.1}])
+def test_the_learning_rate_restarts_with_the_published_jump(given: dict[str, Any]) -> None:
+    """Of 2.67, whatever the peak: that of the published batch, of another one, or one that is set."""
+    config = resolve.resolve(given, recipe="slimclr-mocov3")
+    schedules = build.schedules_of(config, steps_per_epoch=STEPS_PER_EPOCH)
+    jump = schedules.at(150 * STEPS_PER_EPOCH).lr / schedules.at(150 * STEPS_PER_EPOCH - 1).lr
+    assert jump == pytest.approx(3.2 / 1.2, rel=1e-3)
+
+
 def test_published_recipes_name_the_published_constants() -> None:
     config = resolve.resolve(recipe="slimclr-mocov3")
     assert build.SLIMCLR[config.method].__name__ == "MoCoV3"

@@ -229,7 +229,7 @@ class OptimizerSettings(Settings):
     decay_all: bool = False
     """Weight decay also for biases and norms (LARS never does)."""
     restart_lr: Positive | None = None
-    """Learning rate at which the cosine continues after the slow start of slimclr-...; unchanged by default."""
+    """Replaces base_lr after the slow start of slimclr-...; the batch size and --lr scale it as they scale base_lr."""
     base_lr: Positive = 0.004
     """Peak learning rate at batch size 1024; scaled by the square root of the batch size."""
     final_lr: NotNegative = 2e-5

@@ -177,7 +177,8 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
     peak = config.lr or scaled_lr(settings.base_lr, batch_size=config.batch_size)
     lr = curve(peak, settings.final_lr, warmup_epochs=settings.warmup_epochs)
     if settings.restart_lr is not None:
-        after = curve(settings.restart_lr, settings.final_lr, warmup_epochs=settings.warmup_epochs)
+        restart = peak / settings.base_lr * settings.restart_lr  # whatever scales the peak scales it too
+        after = curve(restart, settings.final_lr, warmup_epochs=settings.warmup_epochs)
         lr = partial(switched, before=lr, after=after, at=_slow_start(config, steps_per_epoch))
     return Schedules(
         lr=lr,
