@@ -12,6 +12,8 @@ from poa.config.pretraining import SlimSettings
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.slim_resnet import SlimResNet
+from poa.losses.contrastive import Similarities
+from poa.losses.slimmable import soft_cross_entropy
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
 from poa.methods.slimclr import SlimCLR
 from processes import run_processes
@@ -90,6 +92,26 @@ def test_e_contrast_and_distillation_share_the_weight_of_a_width(name: str) -> N
     weights = method(name, distillation_share=0.25).weights((HALF,), num_locals=0)
     assert weights["8x1-1-1-1/distillation"] == pytest.approx(weights["8x1-1-1-1/contrast"] / 3)
     assert weights["8x1-1-1-1/distillation"] > 0
+
+
+@pytest.mark.parametrize(("name", "divisor"), [("simclr", 1.0), ("mocov2", 1.0), ("mocov3", 0.2)])
+def test_f_distillation_compares_cosines_and_with_moco_v3_logits(
+    monkeypatch: pytest.MonkeyPatch, name: str, divisor: float
+) -> None:
+    """As the official code does; the published temperature of MoCo v3 is 1, where there is no difference."""
+    made = method(name, temperature=0.2, distillation_temperature=1.5)
+    passed: list[list[Similarities]] = []
+    similarities = made.similarities
+
+    def seen(*args: Any) -> list[list[Similarities]]:
+        passed.extend(similarities(*args))
+        return passed
+
+    monkeypatch.setattr(made, "similarities", seen)
+    found = made(views(), (HALF,), temperature=1.0)["8x1-1-1-1/distillation"]
+    rows = [[each.values / divisor for each in pairing] for pairing in passed]
+    expected = sum(soft_cross_entropy(half, full, temperature=1.5) for full, half in rows)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", KINDS)

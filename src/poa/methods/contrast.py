@@ -142,6 +142,10 @@ class MoCoV3(SlimCLR):
         embedded = [[network(first), network(second)] for network in networks]
         return [[batch_similarities(views[number], keys[number]) for views in embedded] for number in range(len(keys))]
 
+    def compared(self, cosines: Float[Tensor, "rows candidates"]) -> Float[Tensor, "rows candidates"]:
+        """Unlike with the other two methods, online distillation compares logits (SlimCLR, official code)."""
+        return cosines / self.temperature
+
     def update_teacher(self, momentum: float) -> None:
         """Move the momentum encoder towards the full width, without its predictor."""
         self.follow(self.momentum, momentum=momentum)

@@ -112,7 +112,12 @@ class SlimCLR(Method):
         assert name is not None
         if temperature is None:
             temperature = self.usual_temperatures.get(name)
-        return online_distillation(name, width.values, full.values, full.positives, temperature=temperature)
+        student, teacher = self.compared(width.values), self.compared(full.values)
+        return online_distillation(name, student, teacher, full.positives, temperature=temperature)
+
+    def compared(self, cosines: Float[Tensor, "rows candidates"]) -> Float[Tensor, "rows candidates"]:
+        """What online distillation compares: cosines as they are, not yet divided by the temperature of contrast."""
+        return cosines
 
     def plain(self) -> dict[str, Tensor]:
         """Parameters and buffers of the full width by the names of a network of its own."""

@@ -149,8 +149,7 @@ def naive(truths: list[torch.Tensor], guesses: list[torch.Tensor], num_classes: 
     for each in range(num_classes):
         both = sum(true == each and guess == each for true, guess in pixels)
         either = sum(true == each or guess == each for true, guess in pixels)
-        occurs = any(true == each for true, _ in pixels)
-        ious.append(100 * both / either if occurs else float("nan"))
+        ious.append(100 * both / either if either else float("nan"))
     right = sum(true == guess for true, guess in pixels)
     return float(np.nanmean(ious)), 100 * right / len(pixels), ious
 
@@ -172,11 +171,12 @@ def counted(truths: list[torch.Tensor], guesses: list[torch.Tensor], num_classes
 @pytest.mark.parametrize("seed", range(5))
 def test_agrees_with_loops_over_pixels(seed: int) -> None:
     truths, guesses = drawn(seed=seed)
-    found, expected = agreement(counted(truths, guesses)), naive(truths, guesses, 5)
+    found, expected = agreement(counted(truths, guesses, 6)), naive(truths, guesses, 6)
     assert found.miou == pytest.approx(expected[0])
     assert found.pixel_accuracy == pytest.approx(expected[1])
     assert found.iou.tolist() == pytest.approx(expected[2], nan_ok=True)
-    assert bool(found.iou[4].isnan())  # guessed, but it occurs nowhere
+    assert found.iou[4] == 0  # guessed, but never true
+    assert bool(found.iou[5].isnan())  # neither
 
 
 def test_by_hand() -> None:
@@ -184,15 +184,16 @@ def test_by_hand() -> None:
     guess = torch.tensor([[0, 1, 1], [1, 0, 2]])
     assert count(truth, guess, num_classes=3, ignore=IGNORE).tolist() == [[1, 2, 0], [2, 3, 0], [1, 3, 1]]
     found = agreement(counted([truth], [guess], 3))
-    assert found.iou[:2].tolist() == [50.0, 50.0]  # 1 of 2, 2 of 4
-    assert (found.miou, found.pixel_accuracy) == (50.0, 60.0)
+    assert found.iou.tolist() == [50.0, 50.0, 0.0]  # 1 of 2, 2 of 4, 0 of 1
+    assert (found.miou, found.pixel_accuracy) == (pytest.approx(100 / 3), 60.0)
     assert count(truth, guess, num_classes=10, ignore=-1)[1, IGNORE] == 1  # nothing is ignored
 
 
 def test_pixels_are_summed_before_they_are_divided() -> None:
     small, large = torch.zeros(1, 1, dtype=torch.long), torch.zeros(3, 3, dtype=torch.long)
     found = agreement(counted([small, large], [small + 1, large], 2))
-    assert found.miou == pytest.approx(90.0)  # and not the mean of 0 and 100
+    assert found.iou[0] == pytest.approx(90.0)  # and not the mean of 0 and 100
+    assert found.miou == pytest.approx(45.0)
 
 
 def test_intervals_are_those_of_drawn_images() -> None:

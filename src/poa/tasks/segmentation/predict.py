@@ -83,9 +83,9 @@ class Agreement(NamedTuple):
     """In percent.
 
     Attributes:
-        miou: Mean of ``iou`` over the classes that occur in true masks.
+        miou: Mean of ``iou`` over the classes that occur in true or in predicted masks, as usual (mmseg, torchmetrics).
         pixel_accuracy: Share of pixels with a class that got it right.
-        iou: Of each class; NaN where a class does not occur.
+        iou: Of each class; 0 where it is predicted but never true, NaN where it occurs in neither.
     """
 
     miou: float
@@ -117,7 +117,7 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of ``miou`` and ``pixel_accuracy``: images are drawn with replacement.
 
-    A class that no drawn image has is left out of that draw's mean. One image has no interval.
+    A class that occurs in no drawn image, true or predicted, is left out of that draw's mean. One image has no interval.
     """
     num_images = len(counts)
     if num_images < 2:
@@ -143,5 +143,5 @@ def _measures(
 ) -> tuple[Float[Tensor, "rows classes"], Float[Tensor, " rows"]]:
     """Intersection over union of each class and pixel accuracy, in percent."""
     hits, true, predicted = counts.unbind(dim=1)
-    iou = 100 * hits / (true + predicted - hits)
-    return torch.where(true > 0, iou, torch.nan), 100 * hits.sum(dim=1) / true.sum(dim=1)
+    iou = 100 * hits / (true + predicted - hits)  # 0 / 0 is NaN
+    return iou, 100 * hits.sum(dim=1) / true.sum(dim=1)
