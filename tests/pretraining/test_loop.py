@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import poa
 import tiny
 from poa.errors import UserError
 from poa.pretraining.logger import read_metrics
-from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, step_of
+from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, step_of
 
 EPOCHS, STEPS = 2, 8
 # All that is random takes part: drop path, masks, several sizes a step. A checkpoint every other step.
@@ -258,6 +260,41 @@ def test_a_finished_run_has_nothing_to_go_on_with(whole: Whole) -> None:
 def test_other_settings_are_no_way_to_go_on(whole: Whole, over: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=rf"was started with other settings: {named}"):
         poa.pretrain(out=whole("vit"), resume=True, **over)
+
+
+@pytest.mark.parametrize(
+    ("over", "named"),
+    [
+        ({"epochs": 3}, r"epochs \(2 in the checkpoint, 3 in config.yaml\)"),
+        ({"seed": 1}, r"seed \(0 in the checkpoint, 1 in config.yaml\)"),
+        ({"method": "single"}, r"method \('poa' in the checkpoint, 'single' in config.yaml\)"),
+        ({"batch_size": 8}, r"batch_size \(16 in the checkpoint, 8 in config.yaml\)"),
+        ({"lr": 0.01}, r"lr \(None in the checkpoint, 0.01 in config.yaml\)"),
+        ({"model": {"width_max": 96}}, r"model.width_max \(64 in the checkpoint, 96 in config.yaml\)"),
+    ],
+)
+def test_an_edited_config_is_no_way_to_go_on(whole: Whole, tmp_path: Path, over: dict[str, Any], named: str) -> None:
+    """Nor is the checkpoint of a run with other settings: what the checkpoint was trained with counts."""
+    shutil.copytree(whole("vit"), tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    config.write_text(yaml.safe_dump(tiny.merged(yaml.safe_load(config.read_text()), over)))
+    with pytest.raises(UserError, match=rf"was trained with other settings than those in config\.yaml: {named}\. Put"):
+        poa.pretrain(out=tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_that_does_not_say_its_settings_is_resumed(whole: Whole, tmp_path: Path) -> None:
+    """As older versions have written it."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole("vit"), folder)
+    half, end = checkpoints(folder / "checkpoints")
+    state = load_checkpoint(half)
+    end.unlink()
+    half.unlink()
+    for name in ("settings", "processes"):
+        del state[name]
+    save_checkpoint(folder / "checkpoints", step_of(half), state)
+    poa.pretrain(out=folder, resume=True)
+    assert_same_run(folder, whole("vit"))
 
 
 def test_a_folder_in_use_is_left_alone(whole: Whole) -> None:

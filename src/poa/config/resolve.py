@@ -15,8 +15,9 @@ from poa.errors import UserError, nearest
 
 HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
 HARMLESS |= {"max_bad_share", "saving", "monitor"}
-"""Settings that may change when a run is resumed, since they do not alter what is learned. Images may have moved: a
-fingerprint checks that they are the same."""
+"""Settings that may change when a run is resumed. But for rounding they do not alter what is learnt, save ``devices``
+and ``num_nodes``: ``pretraining/resume.py`` says how. Images may have moved: a fingerprint checks that they are the
+same."""
 
 
 def recipes() -> tuple[str, ...]:
@@ -106,11 +107,16 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
 
 
+def learnt(config: Config) -> dict[str, Any]:
+    """Settings that alter what is learnt, by dotted name, as JSON holds them."""
+    settings = _flat(config.model_dump(mode="json"))
+    return {name: value for name, value in settings.items() if name.split(".")[0] not in HARMLESS}
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings, by dotted name, that differ in what is learned."""
-    before, after = (_flat(config.model_dump(mode="json")) for config in (old, new))
-    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-    return {name: pair for name, pair in changed.items() if name.split(".")[0] not in HARMLESS}
+    """Settings, by dotted name, that differ in what is learnt."""
+    before, after = learnt(old), learnt(new)
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
 def _named(settings: Mapping[str, Any]) -> Mapping[str, Any]:

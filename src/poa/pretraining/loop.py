@@ -19,6 +19,7 @@ from poa.models import run as runs
 from poa.models.run import Paths, Run
 from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
 from poa.pretraining.logger import Logger
+from poa.pretraining.resume import changed_processes, check_settings, identity
 from poa.pretraining.step import train_step
 from poa.text import plain_console, shell_word, tell
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -51,7 +52,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         paths = Paths(Path(config.out))
         fresh = runs.begins(config, resume=resume)
         parts = assemble(config, index, device=device, fresh=fresh)
-        start = 0 if fresh else _restore(parts, config, index, paths)
+        start = 0 if fresh else _restore(parts, config, index, paths, console)
         loader = _loader(parts, config, index, start=start)
         logger = Logger(config, index, parts, paths, start=start, console=console)
         if distributed.is_main():
@@ -118,11 +119,12 @@ def _unreadable(index: ImageIndex, i: int) -> str | None:
     return None
 
 
-def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths) -> int:
+def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths, console: Console) -> int:
     """Load the newest checkpoint; returns the number of steps done."""
     newest = latest_checkpoint(paths.checkpoints)
     assert newest is not None
     state = load_checkpoint(newest)
+    check_settings(state, config, newest)
     if state["images"] != index.fingerprint:
         raise UserError(
             f"The images in {config.data} ({counted(len(index), 'image')}) are not those that {paths.folder} was "
@@ -131,6 +133,8 @@ def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths) -> i
     parts.method.load_state_dict(state["method"])
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.scaler.load_state_dict(state["scaler"])
+    if note := changed_processes(state, config):
+        tell(console, f"Note: {note}", soft_wrap=not console.is_terminal)
     return int(state["step"])
 
 
@@ -198,6 +202,7 @@ def _save(parts: Parts, config: Config, paths: Paths, step: int, *, images: str)
             "optimizer": parts.optimizer.state_dict(),
             "scaler": parts.scaler.state_dict(),
             "images": images,
+            **identity(config),
         },
         keep_last=config.saving.keep_last,
         keep_every=None if keep is None else max(1, round(keep * parts.steps_per_epoch)),

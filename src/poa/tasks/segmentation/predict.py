@@ -117,7 +117,8 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of ``miou`` and ``pixel_accuracy``: images are drawn with replacement.
 
-    A class that occurs in no drawn image, true or predicted, is left out of that draw's mean. One image has no interval.
+    A class that is neither true nor predicted in any drawn image is left out of that draw's mean. One image has no
+    interval.
     """
     num_images = len(counts)
     if num_images < 2:

@@ -1,0 +1,64 @@
+"""With which settings, and on how many processes, a checkpoint was trained; and what it means to resume with others."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from poa import distributed
+from poa.config.pretraining import SELF_DISTILLED, SLIMMABLE, Config
+from poa.config.resolve import learnt
+from poa.errors import UserError
+from poa.models.registry import drop_path_of
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a checkpoint says about its training; those of older versions do not have it."""
+    return {"settings": learnt(config), "processes": distributed.world_size()}
+
+
+def check_settings(state: Mapping[str, Any], config: Config, checkpoint: Path) -> None:
+    """See that a checkpoint was trained with these settings, as far as they alter what is learnt.
+
+    Raises:
+        UserError: It was not: ``config.yaml`` was edited, or the checkpoint is that of another run.
+    """
+    before, now = state.get("settings", {}), learnt(config)
+    listed = ", ".join(
+        f"{name} ({before[name]!r} in the checkpoint, {now[name]!r} in config.yaml)"
+        for name in before.keys() & now.keys()
+        if before[name] != now[name]
+    )
+    if listed:
+        raise UserError(
+            f"{checkpoint} was trained with other settings than those in config.yaml: {listed}. "
+            "Put the values of the checkpoint into config.yaml, or start a new run in another --out."
+        )
+
+
+def changed_processes(state: Mapping[str, Any], config: Config) -> str | None:
+    """A sentence on what changes where a run is resumed on another number of processes than it was trained on so far.
+
+    Images, crops, masks, learning rates and targets depend on the global batch alone.
+    """
+    before, now = state.get("processes"), distributed.world_size()
+    effects = [] if before is None or before == now else list(_effects(config, before, now))
+    if not effects:
+        return None
+    were, are = (f"{number} process{'es' if number > 1 else ''}" for number in (before, now))
+    return (
+        f"This run was trained on {were} so far and goes on with {are}, which changes what is learnt from here on: "
+        f"{'; '.join(effects)}. To keep it as it was, resume with {were} (--devices, --num-nodes)."
+    )
+
+
+def _effects(config: Config, before: int, now: int) -> Iterator[str]:
+    images, others = (config.batch_size // (config.accumulate * number) for number in (before, now))
+    if config.method == "poa" and not config.same_sizes_on_all_ranks:
+        samples = config.elastic_samples
+        yield f"each step trains {samples * now} of the sizes, before {samples * before}, in another order"
+    if config.method in SELF_DISTILLED and config.losses.koleo and not config.losses.koleo_over_ranks:
+        yield f"KoLeo looks for nearest neighbours among {others} images, before {images}"
+    if config.method == "slimclr-mocov2":
+        yield f"BatchNorm takes its statistics over {others} images, before {images}"
+    if config.method not in SLIMMABLE and drop_path_of(config.model):
+        yield "drop path leaves out blocks of other images"

@@ -1,0 +1,50 @@
+"""What is said where a run is resumed on another number of processes."""
+
+from typing import Any
+
+import pytest
+
+import tiny
+from poa.pretraining.resume import changed_processes, identity
+
+SLIM: dict[str, Any] = {"model": {"name": "slim-resnet"}, "views": {"num_locals": 0}}
+SIZES = "each step trains 2 of the sizes, before 1, in another order"
+KOLEO = "KoLeo looks for nearest neighbours among 8 images, before 16"
+DROP_PATH = "drop path leaves out blocks of other images"
+BATCH_NORM = "BatchNorm takes its statistics over 8 images, before 16"
+
+
+@pytest.mark.parametrize(
+    ("settings", "effects"),
+    [
+        ({}, [SIZES, KOLEO]),
+        ({"model": {"drop_path": 0.1}}, [SIZES, KOLEO, DROP_PATH]),
+        ({"same_sizes_on_all_ranks": True, "losses": {"koleo_over_ranks": True}}, []),
+        (
+            {"elastic_samples": 2, "losses": {"koleo": 0}},
+            ["each step trains 4 of the sizes, before 2, in another order"],
+        ),
+        ({"accumulate": 2}, [SIZES, "KoLeo looks for nearest neighbours among 4 images, before 8"]),
+        ({"method": "single"}, [KOLEO]),
+        ({"method": "seed"}, []),
+        ({"method": "slimclr-mocov2", **SLIM}, [BATCH_NORM]),
+        ({"method": "slimclr-simclr", **SLIM}, []),
+    ],
+)
+def test_what_another_number_of_processes_changes(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], effects: list[str]
+) -> None:
+    config = tiny.config(**settings)
+    state = identity(config)
+    assert changed_processes(state, config) is None
+    monkeypatch.setattr("poa.distributed.world_size", lambda: 2)
+    expected = (
+        "This run was trained on 1 process so far and goes on with 2 processes, which changes what is learnt from here "
+        f"on: {'; '.join(effects)}. To keep it as it was, resume with 1 process (--devices, --num-nodes)."
+    )
+    assert changed_processes(state, config) == (expected if effects else None)
+
+
+def test_an_older_checkpoint_does_not_say_how_many_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poa.distributed.world_size", lambda: 2)
+    assert changed_processes({}, tiny.config()) is None
