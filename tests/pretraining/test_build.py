@@ -9,12 +9,19 @@ import tiny
 from poa.config.pretraining import Config
 from poa.errors import UserError
 from poa.models.registry import family_of
-from poa.pretraining.build import memory_warning, method_of
+from poa.pretraining.build import memory_warning, method_of, warnings_of
 from trained import started
 
 
 def config(**settings: Any) -> Config:
     return Config(data="digits", out="out", device="cpu", **settings)
+
+
+AT_ONCE: dict[str, Any] = {
+    "losses": {"ibot": 0.0, "teacher_temperature": (0.04, 0.04)},
+    "optimizer": {"warmup_epochs": 0.0},
+}
+"""Nothing but the prototypes begins late."""
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,30 @@ def test_it_is_said_before_the_first_step(
     poa.pretrain(**tiny.settings(out=str(tmp_path / "run"), epochs=1, optimizer={"warmup_epochs": 0}))
     told = capsys.readouterr().err
     assert re.search(r"Note: Passes of 16 images .*--accumulate 2,.*step 1/", told, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epochs": 10}, ["learning rate rises to the end", "does not reach 0.07", "no patches are ever masked"]),
+        (
+            {"epochs": 1, **AT_ONCE},
+            ["With --epochs 1 prototypes never learn (--optimizer.freeze-last-layer-epochs 1). L"],
+        ),
+        ({"epochs": 2, **AT_ONCE}, []),
+        ({"epochs": 31}, []),
+        ({"epochs": 30}, ["With --epochs 30 no patches are ever masked (--losses.ibot-start-epoch 30). Lower"]),
+        ({"epochs": 29, "method": "single"}, ["(--losses.teacher-temperature-epochs 30); no patches"]),
+        ({"epochs": 10, "method": "seed"}, ["With --epochs 10 the learning rate rises to the end (--opt"]),
+        ({"epochs": 11, "method": "slimclr-simclr", "slim": {"slow_start_epochs": 11}}, ["only the full width learns"]),
+        ({"epochs": 11, "method": "slimclr-simclr"}, []),
+    ],
+)
+def test_what_a_run_is_too_short_for(settings: dict[str, Any], said: list[str]) -> None:
+    """Where settings are not those of a recipe, which would be shortened."""
+    notes = warnings_of(config(**settings), num_images=10**6)
+    assert len(notes) == bool(said)
+    assert all(part in notes[0] for part in said)
 
 
 def test_crops_smaller_than_the_blur_are_refused() -> None:

@@ -1,6 +1,7 @@
 """How recipe, file and flags are merged into the settings of a run. Imports no torch."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +19,16 @@ HARMLESS |= {"max_bad_share", "saving", "monitor"}
 """Settings that may change when a run is resumed. But for rounding they do not alter what is learnt, save ``devices``
 and ``num_nodes``: ``pretraining/resume.py`` says how. Images may have moved: a fingerprint checks that they are the
 same."""
+
+IN_EPOCHS = (
+    "optimizer.warmup_epochs",
+    "optimizer.freeze_last_layer_epochs",
+    "losses.ibot_start_epoch",
+    "losses.teacher_temperature_epochs",
+    "slim.slow_start_epochs",
+)
+"""Settings that alter what is learnt and are counted in epochs from the start; in a recipe they suit its length."""
+_log = logging.getLogger(__name__)
 
 
 def recipes() -> tuple[str, ...]:
@@ -42,6 +53,9 @@ def resolve(
 ) -> Config:
     """Merge settings: defaults, recipe, file, then what is given, the last strongest.
 
+    Where the run is shorter than the recipe, what the recipe counts in epochs is shortened in proportion, unless file
+    or arguments set it; a line of the log says so.
+
     Args:
         given: Nested settings by name.
         recipe: Name of a shipped recipe; a file may name one too, under the key ``recipe``.
@@ -58,11 +72,37 @@ def resolve(
     from_file = dict(read_yaml(Path(file))) if file is not None else {}
     name = recipe or from_file.pop("recipe", None)
     from_file.pop("recipe", None)
-    recipe_settings = read_recipe(name) if name else {}
+    if name is None:
+        return _laid_over({}, from_file, given)
+    settings = read_recipe(name)
+    config = _laid_over(settings, from_file, given)
+    shortened = _shortened(settings, config.epochs, but=_flat(from_file).keys() | _flat(given).keys())
+    if not shortened:
+        return config
+    listed = ", ".join(f"{path} from {usual:g} to {short:g}" for path, (usual, short) in shortened.items())
+    _log.warning(
+        "Note: Recipe %s is made for %d epochs. With --epochs %d, what it counts in epochs is shortened in proportion: "
+        "%s. Values that you set yourself are kept.",
+        *(name, settings["epochs"], config.epochs, listed),
+    )
+    for path, (_, short) in shortened.items():
+        section, _, key = path.partition(".")
+        settings = _merge(settings, {section: {key: short}})
+    return _laid_over(settings, from_file, given)
+
+
+def _laid_over(recipe: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
     try:
-        return Config.model_validate(_merge(_merge(recipe_settings, _named(from_file)), _named(given)))
+        return Config.model_validate(_merge(_merge(recipe, _named(file)), _named(given)))
     except ValidationError as error:
         raise UserError(explain(error, Config)) from None
+
+
+def _shortened(recipe: Mapping[str, Any], epochs: int, *, but: Collection[str]) -> dict[str, tuple[float, float]]:
+    """What a recipe counts in epochs, as it is and as it is for so many epochs; nothing where these are no fewer."""
+    share = epochs / recipe["epochs"]
+    usual = {name: value for name, value in _flat(recipe).items() if name in IN_EPOCHS and value and name not in but}
+    return {name: (value, round(value * share, 4)) for name, value in usual.items()} if share < 1 else {}
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from poa import distributed
-from poa.config.pretraining import ELASTIC, SLIMMABLE, Config, ViewSettings
+from poa.config.pretraining import ELASTIC, SELF_DISTILLED, SLIMMABLE, Config, ViewSettings
 from poa.data.index import ImageIndex
 from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
@@ -293,7 +293,32 @@ def _check_queue(flag: str, length: int, config: Config) -> None:
 
 
 def warnings_of(config: Config, *, num_images: int) -> list[str]:
-    """Sentences about settings that are allowed but rarely right for so many images."""
+    """Sentences about settings that are allowed but rarely right for so many epochs and images."""
+    endless = list(_endless(config))
+    short = f"With --epochs {config.epochs} {'; '.join(endless)}. Lower what is in brackets, or raise --epochs."
+    return [*([short] if endless else []), *_about_images(config, num_images=num_images)]
+
+
+def _endless(config: Config) -> Iterator[str]:
+    """What is counted in epochs from the start and does not end within the run."""
+    losses, optimizer, epochs = config.losses, config.optimizer, config.epochs
+    start, end = losses.teacher_temperature
+    if optimizer.warmup_epochs >= epochs:
+        yield f"the learning rate rises to the end (--optimizer.warmup-epochs {optimizer.warmup_epochs:g})"
+    if config.method in SLIMMABLE and (config.slim.slow_start_epochs or 0) >= epochs:
+        yield f"only the full width learns (--slim.slow-start-epochs {config.slim.slow_start_epochs:g})"
+    if config.method not in SELF_DISTILLED:
+        return
+    if optimizer.freeze_last_layer_epochs >= epochs:
+        yield f"prototypes never learn (--optimizer.freeze-last-layer-epochs {optimizer.freeze_last_layer_epochs:g})"
+    if losses.teacher_temperature_epochs > epochs and start != end:
+        ramp = f"--losses.teacher-temperature-epochs {losses.teacher_temperature_epochs:g}"
+        yield f"the teacher's temperature does not reach {end:g} ({ramp})"
+    if losses.ibot and losses.ibot_start_epoch >= epochs:
+        yield f"no patches are ever masked (--losses.ibot-start-epoch {losses.ibot_start_epoch:g})"
+
+
+def _about_images(config: Config, *, num_images: int) -> list[str]:
     queues = {"seed": ("--distill.queue", config.distill.queue), "slimclr-mocov2": ("--slim.queue", config.slim.queue)}
     if config.method in queues:
         flag, length = queues[config.method]

@@ -40,8 +40,9 @@ def changed_processes(state: Mapping[str, Any], config: Config) -> str | None:
 
     Images, crops, masks, learning rates and targets depend on the global batch alone.
     """
-    before, now = state.get("processes"), distributed.world_size()
-    effects = [] if before is None or before == now else list(_effects(config, before, now))
+    now = distributed.world_size()
+    before: int = state.get("processes", now)
+    effects = [] if before == now else list(_effects(config, before, now))
     if not effects:
         return None
     were, are = (f"{number} process{'es' if number > 1 else ''}" for number in (before, now))

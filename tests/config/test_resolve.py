@@ -1,0 +1,87 @@
+"""What a recipe counts in epochs, in runs of other lengths."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poa.config.pretraining import Config
+from poa.config.resolve import IN_EPOCHS, read_recipe, recipes, resolve
+
+TENTH: dict[str, float] = {  # of the recipe
+    "optimizer.warmup_epochs": 1.0,
+    "optimizer.freeze_last_layer_epochs": 0.1,
+    "losses.ibot_start_epoch": 3.0,
+    "losses.teacher_temperature_epochs": 3.0,
+}
+
+
+def counted(config: Config) -> dict[str, float]:
+    flat = {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in IN_EPOCHS}
+    return {name: value for name, value in flat.items() if value}
+
+
+@pytest.fixture
+def of_100_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published recipe as if it were made for 100 epochs."""
+    settings = {**read_recipe("poa-vit-l"), "epochs": 100}
+    monkeypatch.setattr("poa.config.resolve.read_recipe", lambda _: settings)
+
+
+@pytest.mark.usefixtures("of_100_epochs")
+def test_a_shorter_run_shortens_what_its_recipe_counts_in_epochs(caplog: pytest.LogCaptureFixture) -> None:
+    assert counted(resolve({"epochs": 10}, recipe="poa-vit-l")) == pytest.approx(TENTH)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING  # which Python shows where logging is not set up
+    assert record.getMessage() == (
+        "Note: Recipe poa-vit-l is made for 100 epochs. With --epochs 10, what it counts in epochs is shortened in "
+        "proportion: losses.ibot_start_epoch from 30 to 3, losses.teacher_temperature_epochs from 30 to 3, "
+        "optimizer.warmup_epochs from 10 to 1, optimizer.freeze_last_layer_epochs from 1 to 0.1. "
+        "Values that you set yourself are kept."
+    )
+
+
+@pytest.mark.usefixtures("of_100_epochs")
+@pytest.mark.parametrize("where", ["arguments", "file"])
+def test_what_the_user_sets_is_kept(tmp_path: Path, where: str) -> None:
+    own: dict[str, Any] = {"epochs": 10, "optimizer": {"warmup_epochs": 7.0}, "losses": {"ibot_start_epoch": 5.0}}
+    file = tmp_path / "mine.yaml"
+    file.write_text("{recipe: poa-vit-l, epochs: 10, optimizer: {warmup-epochs: 7}, losses: {ibot-start-epoch: 5}}")
+    config = resolve(file=file) if where == "file" else resolve(own, recipe="poa-vit-l")
+    expected = {**TENTH, "optimizer.warmup_epochs": 7.0, "losses.ibot_start_epoch": 5.0}
+    assert counted(config) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_recipe_at_its_own_length_or_longer_is_taken_as_it_stands(
+    caplog: pytest.LogCaptureFixture, recipe: str
+) -> None:
+    usual = Config.model_validate(read_recipe(recipe))
+    assert resolve(recipe=recipe) == resolve({"epochs": usual.epochs}, recipe=recipe) == usual
+    longer = usual.changed(epochs=2 * usual.epochs)
+    assert resolve({"epochs": longer.epochs}, recipe=recipe) == longer
+    assert not caplog.records
+
+
+def test_a_slow_start_is_shortened_too() -> None:
+    assert resolve({"epochs": 6}, recipe="demo-slimclr-mocov2").slim.slow_start_epochs == 3.0
+
+
+def test_defaults_and_files_of_the_user_are_made_for_no_length(tmp_path: Path) -> None:
+    assert counted(resolve({"epochs": 3})) == counted(Config())
+    file = tmp_path / "mine.yaml"
+    file.write_text("epochs: 100")
+    assert counted(resolve({"epochs": 3}, file=file)) == counted(Config())
+
+
+def test_settings_in_epochs_are_all_there_are() -> None:
+    """A new setting in epochs has to be listed, unless it says how often something is done that alters nothing."""
+    named = {
+        f"{section}.{name}"
+        for section, kind in Config.model_fields.items()
+        for name in getattr(kind.annotation, "model_fields", {})
+        if "epoch" in name
+    }
+    often = {"saving.every_epochs", "saving.keep_every_epochs", "monitor.every_epochs"}
+    assert named - often == set(IN_EPOCHS)
