@@ -16,7 +16,7 @@ from command import dashed, poa
 from experiments.some_digits import some_digits
 from poa.errors import UserError
 from poa.experiments import compare
-from poa.experiments.compare import Score, comparison_plot, comparison_tables
+from poa.experiments.compare import Result, Score, comparison_plot, comparison_tables
 from poa.pretraining import loop
 from poa.pretraining.logger import read_metrics
 
@@ -76,6 +76,8 @@ def test_everything_is_trained_scored_and_written(done: Done) -> None:
         assert len(result["values"]) == 2
         assert float(row["mean"]) == pytest.approx(sum(result["values"]) / 2)
         assert float(row["spread"]) == pytest.approx(abs(result["values"][0] - result["values"][1]) / 2**0.5)
+        half = (float(row["high"]) - float(row["low"])) / 2
+        assert half == pytest.approx(12.706 * float(row["spread"]) / 2**0.5, rel=1e-4)  # Student's t with one degree
     assert (done.folder / "all/compare.png").stat().st_size > 10_000
 
 
@@ -143,9 +145,18 @@ def test_labels_are_looked_for_before_anything_is_trained(tmp_path: Path) -> Non
     assert not (tmp_path / "all").exists()
 
 
+def test_intervals_over_seeds_are_students() -> None:
+    """The example of five values with mean 3 and deviation 1.5811; t is 2.7764 with four degrees."""
+    score = Result("poa", "images", "32x2", "knn", (1.0, 2.0, 3.0, 4.0, 5.0), 1.0).score()
+    assert score.low == pytest.approx(3 - 2.7764 * 1.5811 / 5**0.5, abs=1e-3)
+    assert score.high == pytest.approx(3 + 2.7764 * 1.5811 / 5**0.5, abs=1e-3)
+    alone = Result("poa", "images", "32x2", "knn", (1.0,), 1.0).score()
+    assert (alone.mean, alone.spread, alone.low, alone.high) == (1.0, None, None, None)
+
+
 def scores() -> list[Score]:
     return [
-        Score(way, budget, size, protocol, 40.0 + number, 0.5, 1.25)
+        Score(way, budget, size, protocol, 40.0 + number, 0.4, 1.25, 39.5 + number, 40.5 + number)
         for number, (way, budget) in enumerate((("poa", "images"), ("poa", "compute"), ("single", "images")))
         for size in ("32x2", "64x3")
         for protocol in ("knn", "linear")
@@ -158,12 +169,14 @@ def test_tables_leave_out_what_is_missing_and_mark_the_best() -> None:
     assert first.row_count == second.row_count == 2
     cells = [str(cell) for cell in first.columns[2].cells]
     assert cells == ["40.0 ±0.5", "42.0 ±0.5"]
-    (alone, _) = comparison_tables([score._replace(spread=None) for score in scores()])
+    (alone, _) = comparison_tables([score._replace(spread=None, low=None, high=None) for score in scores()])
     assert [str(cell) for cell in alone.columns[2].cells] == ["40.0", "42.0"]
     styles = [cell.style for cell in first.columns[2].cells]  # type: ignore[union-attr]
     assert styles == ["", "bold green"]
 
 
 def test_a_picture_of_one_seed(tmp_path: Path) -> None:
-    comparison_plot([score._replace(spread=None) for score in scores()], out=tmp_path / "picture.png")
+    comparison_plot(
+        [score._replace(spread=None, low=None, high=None) for score in scores()], out=tmp_path / "picture.png"
+    )
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -207,7 +207,7 @@ def compare(
     )
     for table in comparison_tables(found):
         plain_console().print(table)
-    say("±: standard deviation over seeds, if there are several.")
+    say("±: half of the 95 % interval of the mean over seeds (Student's t), if there are several.")
     say("compute: operations to train all sizes, divided by those of the elastic run.")
     say(f"Scores: {Path(resolved.out) / 'compare.csv'}")
     say(f"Picture: {Path(resolved.out) / 'compare.png'}")

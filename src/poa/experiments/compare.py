@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from scipy.stats import t as student_t
 
 from poa.config.pretraining import Config
 from poa.data.index import open_index
@@ -20,7 +22,7 @@ from poa.errors import UserError
 from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
-from poa.evaluation.protocol import Protocol
+from poa.evaluation.protocol import LEVEL, Protocol
 from poa.evaluation.sweep import SweepOptions
 from poa.experiments.plan import Approach, Plan, Training, plan
 from poa.models.registry import family_of
@@ -61,6 +63,10 @@ class Score(NamedTuple):
     """Standard deviation of a sample; None for one seed."""
     compute: float
     """Operations to train all sizes, over those of the elastic run."""
+    low: float | None = None
+    """Lower end of the 95 % interval of the mean over all seeds there could be, by Student's t; None for one seed."""
+    high: float | None = None
+    """Its upper end."""
 
 
 class Result(NamedTuple):
@@ -74,9 +80,14 @@ class Result(NamedTuple):
     compute: float
 
     def score(self) -> Score:
-        """Mean and spread over seeds."""
-        spread = stdev(self.values) if len(self.values) > 1 else None
-        return Score(self.way, self.budget, self.size, self.protocol, fmean(self.values), spread, self.compute)
+        """Mean, spread and interval over seeds."""
+        mean, seeds = fmean(self.values), len(self.values)
+        what = (self.way, self.budget, self.size, self.protocol, mean)
+        if seeds < 2:
+            return Score(*what, None, self.compute)
+        spread = stdev(self.values)
+        half = float(student_t.ppf((1 + LEVEL) / 2, seeds - 1)) * spread / sqrt(seeds)
+        return Score(*what, spread, self.compute, mean - half, mean + half)
 
 
 def compare(
@@ -215,12 +226,12 @@ def _table(scores: Sequence[Score], title: str) -> Table:
 
 
 def _cell(score: Score, best: float) -> Text:
-    ends = None if score.spread is None else (score.mean - score.spread, score.mean + score.spread)
+    ends = None if score.low is None or score.high is None else (score.low, score.high)
     return score_cell(score.mean, best, ends=ends)
 
 
 def comparison_plot(scores: Sequence[Score], *, out: Path) -> None:
-    """Draw the means with their spreads, a panel each protocol, the ways beside one another at each size."""
+    """Draw the means with their intervals, a panel each protocol, the ways beside one another at each size."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     panels = figure.subplots(1, len(TITLES))
     for axes, name in zip(panels, TITLES, strict=True):
@@ -238,7 +249,7 @@ def _panel(axes: Axes, scores: Sequence[Score]) -> None:
         axes.errorbar(
             [sizes.index(score.size) + 0.12 * (number - (len(WAYS) - 1) / 2) for score in row],
             [score.mean for score in row],
-            yerr=[score.spread or 0.0 for score in row],
+            yerr=[0.0 if score.high is None else score.high - score.mean for score in row],
             fmt=_MARKERS[number],
             color=_COLOURS[number],
             markersize=5,
