@@ -121,3 +121,15 @@ def test_every_size_equals_the_slow_one(size: Size) -> None:
     torch.testing.assert_close(features.cls[0], expected.mean((0, 1)), rtol=0.0, atol=1e-11)
     twice = expected.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten(0, 1)
     torch.testing.assert_close(features.patches[0], twice, rtol=0.0, atol=1e-11)
+
+
+def test_fresh_networks_start_as_timms() -> None:
+    """Layers and position tables narrowly; the official code leaves layers to PyTorch and tables at 0."""
+    torch.manual_seed(0)
+    fresh = dict(FAMILY.build(FAMILY.space.intact).named_parameters())
+    drawn = [value for name, value in fresh.items() if name.endswith(("qkv.weight", "fc1.weight", "bias_table"))]
+    assert all(0.01 < float(value.detach().std()) < 0.03 for value in drawn)
+    zero = [value for name, value in fresh.items() if name.endswith(("qkv.bias", "fc1.bias", "mask_token"))]
+    assert not any(value.count_nonzero() for value in zero)
+    assert len(drawn) == 3 * 10
+    assert len(zero) == 2 * 10 + 1
