@@ -160,8 +160,8 @@ def test_flags_win_over_config_over_recipe(at: Path, capsys: pytest.CaptureFixtu
     over = printed_config(capsys, "--recipe", "demo", "--config", "mine.yaml", "--model.depth-max", "8")
     assert (over["epochs"], over["optimizer"]["clip"]) == (7, 1.0)
     assert over["model"] == {**recipe["model"], "depth_max": [8]}
-    (at / "named.yaml").write_text("recipe: demo\nepochs: 7\n")
-    assert printed_config(capsys, "--config", "named.yaml") == {**recipe, "epochs": 7}
+    (at / "named.yaml").write_text("recipe: demo\nepochs: 70\n")
+    assert printed_config(capsys, "--config", "named.yaml") == {**recipe, "epochs": 70}
 
 
 def test_keys_with_dashes(at: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,10 @@ import tiny
 from poa.pretraining.resume import changed_processes, identity
 
 SLIM: dict[str, Any] = {"model": {"name": "slim-resnet"}, "views": {"num_locals": 0}}
-SIZES = "each step trains 2 of the sizes, before 1, in another order"
-KOLEO = "KoLeo looks for nearest neighbours among 8 images, before 16"
+SIZES = "each step trains 2 of the sizes instead of 1, in another order"
+KOLEO = "KoLeo looks for nearest neighbours among 8 images instead of 16"
 DROP_PATH = "drop path leaves out blocks of other images"
-BATCH_NORM = "BatchNorm takes its statistics over 8 images, before 16"
+BATCH_NORM = "BatchNorm takes its statistics over 8 images instead of 16"
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ BATCH_NORM = "BatchNorm takes its statistics over 8 images, before 16"
         ({"same_sizes_on_all_ranks": True, "losses": {"koleo_over_ranks": True}}, []),
         (
             {"elastic_samples": 2, "losses": {"koleo": 0}},
-            ["each step trains 4 of the sizes, before 2, in another order"],
+            ["each step trains 4 of the sizes instead of 2, in another order"],
         ),
-        ({"accumulate": 2}, [SIZES, "KoLeo looks for nearest neighbours among 4 images, before 8"]),
+        ({"accumulate": 2}, [SIZES, "KoLeo looks for nearest neighbours among 4 images instead of 8"]),
         ({"method": "single"}, [KOLEO]),
         ({"method": "seed"}, []),
         ({"method": "slimclr-mocov2", **SLIM}, [BATCH_NORM]),
@@ -39,8 +39,8 @@ def test_what_another_number_of_processes_changes(
     assert changed_processes(state, config) is None
     monkeypatch.setattr("poa.distributed.world_size", lambda: 2)
     expected = (
-        "This run was trained on 1 process so far and goes on with 2 processes, which changes what is learnt from here "
-        f"on: {'; '.join(effects)}. To keep it as it was, resume with 1 process (--devices, --num-nodes)."
+        "So far this run was trained with 1 process, now it is resumed with 2 processes. This changes what is learned "
+        f"from now on: {'; '.join(effects)}. Resume with 1 process (--devices, --num-nodes) to avoid this."
     )
     assert changed_processes(state, config) == (expected if effects else None)
 

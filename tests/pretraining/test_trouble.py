@@ -78,7 +78,8 @@ def test_images_of_one_pixel(at: Path) -> None:
 def test_settings_that_are_rarely_right(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert poa(*TRAIN.split(), "--heads.prototypes", "256", "--losses.koleo", "0", "--epochs", "1") == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
-    assert len(notes) == 3
+    assert len(notes) == 4
+    assert "With --epochs 1 the learning rate rises to the end (--optimizer.warmup-epochs 1)" in notes.pop(0)
     assert "256 prototypes are too many for 64 images" in notes[0]
     assert "--heads.prototypes to at most 64" in notes[0]
     assert "sees only 16 images at a time" in notes[1]

@@ -16,7 +16,7 @@ from poa.errors import UserError, nearest
 
 HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
 HARMLESS |= {"max_bad_share", "saving", "monitor"}
-"""Settings that may change when a run is resumed. But for rounding they do not alter what is learnt, save ``devices``
+"""Settings that may change when a run is resumed. But for rounding they do not alter what is learned, save ``devices``
 and ``num_nodes``: ``pretraining/resume.py`` says how. Images may have moved: a fingerprint checks that they are the
 same."""
 
@@ -27,7 +27,7 @@ IN_EPOCHS = (
     "losses.teacher_temperature_epochs",
     "slim.slow_start_epochs",
 )
-"""Settings that alter what is learnt and are counted in epochs from the start; in a recipe they suit its length."""
+"""Settings that alter what is learned and are counted in epochs from the start; in a recipe they suit its length."""
 _log = logging.getLogger(__name__)
 
 
@@ -147,15 +147,15 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
 
 
-def learnt(config: Config) -> dict[str, Any]:
-    """Settings that alter what is learnt, by dotted name, as JSON holds them."""
+def learned(config: Config) -> dict[str, Any]:
+    """Settings that alter what is learned, by dotted name, as JSON holds them."""
     settings = _flat(config.model_dump(mode="json"))
     return {name: value for name, value in settings.items() if name.split(".")[0] not in HARMLESS}
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings, by dotted name, that differ in what is learnt."""
-    before, after = learnt(old), learnt(new)
+    """Settings, by dotted name, that differ in what is learned."""
+    before, after = learned(old), learned(new)
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 

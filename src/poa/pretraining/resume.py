@@ -6,23 +6,23 @@ from typing import Any
 
 from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED, SLIMMABLE, Config
-from poa.config.resolve import learnt
+from poa.config.resolve import learned
 from poa.errors import UserError
 from poa.models.registry import drop_path_of
 
 
 def identity(config: Config) -> dict[str, Any]:
     """What a checkpoint says about its training; those of older versions do not have it."""
-    return {"settings": learnt(config), "processes": distributed.world_size()}
+    return {"settings": learned(config), "processes": distributed.world_size()}
 
 
 def check_settings(state: Mapping[str, Any], config: Config, checkpoint: Path) -> None:
-    """See that a checkpoint was trained with these settings, as far as they alter what is learnt.
+    """See that a checkpoint was trained with these settings, as far as they alter what is learned.
 
     Raises:
         UserError: It was not: ``config.yaml`` was edited, or the checkpoint is that of another run.
     """
-    before, now = state.get("settings", {}), learnt(config)
+    before, now = state.get("settings", {}), learned(config)
     listed = ", ".join(
         f"{name} ({before[name]!r} in the checkpoint, {now[name]!r} in config.yaml)"
         for name in before.keys() & now.keys()
@@ -47,8 +47,8 @@ def changed_processes(state: Mapping[str, Any], config: Config) -> str | None:
         return None
     were, are = (f"{number} process{'es' if number > 1 else ''}" for number in (before, now))
     return (
-        f"This run was trained on {were} so far and goes on with {are}, which changes what is learnt from here on: "
-        f"{'; '.join(effects)}. To keep it as it was, resume with {were} (--devices, --num-nodes)."
+        f"So far this run was trained with {were}, now it is resumed with {are}. This changes what is learned from now "
+        f"on: {'; '.join(effects)}. Resume with {were} (--devices, --num-nodes) to avoid this."
     )
 
 
@@ -56,10 +56,10 @@ def _effects(config: Config, before: int, now: int) -> Iterator[str]:
     images, others = (config.batch_size // (config.accumulate * number) for number in (before, now))
     if config.method == "poa" and not config.same_sizes_on_all_ranks:
         samples = config.elastic_samples
-        yield f"each step trains {samples * now} of the sizes, before {samples * before}, in another order"
+        yield f"each step trains {samples * now} of the sizes instead of {samples * before}, in another order"
     if config.method in SELF_DISTILLED and config.losses.koleo and not config.losses.koleo_over_ranks:
-        yield f"KoLeo looks for nearest neighbours among {others} images, before {images}"
+        yield f"KoLeo looks for nearest neighbours among {others} images instead of {images}"
     if config.method == "slimclr-mocov2":
-        yield f"BatchNorm takes its statistics over {others} images, before {images}"
+        yield f"BatchNorm takes its statistics over {others} images instead of {images}"
     if config.method not in SLIMMABLE and drop_path_of(config.model):
         yield "drop path leaves out blocks of other images"
