@@ -1,0 +1,388 @@
+"""Kill trainings, evaluations and extractions at random moments, and see that nothing is lost.
+
+Tiny runs on the embedded digits: ViT, Swin, ResNet, SlimCLR, SEED, a ViT on two ranks, fine-tuning and
+segmentation. Each is first done without interruption. Then it is done again and again with SIGKILLs: of the main
+process, of a rank, or of a worker; after a random time, or before a random file is written. What was killed is started
+again at once, sometimes twice at the same time. At the end metrics, checkpoints, scores and models must be as without
+interruption, bit for bit; no process may be left over, and no error may end in a traceback.
+
+    OMP_NUM_THREADS=1 python benchmarks/faults.py --kills 200 --out runs/faults
+
+The kills depend on --seed alone, but for what the machine's speed decides. `kills.jsonl` in --out says what was done;
+the same command continues.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from measure import machine
+from poa import cli
+from poa.experiments import demo
+from poa.models.run import is_begun
+from poa.pretraining import launch
+from poa.tasks import evaluate
+from poa.training.checkpoint import load_checkpoint
+
+PRELOADED = (demo, evaluate, launch)
+"""What commands import: one that starts as a fork of this process takes no seconds for that."""
+
+PARTS = {"rank": "poa.pretraining.launch", "worker": "multiprocessing.forkserver"}
+"""What can be killed besides the main process, and a part of its command line."""
+MOST_SECONDS = 240
+"""For a command to end; more is a fault."""
+COMMON: dict[str, Any] = {
+    **{"data": "digits/train", "limit": 64, "epochs": 2, "batch_size": 16, "saving": {"every_epochs": 0.5}},
+    **{"precision": "fp32", "device": "cpu", "workers": 0, "monitor": {"num_images": 64}},
+}
+TINY: dict[str, Any] = {
+    **COMMON,
+    "heads": {"prototypes": [16], "hidden": 16, "bottleneck": 8},
+    "views": {"global_size": 16, "local_size": 8, "num_locals": 2, "blur_kernel": 3},
+    "losses": {"ibot_start_epoch": 0, "teacher_temperature_epochs": 1},
+    "optimizer": {"warmup_epochs": 1, "freeze_last_layer_epochs": 0},
+}
+VIT = {"name": "vit", "width_min": 32, "width_max": 64, "head_dim": 32, "depth_min": 2, "depth_max": 3, "patch_size": 8}
+SWIN = {"name": "swin", "width_min": 16, "width_max": 32, "width_step": 16, "head_dim": 8, "depths": [2, 1, 3, 1]}
+SWIN |= {"depth_min": [2], "patch_size": 2, "window_size": 2}
+RESNET = {"name": "resnet", "width_min": 32, "width_max": 64, "channels": 16, "depths": [1, 2, 2, 1]}
+RESNET |= {"depth_min": [1, 1]}
+SLIM = {"width_min": 8, "width_max": 16, "width_step": 8, "depth_min": [1, 1, 1, 1], "depth_max": [1, 1, 1, 1]}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "vit": {**TINY, "model": VIT, "workers": 2},
+    "swin": {**TINY, "model": SWIN},
+    "resnet": {**TINY, "model": RESNET, "views": {**TINY["views"], "global_size": 20, "local_size": 20}},
+    "slimclr-mocov2": {
+        **COMMON,
+        **{"recipe": "slimclr-mocov2", "model": SLIM, "slim": {"queue": 48}, "optimizer": {"warmup_epochs": 1}},
+        "views": {"global_size": 32, "blur_kernel": 3},
+    },
+    "seed": {**TINY, "model": VIT, "method": "seed", "distill": {"teacher": "../../reference/vit/run"}},
+    "two ranks": {**TINY, "model": VIT, "devices": 2, "workers": 1},
+}
+KNN = "evaluate knn run --train digits/train --test digits/test --limit 100 --k 5"
+FINETUNE = "evaluate finetune run --train digits/train --test digits/test --limit 64 --epochs 3 --batch-size 16"
+SEGMENT = "evaluate segmentation run --train ../../pairs/train/images --train-masks ../../pairs/train/masks"
+SEGMENT += " --test ../../pairs/test/images --test-masks ../../pairs/test/masks --epochs 3 --batch-size 4 --crop 16"
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "vit": ("pretrain", f"{KNN} --workers 1", "extract run --size 32x2 64x3"),
+    "swin": ("pretrain", KNN, "extract run --size 16x2 32x3"),
+    "resnet": ("pretrain", KNN, "extract run --size 32x1-1 64x2-2"),
+    "slimclr-mocov2": ("pretrain", KNN, "extract run --size 8x1-1-1-1"),
+    "seed": ("pretrain", KNN, "extract run --size 64x3"),
+    "two ranks": ("pretrain", "extract run --size 32x2"),
+    "fine-tuning": (f"{FINETUNE} --sizes 32x2 64x3 --workers 1",),
+    "segmentation": (f"{SEGMENT} --sizes 32x2 64x3",),
+}
+"""What is done in a folder in this order: `pretrain` with the settings of that name, or more with the run of `vit`."""
+
+
+class Killed(NamedTuple):
+    """What a kill hit."""
+
+    what: str
+    """Main process, rank or worker."""
+    phase: str
+    command: str
+    moment: str
+    status: int | None
+    """Of the main process, minus the number of a signal; None if it did not end."""
+
+
+@dataclass
+class Episode:
+    """One passage through the commands of a subject."""
+
+    number: int
+    subject: str
+    kills: list[Killed] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Do what is not done yet, and print what all episodes found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--subjects", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
+    parser.add_argument("--out", type=Path, default=Path("runs/faults"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    out = arguments.out.resolve()
+    reference = {subject: make_reference(subject, out) for subject in dict.fromkeys(["vit", *arguments.subjects])}
+    log = out / "kills.jsonl"
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    while sum(len(each["kills"]) for each in done) < arguments.kills:
+        number = len(done)
+        subject = arguments.subjects[number % len(arguments.subjects)]
+        draw = random.Random(f"{arguments.seed} {number}")
+        episode = asdict(run_episode(Episode(number, subject), out, reference[subject], draw))
+        done.append(episode)
+        with log.open("a") as file:
+            file.write(json.dumps(episode) + "\n")
+        killed = ", ".join(f"{what} in {phase}" for what, phase, *_ in episode["kills"])
+        print(f"{number} {subject}: {killed or 'no kill'}; {'; '.join(episode['faults']) or 'as without'}", flush=True)
+    print(machine(torch.device("cpu")))
+    for title, place in (("what", 0), ("when", 1)):
+        print(f"{title}:", dict(Counter(kill[place] for each in done for kill in each["kills"])))
+    print("of:", dict(Counter(each["subject"] for each in done for _ in each["kills"])))
+    print(f"{sum(len(each['kills']) for each in done)} kills, {sum(len(each['faults']) for each in done)} faults")
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def words_of(subject: str, command: str, folder: Path, out: Path) -> list[str]:
+    """The words after ``poa``, for what is not done yet in a folder."""
+    words = command.split()
+    if words[0] == "extract":
+        return [word for word in words if not (folder / "run/models" / word).exists()]
+    if words[0] != "pretrain":
+        return words
+    how = ["--resume"] if is_begun(folder / "run") else ["--config", f"{out}/{subject}.yaml"]
+    return [*words, "--out", "run", *how]
+
+
+class Watch:
+    """Counts what a command does to files in its folder, and kills its process before it does so once more."""
+
+    def __init__(self, kill_at: int | None) -> None:
+        self.count, self._kill_at = 0, kill_at
+        sys.addaudithook(self._see)
+
+    def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            return
+        path, mode, flags = (*arguments, None, None)[:3]
+        if event == "open" and not (set(mode) & set("wxa+") if mode else flags & (os.O_WRONLY | os.O_RDWR)):
+            return
+        if not isinstance(path, str | os.PathLike) or not Path(path).absolute().is_relative_to(Path.cwd()):
+            return
+        self.count += 1
+        if self.count == self._kill_at:
+            print(f"killed before: {event} {path}", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start(words: Sequence[str], folder: Path, *, kill_at: int | None = None) -> int:
+    """Start a command in a process and a session of its own; its output is appended to ``FOLDER.log``."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    os.chdir(folder)
+    status, watch = 1, Watch(kill_at)
+    try:
+        output = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv = ["poa", *words]
+        print(f"\n--- {time.strftime('%H:%M:%S')} {sys.argv}", flush=True)
+        cli.main(list(words))
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        print(f"\nfiles {watch.count}", flush=True)
+        os._exit(status)
+
+
+def wait(pid: int) -> int | None:
+    """Exit status of a started command, minus the number of a signal; None if it does not end."""
+    deadline = time.monotonic() + MOST_SECONDS
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    for each in members(pid):
+        os.kill(each, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def members(session: int) -> dict[int, str]:
+    """Living processes of a session, and their command lines."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found[int(folder.name)] = (folder / "cmdline").read_text()
+    return found
+
+
+# ---- without interruption --------------------------------------------------------------------------------------------
+
+
+def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
+    """Do all of a subject without interruption, unless that was done; returns what each command took."""
+    folder, about = out / "reference" / subject, out / "reference" / f"{subject}.json"
+    if about.exists():
+        found: list[dict[str, float]] = json.loads(about.read_text())
+        return found
+    print(f"{subject}: without interruption", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    if subject in SETTINGS:
+        (out / f"{subject}.yaml").write_text(yaml.safe_dump(SETTINGS[subject]))
+    write_pairs(out / "pairs")
+    fresh(folder, subject, out)
+    taken = []
+    for command in COMMANDS[subject]:
+        began = time.monotonic()
+        status = wait(start(words_of(subject, command, folder, out), folder))
+        text = Path(f"{folder}.log").read_text()
+        assert status == 0, text
+        taken.append({"seconds": time.monotonic() - began, "files": int(text.split()[-1])})
+    about.write_text(json.dumps(taken))
+    return taken
+
+
+def fresh(folder: Path, subject: str, out: Path) -> None:
+    """An empty folder, or one with the ViT's run for what starts from it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(f"{folder}.log").unlink(missing_ok=True)
+    folder.mkdir(parents=True)
+    if subject not in SETTINGS:
+        shutil.copytree(out / "reference/vit/run", folder / "run", ignore=shutil.ignore_patterns("eval", "models"))
+
+
+def write_pairs(folder: Path) -> None:
+    """Images of noise on one half, and masks of the halves."""
+    for part, number in ((part, number) for part in ("train", "test") for number in range(8)):
+        draw = np.random.default_rng([number, part == "test"])
+        mask = np.zeros((16, 16), np.uint8)
+        mask[:, : draw.integers(4, 12)] = 1
+        image = (draw.integers(0, 256, (16, 16, 3)) * mask[..., None]).astype(np.uint8)
+        for kind, pixels in (("images", image), ("masks", mask)):
+            (folder / part / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / part / kind / f"{number}.png")
+
+
+# ---- with kills ------------------------------------------------------------------------------------------------------
+
+
+def run_episode(episode: Episode, out: Path, taken: Sequence[dict[str, float]], draw: random.Random) -> Episode:
+    """Do all of a subject with kills, and compare."""
+    folder = out / "killed" / f"{episode.number:04} {episode.subject}"
+    fresh(folder, episode.subject, out)
+    for command, took in zip(COMMANDS[episode.subject], taken, strict=True):
+        sessions = []
+        for _ in range(draw.choice([1, 1, 2, 3])):
+            words = words_of(episode.subject, command, folder, out)
+            if words[-1] == "--size":
+                break
+            session, killed = kill_once(words, folder, took, draw)
+            sessions.append(session)
+            episode.kills += [killed] if killed else []
+        words = words_of(episode.subject, command, folder, out)
+        if words[-1] == "--size":
+            continue
+        last = [start(words, folder) for _ in range(2 if command == "pretrain" and draw.random() < 0.2 else 1)]
+        statuses = [wait(pid) for pid in last]
+        sessions += last
+        if 0 not in statuses or not set(statuses) <= {0, 2}:
+            episode.faults.append(f"{command}: ended with {statuses}")
+        deadline = time.monotonic() + 5
+        while (left := [pid for each in sessions for pid in members(each)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        episode.faults += [f"{command}: {len(left)} processes are left over"] if left else []
+    episode.faults += [f"{killed.command}: did not end" for killed in episode.kills if killed.status is None]
+    log = Path(f"{folder}.log").read_text()
+    episode.faults += ["a traceback"] if "Traceback" in log else []
+    episode.faults += list(differences(folder, out / "reference" / episode.subject))
+    if not episode.faults:
+        shutil.rmtree(folder)
+        Path(f"{folder}.log").unlink()
+    return episode
+
+
+def kill_once(
+    words: Sequence[str], folder: Path, took: dict[str, float], draw: random.Random
+) -> tuple[int, Killed | None]:
+    """Start a command and kill it, or a part of it; returns its session, and what was hit if that was in time."""
+    victim, what = draw.choice(["file", "main", *PARTS]), "main process"
+    earlier = set(folder.rglob(".step-*.tmp"))
+    if victim == "file":
+        number = draw.randint(1, int(took["files"]))
+        session, moment = start(words, folder, kill_at=number), f"file {number}"
+    else:
+        seconds = draw.uniform(0, took["seconds"])
+        session, moment = start(words, folder), f"after {seconds:.2f} s"
+        time.sleep(seconds)
+        parts = [pid for pid, line in members(session).items() if victim in PARTS and PARTS[victim] in line]
+        what = victim if parts else what
+        with suppress(ProcessLookupError):
+            os.kill(draw.choice(parts) if parts else session, signal.SIGKILL)
+    half = bool(set(folder.rglob(".step-*.tmp")) - earlier)
+    status = wait(session)
+    if status == 0:
+        return session, None
+    return session, Killed(what, phase_of(words, folder, half=half), " ".join(words), moment, status)
+
+
+def phase_of(words: Sequence[str], folder: Path, *, half: bool) -> str:
+    """What a command was doing when it was killed, as far as its folder tells."""
+    said = Path(f"{folder}.log").read_text().rpartition("\n--- ")[2]
+    if half or "step-" in said.partition("killed before: ")[2]:
+        return "checkpoint"
+    if words[0] == "pretrain":
+        return "training" if (folder / "run/metrics.jsonl").exists() else "start"
+    return {"extract": "extraction"}.get(words[0], "evaluation")
+
+
+def differences(folder: Path, reference: Path) -> Iterator[str]:
+    """Files that are not the same, bit for bit.
+
+    Hidden ones and the record of the command are not compared; a checkpoint more than is kept may be left over.
+    """
+    found, expected = (
+        {
+            str(path.relative_to(each)): path
+            for path in sorted(each.rglob("*"))
+            if path.is_file() and path.name not in ("env.json", "command.txt")
+            if not any(part.startswith(".") for part in path.relative_to(each).parts)
+        }
+        for each in (folder, reference)
+    )
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found:
+            yield f"{name} is missing"
+        elif name not in expected:
+            yield from () if name.endswith(".pt") else (f"{name} is left over",)
+        elif name.endswith(".pt"):
+            yield from () if same(*map(load_checkpoint, (found[name], expected[name]))) else (f"{name} differs",)
+        elif found[name].read_bytes() != expected[name].read_bytes():
+            yield f"{name} differs"
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Whether the contents of two checkpoints are the same, bit for bit."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(same(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return torch.equal(found, expected) if isinstance(expected, torch.Tensor) else bool(found == expected)
+
+
+if __name__ == "__main__":
+    main()
