@@ -100,6 +100,26 @@ def test_workers_do_not_run_the_script_again(
     assert sys.modules["__main__"] is script
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Perhaps"),
+            r"Bus error\. Perhaps\)\. Run",
+        ),
+        (EOFError("unexpected EOF"), r"EOFError: unexpected EOF\)\. Run .* with fewer --workers"),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), None),
+    ],
+)
+def test_a_worker_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception, told: str | None) -> None:
+    def start(_: object) -> Iterator[RawViews]:
+        raise error
+
+    monkeypatch.setattr("poa.data.workers._started", start)
+    with pytest.raises(UserError if told else RuntimeError, match=told or "Caught"):
+        next(batches(Fake(), **SETTINGS))
+
+
 def test_resuming_at_any_step_changes_nothing() -> None:
     whole = list(batches(Fake(5), **SETTINGS))
     for start in (1, 3):

@@ -128,7 +128,6 @@ def test_loss_that_is_not_finite(at: Path, capsys: pytest.CaptureFixture[str]) -
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "Lower --batch-size"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory."), "--accumulate"),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Perhaps"), "fewer --workers"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x.jpg"), "/data/x.jpg: Permission denied. Fix"),
         (OSError("the pipe burst"), "the pipe burst. Fix this and try again."),
     ],

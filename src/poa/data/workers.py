@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from poa.errors import UserError
+from poa.errors import UserError, first_line
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 Item = TypeVar("Item")
@@ -51,14 +51,30 @@ def prepare(plan: Plan[Item], *, workers: int, pin_memory: bool = False) -> Iter
         worker_init_fn=_on_start,
         generator=torch.Generator(),  # its own, so that loading leaves the global random state alone
     )
-    for item in _started(loader):  # no name keeps it: when this ends, for whatever reason, the workers do
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    with _explained():
+        for item in _started(loader):  # no name keeps it: when this ends, for whatever reason, the workers do
+            if isinstance(item, UserError):
+                raise item
+            yield item
 
 
 def _unchanged(item: Item) -> Item:
     return item
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the errors by which torch and multiprocessing tell that a worker is gone into a UserError."""
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise  # a defect, here or in a worker
+        raise UserError(
+            f"A data worker ended unexpectedly, perhaps because memory was full ({first_line(error)}). Run the same "
+            "command again (a pre-training with --resume) with fewer --workers, or give the workers more memory (in "
+            "containers also --shm-size)."
+        ) from error
 
 
 def _started(loader: "DataLoader[Item]") -> Iterator[Item]:

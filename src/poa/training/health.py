@@ -52,15 +52,10 @@ def check_finite(losses: Mapping[str, Tensor | float], *, step: int) -> None:
 
 @contextmanager
 def explained_memory() -> Iterator[None]:
-    """Turn the errors of full memory, of the device or of the data workers, into a UserError."""
+    """Turn the errors of full memory into a UserError."""
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):  # what torch says when the system has ended one
-            raise UserError(
-                f"{str(error).splitlines()[0].rstrip('. ')}. Resume with --resume and fewer --workers, or give "
-                "them more memory (in containers also --shm-size)."
-            ) from error
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
