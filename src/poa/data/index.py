@@ -39,6 +39,7 @@ from poa.data.sources import (
     unreadable,
 )
 from poa.errors import UserError, counted, nearest
+from poa.text import normal_form
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 2
@@ -166,8 +167,9 @@ def matched_labels(train: ImageIndex, test: ImageIndex) -> tuple[npt.NDArray[np.
             f"The training and the test images are the same ({train.source}), so a test would be meaningless. "
             "Give other images to test on."
         )
-    number = {name: label for label, name in enumerate(train.classes)}
-    missing = [test.classes[label] for label in np.unique(test_labels) if test.classes[label] not in number]
+    number = {normal_form(name): label for label, name in enumerate(train.classes)}
+    known = [number.get(normal_form(name), -1) for name in test.classes]
+    missing = [test.classes[label] for label in np.unique(test_labels) if known[label] < 0]
     if missing:
         rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
@@ -175,7 +177,7 @@ def matched_labels(train: ImageIndex, test: ImageIndex) -> tuple[npt.NDArray[np.
             f"The training images in {train.source} have {len(number)} classes: {nearest(missing[0], number)} "
             "Classes are compared by name; rename the folders or leave those images out."
         )
-    return train_labels, np.array([number.get(name, -1) for name in test.classes], np.int64)[test_labels]
+    return train_labels, np.array(known, np.int64)[test_labels]
 
 
 def open_index(

@@ -4,10 +4,12 @@ The first two after Naseer et al. 2021 ("Intriguing Properties of Vision Transfo
 official code runs them, the last after Xiao et al. 2021 ("Noise or Signal", Mixed-Rand).
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +103,7 @@ def swap_background(
 
 
 _DRAWING, _TRIES = 103, 100
+_FORMS: tuple[Literal["NFC"], Literal["NFD"]] = "NFC", "NFD"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +145,11 @@ class MaskedImages:
         return digest.hexdigest()[:16]
 
     def path(self, number: int) -> Path:
-        """Where the mask of an image lies."""
+        """Where the mask of an image lies; accents of its name may be in another form (macOS)."""
         name = Path(self.index.name(number)).with_suffix(".png")
-        return self.folder / (name.name if name.is_absolute() else name)
+        wanted = self.folder / (name.name if name.is_absolute() else name)
+        spelt = (self.folder / unicodedata.normalize(form, str(wanted.relative_to(self.folder))) for form in _FORMS)
+        return next((path for path in (wanted, *spelt) if path.is_file()), wanted)
 
     def mask(self, number: int) -> Bool[Tensor, "size size"]:
         """Where the crop of an image, which can be read, shows its object."""

@@ -21,7 +21,7 @@ from poa.files import for_models
 from poa.models.source import ModelSource
 from poa.tasks.classification.data import labelled, training_transform
 from poa.tasks.classification.train import Classification
-from poa.tasks.detection.coco import Annotations, check_categories, check_masks, coco_tools
+from poa.tasks.detection.coco import Annotations, check_categories, check_objects, coco_tools
 from poa.tasks.detection.data import CocoImages, InstanceImages, find_images, readable_images
 from poa.tasks.detection.slimmable import SlimmableDetectionTask, check_slimmable
 from poa.tasks.detection.train import DetectionTask
@@ -109,31 +109,27 @@ def detect_networks(
     console, names = options.console or plain_console(stderr=True), source.choose(options.sizes)
     if together:
         check_slimmable(source, names)
-    found = train.read(limit=limit), test.read()
+    found = train.read(has_masks=config.has_masks, limit=limit), test.read(has_masks=config.has_masks)
     check_categories(*found)
     train_images, test_images = (
-        _readable(annotations, named.images, part, config.has_masks, options.workers, console)
+        _readable(annotations, named.images, part, options.workers, console)
         for annotations, named, part in zip(found, (train, test), ("training", "test"), strict=True)
     )
     if train_images.fingerprint == test_images.fingerprint:
         tell(console, "The test images are the training images: the scores say how well they are memorised.")
-    if not train_images.annotations.num_objects:
-        raise UserError(f"{train.annotations} contains no objects to train on. Give images with objects.")
     steps_per_epoch(len(train_images), config.batch_size)
     parts = (source, options, save_every, config, train_images, test_images)
     return _run(SlimmableDetectionTask(*parts, names) if together else DetectionTask(*parts))
 
 
-def _readable(
-    annotations: Annotations, images: str, part: str, has_masks: bool, workers: int, console: Console
-) -> InstanceImages:
+def _readable(annotations: Annotations, images: str, part: str, workers: int, console: Console) -> InstanceImages:
     """Images that can be read, after all checks."""
-    if has_masks:
-        check_masks(annotations)
-    found = find_images(annotations, images, has_masks=has_masks)
+    check_objects(annotations, part=part)
+    found = find_images(annotations, images)
     with bar(f"reading {part} images", total=len(found), console=console) as advance:
         found = readable_images(found, workers=workers, advance=advance)
-    bad = f", {counted(found.num_bad, 'damaged image')} left out" if found.num_bad else ""
+    check_objects(found.annotations, part=part)
+    bad = f", {counted(found.num_bad, 'image')} left out (damaged or not there)" if found.num_bad else ""
     tell(console, f"{part}: {found.annotations.describe()}{bad}")
     return found
 

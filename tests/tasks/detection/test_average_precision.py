@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from poa.tasks.detection.coco import (
-    BOXES,
-    MASKS,
-    average_precision,
-    box_entries,
-    coco_tools,
-    decoded_mask,
-    mask_entries,
-    read_annotations,
-)
+from poa.tasks.detection.average_precision import BOXES, MASKS, average_precision, box_entries, mask_entries
+from poa.tasks.detection.coco import coco_tools, decoded_mask, read_annotations
 from tasks.detection.coco_images import changed, write_coco
 
 CATEGORIES = [3, 7]
@@ -45,7 +37,7 @@ def score(
     file = truth.parent / "found" / "boxes.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(found))
-    return average_precision(truth, file, kind=kind, images=images)
+    return average_precision(read_annotations(truth), file, kind=kind, images=images)
 
 
 def test_perfect_and_shifted_boxes(truth: Path) -> None:

@@ -58,6 +58,13 @@ def test_archives(tmp_path: Path) -> None:
     assert pair_up(open_index(images, limit=2), open_index(masks)).fingerprint != plain.fingerprint
 
 
+def test_masks_are_found_however_they_are_spelt(tmp_path: Path) -> None:
+    images, masks = write_pairs(tmp_path, num_images=2)
+    (tmp_path / "images/0.jpg").rename(tmp_path / "images/caf\u00e9.JPG")
+    (tmp_path / "masks/0.png").rename(tmp_path / "masks/Cafe\u0301.png")
+    assert len(pairs_of(images, masks)) == 2
+
+
 def test_ids_of_all_kinds_of_masks(tmp_path: Path) -> None:
     images, masks = write_pairs(tmp_path, num_images=1, height=2, width=2)
     file = tmp_path / "masks/0.png"
@@ -136,10 +143,12 @@ def test_classes_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hold no class id at all besides 1"):
         class_names(ignoring(PairStatistics(found.pairs, 0, {1: 5}, {}), 1), found, names=None)
     binary = PairStatistics(found.pairs, 0, {0: 5, IGNORE: 3}, {IGNORE: "x.png"}, ("x.jpg", 9))
-    with pytest.raises(
-        UserError, match=r"only 2 of the ids from 0 to 255. If 255 \(in 'x.png'\) .*--ignore 255.*--class"
-    ):
-        class_names(ignoring(binary, -1), found, names=None)
+    for each in (binary, ignoring(binary, -1)):
+        with pytest.raises(UserError, match=r"are black and white.* If white is a class, write 1 in place of 255"):
+            class_names(each, found, names=None)
+    high = PairStatistics(found.pairs, 0, {0: 5, 200: 3}, {200: "x.png"}, ("x.jpg", 9))
+    with pytest.raises(UserError, match=r"only 2 of the ids from 0 to 200\. If 200 \(in 'x.png'\) .*--ignore 200"):
+        class_names(high, found, names=None)
     strange = PairStatistics(found.pairs, 0, {0: 5, 7: 3}, {7: "x.png"}, ("x.jpg", 9))
     with pytest.raises(UserError, match=r"'x.png' in .* class id 7, but the highest of the training masks is 2"):
         class_names(found, strange, names=None)

@@ -1,40 +1,50 @@
-"""COCO's format: annotations, read and checked before anything is trained, and average precision by pycocotools."""
+"""COCO's format: annotations, read and checked before anything is trained."""
 
 import contextlib
-import io
 import json
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
-from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
-from torch import Tensor
+from jaxtyping import UInt8
+from pydantic import (
+    BaseModel,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from poa.errors import UserError, counted
+from poa.text import normal_form
 
-BOXES, MASKS = "bbox", "segm"
-"""Kinds of average precision, as pycocotools calls them."""
 _FORMAT = (
     'In COCO\'s format it holds {"images": [{"id", "file_name", "height", "width"}], "categories": [{"id", "name"}], '
     '"annotations": [{"id", "image_id", "category_id", "bbox"}]}'
 )
 _THINNEST = 0.01
 """Least width and height of a box in pixels; of thinner ones nothing is left in single precision."""
-_STATISTICS = {0: "ap", 1: "ap50", 2: "ap75", 3: "ap_small", 4: "ap_medium", 5: "ap_large", 8: "ar100"}
-"""Places in the summary of pycocotools. AR: the recall with up to 100 detections an image, mean over IoUs."""
-_IN_MASK = 0.5
-_DECIMALS, _SCORE_DECIMALS = 2, 6
 
 Mask = Any
 """Polygons, or a run-length code, as in the file; None without one."""
 Entry = dict[str, Any]
 """A detection in COCO's format for results."""
+NO_IMAGE = "of images that are not listed"
+NO_BOX = "without a box of four numbers"
+NO_AREA = "boxes without area or outside of the image"
+NO_MASK = "without a usable mask"
+CROWD = "crowd"
+"""Why objects are skipped."""
+_FARTHEST = 100_000
+"""Pixels from the origin at which a polygon may have a corner; pycocotools reserves memory for the way there."""
 
 
 class _Image(BaseModel):
@@ -50,12 +60,19 @@ class _Category(BaseModel):
 
 
 class _Annotation(BaseModel):
-    id: int
+    """An object; what other programs leave empty, or write in other forms, is checked where it is used."""
+
     image_id: int
     category_id: int
-    bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+    bbox: Any = None
     iscrowd: Any = None
-    segmentation: Any = None  # checked where it is used: files hold many bad masks of objects without an area
+    segmentation: Any = None
+    area: Any = None
+
+    @property
+    def is_crowd(self) -> bool:
+        """Whether it is a group of objects with one mask."""
+        return self.iscrowd in (1, "1")
 
 
 class _File(BaseModel):
@@ -66,38 +83,31 @@ class _File(BaseModel):
     @model_validator(mode="after")
     def _check_ids(self) -> "_File":
         known = dict[str, Counter[int]]()
-        for name, listed in self:
+        for name, listed in (("images", self.images), ("categories", self.categories)):
             known[name] = counts = Counter(each.id for each in listed)
-            if not counts and name != "annotations":
+            if not counts:
                 raise ValueError(f"it lists no {name}. {_FORMAT}.")
             if len(counts) < len(listed):
                 raise ValueError(f"two {name} have the id {counts.most_common(1)[0][0]}. Give each its own id.")
-        if 0 in known["annotations"]:
-            raise ValueError(
-                "an annotation has the id 0, which pycocotools takes for no object. Number annotations from 1."
-            )
         for place, each in enumerate(self.annotations):
-            for what, number, listed in (
-                ("image", each.image_id, "images"),
-                ("category", each.category_id, "categories"),
-            ):
-                if number not in known[listed]:
-                    raise ValueError(
-                        f"entry {place} of 'annotations' names the {what} {number}, which is not among the {listed} of "
-                        "the file. Add it there, or remove the entry."
-                    )
+            if each.category_id not in known["categories"]:
+                raise ValueError(
+                    f"entry {place} of 'annotations' names the category {each.category_id}, which is not among the "
+                    "categories of the file. Add it there, or remove the entry."
+                )
         return self
 
 
 class _RunLengths(BaseModel):
     size: list[int]
-    counts: str | list[int]
+    counts: str | list[NonNegativeInt]
 
 
-_Polygon = Annotated[list[FiniteFloat], Field(min_length=6)]
-_MASK = TypeAdapter[Any](_RunLengths | list[_Polygon])
+_Numbers = Annotated[list[Annotated[FiniteFloat, Field(ge=-_FARTHEST, le=_FARTHEST)]], Field(min_length=1)]
+_MASK = TypeAdapter[Any](_RunLengths | list[Any])
+_CORNERS = TypeAdapter[list[float]](_Numbers)
+_BOX = TypeAdapter[list[float]](Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)])
 _WANTED = {
-    "bbox": "a list of four numbers: left, top, width and height in pixels",
     **dict.fromkeys(("height", "width"), "a whole number of pixels above 0"),
     **dict.fromkeys(("file_name", "name"), "a text"),
 }
@@ -122,17 +132,22 @@ class ImageAnnotation(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """The content of a file: images in its order, names of categories by id, ascending.
+    """The content of a file.
 
-    ``num_skipped`` objects are left out as their boxes have no area or lie outside of the image, and ``num_crowds``
-    groups of objects with one mask. ``fingerprint`` is a digest of the file.
+    Attributes:
+        file: Where it was read.
+        images: In the order of the file.
+        categories: Names by id, ascending.
+        has_masks: Whether objects without a usable mask are skipped; else masks are not looked at.
+        skipped: How many objects are left out, by reason.
+        fingerprint: Digest of the file.
     """
 
     file: Path
     images: tuple[ImageAnnotation, ...]
     categories: Mapping[int, str]
-    num_skipped: int
-    num_crowds: int
+    has_masks: bool
+    skipped: Mapping[str, int]
     fingerprint: str
 
     @property
@@ -146,49 +161,55 @@ class Annotations:
 
     def describe(self) -> str:
         """A summary in a few words."""
-        counts = (
-            (sum(not image.objects for image in self.images), "image", " without objects (used as negatives)"),
-            (self.num_skipped, "object", " skipped (boxes without area or outside of the image)"),
-            (self.num_crowds, "crowd", " skipped"),
-        )
         of_what = counted(len(self.categories), "category")
-        objects = f"{counted(len(self.images), 'image')}, {counted(self.num_objects, 'object')} of {of_what}"
-        return ", ".join([objects, *(counted(number, noun) + text for number, noun, text in counts if number)])
+        parts = [f"{counted(len(self.images), 'image')}, {counted(self.num_objects, 'object')} of {of_what}"]
+        if empty := sum(not image.objects for image in self.images):
+            parts.append(f"{counted(empty, 'image')} without objects (used as negatives)")
+        for why, number in self.skipped.items():
+            is_crowd = why == CROWD
+            parts.append(
+                f"{counted(number, 'crowd' if is_crowd else 'object')} skipped{'' if is_crowd else f' ({why})'}"
+            )
+        return ", ".join(parts)
 
 
-def read_annotations(file: Path) -> Annotations:
-    """Read a file in COCO's format (one of its "instances" files); a ``UserError`` says what is wrong with it."""
-    try:
-        encoded = file.read_bytes()
-        content = json.loads(encoded)
-        found = _File.model_validate(content, strict=True)
-    except OSError as error:
-        raise UserError(f"The annotations {file} cannot be read: {error.strerror}. Check the path.") from None
-    except ValidationError as error:
-        raise UserError(_explain(error, content, file)) from None
-    except ValueError as error:
-        raise UserError(f"The annotations {file} are not valid JSON ({error}). {_FORMAT}.") from None
+def read_annotations(file: Path, *, has_masks: bool = True) -> Annotations:
+    """Read a file in COCO's format (one of its "instances" files); a ``UserError`` says what is wrong with it.
+
+    Objects that cannot be used are skipped and counted.
+    """
+    encoded, found = _read(file)
     sides = {each.id: (each.height, each.width) for each in found.images}
-    objects, num_skipped, num_crowds = defaultdict[int, list[ObjectAnnotation]](list), 0, 0
-    for place, each in enumerate(found.annotations):
-        box = _edges(each.bbox, sides[each.image_id])
-        if box is None:
-            num_skipped += 1
-        elif each.iscrowd:
-            num_crowds += 1
+    objects, skipped = defaultdict[int, list[ObjectAnnotation]](list), Counter[str]()
+    for each in found.annotations:
+        seen = _look(each, sides, has_masks=has_masks)
+        if seen.skipped:
+            skipped[seen.skipped] += 1
         else:
-            mask = _checked_mask(each.segmentation, sides[each.image_id], place, file)
-            objects[each.image_id].append(ObjectAnnotation(each.category_id, box, mask))
+            objects[each.image_id].append(ObjectAnnotation(each.category_id, seen.box, seen.mask))
     return Annotations(
         file,
         tuple(
             ImageAnnotation(each.id, each.file_name, sides[each.id], tuple(objects[each.id])) for each in found.images
         ),
         {each.id: each.name for each in sorted(found.categories, key=lambda each: each.id)},
-        num_skipped,
-        num_crowds,
+        has_masks,
+        skipped,
         sha256(encoded).hexdigest()[:16],
     )
+
+
+def _read(file: Path) -> tuple[bytes, _File]:
+    try:
+        encoded = file.read_bytes()
+        content = json.loads(encoded)
+        return encoded, _File.model_validate(content, strict=True)
+    except OSError as error:
+        raise UserError(f"The annotations {file} cannot be read: {error.strerror}. Check the path.") from None
+    except ValidationError as error:
+        raise UserError(_explain(error, content, file)) from None
+    except ValueError as error:
+        raise UserError(f"The annotations {file} are not valid JSON ({error}). {_FORMAT}.") from None
 
 
 def _explain(error: ValidationError, content: Any, file: Path) -> str:
@@ -216,29 +237,56 @@ def _edges(box: Sequence[float], sides: tuple[int, int]) -> tuple[float, float, 
     return edges if min(edges[2] - edges[0], edges[3] - edges[1]) >= _THINNEST else None
 
 
-def _checked_mask(mask: Mask, sides: tuple[int, int], place: int, file: Path) -> Mask:
-    """The mask if it has the form of one; None for none."""
-    if not mask:
+class _Seen(NamedTuple):
+    """An object, and why it is skipped, if it is: then box and mask may have no meaning."""
+
+    skipped: str = ""
+    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    mask: Mask = None
+
+
+def _look(each: _Annotation, sides: Mapping[int, tuple[int, int]], *, has_masks: bool) -> _Seen:
+    if each.image_id not in sides:
+        return _Seen(NO_IMAGE)
+    numbers = _valid(_BOX, each.bbox)
+    if numbers is None:
+        return _Seen(NO_BOX)
+    of_image = sides[each.image_id]
+    box, mask = _edges(numbers, of_image), _usable(each.segmentation, of_image) if has_masks else None
+    if box is None:
+        return _Seen(NO_AREA, mask=mask)
+    return _Seen(CROWD if each.is_crowd else NO_MASK if has_masks and mask is None else "", box, mask)
+
+
+def _usable(mask: Mask, sides: tuple[int, int]) -> Mask:
+    """The mask without parts that enclose nothing; None if nothing is left, or it has not the form of one."""
+    if not mask or _valid(_MASK, mask) is None:
         return None
-    problem = f"{mask!r:.60}"
-    with contextlib.suppress(ValidationError):
-        _MASK.validate_python(mask, strict=True)
-        if isinstance(mask, list) and all(len(polygon) % 2 == 0 for polygon in mask):
-            return mask
-        if isinstance(mask, dict):
-            if mask["size"] == list(sides):
-                return mask
-            problem = f"a run-length code of {mask['size']!r:.40} pixels for an image of {list(sides)} (height, width)"
-    raise UserError(
-        f"The 'segmentation' of entry {place} of 'annotations' in {file} is {problem}. It must be polygons ([[x, "
-        "y, x, y, x, y, ...], ...]), or a run-length code with 'counts' and the 'size' of the image."
-    )
+    if isinstance(mask, list):
+        parts = mask if isinstance(mask[0], list) else [mask]
+        return [part for part in parts if _valid(_CORNERS, part) and len(part) >= 6 and len(part) % 2 == 0] or None
+    if mask["size"] != list(sides):
+        return None
+    if isinstance(mask["counts"], list):
+        return mask if sum(mask["counts"]) == sides[0] * sides[1] else None
+    with contextlib.suppress(Exception):  # pycocotools meets damaged codes with exceptions of many kinds
+        decoded_mask(mask, sides)
+        return mask
+    return None
+
+
+def _valid(form: Any, value: Any) -> Any:  # of a TypeAdapter, which beartype cannot check
+    """The value in its form; None if it has another."""
+    try:
+        return form.validate_python(value, strict=True)
+    except ValidationError:
+        return None
 
 
 def check_categories(train: Annotations, test: Annotations) -> None:
     """Raise a ``UserError`` if the test file has other categories, or other names for them."""
     for number, name in test.categories.items():
-        if train.categories.get(number) != name:
+        if normal_form(train.categories.get(number, "")) != normal_form(name):
             known = repr(train.categories[number]) if number in train.categories else "unknown"
             raise UserError(
                 f"The category {number} of {test.file} is {name!r}, but in {train.file} it is {known}. "
@@ -246,15 +294,19 @@ def check_categories(train: Annotations, test: Annotations) -> None:
             )
 
 
-def check_masks(annotations: Annotations) -> None:
-    """Raise a ``UserError`` if some objects have no mask."""
-    bare = [image.file_name for image in annotations.images for each in image.objects if each.mask is None]
-    if bare:
+def check_objects(annotations: Annotations, *, part: str) -> None:
+    """Raise a ``UserError`` if there are no objects in a part of the data, such as ``training``."""
+    if annotations.num_objects:
+        return
+    if annotations.skipped.get(NO_MASK):
         raise UserError(
-            f"{len(bare):,} of {counted(annotations.num_objects, 'object')} in {annotations.file} have no mask "
-            f"(segmentation), such as one in {bare[0]!r}. Give masks, or choose a head without masks: --head "
-            "faster-rcnn or cascade-rcnn."
+            f"No object in {annotations.file} has a usable mask. A 'segmentation' must be polygons ([[x, y, x, y, x, "
+            "y, ...], ...]), or a run-length code with 'counts' and the 'size' of the image. Give masks, or choose a "
+            "head without masks: --head faster-rcnn or cascade-rcnn."
         )
+    raise UserError(
+        f"{annotations.file} has no {part} images with objects ({annotations.describe()}). Give images with objects."
+    )
 
 
 def coco_tools() -> Any:
@@ -280,73 +332,21 @@ def decoded_mask(mask: Mask, sides: tuple[int, int]) -> UInt8[np.ndarray, "heigh
     return pixels
 
 
-def box_entries(
-    image: int,
-    boxes: Float[Tensor, "found 4"],
-    labels: Int[Tensor, " found"],
-    scores: Float[Tensor, " found"],
-    *,
-    categories: Sequence[int],
-) -> list[Entry]:
-    """Boxes (left, top, right, bottom in pixels) found in the image of an id; ``categories``: ids by label from 1."""
-    found = zip(boxes.double().tolist(), labels.tolist(), scores.double().tolist(), strict=True)
-    return [
-        {
-            "image_id": image,
-            "category_id": categories[label - 1],
-            "bbox": [round(value, _DECIMALS) for value in (left, top, right - left, bottom - top)],
-            "score": round(score, _SCORE_DECIMALS),
-        }
-        for (left, top, right, bottom), label, score in found
-    ]
-
-
-def mask_entries(boxes: Iterable[Entry], masks: Float[Tensor, "found 1 height width"]) -> list[Entry]:
-    """The same detections with masks in place of boxes: pycocotools takes areas from the masks then."""
-    tools, entries = coco_tools(), []
-    for entry, mask in zip(boxes, (masks[:, 0] >= _IN_MASK).byte().cpu().numpy(), strict=True):
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of NumPy, about pycocotools
-            code = tools.encode(np.asfortranarray(mask))
-        segmentation = {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
-        kept = {name: value for name, value in entry.items() if name != "bbox"}
-        entries.append({**kept, "segmentation": segmentation})
-    return entries
-
-
-def average_precision(annotations: Path, results: Path, *, kind: str, images: Sequence[int]) -> Mapping[str, float]:
-    """COCO's scores in percent, such as ``box_ap``: mean over IoUs from 0.5 to 0.95 and over categories that occur.
-
-    ``results`` are scored in the images of these ids; scores of object sizes that do not occur are left out.
-    """
-    with (
-        contextlib.redirect_stdout(io.StringIO()),  # pycocotools prints what it does
-        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
-    ):
-        statistics = _statistics(annotations, results, kind, images)
-    scores = {name: float(statistics[place]) for place, name in _STATISTICS.items()}
-    prefix = {BOXES: "box", MASKS: "mask"}[kind]
-    return {f"{prefix}_{name}": 100.0 * score for name, score in scores.items() if score >= 0}
-
-
-def _statistics(annotations: Path, results: Path, kind: str, images: Sequence[int]) -> Shaped[np.ndarray, "twelve"]:
-    coco_tools()
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    truth: Any = COCO(str(annotations))
-    truth.dataset.setdefault("info", {})  # which some versions want
-    for entry in truth.dataset["annotations"]:  # what other tools leave out
-        entry.setdefault("iscrowd", 0)
-        entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
-    found: Any = COCO()
-    found.dataset = {key: truth.dataset[key] for key in ("images", "categories")} | {"annotations": []}
-    found.createIndex()
-    if json.loads(results.read_text(encoding="utf-8")):
-        found = truth.loadRes(str(results))  # cannot read an empty list
-    evaluation: Any = COCOeval(truth, found, kind)
-    evaluation.params.imgIds = sorted(images)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    statistics: Shaped[np.ndarray, "twelve"] = np.asarray(evaluation.stats)
-    return statistics
+def truth_of(annotations: Annotations) -> dict[str, Any]:
+    """The file as pycocotools takes it: without what it cannot read, and with what other programs leave out."""
+    _, file = _read(annotations.file)
+    sides = {each.id: (each.height, each.width) for each in file.images}
+    entries = list[Entry]()
+    for each in file.annotations:
+        seen = _look(each, sides, has_masks=annotations.has_masks)
+        if seen.skipped in (NO_IMAGE, NO_BOX) or (annotations.has_masks and seen.mask is None):
+            continue
+        area = each.area if isinstance(each.area, int | float) else each.bbox[2] * each.bbox[3]
+        given = {"id": len(entries) + 1, "image_id": each.image_id, "category_id": each.category_id, "bbox": each.bbox}
+        entries.append(given | {"area": area, "iscrowd": int(each.is_crowd), "segmentation": seen.mask})
+    return {
+        "info": {},
+        "images": [each.model_dump() for each in file.images],
+        "categories": [each.model_dump() for each in file.categories],
+        "annotations": entries,
+    }

@@ -17,6 +17,7 @@ from poa.data.images import BadImage, decode, image_tensor
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import BAD_IN_A_ROW
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
+from poa.data.spelling import Spellings
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError, counted
 from poa.tasks.detection.coco import Annotations, ImageAnnotation, decoded_mask, read_annotations
@@ -50,12 +51,11 @@ class Instances(NamedTuple):
 
 @dataclass(frozen=True)
 class InstanceImages:
-    """Images whose objects are known, and the number of each in the index; ``num_bad`` others cannot be read."""
+    """Images whose objects are known, and the number of each in the index; ``num_bad`` are damaged or not there."""
 
     annotations: Annotations
     index: ImageIndex
     rows: tuple[int, ...]
-    has_masks: bool
     num_bad: int = 0
 
     def __len__(self) -> int:
@@ -82,19 +82,13 @@ class InstanceImages:
         label_of = {number: label for label, number in enumerate(self.annotations.categories, start=1)}
         boxes = torch.tensor([each.box for each in about.objects], dtype=torch.float32).view(-1, 4)
         labels = torch.tensor([label_of[each.category] for each in about.objects], dtype=torch.int64)
-        masks = _masks(about, self.annotations.file) if self.has_masks else None
+        masks = _masks(about) if self.annotations.has_masks else None
         return Instances(pixels.float().contiguous() / 255, boxes, labels, masks)
 
 
-def _masks(about: ImageAnnotation, file: Path) -> UInt8[Tensor, "objects height width"]:
-    try:
-        decoded = [decoded_mask(each.mask, about.sides) for each in about.objects]
-        return torch.from_numpy(np.stack(decoded)) if decoded else torch.zeros(0, *about.sides, dtype=torch.uint8)
-    except Exception as error:  # pycocotools meets damaged codes with exceptions of many kinds
-        raise UserError(
-            f"A mask in {about.file_name!r} in {file} cannot be read ({type(error).__name__}: {error}). Fix its "
-            "'segmentation', or remove the object."
-        ) from None
+def _masks(about: ImageAnnotation) -> UInt8[Tensor, "objects height width"]:
+    decoded = [decoded_mask(each.mask, about.sides) for each in about.objects]
+    return torch.from_numpy(np.stack(decoded)) if decoded else torch.zeros(0, *about.sides, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +98,9 @@ class CocoImages:
     images: str
     annotations: Path
 
-    def read(self, *, limit: int | None = None) -> Annotations:
-        """Their annotations, of ``limit`` images evenly spread over the file."""
-        annotations = read_annotations(self.annotations)
+    def read(self, *, has_masks: bool, limit: int | None = None) -> Annotations:
+        """Their annotations, with masks or boxes alone, of ``limit`` images evenly spread over the file."""
+        annotations = read_annotations(Path(self.annotations), has_masks=has_masks)
         num_images = len(annotations.images)
         if limit is None:
             return annotations
@@ -117,18 +111,24 @@ class CocoImages:
         return annotations.take([number * num_images // limit for number in range(limit)])
 
 
-def find_images(annotations: Annotations, images: str, *, has_masks: bool) -> InstanceImages:
-    """Find the files that annotations name in a folder, an archive or a list, which may hold further images."""
+def find_images(annotations: Annotations, images: str) -> InstanceImages:
+    """Find the files that annotations name in a folder, an archive or a list, which may hold further images.
+
+    Images that are not there are left out like damaged ones, unless they are half of them or more.
+    """
     index = open_index(images)
-    row_of = {index.name(row): row for row in range(len(index))}
-    missing = [each.file_name for each in annotations.images if each.file_name not in row_of]
-    if missing:
+    spellings = Spellings(index.name(row) for row in range(len(index)))
+    rows = [spellings.find(each.file_name) for each in annotations.images]
+    missing = [number for number, row in enumerate(rows) if row is None]
+    if 2 * len(missing) >= len(rows):
         raise UserError(
-            f"{len(missing):,} of {counted(len(annotations.images), 'image')} in {annotations.file} are not in "
-            f"{index.source}, such as {missing[0]!r}; an image there is called {index.name(0)!r}. Give the folder to "
-            "which the file names are relative."
+            f"{len(missing):,} of {counted(len(rows), 'image')} in {annotations.file} are not in {index.source}, such "
+            f"as {annotations.images[missing[0]].file_name!r}; an image there is called {index.name(0)!r}. Give the "
+            "folder to which the file names are relative."
         )
-    return InstanceImages(annotations, index, tuple(row_of[each.file_name] for each in annotations.images), has_masks)
+    there = [number for number, row in enumerate(rows) if row is not None]
+    found = tuple(row for row in rows if row is not None)
+    return InstanceImages(annotations.take(there), index, found, len(missing))
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def readable_images(
             f"Of {counted(len(images), 'image')} in {images.index.source}, none could be read. Check that the "
             "files still exist and are images."
         )
-    return replace(images.take(good), num_bad=len(images) - len(good))
+    return replace(images.take(good), num_bad=images.num_bad + len(images) - len(good))
 
 
 class InstanceBatch(NamedTuple):

@@ -20,7 +20,8 @@ from poa.export.timm import Blueprint, num_parameters
 from poa.files import whole_file
 from poa.models.source import backbone_of
 from poa.plots.overlays import ImageWithObjects, Objects, object_sheet
-from poa.tasks.detection.coco import BOXES, MASKS, Entry, average_precision, box_entries, mask_entries
+from poa.tasks.detection.average_precision import BOXES, MASKS, average_precision, box_entries, mask_entries
+from poa.tasks.detection.coco import Entry
 from poa.tasks.detection.data import InstanceBatch, InstanceImages, images_in_order, instance_batches
 from poa.tasks.detection.folder import write_detector
 from poa.tasks.detection.model import DetectorPlan, build_detector
@@ -288,7 +289,7 @@ class DetectionTask(Task):
             file = self.folder / "detections" / f"{name}-{what}.json"
             with whole_file(file) as path:
                 path.write_text(json.dumps(entries), encoding="utf-8")
-            scores |= average_precision(self.test.annotations.file, file, kind=kind, images=found.images)
+            scores |= average_precision(self.test.annotations, file, kind=kind, images=found.images)
         return scores
 
     def _draw(self, name: str, found: Detections, scores: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from poa.data.images import BadImage, decode, image_tensor
 from poa.data.index import ImageIndex, open_index
+from poa.data.spelling import Spellings
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError, counted
 
@@ -88,9 +89,9 @@ class MaskedImages:
 
 def pair_up(images: ImageIndex, masks: ImageIndex, *, ignore: int = IGNORED) -> Pairs:
     """Find the mask of each image: that of the same path and name, whatever their endings; masks may be left over."""
-    of_mask = _by_stem(masks)
-    rows = [of_mask.get(stem, -1) for stem in _by_stem(images)]
-    missing = [i for i, row in enumerate(rows) if row < 0]
+    spellings = Spellings(_by_stem(masks))
+    rows = [spellings.find(stem) for stem in _by_stem(images)]
+    missing = [i for i, row in enumerate(rows) if row is None]
     if missing:
         raise UserError(
             f"{len(missing):,} of {counted(len(images), 'image')} in {images.source} have no mask in "
@@ -215,6 +216,11 @@ def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[
     """
     ignore = train.pairs.ignore
     seen = sorted(set(train.pixels) - {ignore})
+    if set(train.pixels) == {0, IGNORED} and (names is None or len(names) <= IGNORED):
+        raise UserError(
+            f"The training masks in {train.pairs.masks.source} are black and white: they hold the ids 0 and {IGNORED} "
+            f"alone. If white is a class, write 1 in place of {IGNORED}: in Python, (mask > 0).astype('uint8')."
+        )
     if len(seen) < 2:
         found = f"the one class id {seen[0]}" if seen else "no class id at all"
         raise UserError(
