@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import poa
+from poa.cli import inspect, pretrain
+from poa.config.resolve import resolve
+from poa.models.registry import family_of
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 
@@ -27,3 +32,15 @@ def test_faithfulness_names_tests_that_exist() -> None:
         path = ROOT / "tests" / file
         assert path.is_file(), file
         assert name is None or f"def {name}(" in path.read_text(), f"{file}::{name}"
+
+
+def test_examples_name_sizes_that_their_recipe_has() -> None:
+    commands = (poa, pretrain.pretrain, pretrain.compare, inspect.embed, inspect.pictures)
+    documents = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
+    text = "\n".join([*documents, *(str(command.__doc__) for command in commands)])
+    recipes = set(re.findall(r"--out runs/mine --recipe ([\w-]+)", text)) - {"poa-vit-l"}
+    assert recipes == {"vit-96"}
+    words = re.findall(r"runs/mine\b.*--sizes?((?: \d+x\d+)+)|run\.\w+\(.*\"(\d+x\d+)\"", text)
+    sizes = [size for pair in words for word in pair for size in word.split()]
+    assert len(sizes) > 10
+    assert set(sizes) <= set(map(str, family_of(resolve(recipe="vit-96")).space.sizes))

@@ -4,11 +4,11 @@ Example:
     ```python
     import poa
 
-    run = poa.pretrain(data="images", out="runs/mine", recipe="vit-small-data", epochs=100)
+    run = poa.pretrain(data="images", out="runs/mine", recipe="vit-96", epochs=100)
     run = poa.load("runs/mine")
     run.sizes()
-    run.extract("192x6", out="model")
-    run.features(images, size="192x6")
+    run.extract("96x4", out="model")
+    run.features("photo.jpg", size="96x4")
     poa.evaluate("runs/mine", "linear", train="labelled/train", test="labelled/test")
     ```
 """

@@ -67,7 +67,7 @@ class Options:
     """Options of all evaluations.
 
     Attributes:
-        sizes: Names such as 384x12; all by default.
+        sizes: Names such as 96x4; all by default.
         branch: The trained teacher; or, for comparison, untrained networks, or networks cut out of the weights that the
             run started from (--init).
         name: Folder of the results in --out; by default named after the protocol and the branch.

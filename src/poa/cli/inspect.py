@@ -39,7 +39,7 @@ def embed(
         data: The images: a folder, a list of paths, an archive. Labels, if any, are written too.
         out: FILE.parquet, FILE.npy (with FILE.json) or FILE.safetensors; with several sizes, FILE-SIZE and the ending.
             Or a folder for one .npy file of each size.
-        sizes: `all`, or names such as 384x12; required for a run with several sizes.
+        sizes: `all`, or names such as 96x4; required for a run with several sizes.
         patches: Also write one feature for each patch.
         branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
         image_size: Side of the images in pixels; by default the size that the network is made for.
@@ -86,13 +86,13 @@ def pictures(
 ) -> None:
     """Draw what networks see in your images, side by side: PNG files and a page, index.html.
 
-    Example: poa pictures runs/mine --images PHOTOS --sizes 192x12 384x12 --out pictures
+    Example: poa pictures runs/mine --images PHOTOS --sizes 96x4 128x6 --out pictures
 
     Args:
         model: Folders of runs; extracted sizes or other folders that timm loads; timm names. One or several.
         images: A folder of images, a list, an archive or digits; class folders give frames and names.
         out: Folder to write, new or empty.
-        sizes: Sizes of runs: `all`, or names such as 384x12; the smallest and the largest by default.
+        sizes: Sizes of runs: `all`, or names such as 96x4; the smallest and the largest by default.
         kinds: Attention of the class token, features as colours, nearest images, matching patches, typical images of
             prototypes; all by default.
         limit: Number of images that are searched for neighbours and images of prototypes; up to 1,000 by default.

@@ -34,7 +34,7 @@ def pretrain(
 ) -> None:
     """Pre-train an elastic network on a folder of images.
 
-    Example: poa pretrain --data IMAGES --out runs/mine --recipe vit-small-data --dry-run
+    Example: poa pretrain --data IMAGES --out runs/mine --recipe vit-96 --dry-run
 
     Args:
         flags: Settings; they override --config, which overrides --recipe.
@@ -110,7 +110,7 @@ def extract(run: Path, /, *, size: Annotated[list[str], SEVERAL], out: Path | No
 
     Args:
         run: Folder of the run.
-        size: One or more sizes, such as 384x12.
+        size: One or more sizes, such as 96x4.
         out: Folder to write (one size); RUN/models/SIZE by default.
     """
     from poa.models.run import load
@@ -179,7 +179,7 @@ def compare(
 ) -> None:
     """Train sizes in one run, alone and by SEED distillation, on equal terms, and score them all.
 
-    Example: poa compare --data IMAGES --out runs/all --recipe vit-small-data --sizes 64x3 96x4 --train LABELLED/train
+    Example: poa compare --data IMAGES --out runs/all --recipe vit-96 --sizes 64x3 96x4 --train LABELLED/train
     --test LABELLED/test. The same command resumes it after a stop.
 
     Args:

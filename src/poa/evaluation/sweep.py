@@ -109,7 +109,7 @@ def sweep(source: ModelSource, scorer: Scorer, names: Sequence[str], options: Sw
     """
     names = list(dict.fromkeys(names))
     if not names:
-        raise UserError("There are no networks to score: name some sizes, such as 384x12, or give --sizes all.")
+        raise UserError("There are no networks to score: name some sizes, such as 96x4, or give --sizes all.")
     folder = results_file(source, scorer.name, options.name).parent
     files = ResultFiles(folder, scorer.name, json.loads(json.dumps(scorer.settings, default=str)))
     files.start(overwrite=options.overwrite)

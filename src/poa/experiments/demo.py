@@ -62,7 +62,7 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
         f"same networks untrained. Picture: {picture}",
         soft_wrap=False,
     )
-    for line in next_commands(run, recipe=f"{model}-small-data" if method == "poa" else method):
+    for line in next_commands(run, recipe=f"{model}-96" if method == "poa" else method):
         tell(console, line)
     return run
 
