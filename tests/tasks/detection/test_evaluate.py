@@ -316,7 +316,7 @@ def test_damaged_images_are_counted(tmp_path: Path) -> None:
 
 def test_wrong_requests(tmp_path: Path, data: dict[str, CocoImages]) -> None:
     train, test = data["train"], data["test"]
-    bare = CocoImages(*write_coco(tmp_path / "bare", masks=False))
+    bare, more = CocoImages(*write_coco(tmp_path / "bare", masks=False)), write_coco(tmp_path / "more")
     empty = CocoImages(train.images, changed(train.annotations, annotations=[]))
     models = Models(FAMILY)
     for options, text in (
@@ -325,7 +325,7 @@ def test_wrong_requests(tmp_path: Path, data: dict[str, CocoImages]) -> None:
         ({"sizes": "64x1"}, "64x1"),
         ({"limit": 9}, "--limit must be from 1 to 5, the number of images in .* got 9"),
         ({"limit": 1}, "--batch-size 2 is larger"),
-        ({"test": CocoImages(test.images, bare.annotations)}, "3 of 6 images in .* are not in"),
+        ({"test": CocoImages(test.images, more[1])}, "3 of 6 images in .* are not in"),
         ({"train": bare}, "No object in .* has a usable mask"),
         ({"test": bare}, "No object in .* has a usable mask"),
         ({"train": empty, "test": empty}, "has no training images with objects"),
