@@ -25,6 +25,7 @@ from poa.evaluation.linear import Linear
 from poa.evaluation.protocol import LEVEL, Protocol
 from poa.evaluation.sweep import SweepOptions
 from poa.experiments.plan import Approach, Plan, Training, plan
+from poa.files import whole_file
 from poa.models.registry import family_of
 from poa.models.run import Paths, is_begun
 from poa.models.source import model_source
@@ -194,10 +195,9 @@ def _results(
 
 def _write(results: Sequence[Result], folder: Path) -> list[Score]:
     scores = [result.score() for result in results]
-    (folder / "compare.json").write_text(
-        json.dumps([result._asdict() for result in results], indent=1) + "\n", encoding="utf-8"
-    )
-    with (folder / "compare.csv").open("w", encoding="utf-8", newline="") as file:
+    with whole_file(folder / "compare.json") as temporary:
+        temporary.write_text(json.dumps([result._asdict() for result in results], indent=1) + "\n", encoding="utf-8")
+    with whole_file(folder / "compare.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Score._fields)
         writer.writerows(scores)
