@@ -109,6 +109,8 @@ def test_structure(path: Path) -> None:
     if part == "config":
         assert not any(module.split(".")[0] == "torch" for module in modules)
     assert source.count("\n") <= 400
+    first = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert not first & {"fcntl", "resource", "pwd", "grp", "termios"}, "Windows has no such module"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name

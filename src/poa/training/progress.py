@@ -1,6 +1,5 @@
 """What a user sees while waiting: a panel in a terminal, and plain lines where the output goes to a file."""
 
-import resource
 import sys
 import time
 from collections import deque
@@ -242,9 +241,13 @@ def summary(
 
 
 def memory_in_use(device: torch.device) -> int:
-    """The most memory used so far, in bytes: by tensors on a CUDA device, else by the process."""
+    """The most memory used so far, in bytes: by tensors on a CUDA device, else by the process; 0 on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
