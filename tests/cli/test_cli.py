@@ -179,7 +179,7 @@ def test_dry_run_writes_nothing(at: Path, capsys: pytest.CaptureFixture[str], fu
     assert lines["time"].endswith(f"for {STEPS} steps")
     disk, checkpoint = (float(number) for number in re.findall(r"[\d.]+(?= MB)", lines["disk"]))
     assert disk / checkpoint == pytest.approx(5 if further else 3, rel=0.02)
-    assert ("One of 2 processes was measured" in lines["note"]) == bool(further)
+    assert ("Only one of 2 processes was measured" in lines["note"]) == bool(further)
 
 
 def test_a_forecast_holds(at: Path, run: Path) -> None:

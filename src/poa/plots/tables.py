@@ -223,7 +223,7 @@ def size_table(
             end_section=is_grouped and number + 1 < len(rows) and rows[number + 1].width != row.width,
         )
     if any(row.intact for row in rows):
-        table.caption = "* intact network, from which the other sizes are cut"
+        table.caption = "* intact network, from which the others are cut"
         table.min_width = len(table.caption)  # a caption is wrapped to the width of its table
     return table
 
