@@ -156,7 +156,7 @@ def test_bad_images_are_left_out(tmp_path: Path) -> None:
     [
         ({"occlusion": (0.5, 1.0)}, "--occlusion cannot be 1.0: it should be less than 1"),
         ({"grid": 3}, "8 pixels cannot be divided into 3 x 3 .* Set --grid to one of 2, 4, 8"),
-        ({"shuffle": (2, 5)}, "cut into 5 x 5 .* --shuffle"),
+        ({"shuffle": (2, 5)}, "divided into 5 x 5 .* --shuffle"),
         ({"corruptions": ("rain",)}, "no corruption 'rain'"),
         ({"severities": (0,)}, "--severities cannot be 0: it should be greater than or equal to 1"),
         ({"severities": ()}, "at least one severity"),
