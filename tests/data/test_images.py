@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from poa.data.images import BadImage, begins_as_image, check_bytes, decode
+from poa.data.images import BadImage, begins_as_image, check_bytes, decode, upright_sides
 from poa.errors import UserError
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -174,7 +174,9 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
         8: lambda a: np.rot90(a, -1),
     }
     stored = Image.fromarray(np.ascontiguousarray(undo[orientation](scene)))
-    upright = decode(encoded(stored, file_format, exif=exif(orientation)))
+    content = encoded(stored, file_format, exif=exif(orientation))
+    assert upright_sides(content) == (32, 48)
+    upright = decode(content)
     assert upright.size == (48, 32)
     corners = [np.asarray(upright)[y, x, 0] for x, y in ((2, 2), (45, 2), (45, 29), (2, 29))]
     assert corners == pytest.approx([40, 80, 120, 160], abs=3)
@@ -230,6 +232,7 @@ def test_texts_and_profiles_of_any_length_are_skipped() -> None:
     texts.add_itxt("XML:com.adobe.xmp", " " * 1_100_000, zip=True)
     for options in ({"pnginfo": texts}, {"icc_profile": bytes(1_100_000)}):
         content = encoded(NOISE, "PNG", **options)
+        assert upright_sides(content) == (64, 64)
         np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(NOISE))
         damaged = content[: content.index(b"IDAT")] + b"\0" * 50
         with pytest.raises(BadImage, match="damaged"):

@@ -9,7 +9,7 @@ from data.image_files import content, listing, names, pack, refused, tarred, tou
 from poa.data import sources
 from poa.data.images import BadImage, decode
 from poa.data.index import ImageIndex, open_index
-from poa.data.sources import SPECIAL, Source, ending_of, folder_labels, notes, read_file, resolve
+from poa.data.sources import SPECIAL, Source, check_out, ending_of, folder_labels, notes, read_file, resolve
 from poa.errors import UserError
 
 
@@ -85,6 +85,16 @@ def test_folders_of_runs_are_left_out(tmp_path: Path) -> None:
     assert str(root / "runs" / "x") not in found.stamps
     assert "folders of runs (1)" in notes(resolve(str(root)), found)[0]
     assert names(root / "runs" / "x") == ["eval/knn/sizes.png"]
+
+
+def test_pictures_are_not_written_among_images(tmp_path: Path) -> None:
+    root = touch(tmp_path / "set", "a/1.jpg", "runs/x/config.yaml", "runs/x/env.json", "list.txt")
+    for out in (root, root / "eval", root / "a/new", root / "runs"):
+        with pytest.raises(UserError, match="would be taken for images"):
+            check_out(out, "digits", str(root))
+    for out in (tmp_path / "eval", tmp_path / "set2", root / "runs/x/eval"):
+        check_out(out, str(root), "digits")
+    check_out(root, str(zipped(root / "b.zip", "1.jpg")), str(root / "a"))
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:

@@ -334,18 +334,20 @@ def test_bad_images_are_skipped_and_listed_once(tmp_path: Path, capsys: pytest.C
     images = write_images(tmp_path / "images", num_good=45, num_bad=3)
     run = poa.pretrain(**image_settings(images, tmp_path / "run", max_bad_share=0.1))
     listed = (tmp_path / "run/bad_images.txt").read_text().splitlines()
-    assert sorted(listed) == ["005-bad.png", "015-bad.png", "025-bad.png"]
+    names = [f"{number}-bad.png\tdamaged" for number in ("005", "015", "025")]
+    assert sorted(line.partition(":")[0] for line in listed) == names
     assert run.step == 6
     assert all(row["loss"] is not None for row in read_metrics(tmp_path / "run/metrics.jsonl"))
-    assert "Images that cannot be read are skipped: 3 so far" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "Images that cannot be read are skipped: 3 so far" in shown
+    assert "Note: 3 of 48 images tried in" in shown
 
 
 def test_too_many_bad_images_stop_the_run(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "images", num_good=45, num_bad=3)
-    with pytest.raises(UserError, match=r"[23] of 48 images cannot be read, more than the allowed share of 3\.0%"):
-        poa.pretrain(**image_settings(images, tmp_path / "run", max_bad_share=0.03))
-    listed = (tmp_path / "run/bad_images.txt").read_text().splitlines()
-    assert 2 <= len(listed) <= 3
+    images = write_images(tmp_path / "images", num_good=93, num_bad=3)  # of which one in three is tried before
+    with pytest.raises(UserError, match=r"[23] of 96 images cannot be read, more than the allowed share of 2\.0%"):
+        poa.pretrain(**image_settings(images, tmp_path / "run", max_bad_share=0.02))
+    assert 2 <= len((tmp_path / "run/bad_images.txt").read_text().splitlines()) <= 3
 
 
 def test_images_that_are_mostly_bad_are_found_before_the_run(tmp_path: Path) -> None:

@@ -56,12 +56,15 @@ def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]
     truncate(odd)
     (at / "images/11.jpg").write_text("not a picture")
     words = (*TRAIN.split(), "--data", "images", "--limit", "none")
-    told = refused(capsys, *words)
-    assert told.startswith("2 of 16 images cannot be read, more than the allowed share of 1.0%; new/bad_images.txt")
-    assert "--max-bad-share" in told
-    assert (at / "new/bad_images.txt").read_text() == "11.jpg\ncaf\\xe9\\n.jpg\n"
-    assert poa("pretrain", "--out", "new", "--resume", "--max-bad-share", "0.2") == 0
-    assert (at / "new/bad_images.txt").read_text() == "11.jpg\ncaf\\xe9\\n.jpg\n", "an image is listed twice"
+    for dry in ((), ("--dry-run",)):
+        told = refused(capsys, *words, *dry)
+        assert told.startswith("2 of 16 images tried in images cannot be read, such as 11.jpg (not supported: ")
+        assert "more than the allowed share of 1.0%" in told
+        assert "raise --max-bad-share" in told
+        assert not (at / "new").exists()
+    assert poa(*words, "--max-bad-share", "0.2") == 0
+    lines = (at / "new/bad_images.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["11.jpg\tnot supported", "caf\\xe9\\n.jpg\tdamaged"]
     shutil.rmtree(at / "new")
     (at / "images/11.jpg").unlink()
     picture(at / "images/11.jpg", number=11)

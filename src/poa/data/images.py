@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,6 +31,8 @@ LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 """Formats that do not keep values exactly."""
 MIN_BRIGHTEST = 8192
 """An image of 16 bits whose brightest value is lower would have none above 31 of 255."""
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+"""Orientations of images whose rows are columns."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
 _STARTS = (*_TIFF, _PNG, b"\xff\xd8\xff", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
@@ -115,23 +117,39 @@ def decode(encoded: bytes) -> Image.Image:
 
 def load(encoded: bytes) -> Image.Image:
     """The image in a file in its own mode; raises ``BadImage`` as ``decode`` does."""
+    return _tolerant(encoded, _load)
+
+
+def upright_sides(encoded: bytes) -> tuple[int, int]:
+    """Height and width of an image once it is upright, without decoding it; raises ``BadImage`` as ``decode`` does."""
+    image = _tolerant(encoded, _open)
+    is_aside = image.format != "TIFF" and _orientation(image) in _ON_THEIR_SIDE  # Pillow turns a TIFF by itself
+    return (image.width, image.height) if is_aside else (image.height, image.width)
+
+
+def _tolerant(encoded: bytes, read: Callable[[bytes], Image.Image]) -> Image.Image:
+    """Read an image, without its texts if they are in the way."""
     if not encoded:
         raise BadImage("the file is empty")
     most_pixels()
     with _explained(encoded):
         try:
-            return _load(encoded)
+            return read(encoded)
         except Image.DecompressionBombError:
             raise
         except Exception:
             bare = _without_texts(encoded)
             if bare == encoded:
                 raise
-            return _load(bare)
+            return read(bare)
+
+
+def _open(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded), formats=_FORMATS)
 
 
 def _load(encoded: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    image = _open(encoded)
     image.load()
     return image
 
@@ -254,11 +272,15 @@ def _deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _turn_upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # a damaged EXIF block, which Pillow may meet with any exception, leaves the pixels good
-        return rgb
+    orientation = _orientation(image)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block, which Pillow may meet with any exception, leaves the pixels good
+        return 1
 
 
 def _first_line(error: Exception) -> str:

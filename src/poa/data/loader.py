@@ -192,6 +192,15 @@ def read_or_next(index: Images, wanted: int) -> tuple[Image.Image, list[int]]:
             return image, bad
         bad.append(candidate)
     raise UserError(
-        f"Of {counted(len(bad), 'image')} from number {wanted} on, none could be read. Check that the files "
-        "still exist and are images."
+        f"Of {counted(len(bad), 'image')} from number {wanted} on, none could be read: the first is "
+        f"{why_bad(index, bad[0])}. Check that the files still exist and are images."
     )
+
+
+def why_bad(index: Images, wanted: int) -> str:
+    """Why an image cannot be read, found out by reading it again."""
+    try:
+        decode(index.read(wanted))
+    except (BadImage, OSError) as error:
+        return str(error)
+    return "readable at a second try"

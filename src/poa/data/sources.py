@@ -121,6 +121,23 @@ def resolve(data: str | os.PathLike[str]) -> Source:
         raise unreadable(error, path) from error
 
 
+def check_out(out: Path, *data: str) -> None:
+    """See that pictures written to ``out`` are not among the images, where later commands would take them for some.
+
+    In the folder of a run they are not, since runs are left out.
+    """
+    out = out.expanduser().resolve()
+    for source in map(resolve, data):
+        if source.kind != "folder" or not out.is_relative_to(source.path):
+            continue
+        between = [place for place in (out, *out.parents) if place != source.path and place.is_relative_to(source.path)]
+        if not any(all((place / name).exists() for name in _OF_RUN) for place in between):
+            raise UserError(
+                f"{out} is in the folder of images {source.path}, so pictures written there would be taken for images. "
+                "Choose another --out."
+            )
+
+
 def list_folder(source: Source, progress: Progress) -> Listing:
     """List the images of a folder and of all folders below, sorted by name.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from poa.data.index import open_index
+from poa.data.sources import check_out
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
 from poa.evaluation.cost import costs, flops, parameters
@@ -55,6 +56,7 @@ def evaluate(
         UserError: A size, the images or the labels are invalid, or the name holds results of other settings.
     """
     names = source.choose(options.sizes)
+    check_out(source.out, test, *([] if train is None else [train]))
     train_index = None if train is None else open_index(train, limit=limit)
     test_index = open_index(test, limit=limit if train is None else None)
     scorer = FrozenFeatures.of(source, names, protocol, train=train_index, test=test_index, workers=options.workers)

@@ -15,6 +15,7 @@ from poa.config.pretraining import ViewSettings
 from poa.data.augment import SOLARIZE_THRESHOLD, augment
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import ScoringImages, images_for_scoring
+from poa.data.sources import check_out
 from poa.data.views import BLUR_SIGMA, RATIO, collate, make_crops, sample_generator
 from poa.errors import UserError
 from poa.evaluation.knn import nearest_images
@@ -348,6 +349,7 @@ def evaluate(
         UserError: A size or the images are invalid, or the name holds results of other settings.
     """
     names = source.choose(options.sizes)
+    check_out(source.out, data)
     index = open_index(data, limit=limit)
     _check_k(k, num_images=len(index))
     return sweep(source, Quality(source, index, views_of(source), k, seed, options.workers), names, options)

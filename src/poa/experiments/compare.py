@@ -17,6 +17,7 @@ from scipy.stats import t as student_t
 
 from poa.config.pretraining import Config
 from poa.data.index import open_index
+from poa.data.sources import check_out
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation import evaluate
@@ -120,6 +121,7 @@ def compare(
     chosen = sorted({space.find(size) for size in sizes} | {space.intact})
     if len(chosen) < 2:
         raise UserError(f"--sizes names only the intact network. Add smaller sizes, such as {space.sizes[0]}.")
+    check_out(Path(config.out), config.data, train_on, test_on)
     for labelled in (train_on, test_on):  # before hours are spent
         open_index(labelled).require_labels()
     made = plan(config, sizes=chosen, seeds=seeds, num_images=len(open_index(config.data, limit=config.limit)))

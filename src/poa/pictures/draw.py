@@ -15,6 +15,7 @@ from poa.config.pretraining import SELF_DISTILLED
 from poa.data.augment import augment, normalise
 from poa.data.index import ImageIndex, open_index, spread
 from poa.data.loader import images_for_scoring
+from poa.data.sources import check_out
 from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, make_crops, sample_generator
 from poa.errors import UserError, counted, nearest
 from poa.evaluation.quality import views_of
@@ -73,6 +74,7 @@ def draw(
     networks = _networks(sources, sizes)
     if show < 1:
         raise UserError(f"--show must be at least 1, got {show}.")
+    check_out(out, images)
     index = _open(images, limit, show=show, needs_all=bool(_NEED_ALL & set(kinds)))
     _check_folder(out, overwrite=overwrite)
     with Bars(console or plain_console(stderr=True)) as bars:

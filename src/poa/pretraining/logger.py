@@ -14,6 +14,7 @@ from rich.console import Console
 from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
+from poa.data.loader import why_bad
 from poa.data.views import RawViews
 from poa.errors import UserError, counted
 from poa.files import whole_file
@@ -94,7 +95,7 @@ class Logger:
         Raises:
             UserError: Too many images cannot be read.
         """
-        self._note_bad({one_line(self._index.name(i)) for raw in batch for i in raw.bad})
+        self._note_bad({one_line(self._index.name(i)): i for raw in batch for i in raw.bad})
         sizes = " ".join(map(str, result.sizes))
         if self._log:
             self._log.write(step, {"size": sizes, "lr": result.lr, **result.metrics, **scores})
@@ -117,16 +118,17 @@ class Logger:
 
     def _listed(self) -> set[str]:
         file = self._paths.bad_images
-        return set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else ()
+        return {line.partition("\t")[0] for line in lines}  # earlier runs gave no reasons
 
-    def _note_bad(self, names: set[str]) -> None:
-        if names <= self._bad:
+    def _note_bad(self, found: Mapping[str, int]) -> None:
+        if found.keys() <= self._bad:
             return
         self._bad |= self._listed()  # other processes add to the list too
-        new = names - self._bad
-        self._bad |= new
+        new = sorted(found.keys() - self._bad)
+        self._bad |= set(new)
         with self._paths.bad_images.open("a", encoding="utf-8") as file:
-            file.writelines(f"{name}\n" for name in sorted(new))
+            file.writelines(f"{name}\t{why_bad(self._index, found[name])}\n" for name in new)
         self._display.message(
             f"Images that cannot be read are skipped: {len(self._bad):,} so far, listed in {self._paths.bad_images}"
         )

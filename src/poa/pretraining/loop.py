@@ -9,9 +9,9 @@ from rich.console import Console
 
 from poa import distributed
 from poa.config.pretraining import Config
-from poa.data.images import BadImage, decode
+from poa.data.images import image_tensor
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import batches
+from poa.data.loader import batches, read_or_none, why_bad
 from poa.data.views import RawViews
 from poa.errors import UserError, counted
 from poa.models import init, registry
@@ -29,6 +29,8 @@ from poa.training.progress import bar
 
 CHECKED_IMAGES = 32
 """Images decoded before a run starts."""
+DARK = 128
+"""If all of these are darker than this, the user is told."""
 
 
 @explained_memory()
@@ -92,13 +94,8 @@ def find_images(config: Config, console: Console) -> ImageIndex:
             found = now
 
         index = open_index(config.data, limit=config.limit, progress=progress)
-    probe = range(0, len(index), max(1, len(index) // CHECKED_IMAGES))
-    reasons = [reason for i in probe if (reason := _unreadable(index, i))]
-    if len(reasons) > len(probe) / 2:
-        raise UserError(
-            f"{len(reasons)} of {counted(len(probe), 'image')} tried in {config.data} cannot be read, such as "
-            f"{reasons[0]}. Check that --data holds images."
-        )
+    for note in _try_some(index, config):
+        console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
     return index
 
 
@@ -111,12 +108,41 @@ def show_start(parts: Parts, config: Config, console: Console) -> None:
         tell(console, line, soft_wrap=not console.is_terminal)
 
 
-def _unreadable(index: ImageIndex, i: int) -> str | None:
-    try:
-        decode(index.read(i))
-    except BadImage as error:
-        return f"{index.name(i)} ({error})"
-    return None
+def _try_some(index: ImageIndex, config: Config) -> list[str]:
+    """Decode some images; returns what the user should know.
+
+    Raises:
+        UserError: Most of them cannot be read, or more than a run allows.
+    """
+    probe = range(0, len(index), max(1, len(index) // CHECKED_IMAGES))
+    bad, brightest = [], 0
+    for i in probe:
+        image = read_or_none(index, i)
+        if image is None:
+            bad.append(i)
+        else:
+            brightest = max(brightest, int(image_tensor(image).max()))
+    if not bad:
+        return [] if brightest >= DARK else [_darkness(len(probe), brightest)]
+    share = f"{config.max_bad_share:.1%}"
+    found = (
+        f"{len(bad)} of {counted(len(probe), 'image')} tried in {config.data} cannot be read, such as "
+        f"{index.name(bad[0])} ({why_bad(index, bad[0])})"
+    )
+    if len(bad) > len(probe) / 2:
+        raise UserError(f"{found}. Check that --data holds images.")
+    if len(bad) > max(config.max_bad_share * len(index), 1):
+        raise UserError(
+            f"{found}, more than the allowed share of {share}. Fix or remove them, or raise --max-bad-share."
+        )
+    return [f"{found}. Such images are skipped; the run stops if they are more than {share} of all."]
+
+
+def _darkness(num_images: int, brightest: int) -> str:
+    return (
+        f"No pixel of {counted(num_images, 'image')} tried is brighter than {brightest} of 255. If their values fill "
+        "only a part of their range, such as 14 bits stored in 16, multiply all images by the same number."
+    )
 
 
 def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths, console: Console) -> int:

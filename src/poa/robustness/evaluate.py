@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from poa import distributed
 from poa.data.augment import normalise
 from poa.data.index import ImageIndex, matched_labels, open_index
+from poa.data.sources import check_out
 from poa.errors import UserError
 from poa.evaluation.knn import Knn, allowed_ks
 from poa.evaluation.linear import Linear
@@ -69,6 +70,7 @@ def evaluate(
     """
     names, preprocessing = source.choose(options.sizes), source.preprocessing
     robustness = robustness.resolved(preprocessing.image_size)
+    check_out(source.out, train, test)
     train_index, test_index = open_index(train, limit=limit), open_index(test, limit=test_limit)
     labels = matched_labels(train_index, test_index)
     if robustness.judge == "knn":

@@ -20,6 +20,7 @@ from poa.data.augment import normalise
 from poa.data.images import centre_crop
 from poa.data.index import open_index
 from poa.data.loader import read_or_none
+from poa.data.sources import check_out
 from poa.errors import UserError
 from poa.plots.figure import INK, SHEET_DPI, Cell, Row, legend, printable, save, sheet, shortened, style
 from poa.plots.tables import plain_table, score_table
@@ -135,6 +136,7 @@ def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed
         raise UserError(f"--out must end in .png, got {out}. Give a name such as disturbances.png.")
     if image_size < 2:
         raise UserError(f"--image-size must be at least 2, got {image_size}.")
+    check_out(out, images)
     index = open_index(images)
     if not 0 <= number < len(index):
         raise UserError(

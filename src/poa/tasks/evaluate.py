@@ -14,6 +14,7 @@ from poa.config.finetune import Finetune
 from poa.config.segmentation import Segmentation
 from poa.data.index import open_index
 from poa.data.sampler import steps_per_epoch
+from poa.data.sources import check_out
 from poa.errors import UserError, counted
 from poa.evaluation.results import Results
 from poa.evaluation.sweep import DEFAULTS, SweepOptions, sweep
@@ -52,6 +53,7 @@ def finetune_networks(
     options: SweepOptions = DEFAULTS,
 ) -> Results:
     """Train networks on labelled images, or a class-balanced ``limit`` of them, all weights and a new classifier."""
+    check_out(source.out, train, test)
     images = labelled(open_index(train, limit=limit), open_index(test))
     task = Classification(source, options, save_every, config, *images)
     training_transform(config, source.preprocessing)
@@ -77,6 +79,7 @@ def segment_networks(
     all have one). IoU by class is written to ``classes.csv``, pictures to ``pictures``.
     """
     names = None if classes is None else read_names(classes)
+    check_out(source.out, train.images, train.masks, test.images, test.masks)
     train_pairs, test_pairs = train.open(limit=limit, ignore=ignore), test.open(ignore=ignore)
     if train_pairs.images.fingerprint == test_pairs.images.fingerprint:
         raise UserError(
@@ -106,6 +109,7 @@ def detect_networks(
     memorised, which is shown. What is detected is written to ``detections``, pictures to ``pictures``.
     """
     coco_tools()
+    check_out(source.out, train.images, test.images)
     console, names = options.console or plain_console(stderr=True), source.choose(options.sizes)
     if together:
         check_slimmable(source, names)

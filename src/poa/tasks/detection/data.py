@@ -1,6 +1,5 @@
 """Images together with their objects: found and checked before a training, read in batches and for a test."""
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import ExifTags, Image
 from torch import Tensor
 
 from poa.config.detection import Detection
-from poa.data.images import BadImage, decode, image_tensor
+from poa.data.images import BadImage, decode, image_tensor, upright_sides
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import BAD_IN_A_ROW
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
@@ -24,8 +22,6 @@ from poa.tasks.detection.coco import Annotations, ImageAnnotation, decoded_mask,
 
 _FLIP = 4
 """What random numbers are for; smaller ones are taken by others."""
-_ON_THEIR_SIDE = (5, 6, 7, 8)
-"""EXIF orientations of images whose rows are columns."""
 
 
 class Instances(NamedTuple):
@@ -142,11 +138,8 @@ class _SidesPlan(Plan[tuple[int, int]]):
 
     def make(self, number: int) -> tuple[int, int]:
         try:
-            with Image.open(io.BytesIO(self.images.index.read(self.images.rows[number]))) as image:
-                height, width = image.height, image.width
-                is_aside = image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE
-                return (width, height) if is_aside else (height, width)
-        except Exception:  # damaged files make Pillow raise nearly every kind of exception
+            return upright_sides(self.images.index.read(self.images.rows[number]))
+        except (BadImage, OSError):
             return 0, 0
 
 

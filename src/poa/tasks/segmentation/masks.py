@@ -1,6 +1,5 @@
 """Images with a class for each pixel: pairs of image and mask, read and checked before training."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -10,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Int, UInt8
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from poa.data.images import BadImage, decode, image_tensor
+from poa.data.images import LOSSY, BadImage, decode, image_tensor, load
 from poa.data.index import ImageIndex, open_index
 from poa.data.spelling import Spellings
 from poa.data.workers import Plan, prepare
@@ -21,8 +19,6 @@ from poa.errors import UserError, counted
 
 IGNORED = 255
 """Usual id of pixels without a class."""
-_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM", "JPEG", "WEBP")
-_LOSSY = ("JPEG", "WEBP")
 _OF_IDS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's modes of one number a pixel; of palettes it is the place in the palette."""
 
@@ -115,26 +111,19 @@ def _by_stem(index: ImageIndex) -> dict[str, int]:
 
 
 def _ids(encoded: bytes, *, name: str, source: str) -> npt.NDArray[np.int64]:
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-        if image.format in _LOSSY:
-            raise UserError(
-                f"The mask {name!r} in {source} is a {image.format} file, whose compression changes class ids. "
-                "Give masks as PNG files of class ids."
-            )
-        if image.mode not in _OF_IDS:
-            raise UserError(
-                f"The mask {name!r} in {source} is a colour image ({image.mode}), but masks need one class id "
-                "per pixel: a grey PNG with values 0, 1, 2 ..., or one with a palette. Replace each colour by "
-                "the number of its class."
-            )
-        return np.array(image).astype(np.int64)
-    except UserError:
-        raise
-    except UnidentifiedImageError:
-        raise BadImage("not an image in a known format, or damaged at its start") from None
-    except Exception as error:  # damaged files make Pillow raise nearly every kind of exception
-        raise BadImage(f"cannot be decoded: {error}") from error
+    image = load(encoded)
+    if image.format in LOSSY:
+        raise UserError(
+            f"The mask {name!r} in {source} is a {image.format} file, whose compression changes class ids. "
+            "Give masks as PNG files of class ids."
+        )
+    if image.mode not in _OF_IDS:
+        raise UserError(
+            f"The mask {name!r} in {source} is a colour image ({image.mode}), but masks need one class id "
+            "per pixel: a grey PNG with values 0, 1, 2 ..., or one with a palette. Replace each colour by "
+            "the number of its class."
+        )
+    return np.array(image).astype(np.int64)
 
 
 class _Contents(NamedTuple):
