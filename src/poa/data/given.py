@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from poa.data.images import BadImage, Preprocessing, as_rgb, centre_crop, decode
+from poa.data.sources import read_file
 from poa.errors import UserError
 
 OneImage: TypeAlias = str | PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
@@ -62,7 +63,7 @@ def _batch(image: Any, preprocessing: Preprocessing) -> UInt8[Tensor, "images 3 
 
 def _opened(image: str | PathLike[str] | Image.Image) -> Image.Image:
     try:
-        return as_rgb(image) if isinstance(image, Image.Image) else decode(Path(image).read_bytes())
+        return as_rgb(image) if isinstance(image, Image.Image) else decode(read_file(Path(image)))
     except BadImage as error:
         name = "The image" if isinstance(image, Image.Image) else f"The image {image}"
         raise UserError(f"{name} cannot be used ({error}). Give another one.") from None

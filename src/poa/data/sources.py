@@ -121,7 +121,7 @@ def resolve(data: str | os.PathLike[str]) -> Source:
         raise unreadable(error, path) from error
 
 
-def check_out(out: Path, *data: str) -> None:
+def check_out(out: Path, *data: str | os.PathLike[str]) -> None:
     """See that pictures written to ``out`` are not among the images, where later commands would take them for some.
 
     In the folder of a run they are not, since runs are left out.

@@ -95,7 +95,7 @@ def find_images(config: Config, console: Console) -> ImageIndex:
 
         index = open_index(config.data, limit=config.limit, progress=progress)
     for note in _try_some(index, config):
-        console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
+        tell(console, f"Note: {note}", soft_wrap=not console.is_terminal)
     return index
 
 
