@@ -4,7 +4,7 @@ Tiny runs on the embedded digits: ViT, Swin, ResNet, SlimCLR, SEED, a ViT on two
 segmentation. Each is first done without interruption. Then it is done again and again with SIGKILLs: of the main
 process, of a rank, or of a worker; after a random time, or before a random file is written. What was killed is started
 again at once, sometimes twice at the same time. At the end metrics, checkpoints, scores and models must be as without
-interruption, bit for bit; no process may be left over, and no error may end in a traceback.
+interruption, bit for bit; no process may be left over, and what was not killed may not end in a traceback.
 
     OMP_NUM_THREADS=1 python benchmarks/faults.py --kills 200 --out runs/faults
 
@@ -182,7 +182,7 @@ class Watch:
 
 
 def start(words: Sequence[str], folder: Path, *, kill_at: int | None = None) -> int:
-    """Start a command in a process and a session of its own; its output is appended to ``FOLDER.log``."""
+    """Start a command in a process and a session of its own; its output goes to ``log_of``."""
     pid = os.fork()
     if pid:
         return pid
@@ -190,11 +190,11 @@ def start(words: Sequence[str], folder: Path, *, kill_at: int | None = None) -> 
     os.chdir(folder)
     status, watch = 1, Watch(kill_at)
     try:
-        output = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output = os.open(log_of(folder, os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.argv = ["poa", *words]
-        print(f"\n--- {time.strftime('%H:%M:%S')} {sys.argv}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {sys.argv}", flush=True)
         cli.main(list(words))
         status = 0
     except SystemExit as end:
@@ -204,6 +204,11 @@ def start(words: Sequence[str], folder: Path, *, kill_at: int | None = None) -> 
     finally:
         print(f"\nfiles {watch.count}", flush=True)
         os._exit(status)
+
+
+def log_of(folder: Path, pid: int) -> Path:
+    """Where the output of a command goes."""
+    return folder.with_name(f"{folder.name}.{pid}.log")
 
 
 def wait(pid: int) -> int | None:
@@ -249,18 +254,24 @@ def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
     taken = []
     for command in COMMANDS[subject]:
         began = time.monotonic()
-        status = wait(start(words_of(subject, command, folder, out), folder))
-        text = Path(f"{folder}.log").read_text()
+        pid = start(words_of(subject, command, folder, out), folder)
+        status, text = wait(pid), log_of(folder, pid).read_text()
         assert status == 0, text
         taken.append({"seconds": time.monotonic() - began, "files": int(text.split()[-1])})
     about.write_text(json.dumps(taken))
     return taken
 
 
+def clear(folder: Path) -> None:
+    """Remove a folder, and the output of what was done in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for log in folder.parent.glob(f"{folder.name}.*.log"):
+        log.unlink()
+
+
 def fresh(folder: Path, subject: str, out: Path) -> None:
     """An empty folder, or one with the ViT's run for what starts from it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    Path(f"{folder}.log").unlink(missing_ok=True)
+    clear(folder)
     folder.mkdir(parents=True)
     if subject not in SETTINGS:
         shutil.copytree(out / "reference/vit/run", folder / "run", ignore=shutil.ignore_patterns("eval", "models"))
@@ -302,17 +313,17 @@ def run_episode(episode: Episode, out: Path, taken: Sequence[dict[str, float]], 
         sessions += last
         if 0 not in statuses or not set(statuses) <= {0, 2}:
             episode.faults.append(f"{command}: ended with {statuses}")
+        if any("Traceback" in log_of(folder, pid).read_text() for pid in last):
+            episode.faults.append(f"{command}: a traceback")
         deadline = time.monotonic() + 5
         while (left := [pid for each in sessions for pid in members(each)]) and time.monotonic() < deadline:
             time.sleep(0.05)
         episode.faults += [f"{command}: {len(left)} processes are left over"] if left else []
-    episode.faults += [f"{killed.command}: did not end" for killed in episode.kills if killed.status is None]
-    log = Path(f"{folder}.log").read_text()
-    episode.faults += ["a traceback"] if "Traceback" in log else []
+    wrong = [killed for killed in episode.kills if killed.status not in (-signal.SIGKILL, 2)]
+    episode.faults += [f"{killed.command}: ended with {killed.status} after a kill" for killed in wrong]
     episode.faults += list(differences(folder, out / "reference" / episode.subject))
     if not episode.faults:
-        shutil.rmtree(folder)
-        Path(f"{folder}.log").unlink()
+        clear(folder)
     return episode
 
 
@@ -320,7 +331,7 @@ def kill_once(
     words: Sequence[str], folder: Path, took: dict[str, float], draw: random.Random
 ) -> tuple[int, Killed | None]:
     """Start a command and kill it, or a part of it; returns its session, and what was hit if that was in time."""
-    victim, what = draw.choice(["file", "main", *PARTS]), "main process"
+    victim, what = draw.choice(["file", "main", *PARTS, *PARTS]), "main process"
     earlier = set(folder.rglob(".step-*.tmp"))
     if victim == "file":
         number = draw.randint(1, int(took["files"]))
@@ -337,12 +348,12 @@ def kill_once(
     status = wait(session)
     if status == 0:
         return session, None
-    return session, Killed(what, phase_of(words, folder, half=half), " ".join(words), moment, status)
+    phase = phase_of(words, folder, log_of(folder, session).read_text(), half=half)
+    return session, Killed(what, phase, " ".join(words), moment, status)
 
 
-def phase_of(words: Sequence[str], folder: Path, *, half: bool) -> str:
+def phase_of(words: Sequence[str], folder: Path, said: str, *, half: bool) -> str:
     """What a command was doing when it was killed, as far as its folder tells."""
-    said = Path(f"{folder}.log").read_text().rpartition("\n--- ")[2]
     if half or "step-" in said.partition("killed before: ")[2]:
         return "checkpoint"
     if words[0] == "pretrain":

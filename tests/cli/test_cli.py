@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -268,6 +269,8 @@ def test_processes_that_die(tmp_path: Path) -> None:
     wait = "import time; time.sleep(60)"
     assert end(wait, "raise SystemExit(3)") == (1, 3)
     assert end("import os; os.kill(os.getpid(), 9)", wait) == (0, -signal.SIGKILL)
+    at_once = [Mock(poll=lambda status=status: status) for status in (1, -signal.SIGKILL, 1)]
+    assert launch.first_failed(at_once, grace_seconds=0.5) == (1, -signal.SIGKILL), "not the one that was killed"
 
 
 @pytest.mark.parametrize(

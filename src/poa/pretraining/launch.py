@@ -114,7 +114,8 @@ def first_failed(processes: Sequence["subprocess.Popen[bytes]"], *, grace_second
     while time.monotonic() < deadline:
         statuses = [process.poll() for process in processes]
         if failure is None and any(statuses):
-            failure = next(Failure(rank, status) for rank, status in enumerate(statuses) if status)
+            failed = [Failure(rank, status) for rank, status in enumerate(statuses) if status]
+            failure = min(failed, key=lambda each: each.status)  # one that was killed; the others fail because of it
             deadline = time.monotonic() + grace_seconds
         if None not in statuses:
             break
