@@ -163,6 +163,15 @@ def test_impossible_sizes_in_a_zip_are_refused(tmp_path: Path, numbers: dict[int
     assert "s.zip is damaged or not a zip file: " in refused(zip_saying(tmp_path / "s.zip", numbers, extra=extra))
 
 
+@pytest.mark.parametrize("long", [2**40, 2**63, 2**64 - 1])
+def test_an_entry_without_ending_may_say_anything(tmp_path: Path, long: int) -> None:
+    """For it is no image unless it can be read."""
+    numbers = dict.fromkeys((SIZE, STORED, OFFSET), 0xFFFFFFFF)
+    path = zip_saying(tmp_path / "s.zip", numbers, extra=struct.pack("<HHQQQ", 1, 24, long, long, long))
+    path.write_bytes(path.read_bytes().replace(b"a.jpg", b"a_jpg"))
+    assert "only other files: without ending (1)" in refused(path)
+
+
 def test_a_method_that_is_not_deflate_cannot_enlarge(tmp_path: Path) -> None:
     path = zipped(tmp_path / "s.zip", "a.jpg")
     whole = bytearray(path.read_bytes())

@@ -80,6 +80,7 @@ DIVIDED = {
     "old Mac.csv": "".join(f"{path},{label}\r" for path, label in ROWS),
     "named.csv": "id,split,species,image\n" + "".join(f"7,x,{label},{path}\n" for path, label in ROWS),
     "masks.csv": "image,mask,label\n" + "".join(f"{path},0{path},{label}\n" for path, label in ROWS),
+    "Excel.csv": "sep=;\npath;label\n" + "".join(f"{path};{label}\n" for path, label in ROWS),
     "Windows.txt": "".join(f".\\{path}\t{label}\r\n" for path, label in ROWS),
 }
 
@@ -131,6 +132,13 @@ def test_columns_that_are_not_clear_are_refused(three: Path) -> None:
     assert "Write `label` above their column" in message
 
 
+def test_lines_without_a_path_are_counted(three: Path) -> None:
+    (three / "list.csv").write_text("label,path\n" + "".join(f"{label},{path}\n" for path, label in ROWS) + "c,\nc\n")
+    found = listing(three / "list.csv")
+    assert found.labels == ["a", "b", "a"]
+    assert found.ignored == {"lines without a path": 2}
+
+
 def test_other_spellings_of_a_name_are_found(tmp_path: Path) -> None:
     touch(tmp_path, "\u00e9/1.jpg", "u\u0308/2.jpg")
     (tmp_path / "list.txt").write_text("e\u0301\\1.jpg\n\u00fc/2.jpg\ne\u0301/1.jpg\n", encoding="utf-8")
@@ -155,4 +163,4 @@ def test_a_list_has_a_greatest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     touch(tmp_path, "a.jpg")
     with (tmp_path / "list.txt").open("wb") as file:
         file.truncate(1 << 42)  # takes no room on the disk
-    assert "is too large for a list of paths: more than 4 GB" in refused(tmp_path / "list.txt")
+    assert "is too large for a list of paths: more than 1 GB" in refused(tmp_path / "list.txt")

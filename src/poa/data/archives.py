@@ -68,7 +68,7 @@ class Archive:
             if kind == "zip":
                 return self._inflated(entry, stored=min(entry.stored, 1024), most=16)
             return self._read(min(entry.size, 16), entry.offset)
-        except (BadImage, OSError):
+        except (BadImage, OSError, OverflowError):
             return b""
 
     def _inflated(self, entry: Entry, *, stored: int, most: int) -> bytes:

@@ -17,8 +17,8 @@ from poa.data.images import IMAGE_ENDINGS, begins_as_image
 from poa.data.sources import Entry, Listing, Progress, Source, Stamp, ending_of, read_file, report, require_images
 from poa.errors import UserError, counted
 
-MAX_BYTES = 4 << 30
-"""Of a list, some fifty million paths."""
+MAX_BYTES = 1 << 30
+"""Of a list, some twenty million paths."""
 Rows = list[list[str]]
 Split = Callable[[str], Iterator[list[str]]]
 _PATHS = "path paths filepath file_path image_path img_path image images img file files filename file_name image_name"
@@ -48,6 +48,9 @@ def list_paths(source: Source, progress: Progress) -> Listing:
     wrong: dict[str, list[str]] = {"cannot be found": [], "are folders, pipes or devices": []}
     ignored: Counter[str] = Counter()
     for written, label in table.images():
+        if not written:
+            ignored["lines without a path"] += 1
+            continue
         ending = ending_of(written)
         if ending and ending not in IMAGE_ENDINGS:
             ignored[ending] += 1
@@ -87,7 +90,7 @@ class _Table(NamedTuple):
     def images(self) -> Iterator[tuple[str, str]]:
         """Path and label of each."""
         for row in self.rows:
-            yield row[self.path].removeprefix("./"), "" if self.label is None else "".join(row[self.label :][:1])
+            yield _cell(row, self.path).removeprefix("./"), "" if self.label is None else _cell(row, self.label)
 
     def describe(self) -> str:
         """What the columns are taken for; empty if there is only one."""
@@ -97,7 +100,7 @@ class _Table(NamedTuple):
         return f"paths are taken from {self._column(self.path)}, {label}"
 
     def _column(self, number: int) -> str:
-        name = "".join(self.header[number:][:1])
+        name = _cell(self.header, number)
         return f"column {number + 1}" + (f" ({name})" if name else "")
 
 
@@ -114,9 +117,7 @@ def _read(path: Path) -> _Table:
 
 def _table(path: Path, rows: Rows, columns: list[int]) -> _Table:
     named = [cell.lower().replace(" ", "_") for cell in rows[0]] if rows else []
-    in_header = [
-        number for number in columns or range(len(named)) if named[number:] and named[number] in _PATHS.split()
-    ]
+    in_header = [number for number in columns or range(len(named)) if _cell(named, number) in _PATHS.split()]
     place = (in_header or columns or [0])[0]
     if len(columns) > 1 and len(in_header) != 1:
         numbers = " and ".join(str(number + 1) for number in columns)
@@ -126,24 +127,23 @@ def _table(path: Path, rows: Rows, columns: list[int]) -> _Table:
         )
     is_known = bool(set(named) & {*_PATHS.split(), *_LABELS.split()})
     begins = bool(rows) and not _exists(path, rows[0], [place])
-    has_header = begins and (ending_of(rows[0][place]) not in IMAGE_ENDINGS if columns else is_known)
+    has_header = begins and (ending_of(_cell(rows[0], place)) not in IMAGE_ENDINGS if columns else is_known)
     header = named if has_header else []
-    body = [row for row in rows[has_header:] if len(row) > place and row[place]]
-    label = _label_column(path, body, header, place)
-    return _Table(body, rows[0] if has_header else [], place, label)
+    body = rows[has_header:]
+    return _Table(body, rows[0] if has_header else [], place, _label_column(path, body, header, place))
 
 
 def _label_column(path: Path, rows: Rows, header: Sequence[str], place: int) -> int | None:
     """The column of labels: the one called so, else the one after the paths, else the only one before them."""
     others = [number for number in range(max(map(len, rows), default=0)) if number != place]
-    named = [number for number in others if header[number:] and header[number] in _LABELS.split()]
+    named = [number for number in others if _cell(header, number) in _LABELS.split()]
     if named:
         return named[0]
     left = [
         number
         for number in others
         if not (header[number:] and header[number] in ("", *_OTHERS.split()))
-        and not (number < place and _counts([row[number] for row in rows]))
+        and not (number < place and _counts([_cell(row, number) for row in rows]))
     ]
     if len(left) > 1 and place > 0:
         raise UserError(
@@ -151,6 +151,11 @@ def _label_column(path: Path, rows: Rows, header: Sequence[str], place: int) -> 
             "it is not clear which one holds the labels. Write `label` above their column, or remove the others."
         )
     return left[0] if left else None
+
+
+def _cell(row: Sequence[str], number: int) -> str:
+    """A cell of a row, empty beyond its end."""
+    return row[number] if number < len(row) else ""
 
 
 def _counts(cells: Sequence[str]) -> bool:
@@ -167,7 +172,7 @@ def _columns_of_images(rows: Rows) -> list[int]:
 
 def _exists(path: Path, row: Sequence[str], columns: Sequence[int]) -> bool:
     """Whether a row names a file in one of these columns."""
-    names = [row[number] for number in columns if row[number:] and row[number]]
+    names = [name for number in columns if (name := _cell(row, number))]
     return any(_find(path.parent, name)[1] not in (None, _NO_FILE) for name in names)
 
 
@@ -186,7 +191,8 @@ def _text(path: Path) -> str:
         text = encoded.decode(encoding) if encoding else encoded.decode(errors="surrogateescape")
     except UnicodeDecodeError as error:
         raise UserError(f"The list {path} cannot be read as {encoding}: {error.reason}. Save it as UTF-8.") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.partition("\n")[2] if text.startswith("sep=") else text  # a line for Excel alone
 
 
 def _divided(path: Path) -> Iterator[Rows]:

@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from poa.data.images import Preprocessing, centre_crop
+from poa.data.images import BadImage, Preprocessing, centre_crop, load
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none
+from poa.data.sources import read_file
 from poa.errors import UserError, counted
 from poa.robustness.corruptions import generator_of
 
@@ -207,10 +208,9 @@ class MaskedImages:
 
 def _read(path: Path) -> npt.NDArray[np.bool_]:
     try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
-            has_alpha = image.mode in ("LA", "PA", "RGBA")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        image = load(read_file(path))
+    except (OSError, BadImage) as error:
         raise UserError(f"The mask {path} cannot be read ({error}). Save it again as PNG.") from None
+    values, has_alpha = np.asarray(image), image.mode in ("LA", "PA", "RGBA")
     channels = values.reshape(*values.shape[:2], -1)
     return np.asarray(np.any(channels[..., :-1] if has_alpha else channels, axis=-1))
