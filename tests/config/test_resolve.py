@@ -35,7 +35,7 @@ def test_a_shorter_run_shortens_what_its_recipe_counts_in_epochs(caplog: pytest.
     (record,) = caplog.records
     assert record.levelno == logging.WARNING  # which Python shows where logging is not set up
     assert record.getMessage() == (
-        "Note: Recipe poa-vit-l is made for 100 epochs. With --epochs 10, what it counts in epochs is shortened in "
+        "Note: Recipe poa-vit-l is made for 100 epochs. With --epochs 10, these settings are shortened in "
         "proportion: losses.ibot_start_epoch from 30 to 3, losses.teacher_temperature_epochs from 30 to 3, "
         "optimizer.warmup_epochs from 10 to 1, optimizer.freeze_last_layer_epochs from 1 to 0.1. "
         "Values that you set yourself are kept."

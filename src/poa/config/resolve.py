@@ -81,8 +81,8 @@ def resolve(
         return config
     listed = ", ".join(f"{path} from {usual:g} to {short:g}" for path, (usual, short) in shortened.items())
     _log.warning(
-        "Note: Recipe %s is made for %d epochs. With --epochs %d, what it counts in epochs is shortened in proportion: "
-        "%s. Values that you set yourself are kept.",
+        "Note: Recipe %s is made for %d epochs. With --epochs %d, these settings are shortened in proportion: %s. "
+        "Values that you set yourself are kept.",
         *(name, settings["epochs"], config.epochs, listed),
     )
     for path, (_, short) in shortened.items():
