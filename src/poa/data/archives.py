@@ -59,7 +59,7 @@ class Archive:
         check_bytes(max(entry.size, entry.stored))
         encoded = self._inflated(entry, stored=entry.stored, most=entry.size + 1)
         if len(encoded) != entry.size:
-            raise BadImage(f"damaged in {self.path}: other than {entry.size} bytes")
+            raise BadImage(f"damaged in {self.path}: not of the stated {entry.size:,} bytes")
         return encoded
 
     def start(self, entry: Entry, *, kind: str) -> bytes:

@@ -45,7 +45,8 @@ def list_paths(source: Source, progress: Progress) -> Listing:
     stamps = {str(source.path): Stamp.of(source.path)}
     entries: list[Entry] = []
     labels: list[str] = []
-    wrong: dict[str, list[str]] = {"cannot be found": [], "are folders, pipes or devices": []}
+    missing: list[str] = []
+    special: list[str] = []
     ignored: Counter[str] = Counter()
     for written, label in table.images():
         if not written:
@@ -59,14 +60,14 @@ def list_paths(source: Source, progress: Progress) -> Listing:
         if size is None and written.startswith("#"):
             ignored["remarks"] += 1
         elif size is None or size == _NO_FILE:
-            wrong["cannot be found" if size is None else "are folders, pipes or devices"].append(written)
+            (missing if size is None else special).append(written)
         elif not ending and not begins_as_image(read_file(source.path.parent / name, most=16)):
             ignored[ending] += 1
         else:
             entries.append(Entry(name, size))
             labels.append(label)
             report(len(entries), progress)
-    for what, names in wrong.items():
+    for names, what in (missing, "cannot be found"), (special, "cannot be used (folders, pipes or devices)"):
         if names:
             raise UserError(_refusal(source, table, names, what))
     require_images(source, entries, ignored)

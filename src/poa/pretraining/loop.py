@@ -130,7 +130,7 @@ def _try_some(index: ImageIndex, config: Config) -> list[str]:
         f"{index.name(bad[0])} ({why_bad(index, bad[0])})"
     )
     if len(bad) > len(probe) / 2:
-        raise UserError(f"{found}. Check that --data holds images.")
+        raise UserError(f"{found}. Fix the images, or give another --data.")
     if len(bad) > max(config.max_bad_share * len(index), 1):
         raise UserError(
             f"{found}, more than the allowed share of {share}. Fix or remove them, or raise --max-bad-share."
@@ -140,8 +140,8 @@ def _try_some(index: ImageIndex, config: Config) -> list[str]:
 
 def _darkness(num_images: int, brightest: int) -> str:
     return (
-        f"No pixel of {counted(num_images, 'image')} tried is brighter than {brightest} of 255. If their values fill "
-        "only a part of their range, such as 14 bits stored in 16, multiply all images by the same number."
+        f"No pixel is brighter than {brightest} of 255 in {counted(num_images, 'image')} tried. If their values fill "
+        "only a part of their range, such as 14 bits stored in 16, multiply the values of all images by one number."
     )
 
 
