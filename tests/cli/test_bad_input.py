@@ -104,6 +104,8 @@ REFUSED = {
     "out in a file": ("pretrain --config tiny.yaml --out tiny.yaml/run", "Not a directory", "another --out"),
     "out read-only": ("pretrain --config tiny.yaml --out /proc/run", "cannot be written to /proc/run", "another --out"),
     # going on
+    "dry run in use": ("pretrain --config tiny.yaml --out run --dry-run", "run already holds a run", "another --out"),
+    "dry run of nothing": ("pretrain --out new --resume --dry-run", "new holds no run to resume", "Leave out --resume"),
     "nothing to resume": ("pretrain --out new --resume", "new holds no run to resume", "Leave out --resume"),
     "resume nowhere": ("pretrain --resume", "--out FOLDER"),
     "other settings": ("pretrain --out run --resume --lr 0.1", "lr (None in the run, 0.1 now)", "only --out and --res"),

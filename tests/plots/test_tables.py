@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,23 @@ def test_rows_hold_everything_about_a_size() -> None:
     assert [row.intact for row in rows] == [False] * 5 + [True]
     assert rows[1].scores == {}
     assert score_names(rows) == ["top1@10", "top5@10", "top1@20"]
+
+
+def test_intervals_stay_in_line_where_the_console_has_ascii_alone() -> None:
+    written = io.TextIOWrapper(io.BytesIO(), "ascii")
+    intervals = {"a": {"top1": (1.0, 2.0)}, "b": {"top1": (1.0, 24.0)}}
+    table = score_table({"a": {"top1": 1.5}, "b": {"top1": 12.5}}, {"top1": "top1"}, intervals=intervals)
+    Console(file=written, width=80, color_system=None).print(table)
+    written.seek(0)
+    heading, _, *rows = written.read().splitlines()
+    assert [row.split("|")[1].rstrip() for row in rows] == ["  1.5 +-0.5", "12.5 +-11.5"]
+    assert {len(row) for row in rows} == {len(heading)}
+
+
+def test_narrow_terminals_get_fewer_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_rows()
+    monkeypatch.setenv("COLUMNS", "60")
+    assert fitting(rows, score_names(rows)) == ["top1@10", "top5@10"]
 
 
 def test_names_are_no_markup() -> None:
@@ -105,7 +123,7 @@ def test_table_shows_each_size_on_a_line() -> None:
     assert ["384x12", "21.2", "7.1", "9", "70.0", "-", "90.0"] in lines
     assert ["384x24", "42.5", "14.2", "3", "-", "-", "-"] in lines
     assert ["1024x24", "*", "302.0", "100.7", "1", "74.0", "71.0", "88.0"] in lines
-    assert text.rstrip().endswith("* intact network, from which the others are cut")
+    assert text.rstrip().endswith("* intact network, from which the other sizes are cut")
     assert lines[[line[:1] for line in lines].index(["384x24"]) + 1] == [], "widths are not set apart"
 
 

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from scipy.stats import t as student_t
 
 from poa.config.pretraining import Config
@@ -31,7 +30,7 @@ from poa.models.registry import family_of
 from poa.models.run import Paths, is_begun
 from poa.models.source import model_source
 from poa.plots.figure import legend, save, style
-from poa.plots.tables import plain_table, score_cell
+from poa.plots.tables import ScoreCell, plain_table, score_cell
 from poa.pretraining.loop import train
 from poa.text import plain_console, tell
 from poa.training.checkpoint import latest_checkpoint, step_of
@@ -227,7 +226,7 @@ def _table(scores: Sequence[Score], title: str) -> Table:
     return table
 
 
-def _cell(score: Score, best: float) -> Text:
+def _cell(score: Score, best: float) -> ScoreCell:
     ends = None if score.low is None or score.high is None else (score.low, score.high)
     return score_cell(score.mean, best, ends=ends)
 

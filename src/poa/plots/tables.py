@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +23,7 @@ LOWER_IS_BETTER = ("alignment", "uniformity")
 """For the measures of quality; of all others higher values are better."""
 Value = str | int | float | bool | None
 WIDTH = 80
-"""Of a terminal, in characters."""
+"""Of a terminal, in characters; less is taken where it has less."""
 _MOST_SCORES = 4  # of a network of many millions of parameters, that surely fit
 
 
@@ -139,12 +141,35 @@ def plain_table(title: str | None = None) -> Table:
     return table
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreCell:
+    """A score with half the length of its interval; ± is two letters wide where the console has ASCII alone."""
+
+    score: str
+    half: str
+    style: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """What is printed."""
+        yield self._text(options)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """How wide that is."""
+        return Measurement.get(console, options, self._text(options))
+
+    def __str__(self) -> str:
+        return f"{self.score} ±{self.half}" if self.half else self.score
+
+    def _text(self, options: ConsoleOptions) -> Text:
+        return Text(str(self).replace("±", "+-" if options.ascii_only else "±"), style=self.style)
+
+
 def score_cell(
     value: float | None, best: float | None, *, ends: tuple[float, float] | None = None, decimals: int = 1
-) -> Text:
+) -> ScoreCell:
     """A score, bold if it is the best, with half the length of its interval; a dash where there is none."""
-    half = "" if value is None or ends is None else f" ±{(ends[1] - ends[0]) / 2:.1f}"
-    return Text(f"{_number(value, decimals)}{half}", style="bold green" if value is not None and value == best else "")
+    half = "" if value is None or ends is None else f"{(ends[1] - ends[0]) / 2:.1f}"
+    return ScoreCell(_number(value, decimals), half, "bold green" if value is not None and value == best else "")
 
 
 def score_table(
@@ -230,9 +255,9 @@ def size_table(
 
 def fitting(rows: Sequence[SizeRow], scores: Sequence[str], *, bounded: Sequence[str] = ()) -> list[str]:
     """As many of the first scores as a terminal has room for beside the sizes; ``bounded`` as in ``size_table``."""
-    console = plain_console(width=10 * WIDTH)
+    console, room = plain_console(width=10 * WIDTH), min(WIDTH, plain_console().width)
     shown = list(scores)
-    while shown and console.measure(size_table(rows, scores=shown, bounded=bounded)).maximum > WIDTH:
+    while shown and console.measure(size_table(rows, scores=shown, bounded=bounded)).maximum > room:
         shown.pop()
     return shown
 

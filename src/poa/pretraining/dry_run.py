@@ -16,6 +16,7 @@ from poa.data.loader import batches
 from poa.models import registry
 from poa.models import run as runs
 from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
+from poa.pretraining.logger import tensorboard_writer
 from poa.pretraining.loop import find_images, show_start
 from poa.pretraining.step import train_step
 from poa.training.health import explained_memory
@@ -70,9 +71,13 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     """Build everything and train two steps in this process, on the share of one of several; nothing is written.
 
     Raises:
-        UserError: A setting, the images or the device are invalid.
+        UserError: A setting, the images, the folder or the device are invalid, as the run itself would say.
     """
     config, device = registry.explicit(config), distributed.this_device(config.device)
+    if config.out or resume:  # without, all but the folder is tried
+        runs.check(config, resume=resume)
+    if config.monitor.tensorboard:
+        tensorboard_writer()
     index = find_images(config, console)
     parts = assemble(config, index, device=device, fresh=runs.begins(config, resume=resume))
     show_start(parts, config, console)

@@ -114,7 +114,7 @@ class TrainingDisplay:
     def _panel(self) -> RenderableType:
         report = self._report
         if report is None:
-            return Panel("waiting for the first step", title="poa pretrain", title_align="left")
+            return self._boxed("waiting for the first step")
         steps, epochs = self._counts(report)
         losses, lr, size, speed, wait, memory, scores = _parts(report)
         top = Table.grid(padding=(0, 2), expand=True)
@@ -125,7 +125,11 @@ class TrainingDisplay:
         top.add_row(steps, bar, done, f"ETA {duration(self.remaining_seconds())}")
         rows = [losses, f"{epochs}   {lr}   {size}", f"{speed}   {wait}   {memory}", scores]
         texts = [Text(row, no_wrap=True, overflow="ellipsis") for row in rows if row]
-        return Panel(Group(top, *texts), title="poa pretrain", title_align="left")
+        return self._boxed(Group(top, *texts))
+
+    def _boxed(self, content: RenderableType) -> Panel:
+        """With room beside the box for the ``^C`` that a terminal shows, which would move the box on the next line."""
+        return Panel(content, title="poa pretrain", title_align="left", width=self._console.width - len("^C^C"))
 
 
 @runtime_checkable
