@@ -161,12 +161,15 @@ def test_a_timm_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.chdir(tmp_path)
     words = ("resnet10t", *IMAGES, "--branch", "untrained", "--image-size", "32", "--k", "20")
     assert poa("evaluate", "knn", *words) == 0
-    assert cells(capsys.readouterr().out, "resnet10t")[1:4] == ["4.9", "0.045", "-"]
+    shown = capsys.readouterr()
+    assert cells(shown.out, "resnet10t")[1:4] == ["4.9", "0.045", "-"]
+    assert "Results are written to eval/resnet10t in the current folder; --out" in shown.err
     (line,) = lines_of(Path("eval/resnet10t/untrained/knn.csv"))
     assert (line["size"], line["width"], line["depth"]) == ("resnet10t", "", "")
     assert float(line["top1@20"]) > 10
     assert poa("evaluate", "knn", *words, "--out", "elsewhere", "--name", "one") == 0
     assert Path("elsewhere/one/knn.json").exists()
+    assert "Results are written" not in capsys.readouterr().err
     assert json.loads(Path("elsewhere/one/knn.json").read_text())["settings"]["image_size"] == 32
 
 

@@ -91,7 +91,11 @@ class Options:
         """The networks that are meant."""
         from poa.models.source import model_source
 
-        return model_source(model, branch=self.branch, image_size=self.image_size, out=self.out)
+        source = model_source(model, branch=self.branch, image_size=self.image_size, out=self.out)
+        if self.out is None and source.family is None:  # not in a folder of its own
+            text = f"Results are written to {source.out} in the current folder; --out FOLDER names another place."
+            tell(plain_console(stderr=True), text)
+        return source
 
     def of_sweep(self) -> "SweepOptions":
         """Those that all sweeps take."""
