@@ -18,6 +18,7 @@ from poa.text import (
     plain_console,
     python_literal,
     shell_word,
+    system_path,
     unicode_text,
 )
 
@@ -80,6 +81,14 @@ def test_a_spreadsheet_finds_no_formula(name: str) -> None:
 
 def test_markdown_shows_the_name() -> None:
     assert markdown_text("a_b <i> *x* [y](z) `q` _e_ # $1") == r"a_b \<i\> \*x\* \[y\](z) \`q\` \_e\_ \# \$1"
+
+
+def test_paths_where_the_encoding_of_the_system_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert system_path("caf\u00e9") == "caf\u00e9"
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    monkeypatch.setattr(os, "fsdecode", lambda encoded: encoded.decode("ascii", "surrogateescape"))
+    assert system_path("caf\u00e9/\udce9") == "caf\udcc3\udca9/\udce9"
+    assert python_literal("caf\udcc3\udca9") == '"caf\u00e9"'
 
 
 def test_forms_of_accents_are_one_name() -> None:

@@ -45,12 +45,13 @@ def for_models(folder: Path) -> Path:
     Raises:
         UserError: Its path is no text, which safetensors cannot open.
     """
-    path = unicode_text(str(folder))
-    if path != str(folder):
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError:
         raise UserError(
-            f"The folder {path} has a path with bytes that are not UTF-8, so that no models could be loaded from it. "
-            "Choose another --out."
-        )
+            f"The folder {unicode_text(str(folder))} has a path with bytes that are not UTF-8, so that no models could "
+            "be loaded from it. Choose another --out."
+        ) from None
     return folder
 
 

@@ -6,6 +6,7 @@ A name may hold bytes that are no UTF-8, control characters, and what Markdown, 
 import codecs
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -24,11 +25,14 @@ _FALLBACK = "poa.fallback"
 
 def unicode_text(name: str) -> str:
     r"""For files of UTF-8 that hold any text: bytes that are no UTF-8 are written as ``\xe9``."""
+    return _encoded(name).decode("utf-8", "backslashreplace")
+
+
+def _encoded(name: str) -> bytes:
     try:
-        encoded = name.encode("utf-8", "surrogateescape")
+        return name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a character, as JSON and Windows may have it
-        encoded = name.encode("utf-8", "backslashreplace")
-    return encoded.decode("utf-8", "backslashreplace")
+        return name.encode("utf-8", "backslashreplace")
 
 
 def one_line(name: str) -> str:
@@ -49,7 +53,8 @@ def markdown_text(name: str) -> str:
 
 def python_literal(name: str) -> str:
     """For programs: a Python string with its quotes."""
-    quoted = json.dumps(name, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    text = _encoded(name).decode("utf-8", "surrogateescape")
+    quoted = json.dumps(text, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
@@ -59,6 +64,13 @@ def shell_word(word: str) -> str:
         return shlex.quote(word)
     quoted = {"'": r"\'", "\\": r"\\"}
     return "$'" + "".join(quoted.get(letter) or _escaped(letter) for letter in word) + "'"
+
+
+def system_path(path: str) -> str:
+    """For calls of the system, where its encoding is not UTF-8: as Python itself would have read the name there."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return path
+    return os.fsdecode(path.encode("utf-8", "surrogateescape"))
 
 
 def normal_form(name: str) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from poa.data.images import IMAGE_ENDINGS, BadImage, begins_as_image, check_bytes
 from poa.errors import UserError, nearest
+from poa.text import system_path
 
 HIDDEN, SYSTEM, SPECIAL, BROKEN = "hidden", "system folders", "links, devices or sparse files", "broken links"
 """Kinds of files that are left out, beside their endings."""
@@ -100,7 +101,7 @@ def resolve(data: str | os.PathLike[str]) -> Source:
     That is a folder; a text or CSV list of paths; a zip or tar, or a folder inside one (``set.zip/train``);
     ``digits``, ``digits/train`` or ``digits/test`` (a folder of that name is meant by ``./digits``).
     """
-    data = os.fspath(data)
+    data = system_path(os.fspath(data))
     name, _, part = data.partition("/")
     if name == "digits":
         return Source("digits", Path("digits"), _digits_part(part.strip("/")))
@@ -199,7 +200,7 @@ def read_file(path: Path, most: int | None = None) -> bytes:
     Raises:
         BadImage: It is a pipe, a device or a folder, or larger than an image may be.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open(system_path(str(path)), "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("not a regular file")
