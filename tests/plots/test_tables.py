@@ -123,7 +123,7 @@ def test_table_shows_each_size_on_a_line() -> None:
     assert ["384x12", "21.2", "7.1", "9", "70.0", "-", "90.0"] in lines
     assert ["384x24", "42.5", "14.2", "3", "-", "-", "-"] in lines
     assert ["1024x24", "*", "302.0", "100.7", "1", "74.0", "71.0", "88.0"] in lines
-    assert text.rstrip().endswith("* intact network, from which the other sizes are cut")
+    assert text.rstrip().endswith("* intact network, from which the others are cut")
     assert lines[[line[:1] for line in lines].index(["384x24"]) + 1] == [], "widths are not set apart"
 
 
