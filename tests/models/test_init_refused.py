@@ -15,7 +15,7 @@ import tiny
 from command import poa as command
 from poa.config import resolve
 from poa.errors import UserError
-from poa.models import weights
+from poa.models import hub
 from poa.models.registry import describe, family_of
 from poa.models.weights import read
 from refusals import truncate
@@ -142,7 +142,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], str], str]] = {
 
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_what_cannot_be_read_is_told(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "urlopen", unreachable)
+    monkeypatch.setattr(hub, "urlopen", unreachable)
     source, told = UNREADABLE[case]
     name = source(tmp_path)
     with pytest.raises(UserError, match=told) as error:

@@ -3,7 +3,6 @@
 import shutil
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 
@@ -18,7 +17,7 @@ from torch import nn
 import poa
 import tiny
 from poa.errors import UserError
-from poa.models import weights
+from poa.models import hub
 from poa.models.init import fit
 from poa.models.registry import family_of
 from poa.models.weights import read
@@ -120,8 +119,8 @@ def test_a_name_is_fetched_by_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((name, options, constants.HF_HUB_OFFLINE))
         return model
 
-    monkeypatch.setattr(weights, "_why_unreachable", lambda: None)
-    monkeypatch.setattr(weights, "timm", SimpleNamespace(create_model=create, is_model=timm.is_model))
+    monkeypatch.setattr(hub, "_why_unreachable", lambda: None)
+    monkeypatch.setattr(timm, "create_model", create)
     for name in ("vit_base_patch16_224.augreg_in21k", "hf-hub:someone/something"):
         source = read(name)
         assert_same(source.weights, model.state_dict())
@@ -133,7 +132,7 @@ def test_a_name_is_fetched_by_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_there_is_no_network_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "urlopen", unreachable)
+    monkeypatch.setattr(hub, "urlopen", unreachable)
     # the client alone tries six times, half a minute in all
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("the client waits for another try"))
     with pytest.raises(UserError) as told:  # timm and its client are the real ones
@@ -154,8 +153,8 @@ def test_weights_that_were_fetched_before_need_no_network(monkeypatch: pytest.Mo
             raise LocalEntryNotFoundError("not among the files here")
         return model
 
-    monkeypatch.setattr(weights, "urlopen", unreachable)
-    monkeypatch.setattr(weights, "timm", SimpleNamespace(create_model=create, is_model=timm.is_model))
+    monkeypatch.setattr(hub, "urlopen", unreachable)
+    monkeypatch.setattr(timm, "create_model", create)
     assert_same(read("vit_base_patch16_224").weights, model.state_dict())
     with pytest.raises(UserError, match=r"cannot be downloaded \(https://\S+ does not answer"):
         read("vit_base_patch16_224")
@@ -164,14 +163,14 @@ def test_weights_that_were_fetched_before_need_no_network(monkeypatch: pytest.Mo
 
 def test_a_server_that_answers_is_asked_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(request: Any, *, timeout: float) -> None:
-        assert (request.get_method(), timeout) == ("HEAD", weights.PATIENCE_SECONDS)
+        assert (request.get_method(), timeout) == ("HEAD", hub.PATIENCE_SECONDS)
         raise HTTPError(request.full_url, 405, "no", {}, None)  # type: ignore[arg-type]
 
     def create(*_: object, **__: object) -> nn.Module:
         assert not constants.HF_HUB_OFFLINE
         raise OSError("404 there is nothing\nmore of it")
 
-    monkeypatch.setattr(weights, "urlopen", refuse)
+    monkeypatch.setattr(hub, "urlopen", refuse)
     monkeypatch.setattr(timm, "create_model", create)
     with pytest.raises(UserError, match=r"cannot be downloaded \(OSError: 404 there is nothing\)\. Without"):
         read("hf-hub:nobody/nothing")

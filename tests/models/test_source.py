@@ -15,8 +15,8 @@ import poa
 import tiny
 from poa.errors import UserError
 from poa.families.base import Features
+from poa.models import hub, weights
 from poa.models import source as sources
-from poa.models import weights
 from poa.models.run import Run
 from poa.models.source import model_source, run_source
 from poa.models.weights import TrainedWeights
@@ -248,7 +248,7 @@ def test_positions_are_resized_to_other_image_sizes(monkeypatch: pytest.MonkeyPa
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_why_unreachable", lambda: "no network")
+    monkeypatch.setattr(hub, "_why_unreachable", lambda: "no network")
     with pytest.raises(UserError) as found:
         model_source("resnet10t")
     assert str(found.value).startswith("resnet10t: its weights cannot be downloaded (no network). Without internet")

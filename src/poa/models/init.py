@@ -19,14 +19,20 @@ from torch import Tensor, nn
 from poa.errors import UserError, counted
 from poa.families.base import Backbone
 from poa.files import whole_file
+from poa.models.tensors import check_types
 from poa.models.weights import Normalisation, TrainedWeights, read
 
-HEADS = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "projectors.", "norms.", "local_cls_norm.")
+HEADS = (
+    *("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "projectors.", "norms.", "local_cls_norm."),
+    *("projector.", "predictor.", "projection_head.", "prediction_head.", "prototypes.", "dino_head.", "ibot_head."),
+)
 """Beginnings of the names of tensors after the features: classifiers, and what only a pre-training needs."""
 TABLES = ("relative_position_index", "attn_mask", ".periods", ".bias_mask")
 """Endings of the names of tables that a network computes by itself."""
 NAMED = 3
 """Tensors named in an error."""
+LARGEST_PATCH = 64
+"""Side of the largest patches that are resized, in pixels; the work grows with its fourth power."""
 
 
 class Resized(NamedTuple):
@@ -111,6 +117,7 @@ def fit(
         name: fitted.get(name, given.get(name)) for name in (*dropped, *(each for each in fitted if each not in wanted))
     }
     _check_fit(source, model, fitted, [name for name, value in surplus.items() if not _idle(name, value)])
+    check_types(source.name, fitted, wanted)
     _check_workings(source, model)
     unfit = token is None or token.numel() != backbone.mask_token.numel()
     report = LoadReport(
@@ -129,7 +136,7 @@ def fit(
     if not unfit:
         assert token is not None
         taken["mask_token"] = token.reshape(-1)
-    broken = [name for name, value in taken.items() if not torch.isfinite(value).all()]
+    broken = [name for name, value in taken.items() if not value.to(torch.float32).isfinite().all()]
     if broken:
         raise UserError(f"--init {source.name}: {broken[0]} contains NaN or infinite values. Give other weights.")
     return backbone.state_dict() | taken, report
@@ -144,6 +151,11 @@ def _filtered(
         return dict(given)
     if origin is not None and "pos_embed" in given:  # by which timm knows the rows and columns of the table
         model.pretrained_model_args = {"img_size": origin.patch_embed.img_size}
+    if (
+        "patch_embed.proj.weight" in given
+        and max(given["patch_embed.proj.weight"].shape[2:], default=0) > LARGEST_PATCH
+    ):
+        return dict(given)
     state = dict(given)  # some conversions take tensors out
     if "register_tokens" in given or any(".mlp.w12." in name for name in given):
         state["mask_token"] = torch.zeros(0) if token is None else token  # by which timm knows DINOv2's names
@@ -178,8 +190,12 @@ def _check_fit(source: TrainedWeights, model: nn.Module, fitted: Mapping[str, Te
     shapes = [f"{name} ({_shape(fitted[name].shape)} instead of {_shape(wanted[name].shape)})" for name in other]
     what = (("they lack", missing), ("shapes differ of", shapes), ("this network has no", surplus))
     said = "; ".join(f"{start} {_some(names)}" for start, names in what if names)
-    kind = type(model).__name__
-    raise UserError(f"The weights of --init {source.name} do not fit the {kind} of this run: {said}. {source.remedy}")
+    remedy, kind = source.remedy, type(model).__name__
+    if source.model is None and len(missing) == len(wanted):
+        remedy = f"No tensor has a name that timm's {kind} knows: rename them. Or {remedy[0].lower()}{remedy[1:]}"
+    elif source.model is None and not (missing or other):
+        remedy = f"{remedy} Tensors that the features do not depend on can be left out of the file."
+    raise UserError(f"The weights of --init {source.name} do not fit the {kind} of this run: {said}. {remedy}")
 
 
 def _check_workings(source: TrainedWeights, model: nn.Module) -> None:
@@ -216,7 +232,7 @@ def _note(source: TrainedWeights, ours: Normalisation | None) -> str | None:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+    return "x".join(map(str, shape)) or "one number"
 
 
 def _some(names: Sequence[str]) -> str:

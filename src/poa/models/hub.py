@@ -1,0 +1,68 @@
+"""Trained weights and settings by timm's names: the only place that connects to servers, and how that is forbidden."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import timm
+import torch
+from huggingface_hub import constants
+
+from poa.errors import first_line
+
+PREFIXES = ("hf-hub:", "hf_hub:")
+"""Begin names of models of the hub that timm does not list."""
+PATIENCE_SECONDS = 10.0
+"""How long a server may take to answer."""
+
+
+def create_model(name: str, **arguments: Any) -> Any:
+    """A timm model of which something has to be fetched, unless it was fetched before.
+
+    Raises:
+        ConnectionError: That is not possible; says why.
+    """
+    unreachable = _why_unreachable()
+    try:
+        with _offline(unreachable is not None):  # what was downloaded before is found offline
+            _check_address(name, unreachable)
+            return timm.create_model(name, **arguments)
+    except OSError as error:
+        raise ConnectionError(unreachable or first_line(error)) from None
+
+
+def _why_unreachable() -> str | None:
+    """Why the server may not be asked or does not answer; tried once, since its client would try again and again."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and they were not downloaded before"
+    try:
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE_SECONDS):
+            return None
+    except HTTPError:
+        return None
+    except OSError as error:
+        return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
+
+
+def _check_address(name: str, unreachable: str | None) -> None:
+    """Keep timm from other servers as well, which it asks for a few old models."""
+    if unreachable is None or name.startswith(PREFIXES):
+        return
+    known = timm.get_pretrained_cfg(name)
+    if known is None or known.hf_hub_id or not known.url:
+        return
+    if not Path(torch.hub.get_dir(), "checkpoints", known.url.rpartition("/")[2]).exists():
+        raise ConnectionError(unreachable)
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -1,0 +1,185 @@
+"""Tensors in files of weights from others: read without running code, taken out of their wrappings, and checked."""
+
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from poa.errors import UserError, first_line
+
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+"""Of files of weights."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Types of numbers that weights may have."""
+_TABLES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+"""Types of tables that lie among the weights, such as positions in a window."""
+_CONTAINERS = (
+    *("state_dict_ema", "model_ema", "state_dict", "model", "method", "teacher", "student", "module"),
+    *("target_encoder", "encoder"),
+)
+"""Under what names a file may hold the weights, the better ones first."""
+_DEEPEST = 8
+"""Containers in one another, at most."""
+_PREFIXES = (
+    *("module.", "teacher.", "student.", "teacher_backbone.", "student_backbone.", "base_encoder.", "encoder_q."),
+    *("online_encoder.", "target_encoder.", "backbone.", "encoder.", "model.", "vit.", "net."),
+    *("momentum_encoder.", "encoder_k.", "momentum_backbone.", "backbone_momentum."),
+)
+"""What names of tensors may begin with, the better ones first; what begins otherwise is then no part of the network."""
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What compiling, sharding and checkpointing put into names."""
+_DECODER = re.compile(r"decoder[._]")
+"""Begins the names of the part that rebuilds images in a masked autoencoder, whose mask token is the decoder's."""
+_CHUNKED = re.compile(r"blocks\.\d+\.(\d+\..+)")
+"""Name of a tensor whose block lies in a chunk, as DINOv2 trains large networks; blocks are numbered through."""
+
+
+def read_file(file: Path, *, name: str, wanted: Collection[str] = ()) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights in a file that ``--init NAME`` stands for, and the names of tensors that lie outside of the network.
+
+    Names stay as they are where all ``wanted`` ones are among them.
+
+    Raises:
+        UserError: It cannot be read, or holds no weights that can be used.
+    """
+    if not file.name.endswith(ENDINGS):
+        raise UserError(f"--init {name}: weights are read from files that end in {', '.join(ENDINGS)}.")
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
+    except Exception as error:  # whatever a parser stumbles over in a damaged file
+        raise UserError(
+            f"--init {name}: {file} cannot be read as a file of weights ({first_line(error)}). {_GIVE}"
+        ) from None
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"--init {name}: {file} cannot be read as a file of weights (it holds {type(content).__name__}). {_GIVE}"
+        )
+    fits = bool(wanted) and content.keys() >= set(wanted)
+    weights, aside = (_named_tensors(content), ()) if fits else unwrapped(content)
+    if not weights:
+        raise UserError(f"--init {name}: {file} contains no named tensors. Give a state dict.")
+    for key, value in weights.items():
+        if wrong := _unusable(value):
+            raise UserError(f"--init {name}: {key} {wrong}. {_FLOATING}")
+    return weights, aside
+
+
+_GIVE = (
+    "Give a state dict, saved by safetensors or by torch.save(model.state_dict(), FILE); whole pickled models are "
+    "refused, since loading them can run code."
+)
+
+
+_FLOATING = f"Give dense weights of type {', '.join(str(each).removeprefix('torch.') for each in DTYPES)}."
+
+
+class _Ignored:
+    """Stands in for an object of a class that is not imported, such as the settings of another training."""
+
+    def __new__(cls, *_: object) -> Any:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+class _Dictionary:
+    """Stands in for a dictionary of a class that is not imported."""
+
+    def __new__(cls, *_: object) -> Any:
+        return OrderedDict()
+
+
+def _unpickled(file: Path) -> Any:
+    """What a file of torch holds; nothing is imported and no code runs."""
+    foreign: list[str] = []
+    if is_zipfile(file):
+        with ZipFile(file) as archive:
+            entries = archive.infolist()
+        if any(entry.compress_type != ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, which torch.save does not do")
+        if sum(entry.file_size for entry in entries) > file.stat().st_size:
+            raise ValueError("its parts overlap")
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    else:  # an old format, in which classes are not listed
+        foreign = ["argparse.Namespace"]
+    stand_ins: list[Any] = [(_Dictionary if each.lower().endswith("dict") else _Ignored, each) for each in foreign]
+    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def unwrapped(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The network's tensors, without containers and what their names begin with, and the names of all others."""
+    for _ in range(_DEEPEST):
+        inner = (content.get(key) for key in _CONTAINERS)
+        found = next((each for each in inner if isinstance(each, Mapping) and each), None)
+        if found is None:
+            break
+        content = found
+    weights = {_WRAPPERS.sub("", name): value for name, value in _named_tensors(content).items()}
+    aside: list[str] = []
+    while prefix := _prefix(weights):
+        # a mask token lies beside the model in a run's backbone
+        inside = {name: value for name, value in weights.items() if name.startswith(prefix) or name == "mask_token"}
+        aside += [name for name in weights if name not in inside]
+        weights = {name.removeprefix(prefix): value for name, value in inside.items()}
+    if decoder := [name for name in weights if _DECODER.match(name)]:
+        aside += [name for name in (*decoder, "mask_token") if name in weights]
+        weights = {name: value for name, value in weights.items() if name not in aside}
+    if "mask_token" not in weights and "masked_embed" in weights:  # what iBOT calls it
+        weights["mask_token"] = weights.pop("masked_embed")
+    return _without_chunks(weights), tuple(aside)
+
+
+def _named_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _prefix(weights: Mapping[str, Tensor]) -> str | None:
+    """What the names of the network's tensors begin with: something known, or what all of them share."""
+    known = next((each for each in _PREFIXES if any(name.startswith(each) for name in weights)), None)
+    if known is not None or len(weights) < 2:
+        return known
+    shared, *others = {name.partition(".")[0] for name in weights}
+    return None if others or shared in weights else f"{shared}."
+
+
+def _without_chunks(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = [name for name in weights if name.startswith("blocks.")]
+    flat = {name: f"blocks.{match[1]}" for name in names if (match := _CHUNKED.fullmatch(name))}
+    if len(flat) < len(names) or len(set(flat.values())) < len(names):
+        return weights
+    return {flat.get(name, name): value for name, value in weights.items()}
+
+
+def _unusable(value: Tensor) -> str | None:
+    """Why a tensor cannot be part of a network, if so."""
+    if type(value) not in (Tensor, nn.Parameter):
+        return f"is a {type(value).__name__}"
+    if value.is_quantized or value.dtype not in (*DTYPES, *_TABLES):
+        return f"has numbers of type {_named(value.dtype)}"
+    if value.layout != torch.strided or value.is_nested:
+        return "is sparse" if not value.is_nested else "is nested"
+    if value.is_meta:
+        return "has a shape without data (meta device)"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"has the shape {'x'.join(map(str, value.shape))}, but fewer numbers than that"
+    return None
+
+
+def check_types(name: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse weights of ``--init NAME`` that would be made of numbers of another kind, such as integers."""
+    for key, value in wanted.items():
+        if key in given and value.is_floating_point() and given[key].dtype not in DTYPES:
+            raise UserError(f"--init {name}: {key} has numbers of type {_named(given[key].dtype)}. {_FLOATING}")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
