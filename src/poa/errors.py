@@ -16,8 +16,9 @@ def reason(error: UserError | OSError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Kind and first line of an error of another library, to be quoted in brackets."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".: ")
+    """Kind and first line of an error of another library, or what a ``UserError`` says, to be quoted in brackets."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return text.splitlines()[0].rstrip(".: ")
 
 
 def nearest(word: str, choices: Iterable[str], *, most: int = 12) -> str:

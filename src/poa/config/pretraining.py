@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from poa.config.values import (
     AreaRange,
     Count,
+    Finite,
     Natural,
     NotNegative,
     Positive,
@@ -25,7 +26,10 @@ def _odd(number: int) -> int:
     return number
 
 
-Numbers = Annotated[tuple[Count, ...] | None, BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)]
+_listed = BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)
+Channels = Annotated[int, Field(ge=1, le=2**16)]
+Pixels = Annotated[int, Field(ge=1, le=2**13)]
+Blocks = Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None, _listed]
 SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
 SELF_DISTILLED = ("poa", "single")
@@ -46,38 +50,38 @@ class ModelSettings(Settings):
     name: str = "vit"
     """The intact network: a family as published (vit, swin, resnet, convnext), a timm model such as
     swin_tiny_patch4_window7_224, or a folder that timm loads. Short: --model NAME."""
-    width_min: Count | None = None
+    width_min: Channels | None = None
     """Smallest width, in channels (ResNet: inside the first stage's blocks); by default half the largest."""
-    width_max: Count | None = None
+    width_max: Channels | None = None
     """Width of the intact network, in channels."""
-    width_step: Count | None = None
+    width_step: Channels | None = None
     """Step between widths; by default the head dimension (ResNet: 32, ConvNeXt: 16)."""
-    widths: Numbers = None
+    widths: Annotated[tuple[Channels, ...] | None, _listed] = None
     """All widths, at any distance from each other, instead of the three settings above."""
-    depth_min: Numbers = None
+    depth_min: Blocks = None
     """Fewest blocks, a number for each elastic stage (ResNet: second and third); by default half of the most."""
-    depth_max: Numbers = None
+    depth_max: Blocks = None
     """Most blocks, those of the intact network; a number for each elastic stage."""
     depth_step: Count = 1
     """Step between depths."""
-    depths: Numbers = None
+    depths: Blocks = None
     """Blocks of all four stages of the intact network (all but ViT)."""
-    sampling_bias: Annotated[float, Field(ge=1.0)] | None = None
+    sampling_bias: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] | None = None
     """How much more often the smallest width (and depth) is drawn than the largest; by default 3 for ViT, 2 for the
     others."""
-    patch_size: Count | None = None
+    patch_size: Pixels | None = None
     """Side of a patch, in pixels."""
-    head_dim: Count | None = None
+    head_dim: Channels | None = None
     """Channels of an attention head; widths are multiples of it."""
-    window_size: Count | None = None
+    window_size: Pixels | None = None
     """Side of an attention window, in patches (Swin)."""
-    channels: Count | None = None
+    channels: Channels | None = None
     """A quarter of the output channels of the first stage (ResNet)."""
-    mlp_ratio: Positive | None = None
+    mlp_ratio: Annotated[Positive, Field(le=1000)] | None = None
     """Hidden width of an MLP over the width of its block."""
     layer_scale: NotNegative | None = None
     """Initial LayerScale; 0 for none."""
-    register_tokens: Natural | None = None
+    register_tokens: Annotated[int, Field(ge=0, le=2**16)] | None = None
     """Number of register tokens (ViT)."""
     swiglu: bool | None = None
     """Gated SiLU instead of GELU in the MLPs (ViT)."""
@@ -102,11 +106,11 @@ class HeadSettings(Settings):
 class ViewSettings(Settings):
     """Crops, colour augmentation and masks of a training image."""
 
-    global_size: Count = 224
+    global_size: Pixels = 224
     """Side of a global crop, in pixels; also the image size of the networks."""
     global_scale: AreaRange = (0.32, 1.0)
     """Range of a global crop's share of the image area."""
-    local_size: Count = 96
+    local_size: Pixels = 96
     """Side of a local crop, in pixels."""
     local_scale: AreaRange = (0.05, 0.32)
     """Range of a local crop's share of the image area."""
@@ -128,7 +132,7 @@ class ViewSettings(Settings):
     """Side of the blur kernel, in pixels; odd."""
     solarize_probability: Share = 0.2
     """Probability of solarisation of the second global crop."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
     """Mean of the channels, of values in 0..1."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation of the channels."""

@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 from poa.config.pretraining import ELASTIC, Config, ModelSettings
 from poa.elastic.space import SearchSpace, Size
@@ -21,6 +21,7 @@ from poa.families.resnet import ResNet
 from poa.families.slim_resnet import SlimResNet
 from poa.families.swin import Swin
 from poa.families.vit import ViT
+from poa.models.folder import model_in
 
 FAMILIES: Mapping[str, type[Family]] = {
     "vit": ViT,
@@ -30,6 +31,8 @@ FAMILIES: Mapping[str, type[Family]] = {
     "dinov3": DINOv3,
     "slim-resnet": SlimResNet,
 }
+MOST_SIZES = 10_000
+"""Of a search space."""
 STAGES = 4
 """Number of stages of every network whose maps shrink."""
 _OF_SPACE = {"widths", "width_min", "width_max", "width_step", "depth_min", "depth_max", "depth_step", "sampling_bias"}
@@ -103,8 +106,8 @@ def describe(name: str) -> tuple[type[Family], Mapping[str, Any]]:
                 of_training = {key: kind.published[key] for key in ("drop_path", "sampling_bias")}
                 settings = of_training | {"architecture": architecture} | found | told
                 _check_arguments(kind, settings, arguments)
-            except UserError as error:
-                raise UserError(f"--model {name} cannot be cut into sizes: {error}.") from None
+            except Exception as error:  # of parts that are not as in any model of timm's
+                raise UserError(f"--model {name} cannot be cut into sizes: {first_line(error)}.") from None
             return kind, settings
     families = ", ".join(FAMILIES)
     raise UserError(
@@ -122,20 +125,6 @@ def is_folder(name: str) -> bool:
 def folder_of(name: str) -> Path:
     """The folder; timm writes ``local-dir:`` before it."""
     return Path(name.removeprefix("local-dir:"))
-
-
-def model_in(folder: Path, *, flag: str) -> tuple[nn.Module, str, Mapping[str, Any]]:
-    """The timm model of a folder, in shapes only (meta device), its architecture and its arguments."""
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        with torch.device("meta"):
-            model = timm.create_model(f"local-dir:{folder}", num_classes=0)
-        return model, content["architecture"], content.get("model_args", {})
-    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{flag} {folder}: timm cannot build a model from {folder / 'config.json'} ({first_line(error)}). "
-            "Give a folder that timm.create_model('local-dir:FOLDER') loads."
-        ) from None
 
 
 def explicit(config: Config) -> Config:
@@ -186,6 +175,11 @@ def space_of(kind: type[Family], settings: Mapping[str, Any]) -> SearchSpace:
     for low, high in zip(shallowest, deepest, strict=True):
         _check_ends("depth", low, high)
     stages = [[*range(low, high, depth_step), high] for low, high in zip(shallowest, deepest, strict=True)]
+    if (number := len(widths) * prod(map(len, stages))) > MOST_SIZES:
+        raise UserError(
+            f"These are {number:,} sizes, and at most {MOST_SIZES:,} are possible. Raise --model.width-step or "
+            "--model.depth-step."
+        )
     bias = settings["sampling_bias"]
     depths = sorted(product(*stages), key=sum)
     return SearchSpace.grid(widths, tuple(depths), bias=bias, width_bias=bias if kind.biased_widths else 1.0)

@@ -21,15 +21,14 @@ from poa.data.images import Preprocessing
 from poa.errors import UserError, first_line, nearest
 from poa.export.timm import Blueprint
 from poa.families.base import Family, Features
-from poa.models import registry, weights
+from poa.models import hub, registry, weights
+from poa.models.folder import made_for, model_in
 from poa.models.run import Run, is_run, load
 
 BRANCHES = ("teacher", "initial", "untrained")
 """Which parameters: the trained ones, those that a run began with, or freshly drawn ones."""
 KINDS = "the folder of a run, or a folder that timm loads (config.json and model.safetensors or pytorch_model.bin)"
 """What can be loaded without an internet connection, besides a timm name with branch ``untrained``."""
-_REFUSALS = (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""How timm's models say that they cannot do something."""
 _ANY_SIZE = (("strict_img_size", False), ("dynamic_img_size", True))
 """Arguments by which timm's networks take images of other sizes; where a class knows both, they mean the same."""
 
@@ -108,13 +107,12 @@ def model_source(
     label = folder.resolve().name if folder.is_dir() else name.rpartition("/")[2]
     create = partial(_create, name, timm_name, image_size=image_size)
     model = create(state, num_classes=0).requires_grad_(False)
-    known: Any = model.pretrained_cfg
-    made_for = int(known["input_size"][-1])
-    side = image_size or made_for
+    made = made_for(model)
+    side = image_size or made.side
     network = _PlainNetwork(model).eval()
     remedy = "Choose another network."
-    if side != made_for:
-        remedy = f"It is made for {made_for} pixels: leave out --image-size."
+    if side != made.side:
+        remedy = f"It is made for {made.side} pixels: leave out --image-size."
     _features(network, side, refusal=f"{name} cannot process images of", remedy=remedy)
 
     def trainable(_: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
@@ -128,9 +126,9 @@ def model_source(
         weights=of_what,
         preprocessing=Preprocessing(
             side,
-            floor(side / (known["crop_pct"] or DEFAULT_CROP_PCT) + 1e-6),
-            mean=_rgb(known["mean"]),
-            std=_rgb(known["std"]),
+            floor(side / (made.crop_share or DEFAULT_CROP_PCT) + 1e-6),
+            mean=made.mean,
+            std=made.std,
         ),
         out=out or Path("eval", label),
         branch=branch,
@@ -187,7 +185,7 @@ def blueprint(
         architecture, own = source.family.timm_config(source.family.space.find(name))
         arguments |= own
     elif config.is_file():
-        arguments |= json.loads(config.read_text(encoding="utf-8")).get("model_args", {})
+        arguments |= json.loads(config.read_text(encoding="utf-8")).get("model_args") or {}
     side = source.preprocessing.image_size
     if source.family is None and known.get("fixed_input_size") and known["input_size"][-1] != side:
         arguments["img_size"] = side
@@ -248,6 +246,7 @@ def _source(name: str, folder: Path, *, is_trained: bool) -> tuple[str, dict[str
     if not is_trained and is_timm:
         return name, None, f"untrained {name}, seed 0"
     if not is_trained and (folder / "config.json").is_file():
+        model_in(folder, flag="Branch untrained of")
         return f"local-dir:{folder}", None, f"untrained {folder.resolve().name}, seed 0"
     try:
         state = dict(weights.read(name).weights)
@@ -281,10 +280,16 @@ def _create(
     if state is not None:
         trained = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(state), "source": ""}}
     try:
-        if image_size is not None and timm.create_model(timm_name).pretrained_cfg.get("fixed_input_size"):
+        if image_size is not None and _built(timm_name).pretrained_cfg.get("fixed_input_size"):
             given["img_size"] = image_size
-        return _fresh(timm_name, drop_path, **given, **trained)
-    except _REFUSALS as error:
+        model = _fresh(timm_name, drop_path, **given, **trained)
+        made_for(model)
+        return model
+    except ConnectionError as error:
+        raise UserError(
+            f"{name}: its settings cannot be downloaded ({error}). Without internet access give {KINDS}."
+        ) from None
+    except Exception as error:  # of timm and of the client of the hub: the name and its settings are the user's
         asked = given | ({"drop_path_rate": drop_path} if drop_path else {})
         raise UserError(
             f"{name}: timm cannot build this network with {', '.join(f'{key}={asked[key]}' for key in asked)} "
@@ -297,7 +302,12 @@ def _fresh(architecture: str, drop_path: float, **arguments: Any) -> Any:
     rate = {"drop_path_rate": drop_path} if drop_path > 0 else {}  # not all models know it
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return timm.create_model(architecture, **{**arguments, **rate})
+        return _built(architecture, **{**arguments, **rate})
+
+
+def _built(name: str, **arguments: Any) -> Any:
+    create = hub.create_model if name.startswith(hub.PREFIXES) else timm.create_model
+    return create(name, **arguments)
 
 
 @torch.inference_mode()
@@ -307,7 +317,7 @@ def _features(network: nn.Module, side: int, *, refusal: str, remedy: str) -> Fe
         features: Features = network(torch.zeros(1, 3, side, side))
         assert features.cls.ndim == 2
         assert features.patches.ndim == 3
-    except _REFUSALS as error:
+    except Exception as error:  # of a network from others
         raise UserError(f"{refusal} {side} pixels ({first_line(error)}). {remedy}") from None
     return features
 
@@ -333,11 +343,6 @@ def _timm_model_of_run(
     architecture, arguments = run.family.timm_config(run.space.find(name))
     model = _fresh(architecture, drop_path, **{**arguments, "num_classes": num_classes})
     return _with_classifier(name, model, network.model.state_dict())
-
-
-def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
 
 
 class Renormalised(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from poa.errors import UserError, first_line, nearest
 from poa.models import hub, registry
 from poa.models import run as runs
-from poa.models.tensors import ENDINGS, read_file, unwrapped
+from poa.models.folder import made_for, model_in
+from poa.models.tensors import ENDINGS, check_types, read_file, unwrapped
 
 OFFLINE_KINDS = (
     "a folder that timm loads (config.json and model.safetensors or pytorch_model.bin), the folder of a run, "
@@ -88,13 +89,17 @@ def _of_folder(name: str, folder: Path) -> TrainedWeights:
             f"--init {name} is neither the folder of a run nor one with config.json and {' or '.join(FILES)}. "
             f"Give {OFFLINE_KINDS}, or a timm name."
         )
-    model, _, _ = registry.model_in(folder, flag="--init")
+    model, _, _ = model_in(folder, flag="--init")
+    wanted = model.state_dict()
+    found, aside = read_file(file, name=name, wanted=wanted.keys())
+    check_types(name, found, wanted)
     return TrainedWeights(
         name,
-        *read_file(file, name=name, wanted=model.state_dict().keys()),
+        found,
+        aside,
         remedy=f"Train the network of these weights: --model {name}.",
         model=model,
-        normalisation=_normalisation(model),
+        normalisation=made_for(model)[-2:],
     )
 
 
@@ -118,13 +123,8 @@ def _of_timm(name: str) -> TrainedWeights:
         (),
         remedy=f"Train the network of these weights: --model {flag}.",
         model=model,
-        normalisation=_normalisation(model),
+        normalisation=made_for(model)[-2:],
     )
-
-
-def _normalisation(model: nn.Module) -> Normalisation:
-    settings: Any = model.pretrained_cfg
-    return tuple(settings["mean"]), tuple(settings["std"])
 
 
 def _word(value: Any) -> str:

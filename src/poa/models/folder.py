@@ -1,0 +1,115 @@
+"""Networks in folders that timm loads: what others wrote there is checked before anything is built from it."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from torch import nn
+
+from poa.errors import UserError, first_line
+
+MOST_BYTES = 64 * 2**20
+"""Of config.json, which may name many classes."""
+MOST_BLOCKS = 1000
+"""Of a network, or of one of its stages."""
+MOST = 2**16
+"""Any other number that a network is built from, such as its width."""
+MOST_PIXELS = 2048
+"""Side of the images that a network is made for."""
+
+
+class Made(NamedTuple):
+    """What timm knows about the images that a network is made for: side in pixels, share of the crop, channels."""
+
+    side: int
+    crop_share: float | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def model_in(folder: Path, *, flag: str) -> tuple[nn.Module, str, Mapping[str, Any]]:
+    """The timm model of a folder, in shapes only (meta device), its architecture and its arguments."""
+    file = folder / "config.json"
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise UserError(f"it is larger than {MOST_BYTES // 2**20} MB")
+        content = json.loads(file.read_text(encoding="utf-8"))
+        architecture, arguments = str(content["architecture"]), dict(content.get("model_args") or {})
+        check_arguments(arguments)
+        with torch.device("meta"):
+            model = timm.create_model(f"local-dir:{folder}", num_classes=0)
+        made_for(model)
+        check_memory(model)
+        return model, architecture, arguments
+    except Exception as error:  # timm raises all kinds for arguments that it does not expect
+        raise UserError(
+            f"{flag} {folder}: timm cannot build a model from {file} ({first_line(error)}). "
+            "Give a folder that timm.create_model('local-dir:FOLDER') loads."
+        ) from None
+
+
+def check_arguments(arguments: Mapping[str, Any], *, within: str = "") -> None:
+    """Refuse numbers that would make building a network endless."""
+    for name, value in arguments.items():
+        full = f"{within}{name}"
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, Mapping):
+                check_arguments(each, within=f"{full}.")
+            most = MOST_BLOCKS if any(part in full for part in ("depth", "layers", "blocks")) else MOST
+            if isinstance(each, int | float) and not abs(each) <= most:  # nan is neither above nor below
+                raise UserError(f"its {full} of {each:.6g} is no number up to {most}")
+
+
+def made_for(model: Any) -> Made:
+    """What timm knows about the images of a model; a ``UserError`` where that makes no sense."""
+    known = model.pretrained_cfg
+    try:
+        side, crop = int(known["input_size"][-1]), known.get("crop_pct")
+        mean, std = (_rgb(known[name]) for name in ("mean", "std"))
+        share = None if crop is None else float(crop)
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"its pretrained_cfg has no input_size, mean and std of images: {first_line(error)}") from None
+    classifier = known.get("classifier") or ()
+    right = (
+        isinstance(classifier, str | list | tuple)
+        and all(isinstance(each, str) for each in classifier)
+        and 0 < side <= MOST_PIXELS
+        and (share is None or 0.1 <= share <= 2)
+        and all(map(math.isfinite, (*mean, *std)))
+        and min(std) > 0
+    )
+    if not right:
+        raise UserError(
+            f"its pretrained_cfg cannot be used: input_size {side}, crop_pct {share}, mean {mean}, std {std}, "
+            f"classifier {classifier!r}"
+        )
+    return Made(side, share, mean, std)
+
+
+def check_memory(model: nn.Module, *, copies: int = 1) -> None:
+    """Refuse a network, given in shapes only, whose parameters do not fit into the memory of the machine."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    needed, there = 4 * copies * parameters, memory_of_machine()
+    if there is not None and needed > there:
+        raise UserError(
+            f"its {parameters / 1e6:,.0f} million parameters need {needed / 1e9:,.0f} GB of memory, "
+            f"the machine has {there / 1e9:,.0f} GB"
+        )
+
+
+def memory_of_machine() -> int | None:
+    """Bytes of memory, where the system tells."""
+    names = getattr(os, "sysconf_names", {})
+    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _rgb(values: Any) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
