@@ -314,7 +314,8 @@ class Config(Settings):
     """Seed of everything random."""
     init: str | None = None
     """Trained weights to start from: a folder that timm loads, the folder of a run, a file of weights (.safetensors,
-    .pth, .pt, .bin), or a timm name such as vit_small_patch14_dinov2.lvd142m. Name their network with --model."""
+    .pth, .pt, .bin, .ckpt, .pth.tar), or a timm name such as vit_small_patch14_dinov2.lvd142m. Name their network with
+    --model."""
     accumulate: Annotated[Count, FURTHER] = 1
     """Micro-batches per step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
     checkpointing: Annotated[bool, FURTHER] = False

@@ -30,6 +30,13 @@ IN_EPOCHS = (
 """Settings that alter what is learned and are counted in epochs from the start; in a recipe they suit its length."""
 _log = logging.getLogger(__name__)
 
+END = "...\n"
+"""Ends a YAML document. A kill or a full disk can cut a file off where it still reads as settings."""
+LAST = "evaluation"
+"""The last section of all settings, which earlier commits wrote without an end mark."""
+MOST_BYTES, MOST_VALUES, DEEPEST = 2**20, 10_000, 16
+"""Of a file of settings: its size, values in it, and values in one another."""
+
 
 def recipes() -> tuple[str, ...]:
     """Names of the shipped recipes."""
@@ -68,8 +75,9 @@ def resolve(
     given = given or {}
     stored = Path(given.get("out") or "", "config.yaml")
     if resume and given.get("out") and recipe is None and file is None and stored.exists() and stored.stat().st_size:
-        file = stored
-    from_file = dict(read_yaml(Path(file))) if file is not None else {}
+        from_file = _read_whole(stored)
+    else:
+        from_file = dict(read_yaml(Path(file))) if file is not None else {}
     name = recipe or from_file.pop("recipe", None)
     from_file.pop("recipe", None)
     if name is None:
@@ -92,8 +100,21 @@ def resolve(
 
 
 def _laid_over(recipe: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    return _validated(_merge(_merge(recipe, _named(file)), _named(given)))
+
+
+def of_run(file: Path) -> Config:
+    """The settings of a run, which are all in its file.
+
+    Raises:
+        UserError: The file cannot be read, or is cut off.
+    """
+    return _validated(_read_whole(file))
+
+
+def _validated(settings: Mapping[str, Any]) -> Config:
     try:
-        return Config.model_validate(_merge(_merge(recipe, _named(file)), _named(given)))
+        return Config.model_validate(settings)
     except ValidationError as error:
         raise UserError(explain(error, Config)) from None
 
@@ -111,8 +132,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises:
         UserError: There is no such recipe.
     """
-    if name not in recipes():
-        raise UserError(f"There is no recipe {name!r}. {nearest(name, recipes())}")
+    if not isinstance(name, str) or name not in recipes():
+        raise UserError(f"There is no recipe {name!r}. {nearest(str(name), recipes())}")
     text = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     settings: dict[str, Any] = yaml.safe_load(text)
     base = settings.pop("recipe", None)
@@ -125,26 +146,69 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing, is not YAML or does not hold settings.
     """
+    return _parsed(path, _text(path))
+
+
+def _read_whole(path: Path) -> dict[str, Any]:
+    """All settings of a run; its file ends with a mark, or, of earlier commits, with the last section."""
+    text = _text(path)
+    is_marked = text.endswith(f"\n{END}")
+    settings = _parsed(path, text) if is_marked or f"\n{LAST}:" in text else {}
+    has_all = text.endswith("\n") and list(settings)[-1:] == [LAST] and isinstance(settings[LAST], dict)
+    if not (is_marked or has_all):
+        raise UserError(
+            f"{path} is cut off: its end is missing, and with it settings of the run. Restore the file, or start a new "
+            "run in another --out."
+        )
+    return settings
+
+
+def _text(path: Path) -> str:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file. Give a YAML file of settings as --config.")
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} is larger than settings are ({MOST_BYTES:,} bytes). Give another --config.")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"The settings file {path} cannot be read: {error.strerror}. Check --config.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {_problem(error)}. Fix it, or give another --config.") from None
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{path} is not valid YAML: {_problem(error)}. Fix it, or give another --config.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold settings such as `epochs: 100`, got {type(content).__name__}.")
+    _check_size(path, content)
     return _underscores(content)
 
 
-def _problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+def _check_size(path: Path, content: Any) -> None:
+    """Refuse values within values without end, as a few lines with references can make."""
+    left, passed = [(content, 0)], 0
+    while left:
+        value, depth = left.pop()
+        passed += 1
+        if depth > DEEPEST or passed > MOST_VALUES:
+            raise UserError(f"{path} has more values in one another than settings have. Remove references (& and *).")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        left += [(each, depth + 1) for each in inner]
+
+
+def _problem(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
     return str(error).splitlines()[0]
 
 
 def to_yaml(config: Config) -> str:
-    """All settings as YAML, to be read back by ``read_yaml``."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+    """All settings as YAML, to be read back by ``of_run``."""
+    settings = config.model_dump(mode="json")
+    return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=110, explicit_end=True)
 
 
 def learned(config: Config) -> dict[str, Any]:

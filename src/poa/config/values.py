@@ -18,6 +18,8 @@ NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 ShareAboveZero = Annotated[float, Field(gt=0.0, le=1.0)]
+LONGEST = 100
+"""Characters of a wrong value that are shown."""
 NO_FLAG = Parameter(parse=False)
 """Marks a setting that the command line does not offer."""
 
@@ -107,13 +109,18 @@ def explain(
             sentences.append(f"Unknown setting {name!r}. {nearest(str(keys[-1]), _siblings(settings, keys))}")
         elif problem["type"] == "literal_error":
             choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-            sentences.append(f"{name} cannot be {value!r}. {nearest(str(value), choices)}")
+            sentences.append(f"{name} cannot be {_shown(value)}. {nearest(str(value), choices)}")
         elif problem["type"] == "model_type":
             sentences.append(f"{name} must be named settings, got {value!r}.")
         else:
             what = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-            sentences.append(f"{name} cannot be {value!r}: {what[0].lower()}{what[1:]}.")
+            sentences.append(f"{name} cannot be {_shown(value)}: {what[0].lower()}{what[1:]}.")
     return " ".join(sentences)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _siblings(settings: Any, keys: Sequence[str | int]) -> list[str]:

@@ -106,6 +106,7 @@ def describe(name: str) -> tuple[type[Family], Mapping[str, Any]]:
                 of_training = {key: kind.published[key] for key in ("drop_path", "sampling_bias")}
                 settings = of_training | {"architecture": architecture} | found | told
                 _check_arguments(kind, settings, arguments)
+                ModelSettings(**{key: x for key, x in settings.items() if key in ModelSettings.model_fields})
             except Exception as error:  # of parts that are not as in any model of timm's
                 raise UserError(f"--model {name} cannot be cut into sizes: {first_line(error)}.") from None
             return kind, settings

@@ -172,7 +172,7 @@ def reopen(config: Config) -> tuple[Paths, Config]:
     paths = Paths(Path(config.out))
     if not is_begun(paths.folder):
         raise UserError(f"{paths.folder} holds no run to resume. Leave out --resume to start one.")
-    stored = resolve.resolve(file=paths.config)
+    stored = resolve.of_run(paths.config)
     changed = resolve.differences(stored, config)
     if changed:
         listed = ", ".join(f"{name} ({old!r} in the run, {new!r} now)" for name, (old, new) in changed.items())
@@ -355,4 +355,4 @@ def load(folder: str | Path) -> Run:
         raise UserError(
             f"{folder} is not the folder of a run: it has no config.yaml. Give the --out of a pre-training."
         )
-    return Run(paths.folder, resolve.resolve(file=paths.config))
+    return Run(paths.folder, resolve.of_run(paths.config))
