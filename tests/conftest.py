@@ -1,8 +1,10 @@
-"""Shape annotations are checked while the tests run, and nothing is written outside the tests' own folders."""
+"""Shapes are checked while the tests run, no other machine is asked, and only the tests' own folders are written to."""
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,33 @@ install_import_hook(
     [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in WITH_SHAPES], "beartype.beartype"
 )
 torch.set_num_threads(1)  # so that results do not depend on the machine
+
+
+LOCAL = {"127.0.0.1", "::1", "localhost", "", None, socket.gethostname()}
+"""Names and addresses of this machine."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def network() -> Iterator[None]:
+    """Closed: a test that connects to another machine, or asks where it is, fails whatever is caught there."""
+
+    def checked(ask: Any, place: Callable[..., Any]) -> Any:
+        def guarded(*args: Any, **options: Any) -> Any:
+            host = place(*args)
+            if host not in LOCAL:
+                pytest.fail(f"a connection to {host}")
+            return ask(*args, **options)
+
+        return guarded
+
+    def host_of(_: socket.socket, address: Any) -> Any:
+        return address[0] if isinstance(address, tuple) else None  # sockets in the file system have a path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", checked(socket.getaddrinfo, lambda host, *_: host))
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, checked(getattr(socket.socket, name), host_of))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -249,6 +249,17 @@ def test_a_network_that_cannot_be_measured_does_not_keep_others_from_it(tmp_path
     assert len((tmp_path / "out/quality/quality.csv").read_text().splitlines()) == 4
 
 
+def test_others_are_measured_where_the_intact_network_is_not_finite(tmp_path: Path) -> None:
+    def network(name: str) -> nn.Module:
+        return Stretched(make_network(name), scale=math.nan if name == SIZES[-1] else 1.0)
+
+    with pytest.raises(NotScored, match=r"1 of 4 networks could not be measured") as caught:
+        evaluate(source(tmp_path / "out", network=network))
+    found = caught.value.results.scores
+    assert found.keys() == set(SIZES[:-1])
+    assert all("rankme" in scores and "cka" not in scores for scores in found.values())
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -45,7 +45,7 @@ def test_numbers_that_no_network_is_built_from(case: str, tmp_path: Path, monkey
 
 def test_parts_that_no_model_of_timm_has(tmp_path: Path) -> None:
     for arguments in ({"depth": 0}, {"num_heads": -1}, {"init_values": -1.0}):
-        content = {"architecture": "vit_base_patch16_224", "model_args": SIZES | arguments}
+        content = {"architecture": "vit_base_patch16_224", "model_args": SIZES | arguments, "pretrained_cfg": {}}
         (tmp_path / "config.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"^--model \S+ cannot be cut into sizes: "):
             describe(str(tmp_path))

@@ -1,6 +1,7 @@
 """Where the weights that a run starts from may come from."""
 
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from poa.errors import UserError
 from poa.models import hub
 from poa.models.init import fit
 from poa.models.registry import family_of
+from poa.models.source import model_source
 from poa.models.weights import read
 from poa.training.checkpoint import latest_checkpoint
 from trained import State, assert_same, features_of, made, saved, started, unreachable
@@ -174,3 +176,29 @@ def test_a_server_that_answers_is_asked_for_weights(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timm, "create_model", create)
     with pytest.raises(UserError, match=r"cannot be downloaded \(OSError: 404 there is nothing\)\. Without"):
         read("hf-hub:nobody/nothing")
+
+
+def test_downloads_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the variable set, no server is asked: the tests fail where one is."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    names = (
+        "vit_base_patch16_224.augreg_in21k",
+        "hf-hub:nobody/nothing",
+        "gcvit_xxtiny.in1k",
+    )  # the last from elsewhere
+    for name in names:
+        with pytest.raises(
+            UserError, match=r"cannot be downloaded \(HF_HUB_OFFLINE is set, and .*\)\. Without internet"
+        ):
+            read(name)
+    with pytest.raises(
+        UserError, match=r"^hf-hub:nobody/nothing: its settings cannot be downloaded \(HF_HUB_OFFLINE is"
+    ):
+        model_source("hf-hub:nobody/nothing", branch="untrained")
+
+
+def test_the_network_is_closed() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"a connection to example\.org"):
+        socket.create_connection(("example.org", 80))
+    with pytest.raises(pytest.fail.Exception, match=r"a connection to 192\.0\.2\.1"), socket.socket() as asked:
+        asked.connect(("192.0.2.1", 80))

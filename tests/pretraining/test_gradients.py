@@ -48,9 +48,15 @@ def test_layers_without_finite_gradient_are_left_out() -> None:
     assert slice_norms(broken, [FULL, NARROW]).layers == ("second",)
     absent = {name: value for name, value in GRADIENTS.items() if name != "second"}
     assert slice_norms(absent, [FULL, NARROW]).layers == ("first",)
-    for nothing in ({}, {"bias": torch.ones(2)}, {"second": torch.tensor([[float("inf"), 1.0]])}):
-        with pytest.raises(UserError, match="None of the weights has a finite gradient"):
+    for nothing in ({}, {"bias": torch.ones(2)}):
+        with pytest.raises(UserError, match="None of the weights has a gradient"):
             slice_norms(nothing, [FULL, NARROW])
+
+
+def test_where_no_gradient_is_finite_there_are_no_numbers() -> None:
+    found = slice_norms({"second": torch.tensor([[float("inf"), 1.0]])}, [FULL, NARROW])
+    assert found.layers == ()
+    assert all(map(math.isnan, (*found.means(), found.rest_ratio(1))))
 
 
 def test_low_precision_is_measured_in_float64() -> None:

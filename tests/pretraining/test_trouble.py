@@ -119,11 +119,28 @@ def test_loss_that_is_not_finite(at: Path, capsys: pytest.CaptureFixture[str]) -
     told = refused(capsys, *TRAIN.split(), "--lr", "1e9", "--epochs", "50", "--saving.every-epochs", "0.25")
     step = int(told.removeprefix("Not finite at step ").split(":")[0])
     assert "loss = nan" in told
-    assert "lower --lr" in told
+    kept = (
+        f"The last checkpoint, new/checkpoints/step-{step - 1:08}.pt, is kept. Start a new run in another --out with a "
+    )
+    assert f"{kept}lower --lr." in told
     assert len((at / "new/metrics.jsonl").read_text().splitlines()) == step - 1
     newest = at / f"new/checkpoints/step-{step - 1:08}.pt"
     state = checkpoint.load_checkpoint(newest)["method"]
     assert all(value.isfinite().all() for value in state.values()), "what was saved last is not good"
+
+
+def test_weights_that_are_not_finite_before_any_checkpoint(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--lr 1e39 --optimizer.warmup-epochs 0 --saving.every-epochs 0.25 --monitor.every-epochs 0.25"
+    capsys.readouterr()
+    assert poa(*TRAIN.split(), *words.split()) == 2
+    *said, told = capsys.readouterr().err.splitlines()
+    assert told.startswith("poa: Not finite after the last step: method.student.backbone.")
+    assert told.endswith(
+        "; no checkpoint of it is written. No checkpoint was saved before: "
+        "delete new and start again with a lower --lr."
+    )
+    assert any("Features of size 64x3 are not finite and have no scores at step 1." in line for line in said)
+    assert not (at / "new/checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from poa.errors import UserError
-from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, step_of
+from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, saver, step_of
+from poa.training.health import NonFinite
 
 CPU = torch.device("cpu")
 
@@ -55,6 +56,15 @@ def file_size_limit(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, state(1))
+    with pytest.raises(NonFinite, match=r"Not finite after the last step: model\.weight; no checkpoint of "):
+        save_checkpoint(tmp_path, 2, state(2) | {"model": {"weight": torch.full((3, 2), torch.inf)}})
+    assert names(tmp_path) == ["step-00000001.pt"]
+    with pytest.raises(NonFinite, match=r"is written\. Try a lower --lr\.$"):
+        saver(tmp_path, settings={}, every=1, last=9)(2, {"moment": torch.tensor(torch.nan)})
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

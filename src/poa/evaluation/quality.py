@@ -1,6 +1,7 @@
 """How good features are without labels: the measures, and the scorer that takes them of all networks of a source."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +143,10 @@ def _neighbours(
     return found[~is_self].view(len(found), k)
 
 
+class Collapsed(UserError):  # noqa: N818  # named like what it says of the features
+    """Features are the same for all images."""
+
+
 @torch.inference_mode()
 def linear_cka(
     first: Float[Tensor, "images width"],
@@ -172,7 +177,7 @@ def linear_cka(
     own, others, between = (float(product.norm()) for product in products)
     levels = [len(first) * float(centre.square().sum()) for centre in centres]
     if own <= _ALIKE * levels[0] or others <= _ALIKE * levels[1]:
-        raise UserError(
+        raise Collapsed(
             "The features are the same for all images, so their agreement is undefined. The run may have "
             "collapsed: check its RankMe."
         )
@@ -208,7 +213,8 @@ class Quality(Scorer):
     - ``intact@k``: share of an image's k nearest neighbours that a size and the intact network agree on.
     - ``cka``: linear CKA of a size and the intact network (Kornblith et al. 2019).
 
-    The last two do not exist for the intact network itself, nor for a network that is no size. Views are drawn from
+    CKA is left out where features are the same for all images, and the last two where those of the intact network are
+    not finite. They do not exist for the intact network itself, nor for a network that is no size. Views are drawn from
     the central square of an image with the settings of the run, or as published. All measures depend on the images
     and on their number: compare sizes on the same ones.
     """
@@ -266,9 +272,10 @@ class Quality(Scorer):
             "uniformity": uniformity(rows.plain, device=device),
             f"views@{k}": neighbour_stability(rows.first, rows.second, k=k, device=device),
         }
-        if reference is not None:
+        if reference is not None and reference.isfinite().all():
             found[f"intact@{k}"] = neighbour_stability(rows.plain, reference, k=k, device=device)
-            found["cka"] = linear_cka(rows.plain, reference, device=device)
+            with suppress(Collapsed):
+                found["cka"] = linear_cka(rows.plain, reference, device=device)
         return found
 
     def _extract(self, names: Sequence[str], folder: Path, progress: Progress) -> "tuple[dict[str, _Rows], int]":

@@ -82,14 +82,14 @@ def slice_norms(gradients: Mapping[str, Tensor], plans: Sequence[SlicePlan]) -> 
     """Norms of a gradient over the parts of weights that each width uses.
 
     Biases and norms are left aside, as are weights without a gradient in ``gradients`` and those with one that is not
-    finite (fp16 before its scaler has settled).
+    finite (fp16 before its scaler has settled); where none is left, means and ratios are NaN.
 
     Args:
         gradients: Of the intact network's parameters by name.
         plans: How widths are cut, the full width first.
 
     Raises:
-        UserError: No weight has a finite gradient.
+        UserError: No weight has a gradient.
     """
     cuts = [{cut.source: replace(cut, scale=1.0) for cut in plan.cuts.values() if len(cut.shape) > 1} for plan in plans]
     layers, rows = [], []
@@ -99,9 +99,9 @@ def slice_norms(gradients: Mapping[str, Tensor], plans: Sequence[SlicePlan]) -> 
             layers.append(name)
             rows.append(row)
     norms = torch.stack(rows).cpu() if rows else torch.zeros(0, len(plans), dtype=torch.float64)
+    if not rows:
+        raise UserError("None of the weights has a gradient. Measure gradients after a backward pass.")
     finite = norms.isfinite().all(1)
-    if not finite.any():
-        raise UserError("None of the weights has a finite gradient. Measure gradients after a backward pass.")
     kept = tuple(layer for layer, good in zip(layers, finite.tolist(), strict=True) if good)
     return SliceNorms(kept, norms[finite])
 

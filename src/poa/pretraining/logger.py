@@ -183,8 +183,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
                 file.write(json.dumps(row, allow_nan=False) + "\n")
         except OSError as error:
             raise UserError(
-                f"{self._path} cannot be written: {error.strerror}. The last checkpoint is kept: fix this and "
-                "resume with --resume."
+                f"{self._path} cannot be written: {error.strerror}. Fix this and resume with --resume."
             ) from error
         if self._writer:
             for name, value in values.items():

@@ -1,7 +1,7 @@
 """The loop of pre-training."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from poa.pretraining.resume import changed_processes, check_settings, identity
 from poa.pretraining.step import train_step
 from poa.text import plain_console, shell_word, tell
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from poa.training.health import explained_memory
+from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
 from poa.training.progress import bar
 
@@ -68,7 +68,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         for sentence in warnings_of(config, num_images=len(index)):
             tell(console, f"Note: {sentence}", soft_wrap=not console.is_terminal)
         save = partial(_save, parts, config, paths, images=index.fingerprint)
-        with logger:
+        with logger, _advised(paths, is_low=parts.dtype.itemsize < 4):
             done = _loop(parts, config, logger, loader, save, start=start)
             out = shell_word(config.out)
             logger.finish(done, resume_command=f"poa pretrain --out {out} --resume", next_command=f"poa sizes {out}")
@@ -215,21 +215,38 @@ def _loop(
     return step
 
 
+@contextmanager
+def _advised(paths: Paths, *, is_low: bool) -> Iterator[None]:
+    """Say what to do about numbers that are not finite, by the precision and by whether there is a checkpoint."""
+    try:
+        yield
+    except NonFinite as error:
+        last = latest_checkpoint(paths.checkpoints)
+        lower = "with a lower --lr" + (" or --precision fp32" if is_low and last is None else "")
+        advice = f"No checkpoint was saved before: delete {paths.folder} and start again {lower}."
+        if last is not None:
+            first = "Resume with --resume --precision fp32, or start" if is_low else "Start"
+            advice = f"The last checkpoint, {last}, is kept. {first} a new run in another --out {lower}."
+        raise type(error)(f"{error} {advice}") from None
+
+
 def _save(parts: Parts, config: Config, paths: Paths, step: int, *, images: str) -> None:
+    state = {
+        "step": step,
+        "method": parts.method.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.scaler.state_dict(),
+        "images": images,
+        **identity(config),
+    }
     if not distributed.is_main():
+        check_state(state)  # all stop where the main process does
         return
     keep = config.saving.keep_every_epochs
     save_checkpoint(
         paths.checkpoints,
         step,
-        {
-            "step": step,
-            "method": parts.method.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
-            "scaler": parts.scaler.state_dict(),
-            "images": images,
-            **identity(config),
-        },
+        state,
         keep_last=config.saving.keep_last,
         keep_every=None if keep is None else max(1, round(keep * parts.steps_per_epoch)),
     )

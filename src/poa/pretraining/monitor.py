@@ -1,5 +1,6 @@
 """Checks while training: collapse of the features, and k-NN scores of three sizes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,10 +61,13 @@ class Monitor:
         self._collapse = CollapseCheck(grace_steps=2 * parts.steps_per_epoch)
 
     def score(self, step: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """Scores by name after so many steps, and warnings of branches that have collapsed."""
+        """Scores by name after so many steps, NaN where features are not finite, and warnings of what is wrong."""
         scores: dict[str, float] = {}
+        strange = []
         for size in self._sizes:
             features = self._features(size)
+            if not features.isfinite().all():
+                strange.append(str(size))
             if size == self._parts.family.space.intact:
                 scores |= {"rankme": rankme(features), "cosine": mean_cosine(features)}
             if self._sample.labels is not None:
@@ -75,6 +79,8 @@ class Monitor:
             rank=scores["rankme"],
             cosine=scores["cosine"],
         )
+        if strange:
+            sentences.append(f"Features of size {', '.join(strange)} are not finite and have no scores at step {step}.")
         return scores, sentences
 
     @torch.inference_mode()
@@ -89,6 +95,8 @@ class Monitor:
         return torch.cat(rows)
 
     def _knn(self, features: Float[Tensor, "images width"]) -> float:
+        if not features.isfinite().all():
+            return math.nan
         labels = torch.as_tensor(self._sample.labels)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         border = int(BANK_SHARE * len(order))

@@ -24,6 +24,7 @@ from poa.features.extract import Progress
 from poa.models.source import ModelSource
 from poa.text import plain_console
 from poa.training.checkpoint import saver, unfinished
+from poa.training.health import NonFinite
 from poa.training.progress import bar
 
 Save = Callable[[int, dict[str, Any]], None]
@@ -32,7 +33,7 @@ Advance = Callable[[int, str], None]
 """Takes how many images were trained on, and a note for the user."""
 
 
-class Diverged(UserError):  # noqa: N818  # named like the event
+class Diverged(NonFinite):
     """The training loss is infinite or not a number."""
 
 
@@ -155,7 +156,7 @@ class Task(Scorer):
         for name in names:
             try:
                 outcome: Outcome | UserError = self.evaluate(name, work)
-            except Diverged as error:  # after other errors the checkpoint is worth keeping, and all trainings end
+            except NonFinite as error:  # after other errors the checkpoint is worth keeping, and all trainings end
                 outcome = error
             yield name, outcome
 

@@ -18,6 +18,7 @@ import torch
 
 from poa.errors import UserError
 from poa.files import whole_file
+from poa.training.health import NonFinite, check_state
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 _CHUNK_BYTES = 1 << 20
@@ -43,8 +44,9 @@ def save_checkpoint(
         keep_every: Also keep those whose step is a multiple of this number.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written. The earlier checkpoints are kept.
+        UserError: The disk is full, the folder cannot be written, or a tensor is not finite. Earlier ones are kept.
     """
+    check_state(state)
     path = folder / f"step-{step:08d}.pt"
     sink = _Sink()
     try:
@@ -122,7 +124,10 @@ def saver(
 
     def save(epoch: int, state: Mapping[str, Any]) -> None:
         if epoch % every == 0 or epoch == last:
-            save_checkpoint(folder, epoch, {"settings": dict(settings), **state}, keep_last=1)
+            try:
+                save_checkpoint(folder, epoch, {"settings": dict(settings), **state}, keep_last=1)
+            except NonFinite as error:
+                raise NonFinite(f"{error} Try a lower --lr.") from None
 
     return save
 

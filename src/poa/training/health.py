@@ -1,9 +1,9 @@
 """Failures of a training: losses that are not finite, full memory, and collapse that no loss shows."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,11 @@ _RANKME_EPS = 1e-7
 _MOST_NAMED = 4
 
 
-class NonFiniteLoss(UserError):  # noqa: N818  # as BadImage
+class NonFinite(UserError):  # noqa: N818  # as BadImage
+    """A training has come to numbers that are infinite or not a number."""
+
+
+class NonFiniteLoss(NonFinite):
     """A loss is infinite or not a number."""
 
 
@@ -43,11 +47,33 @@ def check_finite(losses: Mapping[str, Tensor | float], *, step: int) -> None:
         for name, value, is_bad in zip(losses, values.tolist(), bad.tolist(), strict=True)
         if is_bad
     ]
-    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-    raise NonFiniteLoss(
-        f"Not finite at step {step}: {', '.join(found[:_MOST_NAMED])}{more}. The weights were not updated and the last "
-        "checkpoint is kept. Resume with --resume --precision fp32, or start a new run with a lower --lr."
-    )
+    raise NonFiniteLoss(f"Not finite at step {step}: {_some(found)}. The weights were not updated.")
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Refuse to keep tensors, of weights or of an optimizer, that are not finite.
+
+    Raises:
+        NonFinite: At least one is not; names the first few.
+    """
+    bad = [name for name, value in _tensors("", state) if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise NonFinite(f"Not finite after the last step: {_some(bad)}; no checkpoint of it is written.")
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in containers, with dotted names."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from _tensors(f"{name}.{key}" if name else str(key), inner)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
 @contextmanager
@@ -68,9 +94,11 @@ def explained_memory() -> Iterator[None]:
 def rankme(features: Float[Tensor, "n d"]) -> float:
     """Effective rank of features: the exponential of the entropy of their singular values.
 
-    Near 1 if all features lie on a line, at most min(n, d). Features are not normalised. Source: RankMe (Garrido et
-    al., 2023), Eq. 1.
+    Near 1 if all features lie on a line, at most min(n, d); NaN if they are not finite. Features are not normalised.
+    Source: RankMe (Garrido et al., 2023), Eq. 1.
     """
+    if not features.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals(features.float())
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + _RANKME_EPS
     return float((-shares * shares.log()).sum().exp())

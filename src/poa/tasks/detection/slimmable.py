@@ -29,7 +29,7 @@ from poa.models.source import ModelSource, any_size, blueprint
 from poa.tasks.detection.model import DetectorPlan, Levels, detector_on
 from poa.tasks.detection.train import DetectionTask
 from poa.tasks.maps import Maps
-from poa.tasks.training import Diverged
+from poa.training.health import NonFinite
 
 _INNER = "backbone.fpn.inner_blocks."
 _MAPS = "backbone.maps."
@@ -160,7 +160,7 @@ class SlimmableDetectionTask(DetectionTask):
             detectors = slim_detectors(self._plain, weights, self.plan, trains_norms=self.config.batch_norm)
         try:
             summary = self.fit(detectors.whole, "all widths:", work, narrower=detectors.narrower)
-        except Diverged as error:
+        except NonFinite as error:
             yield from ((name, error) for name in names)
             return
         for name in names:
