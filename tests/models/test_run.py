@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from poa.data.images import centre_crop
 from poa.errors import UserError
 from poa.models import run as runs
 from poa.models.run import Run
-from poa.training.checkpoint import load_checkpoint
+from poa.training.checkpoint import load_checkpoint, save_checkpoint
 
 SIZES = ("32x2", "32x3", "48x2", "48x3", "64x2", "64x3")
 
@@ -228,3 +229,21 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("epochs: 1\n")
     with pytest.raises(UserError, match="has no checkpoint yet"):
         poa.load(tmp_path).features(images(), size="384x12")
+
+
+def test_files_of_another_run_and_damaged_ones(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("width_max: 64", "width_max: 80"))
+    with pytest.raises(
+        UserError, match=r"step-\d+\.pt does not hold the network that \S+config\.yaml describes \(Runtime"
+    ):
+        _ = poa.load(copy).teacher
+    save_checkpoint(copy / "checkpoints", 99, {"settings": {}})
+    with pytest.raises(UserError, match=r"step-00000099\.pt does not hold the network"):
+        _ = poa.load(copy).teacher
+    begun = poa.load(folder).config.changed(init="somewhere")
+    (copy / "initial.safetensors").write_bytes(b"cut off")
+    with pytest.raises(
+        UserError, match=r"initial\.safetensors is damaged \(SafetensorError: .*Restore it, or leave out"
+    ):
+        Run(copy, begun).initial("32x2")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import poa
@@ -285,3 +285,22 @@ def test_what_is_nothing(tmp_path: Path) -> None:
         model_source("resnet10t", branch="untrained", image_size=0)
     with pytest.raises(UserError, match="no branch 'student'"):
         model_source("resnet10t", branch="student")
+
+
+def test_weights_that_do_not_fit_their_folder_are_not_loaded_in_part(model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    content = json.loads((folder / "config.json").read_text())
+    content["model_args"]["depth"] = 2
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"do not fit its network: the network has no blocks\.2\.\S+, \S+, \S+ and \d+ more"
+    ):
+        model_source(str(folder))
+    shutil.copy(model / "config.json", folder)
+    del state["norm.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"do not fit its network: they lack norm\.weight\. Give a folder as timm writes"
+    ):
+        model_source(str(folder))

@@ -19,18 +19,9 @@ from torch import Tensor, nn
 from poa.errors import UserError, counted
 from poa.families.base import Backbone
 from poa.files import whole_file
-from poa.models.tensors import check_types
+from poa.models.tensors import NAMED, check_types, idle, some
 from poa.models.weights import Normalisation, TrainedWeights, read
 
-HEADS = (
-    *("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "projectors.", "norms.", "local_cls_norm."),
-    *("projector.", "predictor.", "projection_head.", "prediction_head.", "prototypes.", "dino_head.", "ibot_head."),
-)
-"""Beginnings of the names of tensors after the features: classifiers, and what only a pre-training needs."""
-TABLES = ("relative_position_index", "attn_mask", ".periods", ".bias_mask")
-"""Endings of the names of tables that a network computes by itself."""
-NAMED = 3
-"""Tensors named in an error."""
 LARGEST_PATCH = 64
 """Side of the largest patches that are resized, in pixels; the work grows with its fourth power."""
 
@@ -116,7 +107,7 @@ def fit(
     surplus = {
         name: fitted.get(name, given.get(name)) for name in (*dropped, *(each for each in fitted if each not in wanted))
     }
-    _check_fit(source, model, fitted, [name for name, value in surplus.items() if not _idle(name, value)])
+    _check_fit(source, model, fitted, [name for name, value in surplus.items() if not idle(name, value)])
     check_types(source.name, fitted, wanted)
     _check_workings(source, model)
     unfit = token is None or token.numel() != backbone.mask_token.numel()
@@ -176,12 +167,6 @@ def _misfits(fitted: Mapping[str, Tensor], model: nn.Module) -> tuple[list[str],
     return missing, [name for name in wanted if name in fitted and fitted[name].shape != wanted[name].shape]
 
 
-def _idle(name: str, value: Tensor | None) -> bool:
-    """Whether a tensor may be left out: it is no part of the features, is computed anyway, or adds nothing."""
-    adds_nothing = name.endswith("bias") and value is not None and not bool(value.any())
-    return name.startswith(HEADS) or name.endswith((*TABLES, "mask_token")) or adds_nothing
-
-
 def _check_fit(source: TrainedWeights, model: nn.Module, fitted: Mapping[str, Tensor], surplus: Sequence[str]) -> None:
     missing, other = _misfits(fitted, model)
     if not (missing or other or surplus):
@@ -189,7 +174,7 @@ def _check_fit(source: TrainedWeights, model: nn.Module, fitted: Mapping[str, Te
     wanted = model.state_dict()
     shapes = [f"{name} ({_shape(fitted[name].shape)} instead of {_shape(wanted[name].shape)})" for name in other]
     what = (("they lack", missing), ("shapes differ of", shapes), ("this network has no", surplus))
-    said = "; ".join(f"{start} {_some(names)}" for start, names in what if names)
+    said = "; ".join(f"{start} {some(names)}" for start, names in what if names)
     remedy, kind = source.remedy, type(model).__name__
     if source.model is None and len(missing) == len(wanted):
         remedy = f"No tensor has a name that timm's {kind} knows: rename them. Or {remedy[0].lower()}{remedy[1:]}"
@@ -233,11 +218,6 @@ def _note(source: TrainedWeights, ours: Normalisation | None) -> str | None:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "one number"
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + rest
 
 
 def _pattern(name: str) -> str:

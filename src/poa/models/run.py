@@ -27,7 +27,7 @@ from poa.elastic.network import SubNetworks, state
 from poa.elastic.plan import skeleton
 from poa.elastic.space import SearchSpace, Size
 from poa.elastic.switchable import SwitchableNetworks
-from poa.errors import UserError
+from poa.errors import UserError, first_line
 from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
 from poa.files import LOCK, for_models, one_writer, whole_file
@@ -236,15 +236,22 @@ class Run:
     @cached_property
     def teacher(self) -> Backbone:
         """The intact backbone that is evaluated and extracted: the teacher's, or the student's after SEED."""
-        state = load_checkpoint(self.checkpoint)["method"]
+        state = load_checkpoint(self.checkpoint).get("method", {})
         prefix = f"{self.config.exported_branch}.backbone."
         return self._intact(
-            {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
+            file=self.checkpoint,
         )
 
-    def _intact(self, weights: dict[str, Tensor]) -> Backbone:
+    def _intact(self, weights: dict[str, Tensor], *, file: Path) -> Backbone:
         backbone = skeleton(self._sub_networks.whole)
-        backbone.load_state_dict(weights, assign=True)
+        try:
+            backbone.load_state_dict(weights, assign=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"{file} does not hold the network that {self.paths.config} describes ({first_line(error)}). Restore "
+                "both as the run wrote them."
+            ) from None
         assert isinstance(backbone, Backbone)
         return backbone.requires_grad_(False).eval()
 
@@ -257,7 +264,13 @@ class Run:
             )
         if not self.paths.initial.exists():
             raise UserError(f"{self.paths.initial} is missing. The run wrote it at its start; restore it.")
-        return self._intact(load_file(self.paths.initial))
+        try:
+            weights = load_file(self.paths.initial)
+        except Exception as error:  # whatever the parser stumbles over in a damaged file
+            raise UserError(
+                f"{self.paths.initial} is damaged ({first_line(error)}). Restore it, or leave out --branch initial."
+            ) from None
+        return self._intact(weights, file=self.paths.initial)
 
     @cached_property
     def _sub_networks(self) -> SubNetworks | SwitchableNetworks:

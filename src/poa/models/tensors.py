@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
@@ -33,6 +33,15 @@ _PREFIXES = (
     *("momentum_encoder.", "encoder_k.", "momentum_backbone.", "backbone_momentum."),
 )
 """What names of tensors may begin with, the better ones first; what begins otherwise is then no part of the network."""
+HEADS = (
+    *("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "projectors.", "norms.", "local_cls_norm."),
+    *("projector.", "predictor.", "projection_head.", "prediction_head.", "prototypes.", "dino_head.", "ibot_head."),
+)
+"""Beginnings of the names of tensors after the features: classifiers, and what only a pre-training needs."""
+TABLES = ("relative_position_index", "attn_mask", ".periods", ".bias_mask")
+"""Endings of the names of tables that a network computes by itself."""
+NAMED = 3
+"""Tensors named in an error."""
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What compiling, sharding and checkpointing put into names."""
 _DECODER = re.compile(r"decoder[._]")
@@ -183,3 +192,15 @@ def check_types(name: str, given: Mapping[str, Tensor], wanted: Mapping[str, Ten
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def idle(name: str, value: Tensor | None) -> bool:
+    """Whether a tensor may be left out: it is no part of the features, is computed anyway, or adds nothing."""
+    adds_nothing = name.endswith("bias") and value is not None and not bool(value.any())
+    return name.startswith(HEADS) or name.endswith((*TABLES, "mask_token")) or adds_nothing
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + rest
