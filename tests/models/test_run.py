@@ -226,9 +226,9 @@ def test_a_size_that_the_run_has_not(run: Run) -> None:
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not the folder of a run: it has no config\.yaml"):
         poa.load(tmp_path)
-    (tmp_path / "config.yaml").write_text("epochs: 1\n")
+    (tmp_path / "config.yaml").write_text(resolve.to_yaml(tiny.config()))
     with pytest.raises(UserError, match="has no checkpoint yet"):
-        poa.load(tmp_path).features(images(), size="384x12")
+        poa.load(tmp_path).features(images(), size="64x3")
 
 
 def test_files_of_another_run_and_damaged_ones(folder: Path, tmp_path: Path) -> None:

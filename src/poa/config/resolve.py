@@ -154,8 +154,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
     text = _text(path)
     is_marked = text.endswith(f"\n{END}")
     settings = _parsed(path, text) if is_marked or f"\n{LAST}:" in text else {}
-    has_all = text.endswith("\n") and list(settings)[-1:] == [LAST] and isinstance(settings[LAST], dict)
-    if not (is_marked or has_all):
+    if not is_marked and not (text.endswith("\n") and isinstance(settings.get(LAST), dict)):
         raise UserError(
             f"{path} is cut off: its end is missing, and with it settings of the run. Restore the file, or start a new "
             "run in another --out."
