@@ -25,7 +25,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no heads": ({"num_heads": 0}, r"ZeroDivisionError: "),
     "no patches": ({"patch_size": 0}, r"ZeroDivisionError: "),
     "large": (
-        {"embed_dim": 2**16, "depth": 1000},
+        {"embed_dim": 2**16},
         r"parameters need [\d,]+ GB of memory, the machine has 1 GB",
     ),
 }
