@@ -19,7 +19,7 @@ def test_a_file_of_a_run_is_whole_or_refused(end: str, tmp_path: Path) -> None:
     file, config = tmp_path / "config.yaml", tiny.config(epochs=7)
     text = resolve.to_yaml(config).removesuffix(end)
     whole, complaints = [], set()
-    for length in (*range(1, len(text) - 6, 3), *range(len(text) - 6, len(text) + 1)):
+    for length in (*range(1, len(text) - 6, 7), *range(len(text) - 6, len(text) + 1)):
         file.write_text(text[:length])
         try:
             found = resolve.of_run(file)
