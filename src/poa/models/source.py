@@ -24,7 +24,7 @@ from poa.families.base import Family, Features
 from poa.models import hub, registry, weights
 from poa.models.folder import made_for, model_in
 from poa.models.run import Run, is_run, load
-from poa.models.tensors import idle, some
+from poa.models.tensors import check_taken
 
 BRANCHES = ("teacher", "initial", "untrained")
 """Which parameters: the trained ones, those that a run began with, or freshly drawn ones."""
@@ -298,29 +298,8 @@ def _create(
     if state is not None:
         hollow = {key: torch.full_like(x, torch.nan) if x.is_floating_point() else x for key, x in state.items()}
         trained["pretrained_cfg_overlay"] = {"state_dict": hollow, "source": ""}
-        _check_taken(name, model, state, hollow=lambda: _fresh(timm_name, 0.0, **given, **trained))
+        check_taken(name, model, state, hollow=lambda: _fresh(timm_name, 0.0, **given, **trained))
     return model
-
-
-def _check_taken(name: str, model: Any, state: dict[str, Tensor], *, hollow: Callable[[], Any]) -> None:
-    """See that all parameters are those given: timm leaves out what it does not find, and what the network has not.
-
-    ``hollow`` builds the network from NaN under the same names, by which it shows what timm has found other names for.
-    """
-    lacking = [key for key, _ in model.named_parameters() if key not in state]
-    surplus: list[str] = []
-    if lacking:
-        found = hollow().state_dict()
-        lacking = [key for key in lacking if not found[key].isnan().all()]
-    elif registry.is_folder(name):
-        wanted = model.state_dict()
-        roots, classifiers = {key.partition(".")[0] for key in wanted}, model.pretrained_cfg["classifier"] or ()
-        own = tuple(f"{each}." for each in ((classifiers,) if isinstance(classifiers, str) else classifiers))
-        inside = [key for key in state if key.partition(".")[0] in roots and not key.startswith(own)]
-        surplus = [key for key in inside if key not in wanted and not idle(key, state[key])]
-    what = (("they lack", lacking), ("the network has no", surplus))
-    if said := "; ".join(f"{start} {some(names)}" for start, names in what if names):
-        raise UserError(f"The weights of {name} do not fit its network: {said}. Give a folder as timm writes it.")
 
 
 def _fresh(architecture: str, drop_path: float, **arguments: Any) -> Any:

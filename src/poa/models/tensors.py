@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
@@ -204,3 +204,24 @@ def some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + rest
+
+
+def check_taken(name: str, model: Any, state: Mapping[str, Tensor], *, hollow: Callable[[], Any]) -> None:
+    """See that all parameters are those given: timm leaves out what it does not find, and what the network has not.
+
+    ``hollow`` builds the network from NaN under the same names, by which it shows what timm has found other names for.
+    """
+    lacking = [key for key, _ in model.named_parameters() if key not in state]
+    surplus: list[str] = []
+    if lacking:
+        found = hollow().state_dict()
+        lacking = [key for key in lacking if not found[key].isnan().all()]
+    elif Path(name.removeprefix("local-dir:")).is_dir():
+        wanted = model.state_dict()
+        roots, classifiers = {key.partition(".")[0] for key in wanted}, model.pretrained_cfg["classifier"] or ()
+        own = tuple(f"{each}." for each in ((classifiers,) if isinstance(classifiers, str) else classifiers))
+        inside = [key for key in state if key.partition(".")[0] in roots and not key.startswith(own)]
+        surplus = [key for key in inside if key not in wanted and not idle(key, state[key])]
+    what = (("they lack", lacking), ("the network has no", surplus))
+    if said := "; ".join(f"{start} {some(names)}" for start, names in what if names):
+        raise UserError(f"The weights of {name} do not fit its network: {said}. Give a folder as timm writes it.")
