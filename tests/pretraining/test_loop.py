@@ -265,12 +265,12 @@ def test_other_settings_are_no_way_to_go_on(whole: Whole, over: dict[str, Any], 
 @pytest.mark.parametrize(
     ("over", "named"),
     [
-        ({"epochs": 3}, r"epochs \(2 in the checkpoint, 3 in config.yaml\)"),
-        ({"seed": 1}, r"seed \(0 in the checkpoint, 1 in config.yaml\)"),
-        ({"method": "single"}, r"method \('poa' in the checkpoint, 'single' in config.yaml\)"),
-        ({"batch_size": 8}, r"batch_size \(16 in the checkpoint, 8 in config.yaml\)"),
-        ({"lr": 0.01}, r"lr \(None in the checkpoint, 0.01 in config.yaml\)"),
-        ({"model": {"width_max": 96}}, r"model.width_max \(64 in the checkpoint, 96 in config.yaml\)"),
+        ({"epochs": 3}, r"epochs \(2 in the checkpoint, 3 now\)"),
+        ({"seed": 1}, r"seed \(0 in the checkpoint, 1 now\)"),
+        ({"method": "single"}, r"method \('poa' in the checkpoint, 'single' now\)"),
+        ({"batch_size": 8}, r"batch_size \(16 in the checkpoint, 8 now\)"),
+        ({"lr": 0.01}, r"lr \(None in the checkpoint, 0.01 now\)"),
+        ({"model": {"width_max": 96}}, r"model.width_max \(64 in the checkpoint, 96 now\)"),
     ],
 )
 def test_an_edited_config_is_no_way_to_go_on(whole: Whole, tmp_path: Path, over: dict[str, Any], named: str) -> None:
@@ -278,8 +278,21 @@ def test_an_edited_config_is_no_way_to_go_on(whole: Whole, tmp_path: Path, over:
     shutil.copytree(whole("vit"), tmp_path / "run")
     config = tmp_path / "run/config.yaml"
     config.write_text(yaml.safe_dump(tiny.merged(yaml.safe_load(config.read_text()), over)))
-    with pytest.raises(UserError, match=rf"was trained with other settings than those in config\.yaml: {named}\. Put"):
+    with pytest.raises(UserError, match=rf"was trained with other settings than those in config\.yaml: {named}\. Rest"):
         poa.pretrain(out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("over", "named"),
+    [({"method": "seed"}, "method"), ({"views": {"mean": [0.0] * 3}}, "views.mean")],
+)
+def test_an_edited_config_is_no_way_to_score(whole: Whole, tmp_path: Path, over: dict[str, Any], named: str) -> None:
+    """Where it would take another branch, or show other pixels; ``epochs`` do not matter here."""
+    shutil.copytree(whole("vit"), tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    config.write_text(yaml.safe_dump(tiny.merged(yaml.safe_load(config.read_text()), over | {"epochs": 5})))
+    with pytest.raises(UserError, match=rf"other settings than those in config\.yaml: {named} \("):
+        poa.load(tmp_path / "run").network("32x2")
 
 
 def test_a_checkpoint_that_does_not_say_its_settings_is_resumed(whole: Whole, tmp_path: Path) -> None:

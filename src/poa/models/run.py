@@ -33,7 +33,10 @@ from poa.families.base import Backbone, Family, Features
 from poa.files import LOCK, for_models, one_writer, whole_file
 from poa.models.registry import family_of
 from poa.text import shell_word
-from poa.training.checkpoint import latest_checkpoint, load_checkpoint, step_of
+from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, step_of
+
+OF_NETWORK = ("method", "model.", "views.global_size", "views.mean", "views.std")
+"""Beginnings of the names of settings that say which network a checkpoint holds, and how it sees images."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,9 @@ class Run:
     @cached_property
     def teacher(self) -> Backbone:
         """The intact backbone that is evaluated and extracted: the teacher's, or the student's after SEED."""
-        state = load_checkpoint(self.checkpoint).get("method", {})
+        whole = load_checkpoint(self.checkpoint)
+        check_settings(whole, resolve.learned(self.config), self.checkpoint, of=OF_NETWORK)
+        state = whole.get("method", {})
         prefix = f"{self.config.exported_branch}.backbone."
         return self._intact(
             {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from poa import distributed
 from poa.config.pretraining import Config
+from poa.config.resolve import learned
 from poa.data.images import image_tensor
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import batches, read_or_none, why_bad
@@ -19,10 +20,10 @@ from poa.models import run as runs
 from poa.models.run import Paths, Run
 from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
 from poa.pretraining.logger import Logger
-from poa.pretraining.resume import changed_processes, check_settings, identity
+from poa.pretraining.resume import changed_processes, identity
 from poa.pretraining.step import train_step
 from poa.text import plain_console, shell_word, tell
-from poa.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, save_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
 from poa.training.progress import bar
@@ -150,7 +151,7 @@ def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths, cons
     newest = latest_checkpoint(paths.checkpoints)
     assert newest is not None
     state = load_checkpoint(newest)
-    check_settings(state, config, newest)
+    check_settings(state, learned(config), newest)
     if state["images"] != index.fingerprint:
         raise UserError(
             f"The images in {config.data} ({counted(len(index), 'image')}) are not those that {paths.folder} was "

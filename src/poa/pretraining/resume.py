@@ -1,38 +1,17 @@
-"""With which settings, and on how many processes, a checkpoint was trained; and what it means to resume with others."""
+"""With which settings, and on how many processes, a checkpoint was trained, and what other processes change."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED, SLIMMABLE, Config
 from poa.config.resolve import learned
-from poa.errors import UserError
 from poa.models.registry import drop_path_of
 
 
 def identity(config: Config) -> dict[str, Any]:
     """What a checkpoint says about its training; those of older versions do not have it."""
     return {"settings": learned(config), "processes": distributed.world_size()}
-
-
-def check_settings(state: Mapping[str, Any], config: Config, checkpoint: Path) -> None:
-    """See that a checkpoint was trained with these settings, as far as they alter what is learned.
-
-    Raises:
-        UserError: It was not: ``config.yaml`` was edited, or the checkpoint is that of another run.
-    """
-    before, now = state.get("settings", {}), learned(config)
-    listed = ", ".join(
-        f"{name} ({before[name]!r} in the checkpoint, {now[name]!r} in config.yaml)"
-        for name in before.keys() & now.keys()
-        if before[name] != now[name]
-    )
-    if listed:
-        raise UserError(
-            f"{checkpoint} was trained with other settings than those in config.yaml: {listed}. "
-            "Put the values of the checkpoint into config.yaml, or start a new run in another --out."
-        )
 
 
 def changed_processes(state: Mapping[str, Any], config: Config) -> str | None:

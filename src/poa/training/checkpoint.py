@@ -132,6 +132,34 @@ def saver(
     return save
 
 
+def check_settings(
+    checkpoint: Mapping[str, Any], settings: Mapping[str, Any], path: Path, *, of: tuple[str, ...] = ("",)
+) -> None:
+    """See that the checkpoint of a run was trained with these settings, those in its ``config.yaml``.
+
+    Checkpoints of earlier versions do not say their settings.
+
+    Args:
+        checkpoint: Its content.
+        settings: By dotted name.
+        path: Where the checkpoint is.
+        of: Beginnings of the names of settings that matter.
+
+    Raises:
+        UserError: It was not: ``config.yaml`` was edited, or the checkpoint is that of another run.
+    """
+    before = checkpoint.get("settings", {})
+    differing = [
+        name for name in settings if name.startswith(of) and before.get(name, settings[name]) != settings[name]
+    ]
+    if differing:
+        listed = ", ".join(f"{key} ({before[key]!r} in the checkpoint, {settings[key]!r} now)" for key in differing)
+        raise UserError(
+            f"{path} was trained with other settings than those in config.yaml: {listed}. Restore config.yaml, or the "
+            "checkpoint that belongs to it. For other settings start a new run in another --out."
+        )
+
+
 def step_of(path: Path) -> int:
     """Number of steps done at a checkpoint, from its file name."""
     match = _NAME.fullmatch(path.name)
