@@ -1,6 +1,9 @@
 """How processes of one training meet and end. What they do together is tested where it is used."""
 
+import ctypes
 import os
+import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ def test_a_process_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyP
         statuses.append(status)
         ended.set()
 
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(distributed, "_POLL_SECONDS", 0.01)
     distributed.end_with(os.getppid())
@@ -26,6 +30,16 @@ def test_a_process_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "getppid", lambda: 1)  # what orphans see
     assert ended.wait(10)
     assert statuses == [1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+def test_linux_kills_a_process_whose_parent_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", lambda _: None)
+    number, call = ctypes.c_int(), ctypes.CDLL(None).prctl
+    distributed.end_with(os.getppid())
+    call(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
+    call(1, 0)
+    assert number.value == signal.SIGKILL
 
 
 @pytest.fixture

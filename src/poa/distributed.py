@@ -1,7 +1,10 @@
 """All use of ``torch.distributed``. Every function is a no-op, or the identity, on one process."""
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +23,8 @@ from poa.errors import UserError
 _STORE, _LAUNCHER = "POA_STORE", "POA_LAUNCHER"
 """Environment variables: the file in which processes meet, and the one that has started them."""
 _POLL_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1
+"""Number of a call of Linux: which signal this process gets when its parent ends."""
 
 
 def is_launched() -> bool:
@@ -168,7 +173,9 @@ def group_on_this_machine(num_processes: int, folder: Path) -> list[dict[str, st
 
 
 def end_with(parent: int) -> None:
-    """End this process soon after the one that started it has ended, in whatever way."""
+    """End this process when the one that started it has ended, in whatever way: on Linux at once, elsewhere soon."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 
 
