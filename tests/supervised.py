@@ -62,7 +62,9 @@ def source_of_models(out: Path, models: Models, **options: Any) -> ModelSource:
 def scores_of(run: Callable[..., Results], source: ModelSource, *arguments: Any, **options: Any) -> Scores:
     """Scores of the networks asked for; those of ``options`` that all sweeps take are put together."""
     of_sweep = {
-        name: options.pop(name) for name in ("sizes", "name", "workers", "overwrite", "console") if name in options
+        name: options.pop(name)
+        for name in ("sizes", "name", "workers", "overwrite", "console", "max_bad_share")
+        if name in options
     }
     results = run(source, *arguments, **options, options=SweepOptions(**of_sweep))
     return results.of(source.choose(of_sweep.get("sizes", "all")))

@@ -18,6 +18,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poa.config.protocols import MAX_BAD_SHARE
 from poa.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def evaluate(
     limit: int | None = None,
     workers: int = 0,
     overwrite: bool = False,
+    max_bad_share: float = MAX_BAD_SHARE,
     **settings: Any,
 ) -> "Scores":
     """Evaluate networks on frozen features, as ``poa evaluate`` does.
@@ -107,6 +109,7 @@ def evaluate(
         limit: Take only a class-balanced part of the training images.
         workers: Processes that decode images.
         overwrite: Forget results of that name.
+        max_bad_share: Share of the images that may be left out as they cannot be read; 0.01 by default.
         **settings: Of the protocol, such as ``ks`` or ``per_class``; fields of its class in ``poa.evaluation``.
 
     Returns:
@@ -122,7 +125,7 @@ def evaluate(
     given = subject if isinstance(subject, str | PathLike) else subject.folder
     chosen = scoring.protocol_of(protocol, settings)
     source = model_source(str(given), branch=branch, image_size=image_size, out=None if out is None else Path(out))
-    options = SweepOptions(sizes, name, workers, overwrite)
+    options = SweepOptions(sizes, name, workers, overwrite, max_bad_share=max_bad_share)
     parts = (None if train is None else fspath(train)), fspath(test)
     results = scoring.evaluate(source, chosen, train=parts[0], test=parts[1], limit=limit, options=options)
     return results.of(source.choose(sizes))

@@ -108,7 +108,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
+def one_writer(folder: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Hold the lock of a folder, which no other process gets meanwhile, whether on this machine or, over NFS, another.
 
     The system ends the lock with the process, however that ends, and keeps it while the process is paused. A file
@@ -119,7 +119,7 @@ def one_writer(folder: Path) -> Iterator[None]:
         OSError: The file of the lock cannot be written.
     """
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
         while not _is_locked(file.fileno(), folder):
             if time.monotonic() >= deadline:
                 file.seek(0)

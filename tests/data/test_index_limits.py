@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data.image_files import content, pack
-from poa.data.index import open_index, spread
+from poa.data.index import open_index
+from poa.data.sampler import spread
 from poa.errors import UserError
 
 

@@ -8,6 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from poa.data.images import Preprocessing
@@ -62,6 +63,8 @@ def score_all(
     weights: str = "seed 0",
     protocol: Any = KNN,
     overwrite: bool = False,
+    max_bad_share: float = 0.01,
+    console: Console | None = None,
     progress: Progress | None = None,
     at_once: int = 3,
     batch: int = 16,
@@ -69,7 +72,7 @@ def score_all(
 ) -> Results:
     images = images or digits(out.parent / "cache")
     source = ModelSource("mine", SIZES, networks, networks, weights, PREPROCESSING, out.parent)
-    options = SweepOptions(name=out.name, overwrite=overwrite)
+    options = SweepOptions(name=out.name, overwrite=overwrite, max_bad_share=max_bad_share, console=console)
     scorer = sweep.FrozenFeatures.of(source, names, protocol, train=images["train_index"], test=images["test_index"])
     constants = {"AT_ONCE": at_once, "BATCH": batch, "Bars": lambda _: Told(progress)}
     with patch.multiple(sweep, **constants):

@@ -189,7 +189,7 @@ def test_what_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert known == {size: whole[size] for size in SIZES[:2]}
     networks = Counting()
     assert evaluate(source(tmp_path / "out", network=networks)) == whole
-    assert networks.built == [INTACT, SIZES[2]]
+    assert networks.built == [SIZES[2], INTACT]
     assert evaluate(source(tmp_path / "out", network=Counting(0))) == whole
 
 
@@ -202,7 +202,7 @@ def test_an_interrupted_pass_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def noted(start: int) -> Any:
             starts.append(start)
             for batch in batches(start):
-                if len(starts) == 2 and batch.indices[0] >= 3 * 24:
+                if len(starts) == 1 and batch.indices[0] >= 3 * 24:
                     raise KeyboardInterrupt
                 yield batch
 
@@ -212,7 +212,7 @@ def test_an_interrupted_pass_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         evaluate(source(tmp_path / "out"))
     assert evaluate(source(tmp_path / "out")) == whole
-    assert starts == [0, 0, 72], "the intact network, the others, and these from image 24 on"
+    assert starts == [0, 72], "all networks, and again from image 24 on"
 
 
 def test_a_network_that_is_no_size(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_bad_images_are_left_out_of_all_views(tmp_path: Path) -> None:
     (tmp_path / "images" / "03.png").write_bytes(b"damaged")
     (tmp_path / "images" / "11.png").write_bytes(b"")
     given = source(tmp_path)
-    found = evaluate(given, data, limit=None, sizes="32x2", k=3)["32x2"]
+    found = evaluate(given, data, limit=None, sizes="32x2", k=3, max_bad_share=0.2)["32x2"]
     assert json.loads((tmp_path / "quality/quality.json").read_text())["bad_images"] == {"images": 2}
     kept = [i for i in range(12) if i not in (3, 11)]
     index = open_index(data)
@@ -283,7 +283,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         (source(tmp_path, weights="seed 1"), {}, r"weights \(seed 0 before, seed 1 now\)"),
         (source(tmp_path), {"k": 5}, r"k \(10 before, 5 now\)"),
         (source(tmp_path), {"seed": 1}, r"seed \(0 before, 1 now\)"),
-        (source(tmp_path), {"limit": 41}, r"images \(40 images \w+ before, 41 images \w+ now\)"),
+        (source(tmp_path), {"limit": 41}, r"images \(40 images [\w, ]+ before, 41 images [\w, ]+ now\)"),
     ):
         with pytest.raises(UserError, match=words + ".*--overwrite"):
             evaluate(given, sizes="32x1", **options)

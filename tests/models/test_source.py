@@ -60,7 +60,8 @@ def fill(network: nn.Module) -> nn.Module:
 def test_a_run(run: Run) -> None:
     source = model_source(str(run.folder))
     assert (source.name, source.names, source.branch) == (str(run.folder), SIZES, "teacher")
-    assert source.weights == f"teacher at step {run.step}"
+    (file,) = run.paths.checkpoints.glob("*.pt")
+    assert source.weights == f"teacher at step {run.step}, sha256 {file.read_bytes()[-64:-48].decode()}"
     assert (source.preprocessing.image_size, source.preprocessing.resize, source.out) == (16, 16, run.folder / "eval")
     assert (source.preprocessing.mean, source.preprocessing.std) == (run.config.views.mean, run.config.views.std)
     for name in SIZES:
@@ -69,7 +70,10 @@ def test_a_run(run: Run) -> None:
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())
     untrained = run_source(run, branch="untrained", out=Path("elsewhere"))
-    assert (untrained.weights, untrained.branch, untrained.out) == ("untrained, seed 0", "untrained", Path("elsewhere"))
+    assert (untrained.branch, untrained.out) == ("untrained", Path("elsewhere"))
+    assert untrained.weights.startswith("untrained, seed 0, model ")
+    wider = run.config.model_copy(update={"model": run.config.model.changed(width_max=96)})
+    assert run_source(Run(run.folder, wider), branch="untrained").weights != untrained.weights
     assert torch.equal(untrained.network("32x2")(images()).cls, run.untrained("32x2")(images()).cls)
 
 
@@ -146,7 +150,9 @@ def test_other_weights_are_told_apart(run: Run, model: Path, tmp_path: Path) -> 
     changed = fill(timm.create_model(f"local-dir:{model}", pretrained=True))
     save_file(changed.state_dict(), tmp_path / "32x3/model.safetensors")
     assert model_source(str(tmp_path / "32x3")).weights != before
-    assert model_source(str(tmp_path / "32x3"), branch="untrained").weights == "untrained 32x3, seed 0"
+    assert model_source(str(tmp_path / "32x3"), branch="untrained").weights.startswith(
+        "untrained 32x3, seed 0, sha256 "
+    )
 
 
 def test_an_extracted_size_without_training_is_always_the_same(model: Path) -> None:
@@ -189,7 +195,8 @@ def test_swin_runs_give_models_too(tmp_path: Path) -> None:
 )
 def test_timm_names_without_training(name: str, side: int, cells: int) -> None:
     source = model_source(name, branch="untrained", image_size=side)
-    assert (source.names, source.out, source.weights) == ((name,), Path("eval", name), f"untrained {name}, seed 0")
+    assert (source.names, source.out) == ((name,), Path("eval", name))
+    assert source.weights.startswith(f"untrained {name}, seed 0, sha256 ")
     network = source.network(name)
     with torch.no_grad():
         features = network(images(side))
@@ -228,7 +235,7 @@ def known(monkeypatch: pytest.MonkeyPatch, name: str) -> nn.Module:
 def test_trained_timm_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     trained = known(monkeypatch, name)
     source = model_source(name)
-    assert (source.weights, source.names) == (f"timm {name}", (name,))
+    assert (source.weights[:-16], source.names) == (f"timm {name}, sha256 ", (name,))
     side = source.preprocessing.image_size
     with torch.no_grad():
         assert torch.allclose(source.network(name)(images(side)).cls, pooled(trained, images(side)))

@@ -143,6 +143,7 @@ def test_bad_images_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "test/images/red/1.png").write_bytes(b"damaged")
     settings = Robustness(occlusion=(0.5,), shuffle=(), corruptions=(), k=3)
     options: dict[str, Any] = {"train": train, "test": test, "limit": None, "test_limit": None, "sizes": SIZES[0]}
+    options["max_bad_share"] = 0.2
     evaluate(source(tmp_path), settings, **options)
     assert json.loads((tmp_path / "robustness/robustness.json").read_text())["bad_images"] == {"train": 0, "test": 1}
     for path in (tmp_path / "test/images").glob("*/*.png"):
@@ -176,7 +177,7 @@ def test_settings_that_make_no_sense(tmp_path: Path, settings: dict[str, Any], w
         ({"name": "a/b"}, "without slashes"),
         ({"sizes": "32x9"}, "32x9"),
         ({"masks": Path("nowhere")}, "no folder nowhere"),
-        ({"train": "digits/test", "limit": 30}, "are the same"),
+        ({"train": "digits/test", "limit": 30}, "All 30 test images .* are also among the training images"),
     ],
 )
 def test_wrong_requests(tmp_path: Path, options: dict[str, Any], words: str) -> None:

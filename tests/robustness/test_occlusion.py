@@ -98,23 +98,15 @@ def test_swapped_backgrounds(tmp_path: Path) -> None:
     train, test = pictures(tmp_path / "train", seed=1), pictures(tmp_path / "test")
     Image.new("L", (12, 12)).save(tmp_path / "test" / "masks" / "red" / "3.png")  # shows no object
     settings = Robustness(occlusion=(), shuffle=(), corruptions=(), k=3)
-    found = evaluate(
-        source(tmp_path), settings, train=train, test=test, masks=tmp_path / "test/masks", limit=None, test_limit=None
-    )[SIZES[0]]
+    images: dict[str, Any] = {"train": train, "test": test, "limit": None, "test_limit": None}
+    found = evaluate(source(tmp_path), settings, masks=tmp_path / "test/masks", **images)[SIZES[0]]
     assert list(found) == ["clean", "background own", "background swapped"]
     written = json.loads((tmp_path / "robustness" / "robustness.json").read_text())
     assert written["details"][SIZES[0]] == {"background own": 7, "background swapped": 7}
     Image.new("L", (12, 12), 1).save(tmp_path / "test" / "masks" / "red" / "3.png")
-    with pytest.raises(UserError, match=r"masks \(\w+ before, \w+ now\)"):
-        evaluate(
-            source(tmp_path),
-            settings,
-            train=train,
-            test=test,
-            masks=tmp_path / "test/masks",
-            limit=None,
-            test_limit=None,
-        )
+    evaluate(source(tmp_path), settings, masks=tmp_path / "test/masks", **images)
+    written = json.loads((tmp_path / "robustness" / "robustness.json").read_text())
+    assert written["details"][SIZES[0]] == {"background own": 8, "background swapped": 8}, "the mask was corrected"
 
 
 def masked(root: Path, **over: Any) -> MaskedImages:

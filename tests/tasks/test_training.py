@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
+from poa.data.content import Identity, LeftOut
 from poa.evaluation.protocol import Outcome
 from poa.evaluation.results import NotScored
 from poa.evaluation.sweep import SweepOptions, sweep
@@ -82,15 +83,15 @@ class Summing(Task):
 
     name = "sum"
     done = "summed"
-    settings: ClassVar[Mapping[str, Any]] = {"seed": 0}
+    identities: ClassVar[Mapping[str, Identity]] = {}
+    choices: ClassVar[Mapping[str, Any]] = {"seed": 0}
 
     def evaluate(self, name: str, work: Path) -> Outcome:
         self.trained.append(name)
-        assert [path.name for path in work.parent.glob("*")] == (["b"] if name == "c" else [])  # kept in case of a stop
-        work.mkdir(parents=True)
+        assert {path.name for path in work.parent.glob("*")} == {"b", name} - ({"b"} if name == "a" else set())
         if name == "b":
             raise Diverged("The loss is nan.")
-        return Outcome({"top1": 10.0 * len(self.trained)}, bad_images={"train": 1})
+        return Outcome({"top1": 10.0 * len(self.trained)}, left_out={"train": LeftOut(1, 100)})
 
 
 def test_a_network_that_diverges_is_told_and_the_others_are_trained(tmp_path: Path) -> None:

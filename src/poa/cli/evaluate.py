@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter, validators
 
 from poa.config.protocols import (
+    MAX_BAD_SHARE,
     ClusterSettings,
     FewShotSettings,
     JointLinearSettings,
@@ -76,6 +77,7 @@ class Options:
         limit: Use only so many training images, balanced over classes (test images where no training images are used).
         workers: Processes that decode images.
         overwrite: Replace earlier results of that name.
+        max_bad_share: Largest share of the training or test images that may be unreadable and left out of the scores.
     """
 
     sizes: Names = ("all",)
@@ -86,6 +88,7 @@ class Options:
     limit: int | None = None
     workers: int = 0
     overwrite: Switch = False
+    max_bad_share: float = MAX_BAD_SHARE
 
     def source(self, model: str) -> "ModelSource":
         """The networks that are meant."""
@@ -101,7 +104,8 @@ class Options:
         """Those that all sweeps take."""
         from poa.evaluation.sweep import SweepOptions
 
-        return SweepOptions(self.sizes, self.name, self.workers, self.overwrite, plain_console(stderr=True))
+        console = plain_console(stderr=True)
+        return SweepOptions(self.sizes, self.name, self.workers, self.overwrite, console, self.max_bad_share)
 
 
 DEFAULTS = Options()

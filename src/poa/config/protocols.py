@@ -10,6 +10,8 @@ from poa.config.values import NO_FLAG, Count, Natural, Positive, Settings, Share
 NO_DEFAULT = Parameter(show_default=False)
 """Of settings whose help says what is usual."""
 SWITCH = Parameter(negative=(), show_default=False)
+MAX_BAD_SHARE = 0.01
+"""Share of the images that may be left out of scores as they cannot be read."""
 LearningRates = Annotated[tuple[Positive, ...], Field(min_length=1), NO_DEFAULT]
 Strengths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 

@@ -2,8 +2,6 @@
 
 import atexit
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -14,35 +12,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from poa import distributed
-from poa.data.archives import Archive, list_tar, list_zip
+from poa.data.archives import list_tar, list_zip
+from poa.data.content import MOST_NAMED, Count, Identity, LeftOut, labels_digest, short_digest
 from poa.data.images import BadImage
 from poa.data.lists import list_paths
-from poa.data.sources import (
-    Entry,
-    Kind,
-    Listing,
-    Progress,
-    Source,
-    Stamp,
-    folder_labels,
-    list_digits,
-    list_folder,
-    notes,
-    read_file,
-    resolve,
-    unreadable,
-)
+from poa.data.sampler import spread
+from poa.data.sources import Kind, Listing, Progress, Source, list_digits, list_folder, resolve, unreadable
+from poa.data.table import Table, is_valid, write_table
 from poa.errors import UserError, counted, nearest
 from poa.text import normal_form
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 2
+_FORMAT = 3
 _STALE_AFTER = 7 * 24 * 3600.0
 _LISTERS: dict[Kind, Callable[[Source, Progress], Listing]] = {
     "folder": list_folder,
@@ -51,9 +37,6 @@ _LISTERS: dict[Kind, Callable[[Source, Progress], Listing]] = {
     "tar": list_tar,
     "digits": list_digits,
 }
-_RECORD = np.dtype(
-    [("name_end", "<i8"), ("size", "<i8"), ("offset", "<i8"), ("stored", "<i8"), ("label", "<i4"), ("deflated", "?")]
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +76,32 @@ class ImageIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Short hash of the names and sizes of the images: equal fingerprints mean the same set."""
-        if self.chosen is None:
-            return self._table.fingerprint
-        return _digest(self._table.fingerprint.encode(), self.chosen.tobytes())
+        """Digest of what the images hold, in their order: equal fingerprints mean the same images."""
+        return self.digest_of(np.arange(len(self)))
+
+    def digest_of(self, rows: npt.NDArray[np.int64]) -> str:
+        """Digest of what some of the images hold, in the order given."""
+        return short_digest(self.digests[rows].tobytes())
 
     @property
-    def identity(self) -> str:
-        """Number of images and fingerprint, as in results."""
-        return f"{len(self)} images {self.fingerprint}"
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """Digest of what each image holds."""
+        digests = self._table.contents["digest"]
+        return np.array(digests if self.chosen is None else digests[self.chosen])
+
+    @property
+    def listed(self) -> str:
+        """Digest of the names and sizes of the images, which is all that earlier versions looked at."""
+        if self.chosen is None:
+            return self._table.listed
+        return short_digest(self._table.listed.encode(), self.chosen.tobytes())
+
+    @property
+    def identity(self) -> Identity:
+        """What results know the images and their labels by."""
+        labels = f", labels {labels_digest(self.classes, self.labels())}" if self.classes else ""
+        limited = "" if self.chosen is None else f", limited to {len(self)} images"
+        return Identity(f"{self.source}{limited}", f"{len(self)} images {self.fingerprint}{labels}", self.digests)
 
     def name(self, i: int) -> str:
         """The path of image ``i`` relative to the source (absolute where a list has it so)."""
@@ -123,6 +123,15 @@ class ImageIndex:
         """The class of every image, -1 where it has none."""
         labels = self._table.records["label"]
         return (labels if self.chosen is None else labels[self.chosen]).astype(np.int64)
+
+    def left_out(self, read: npt.ArrayLike) -> LeftOut:
+        """The images that could not be read, given the numbers of the others."""
+        is_bad = np.ones(len(self), np.bool_)
+        is_bad[np.asarray(read, np.int64)] = False
+        bad, labels = np.flatnonzero(is_bad), self.labels()
+        lost = np.setdiff1d(labels[bad], labels[~is_bad])
+        names = tuple(self.name(int(i)) for i in bad[:MOST_NAMED])
+        return LeftOut(len(bad), len(self), names, tuple(self.classes[label] for label in lost if label >= 0))
 
     def require_labels(self) -> npt.NDArray[np.int64]:
         """The class of every image; refuses images without label, and fewer than two classes."""
@@ -146,8 +155,8 @@ class ImageIndex:
         return labels
 
     @cached_property
-    def _table(self) -> "_Table":
-        return _Table.load(self.folder)
+    def _table(self) -> "Table":
+        return Table.load(self.folder)
 
     def _row(self, i: int) -> int:
         if not 0 <= i < len(self):
@@ -159,14 +168,9 @@ def matched_labels(train: ImageIndex, test: ImageIndex) -> tuple[npt.NDArray[np.
     """Labels of training and test images; those of test images are given the training images' numbers by name.
 
     Raises:
-        UserError: Images without labels, the same images twice, or test images of unknown classes.
+        UserError: Images without labels, or test images of unknown classes.
     """
     train_labels, test_labels = train.require_labels(), test.require_labels()
-    if train.fingerprint == test.fingerprint:
-        raise UserError(
-            f"The training and the test images are the same ({train.source}), so a test would be meaningless. "
-            "Give other images to test on."
-        )
     number = {normal_form(name): label for label, name in enumerate(train.classes)}
     known = [number.get(normal_form(name), -1) for name in test.classes]
     missing = [test.classes[label] for label in np.unique(test_labels) if known[label] < 0]
@@ -185,7 +189,7 @@ def open_index(
     *,
     limit: int | None = None,
     cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> ImageIndex:
     """Open the images that ``--data`` names, listing them only if they were not listed before or have changed.
 
@@ -193,16 +197,17 @@ def open_index(
         data: A folder, a list of paths, an archive or ``digits``; see ``poa.data.sources.resolve``.
         limit: Take only this many images, as evenly from all classes as possible; always the same ones.
         cache: Folder that keeps the tables; by default $POA_CACHE or ~/.cache/poa/index.
-        progress: Not called when the tables are reused.
+        progress: Called with what is counted, how much of it is done, and out of how much if that is known. Not called
+            when the tables are reused.
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, got {limit}: leave it out to take all images.")
     source = resolve(data)
     root = _writable(cache)
-    key = _digest(repr((_FORMAT, source.kind, str(source))).encode())
-    folder = next((found for found in sorted(root.glob(f"{key}-*")) if _is_valid(found)), None)
+    key = short_digest(repr((_FORMAT, source.kind, str(source))).encode())
+    folder = next((found for found in sorted(root.glob(f"{key}-*")) if is_valid(found)), None)
     if folder is None:
-        folder = _build(source, root, key=key, progress=progress or (lambda _: None))
+        folder = _build(source, root, key=key, progress=progress or (lambda *_: None))
     index = ImageIndex(folder)
     if distributed.is_main():
         for note in index.notes:
@@ -223,93 +228,22 @@ def _tell(note: str) -> None:
     _LOG.warning("Note: %s", note)
 
 
-def spread(labels: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
-    """Choose images evenly: the classes take turns until the limit is reached or they run out, first classes first.
-
-    Inside a class the images are divided into as many runs as it may give, and one of each is drawn with a fixed seed.
-    The positions are ascending; a label of -1 counts as a class.
-    """
-    order = np.argsort(labels, kind="stable")
-    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
-    turns = np.arange(len(labels)) - np.repeat(starts, sizes)
-    first = np.argsort(turns, kind="stable")[:limit]
-    quotas = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[first], minlength=len(sizes))
-    generator = np.random.Generator(np.random.Philox(key=0))
-    chosen = []
-    for start, size, quota in zip(starts, sizes, quotas, strict=True):
-        edges = np.arange(quota + 1) * size // max(quota, 1)
-        drawn = edges[:-1] + (generator.random(quota) * np.diff(edges)).astype(np.int64)
-        chosen.append(order[start + drawn])
-    return np.sort(np.concatenate(chosen))
-
-
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """The content of one folder of the cache: one record an image, and the names one after the other."""
-
-    folder: Path
-    kind: Kind
-    path: Path
-    source: str
-    classes: tuple[str, ...]
-    num_ignored: int
-    notes: tuple[str, ...]
-    fingerprint: str
-    records: npt.NDArray[Any]
-    names: npt.NDArray[np.uint8]
-
-    @classmethod
-    def load(cls, folder: Path) -> "_Table":
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        return cls(
-            folder=folder,
-            kind=meta["kind"],
-            path=Path(meta["path"]),
-            source=meta["source"],
-            classes=tuple(meta["classes"]),
-            num_ignored=meta["num_ignored"],
-            notes=tuple(meta["notes"]),
-            fingerprint=meta["fingerprint"],
-            records=np.asarray(np.load(folder / "records.npy", mmap_mode="r")),
-            names=np.asarray(np.load(folder / "names.npy", mmap_mode="r")),
-        )
-
-    def entry(self, row: int) -> Entry:
-        end, size, offset, stored, _, deflated = self.records[row].item()
-        start = self.records[row - 1]["name_end"] if row else 0
-        name = self.names[start:end].tobytes().decode("utf-8", "surrogateescape")
-        return Entry(name, size, offset, stored, deflated)
-
-    def read(self, entry: Entry) -> bytes:
-        if self.kind == "folder":
-            return read_file(self.path / entry.name)
-        if self.kind == "list":
-            return read_file(self.path.parent / entry.name)
-        return self._archive.read_zipped(entry) if self.kind == "zip" else self._archive.read(entry)
-
-    @cached_property
-    def _archive(self) -> Archive:
-        return Archive(self.folder / "blob.bin" if self.kind == "digits" else self.path)
-
-
-def _build(source: Source, root: Path, *, key: str, progress: Progress) -> Path:
+def _build(source: Source, root: Path, *, key: str, progress: Count) -> Path:
     """List the source and write its table; processes that do so at once end up with the same folder."""
     try:
-        listing = _LISTERS[source.kind](source, progress)
+        listing = _LISTERS[source.kind](source, lambda found: progress("images found", found, None))
     except OSError as error:
         raise unreadable(error, source.path) from error
-    progress(len(listing.entries))
-    stamps = sorted((path, *stamp) for path, stamp in listing.stamps.items())
-    folder = root / f"{key}-{_digest(repr(stamps).encode())}"
-    unfinished = root / f"unfinished-{uuid.uuid4().hex}"
+    unfinished = folder = root / f"unfinished-{uuid.uuid4().hex}"
     try:
         unfinished.mkdir()
-        _write(listing, source, unfinished)
-        if folder.exists() and not _is_valid(folder):
+        digest = write_table(listing, source, unfinished, earlier=root.glob(f"{key}-*"), progress=progress)
+        folder = root / f"{key}-{digest}"
+        if folder.exists() and not is_valid(folder):
             shutil.rmtree(folder)  # damaged
         unfinished.rename(folder)
     except OSError as error:
-        if not _is_valid(folder):  # else another process was faster
+        if not is_valid(folder):  # else another process was faster
             raise UserError(
                 f"The list of images cannot be stored in {root}: {error.strerror or error}. Free some space "
                 "there, or set POA_CACHE to another folder."
@@ -320,49 +254,6 @@ def _build(source: Source, root: Path, *, key: str, progress: Progress) -> Path:
     files = counted(sum(listing.ignored.values()), "other file")
     _LOG.info("%s: %s, %s", source, counted(len(listing.entries), "image"), files)
     return folder
-
-
-def _write(listing: Listing, source: Source, folder: Path) -> None:
-    entries = listing.entries
-    encoded = [entry.name.encode("utf-8", "surrogateescape") for entry in entries]
-    label_names = folder_labels(entry.name for entry in entries) if listing.labels is None else listing.labels
-    classes = sorted(set(label_names) - {""})
-    number = {name: label for label, name in enumerate(classes)} | {"": -1}
-    records = np.zeros(len(entries), _RECORD)
-    records["name_end"] = np.cumsum([len(name) for name in encoded])
-    records["label"] = [number[name] for name in label_names]
-    for column in ("size", "offset", "stored", "deflated"):
-        records[column] = [getattr(entry, column) for entry in entries]
-    names = b"".join(encoded)
-    np.save(folder / "records.npy", records)
-    np.save(folder / "names.npy", np.frombuffer(names, np.uint8))
-    (folder / "blob.bin").write_bytes(listing.blob)
-    meta = {
-        "kind": source.kind,
-        "path": str(source.path),
-        "source": str(source),
-        "classes": classes,
-        "num_ignored": sum(listing.ignored.values()),
-        "notes": notes(source, listing),
-        "fingerprint": _digest(names, records["name_end"].tobytes(), records["size"].tobytes()),
-    }
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    (folder / "stamps.json").write_text(json.dumps(listing.stamps), encoding="utf-8")
-    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
-
-
-def _is_valid(folder: Path) -> bool:
-    """Whether a table is whole and its source unchanged."""
-    try:
-        sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
-        if any((folder / name).stat().st_size != size for name, size in sizes.items()):  # a crash may leave empty files
-            return False
-        _Table.load(folder)
-        stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
-        return all(Stamp.of(Path(path)) == Stamp(*stamp) for path, stamp in stamps.items())
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def _remove_stale(root: Path, *, key: str, but: Path) -> None:
@@ -386,10 +277,3 @@ def _writable(cache: Path | None) -> Path:
             "The list of images is not stored for later runs (%s): set POA_CACHE to a folder to store it.", error
         )
     return root.resolve()
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

@@ -25,6 +25,26 @@ class Draw(NamedTuple):
     """In the global batch of the step, over all processes and micro-batches."""
 
 
+def spread(labels: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
+    """Choose images evenly: the classes take turns until the limit is reached or they run out, first classes first.
+
+    Inside a class the images are divided into as many runs as it may give, and one of each is drawn with a fixed seed.
+    The positions are ascending; a label of -1 counts as a class.
+    """
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    turns = np.arange(len(labels)) - np.repeat(starts, sizes)
+    first = np.argsort(turns, kind="stable")[:limit]
+    quotas = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[first], minlength=len(sizes))
+    generator = np.random.Generator(np.random.Philox(key=0))
+    chosen = []
+    for start, size, quota in zip(starts, sizes, quotas, strict=True):
+        edges = np.arange(quota + 1) * size // max(quota, 1)
+        drawn = edges[:-1] + (generator.random(quota) * np.diff(edges)).astype(np.int64)
+        chosen.append(order[start + drawn])
+    return np.sort(np.concatenate(chosen))
+
+
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """Number of full batches of an epoch; the images left over, others in each epoch, are not used in it."""
     if batch_size > num_images:

@@ -21,6 +21,7 @@ from poa.families.base import Family
 from poa.models.run import Run
 from poa.models.source import ModelSource
 from poa.plots.tables import SizeRow, score_names, size_rows
+from poa.training.checkpoint import digest_of
 
 PROTOCOLS: Mapping[str, type[Protocol]] = {
     kind.name: kind for kind in (Knn, Linear, Switchable, Slimmable, Probe, FewShot, Cluster, Retrieval)
@@ -84,10 +85,12 @@ def rows(run: Run) -> list[SizeRow]:
     for path, protocol in sorted(files, key=lambda file: _place(*file)):
         results = Results.read(path)
         evaluation = path.parent.name
-        teacher, _, step = results.settings["weights"].partition(" at step ")
+        weights, _, digest = results.settings["weights"].partition(", sha256 ")
+        teacher, _, step = weights.partition(" at step ")
         marks = [] if evaluation == Knn.name else [evaluation]
         marks += [] if protocol == Knn.name or evaluation.startswith(protocol) else [protocol]
-        marks += [f"step {step}"] if teacher == "teacher" and step != str(run.step) else []
+        if teacher == "teacher" and (step != str(run.step) or digest not in ("", digest_of(run.checkpoint))):
+            marks.append(f"step {step}" if step != str(run.step) else "other weights")
         prefix = "".join(f"{mark} " for mark in marks)
         for size, values in results.scores.items():
             known.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in values.items()})

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from poa.config.values import Settings
+from poa.data.content import LeftOut
 from poa.errors import UserError
 
 LEVEL = 0.95
@@ -56,14 +57,14 @@ class Outcome:
         scores: In percent, by name.
         values: The same for each test image, of those scores that are a mean over images.
         details: What else is written down, such as what was chosen on the way; no scores.
-        bad_images: How many images of each kind, such as ``test``, could not be read.
+        left_out: Images of each kind, such as ``test``, that could not be read.
         ends: Of the 95 % intervals of scores that are no mean over images.
     """
 
     scores: Mapping[str, float]
     values: Mapping[str, Float[Tensor, " _"]] = field(default_factory=dict)
     details: Mapping[str, float] = field(default_factory=dict)
-    bad_images: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     ends: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod

@@ -14,6 +14,7 @@ from torch import Tensor
 from poa import distributed
 from poa.config.pretraining import ViewSettings
 from poa.data.augment import SOLARIZE_THRESHOLD, augment
+from poa.data.content import Identity
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import ScoringImages, images_for_scoring
 from poa.data.sources import check_out
@@ -231,12 +232,15 @@ class Quality(Scorer):
     at_once = AT_ONCE
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """Weights, images, preprocessing, and how views are drawn."""
+    def identities(self) -> Mapping[str, Identity]:
+        """The images."""
+        return {"images": self.index.identity}
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Preprocessing, and how views are drawn."""
         views = self.views.model_dump() | FIXED
         return {
-            "weights": self.source.weights,
-            "images": self.index.identity,
             **asdict(self.source.preprocessing),
             "k": self.k,
             "seed": self.seed,
@@ -244,15 +248,10 @@ class Quality(Scorer):
         }
 
     def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
-        """Measure networks, with the features of the intact one to compare with, which each process extracts once."""
+        """Measure networks, with the features of the intact one to compare with."""
         intact = self.source.names[-1] if len(self.source.names) > 1 else None
-        others = [name for name in names if name != intact]
-        rows: dict[str, _Rows] = {}
-        if intact is not None:
-            rows, num_bad = self._extract([intact], work.with_name(f"intact-{distributed.rank()}"), progress)
-        if others:
-            found, num_bad = self._extract(others, work, progress)
-            rows |= found
+        compared = dict.fromkeys(names) if intact is None else dict.fromkeys([*names, intact])
+        rows, read = self._extract(list(compared), work / "rows", progress)
         reference = None if intact is None else rows[intact].plain
         for name in names:
             try:
@@ -260,7 +259,7 @@ class Quality(Scorer):
             except UserError as error:
                 yield name, error
             else:
-                yield name, Outcome(measures, bad_images={"images": num_bad})
+                yield name, Outcome(measures, left_out={"images": self.index.left_out(read)})
 
     def _measures(self, rows: "_Rows", reference: Tensor | None) -> dict[str, float]:
         device, k = distributed.this_device(), self.k
@@ -278,8 +277,10 @@ class Quality(Scorer):
                 found["cka"] = linear_cka(rows.plain, reference, device=device)
         return found
 
-    def _extract(self, names: Sequence[str], folder: Path, progress: Progress) -> "tuple[dict[str, _Rows], int]":
-        """Features of networks and the number of images that could not be read, from one pass."""
+    def _extract(
+        self, names: Sequence[str], folder: Path, progress: Progress
+    ) -> tuple[dict[str, "_Rows"], Int[Tensor, " read"]]:
+        """Features of networks and which images could be read, from one pass."""
         device = distributed.this_device()
         found = extract_features(
             {name: self.source.network(name).to(device) for name in names},
@@ -293,7 +294,7 @@ class Quality(Scorer):
             what="views",
         )
         rows = {name: _Rows(*(found.features[name][view::VIEWS] for view in range(VIEWS))) for name in names}
-        return rows, found.num_bad // VIEWS
+        return rows, found.indices[::VIEWS] // VIEWS
 
     def _batches(self, start: int) -> Iterator[ScoringImages]:
         """Each image three times in a row, as it is scored and as two views of its central square.

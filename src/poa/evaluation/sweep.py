@@ -4,10 +4,11 @@ A `Scorer` says what is done to each network: `FrozenFeatures` here, others for 
 """
 
 import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import torch
 from rich.console import Console
 
 from poa import distributed
+from poa.config.protocols import MAX_BAD_SHARE
+from poa.data.content import Identity, LeftOut
 from poa.data.index import ImageIndex, matched_labels
 from poa.errors import UserError
 from poa.evaluation.protocol import Columns, Outcome, Protocol, Rows
 from poa.evaluation.results import ResultFiles, Results, results_file
 from poa.features.extract import Extracted, Progress, extract_features, read_batches
 from poa.models.source import ModelSource
-from poa.text import plain_console
+from poa.text import plain_console, tell
 from poa.training.progress import Bars
 
 AT_ONCE = 8
@@ -35,8 +38,11 @@ BATCH = 256
 class Scorer(ABC):
     """What a sweep does to networks; a subclass is a frozen dataclass of the source, the images and the settings."""
 
+    source: ModelSource
     done = "scored"
     """For the message about networks without scores, which could not be scored, trained or measured."""
+    may_memorise = False
+    """Whether all test images may be training images, so that scores say how well these are memorised."""
 
     @property
     @abstractmethod
@@ -45,8 +51,19 @@ class Scorer(ABC):
 
     @property
     @abstractmethod
+    def identities(self) -> Mapping[str, Identity]:
+        """The images, by what they are for: ``train`` and ``test``, or others."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> Mapping[str, Any]:
+        """All that the scores depend on besides weights and images, as far as JSON can hold it."""
+
+    @property
     def settings(self) -> Mapping[str, Any]:
-        """All that the scores depend on, as far as JSON can hold it: results of other settings are refused."""
+        """All that the scores depend on: results of other settings are refused."""
+        texts = {what: each.text for what, each in self.identities.items()}
+        return {"weights": self.source.weights, **texts, **self.choices}
 
     @property
     def at_once(self) -> int | None:
@@ -77,6 +94,7 @@ class SweepOptions:
         workers: Processes that prepare images.
         overwrite: Remove earlier results of that name.
         console: Where to show progress; standard error by default.
+        max_bad_share: Share of the images that may be left out of scores as they cannot be read.
     """
 
     sizes: str | Sequence[str] = "all"
@@ -84,10 +102,29 @@ class SweepOptions:
     workers: int = 0
     overwrite: bool = False
     console: Console | None = None
+    max_bad_share: float = MAX_BAD_SHARE
 
     def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"--max-bad-share is a share from 0 to 1, got {self.max_bad_share}.")
         if self.name is not None and Path(self.name).name != self.name:
             raise UserError(f"--name must be the name of a folder, without slashes, got {self.name!r}.")
+
+    def check_readable(self, left_out: Mapping[str, LeftOut]) -> None:
+        """Refuse to score where too many images could not be read."""
+        for what, each in left_out.items():
+            share = each.number / each.total
+            if share > self.max_bad_share:
+                raise UserError(
+                    f"{each.describe(what)} That is {share:.1%}, more than --max-bad-share {self.max_bad_share:g}. "
+                    f"Restore them, or allow more, such as --max-bad-share {ceil(100 * share) / 100:g}."
+                )
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence, once for all processes."""
+        if distributed.is_main():
+            console = self.console or plain_console(stderr=True)
+            tell(console, f"Note: {sentence}", soft_wrap=not console.is_terminal)
 
 
 DEFAULTS = SweepOptions()
@@ -110,19 +147,54 @@ def sweep(source: ModelSource, scorer: Scorer, names: Sequence[str], options: Sw
     names = list(dict.fromkeys(names))
     if not names:
         raise UserError("There are no networks to score: name some sizes, such as 96x4, or give --sizes all.")
-    folder = results_file(source, scorer.name, options.name).parent
-    files = ResultFiles(folder, scorer.name, json.loads(json.dumps(scorer.settings, default=str)))
-    files.start(overwrite=options.overwrite)
+    if overlap := overlap_of(scorer.identities, may_be_total=scorer.may_memorise):
+        options.tell(overlap)
+    folder, sources = results_file(source, scorer.name, options.name).parent, scorer.identities
+    settings = json.loads(json.dumps(scorer.settings, default=str))
+    files = ResultFiles(folder, Results(scorer.name, settings, {what: each.source for what, each in sources.items()}))
+    for sentence in files.start(overwrite=options.overwrite):
+        options.tell(sentence)
     with Bars(options.console or plain_console(stderr=True)) as progress:
-        _score_share(scorer, names, files, progress)
+        _score_share(scorer, names, files, options, progress)
     results = files.finish()
+    for what, left_out in results.left_out.items():
+        if left_out.number:
+            options.tell(f"{left_out.describe(what)} The scores are those of the others.")
     if distributed.is_main():
         scorer.finish(results, folder)
     files.require(names, done=scorer.done)
     return results
 
 
-def _score_share(scorer: Scorer, names: Sequence[str], files: ResultFiles, progress: Progress) -> None:
+def overlap_of(identities: Mapping[str, Identity], *, may_be_total: bool = False) -> str | None:
+    """A sentence about test images that are also training images; None if there are none.
+
+    Raises:
+        UserError: All are, and that must not be.
+    """
+    if not {"train", "test"} <= identities.keys():
+        return None
+    train, test = identities["train"], identities["test"]
+    number = test.num_among(train)
+    if number == 0:
+        return None
+    if number < len(test):
+        verb = "is" if number == 1 else "are"
+        return (
+            f"{number:,} of {len(test):,} test images {verb} also among the training images, which makes the scores "
+            "too good. Take them out of the training or the test images."
+        )
+    if not may_be_total:
+        raise UserError(
+            f"All {len(test):,} test images ({test.source}) are also among the training images ({train.source}), so "
+            "that a test would be meaningless. Give other images to test on."
+        )
+    return f"All {len(test):,} test images are also among the training images: scores say how well these are memorised."
+
+
+def _score_share(
+    scorer: Scorer, names: Sequence[str], files: ResultFiles, options: SweepOptions, progress: Progress
+) -> None:
     """Score this process's share, group by group; groups do not depend on what is scored already."""
     groups = _groups(scorer, names)
     share = [name for group in groups for name in group]
@@ -135,12 +207,12 @@ def _score_share(scorer: Scorer, names: Sequence[str], files: ResultFiles, progr
         tell()
         pending = [name for name in group if name not in files.known.scores]
         if pending:
-            work = files.work / group[0]
-            for name, outcome in scorer.score(pending, work, progress):
-                files.add(name, outcome)
-                tell()
-            if not files.known.failed.keys() & set(group):  # what a failed training had saved is kept
-                shutil.rmtree(work, ignore_errors=True)
+            with files.work_on(group) as work:
+                for name, outcome in scorer.score(pending, work, progress):
+                    if isinstance(outcome, Outcome):
+                        options.check_readable(outcome.left_out)
+                    files.add(name, outcome)
+                    tell()
 
 
 def _groups(scorer: Scorer, names: Sequence[str]) -> list[Sequence[str]]:
@@ -198,12 +270,15 @@ class FrozenFeatures(Scorer):
         """That of the protocol."""
         return self.protocol.name
 
+    @cached_property
+    def identities(self) -> Mapping[str, Identity]:
+        """The images."""
+        return {what: each.index.identity for what, each in self.images.items()}
+
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """Weights, images, preprocessing and the protocol; of a joint one also which networks there are."""
+    def choices(self) -> Mapping[str, Any]:
+        """Preprocessing and the protocol; of a joint one also which networks there are."""
         return {
-            "weights": self.source.weights,
-            **{what: each.index.identity for what, each in self.images.items()},
             **asdict(self.source.preprocessing),
             "precision": "torch.float32",
             **dict(self.protocol),
@@ -243,9 +318,9 @@ class FrozenFeatures(Scorer):
             for name, (_, columns) in prepared.items()
         }
         num_classes = len(next(iter(self.images.values())).index.classes)
-        bad_images = {what: each.num_bad for what, each in found.items()}
+        left_out = {what: self.images[what].index.left_out(each.indices) for what, each in found.items()}
         for name, outcome in self.protocol.outcomes(rows, num_classes=num_classes, device=device):
-            yield name, replace(outcome, bad_images=bad_images) if isinstance(outcome, Outcome) else outcome
+            yield name, replace(outcome, left_out=left_out) if isinstance(outcome, Outcome) else outcome
 
     def _rows(self, found: Mapping[str, Extracted], what: str, name: str, columns: Columns) -> Rows:
         if what not in found:

@@ -201,4 +201,5 @@ def _table(
 
 def _settings(source: ModelSource, index: ImageIndex) -> dict[str, Any]:
     """What the features depend on besides the network."""
-    return {"weights": unicode_text(source.weights), "images": index.identity, **asdict(source.preprocessing)}
+    weights, images = unicode_text(source.weights), index.identity.text
+    return {"weights": weights, "images": images, **asdict(source.preprocessing)}

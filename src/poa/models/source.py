@@ -25,6 +25,7 @@ from poa.models import hub, registry, weights
 from poa.models.folder import made_for, model_in
 from poa.models.run import Run, is_run, load
 from poa.models.tensors import check_taken
+from poa.training.checkpoint import digest_of
 
 BRANCHES = ("teacher", "initial", "untrained")
 """Which parameters: the trained ones, those that a run began with, or freshly drawn ones."""
@@ -124,7 +125,7 @@ def model_source(
         names=(label,),
         network=lambda _: network,
         timm_model=trainable,
-        weights=of_what,
+        weights=of_what if state else f"{of_what}, sha256 {_digest(model.state_dict())}",
         preprocessing=Preprocessing(
             side,
             floor(side / (made.crop_share or DEFAULT_CROP_PCT) + 1e-6),
@@ -163,11 +164,12 @@ def run_source(
 def _of_branch(run: Run, branch: str) -> tuple[Callable[[str], nn.Module], str]:
     """Where the networks of a branch come from, and what their weights are."""
     if branch == "teacher":
-        return run.network, f"teacher at step {run.step}"
+        return run.network, f"teacher at step {run.step}, sha256 {digest_of(run.checkpoint)}"
     if branch == "initial":
-        run.initial(run.space.sizes[0])  # where there is none, that is said before images are read
-        return run.initial, f"initial, from {run.config.init}"
-    return run.untrained, f"untrained, seed {run.config.seed}"
+        cut = run.initial(run.space.intact)  # where there is none, that is said before images are read
+        return run.initial, f"initial, from {run.config.init}, sha256 {_digest(cut.state_dict())}"
+    model = repr(run.config.model.model_dump(exclude_defaults=True)).encode()
+    return run.untrained, f"untrained, seed {run.config.seed}, model {sha256(model).hexdigest()[:16]}"
 
 
 def _check_branch(branch: str) -> None:
@@ -254,7 +256,7 @@ def _source(name: str, folder: Path, *, is_trained: bool) -> tuple[str, dict[str
     except UserError as error:  # the same is told of --init
         raise UserError(str(error).replace("--init ", "").replace(weights.OFFLINE_KINDS, KINDS)) from None
     if is_timm:
-        return name, state, f"timm {name}"
+        return name, state, f"timm {name}, sha256 {_digest(state)}"
     return f"local-dir:{folder}", state, f"{folder.resolve().name}, sha256 {_digest(state)}"
 
 

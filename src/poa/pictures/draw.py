@@ -13,8 +13,9 @@ from torch import Tensor
 from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED
 from poa.data.augment import augment, normalise
-from poa.data.index import ImageIndex, open_index, spread
+from poa.data.index import ImageIndex, open_index
 from poa.data.loader import images_for_scoring
+from poa.data.sampler import spread
 from poa.data.sources import check_out
 from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, make_crops, sample_generator
 from poa.errors import UserError, counted, nearest

@@ -26,7 +26,7 @@ from poa.text import plain_console, shell_word, tell
 from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, save_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
-from poa.training.progress import bar
+from poa.training.progress import Bars
 
 CHECKED_IMAGES = 32
 """Images decoded before a run starts."""
@@ -85,15 +85,7 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     """
     if not config.data:
         raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
-    with ExitStack() as stack:
-        found, advance = 0, None
-
-        def progress(now: int) -> None:  # not called where the images were listed before
-            nonlocal found, advance
-            advance = advance or stack.enter_context(bar("indexing images", total=None, console=console))
-            advance(now - found)
-            found = now
-
+    with Bars(console) as progress:
         index = open_index(config.data, limit=config.limit, progress=progress)
     for note in _try_some(index, config):
         tell(console, f"Note: {note}", soft_wrap=not console.is_terminal)
@@ -152,10 +144,10 @@ def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths, cons
     assert newest is not None
     state = load_checkpoint(newest)
     check_settings(state, learned(config), newest)
-    if state["images"] != index.fingerprint:
+    if state["images"] not in (index.fingerprint, index.listed):
         raise UserError(
             f"The images in {config.data} ({counted(len(index), 'image')}) are not those that {paths.folder} was "
-            "trained on. Restore them, or start a new run in another --out."
+            "trained on: some were added, removed or written again. Restore them, or start a new run in another --out."
         )
     parts.method.load_state_dict(state["method"])
     parts.optimizer.load_state_dict(state["optimizer"])

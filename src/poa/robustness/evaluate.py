@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from poa import distributed
 from poa.data.augment import normalise
+from poa.data.content import Identity, LeftOut
 from poa.data.index import ImageIndex, matched_labels, open_index
 from poa.data.sources import check_out
 from poa.errors import UserError
@@ -98,16 +99,16 @@ class RobustnessScorer(Scorer):
     at_once = AT_ONCE
 
     @cached_property
-    def settings(self) -> Mapping[str, Any]:
-        """Weights, images, masks, conditions and classifier."""
-        return {
-            "weights": self.source.weights,
-            "train": self.train.identity,
-            "test": self.test.identity,
-            **asdict(self.source.preprocessing),
-            "masks": None if self.masked is None else self.masked.fingerprint,
-            **dict(self.robustness),
-        }
+    def identities(self) -> Mapping[str, Identity]:
+        """Images, and masks if there are some."""
+        masks = {} if self.masked is None else {"masks": self.masked.identity}
+        return {"train": self.train.identity, "test": self.test.identity, **masks}
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Preprocessing, conditions and classifier."""
+        no_masks = {"masks": None} if self.masked is None else {}
+        return {**asdict(self.source.preprocessing), **no_masks, **dict(self.robustness)}
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
@@ -118,7 +119,7 @@ class RobustnessScorer(Scorer):
         """Fit a classifier of each network, and test all of them in one pass over the test images."""
         device = distributed.this_device()
         networks = {name: self.source.network(name).to(device).eval() for name in names}
-        rows, num_bad = self._training_rows(networks, work, progress)
+        rows, trained = self._training_rows(networks, work, progress)
         classifiers: dict[str, Classifier] = {}
         for name in names:
             try:
@@ -126,9 +127,10 @@ class RobustnessScorer(Scorer):
             except UserError as error:
                 yield name, error
         hits: dict[str, list[Tensor]] = {name: [] for name in classifiers}
-        counted: list[Tensor] = []
+        counted, tested = list[Tensor](), list[int]()
         for batch in self._test_batches(progress):
             counted.append(batch.counts)
+            tested += batch.numbers
             features = self._features({name: networks[name] for name in classifiers}, batch, device)
             labels = torch.from_numpy(self.labels[1])[list(batch.numbers)].repeat(len(self.conditions))
             for name, found in features.items():
@@ -138,20 +140,20 @@ class RobustnessScorer(Scorer):
                     yield name, error
                     del classifiers[name]
         counts = torch.cat(counted, dim=1)
-        bad_images = {"train": num_bad, "test": len(self.test) - counts.shape[1]}
+        left_out = {"train": self.train.left_out(trained), "test": self.test.left_out(tested)}
         for name in classifiers:
             by_condition = zip(self.conditions, torch.cat(hits[name], dim=1), counts, strict=True)
-            yield name, outcome_of({each.name: row[count] for each, row, count in by_condition}, bad_images)
+            yield name, outcome_of({each.name: row[count] for each, row, count in by_condition}, left_out)
 
     def _training_rows(
         self, networks: Mapping[str, nn.Module], work: Path, progress: Progress
-    ) -> tuple[dict[str, Rows], int]:
-        """Features and classes of the training images, and the number of images that could not be read."""
+    ) -> tuple[dict[str, Rows], Int[Tensor, " images"]]:
+        """Features and classes of the training images, and which of them could be read."""
         found = extract_features(
             networks,
             read_batches(self.train, self.source.preprocessing, batch_size=ROWS, workers=self.workers),
             num_images=len(self.train),
-            folder=work,
+            folder=work / "train",
             settings=self.settings,
             preprocessing=self.source.preprocessing,
             device=distributed.this_device(),
@@ -159,7 +161,7 @@ class RobustnessScorer(Scorer):
             what="training images",
         )
         labels = torch.from_numpy(self.labels[0])[found.indices]
-        return {name: Rows(found.features[name].clone(), labels) for name in networks}, found.num_bad
+        return {name: Rows(found.features[name].clone(), labels) for name in networks}, found.indices
 
     def _fit(self, train: Rows, device: torch.device) -> Classifier:
         num_classes, k = len(self.train.classes), self.robustness.k
@@ -244,7 +246,7 @@ def means(hits: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, " 
     return {kind: torch.stack(values).mean(dim=0) for kind, values in kinds.items()}
 
 
-def outcome_of(hits: Mapping[str, Bool[Tensor, " _"]], bad_images: Mapping[str, int]) -> Outcome:
+def outcome_of(hits: Mapping[str, Bool[Tensor, " _"]], left_out: Mapping[str, LeftOut]) -> Outcome:
     """Scores of one network: on clean images, means, and under each condition.
 
     ``corruptions relative`` is the mean over corruptions and severities as a share of the accuracy on clean images.
@@ -259,7 +261,7 @@ def outcome_of(hits: Mapping[str, Bool[Tensor, " _"]], bad_images: Mapping[str, 
     details = {name: float(len(each)) for name, each in hits.items() if name.startswith("background")}
     first = [name for name in ("clean", "corruptions", "corruptions relative") if name in scores]
     ordered = {name: scores[name] for name in dict.fromkeys((*first, *scores))}
-    return Outcome(ordered, {name: each for name, each in found.items() if len(each)}, details, bad_images)
+    return Outcome(ordered, {name: each for name, each in found.items() if len(each)}, details, left_out)
 
 
 def panels(scores: Mapping[str, Mapping[str, float]]) -> list[Panel]:

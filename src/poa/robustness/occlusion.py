@@ -7,7 +7,6 @@ official code runs them, the last after Xiao et al. 2021 ("Noise or Signal", Mix
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from poa.data.content import Identity, content_of_file, short_digest
 from poa.data.images import BadImage, Preprocessing, centre_crop, load
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none
@@ -138,12 +138,11 @@ class MaskedImages:
             )
 
     @property
-    def fingerprint(self) -> str:
-        """Short hash of all masks: equal fingerprints mean the same masks."""
-        digest = sha256()
-        for number in range(len(self.index)):
-            digest.update(sha256(self.path(number).read_bytes()).digest())
-        return digest.hexdigest()[:16]
+    def identity(self) -> Identity:
+        """What results know all masks by."""
+        digests = [content_of_file(str(self.path(number)), None).digest for number in range(len(self.index))]
+        found = np.array(digests, np.uint64)
+        return Identity(str(self.folder), f"{len(found)} masks {short_digest(found.tobytes())}", found)
 
     def path(self, number: int) -> Path:
         """Where the mask of an image lies; accents of its name may be in another form (macOS)."""

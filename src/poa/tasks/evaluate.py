@@ -7,8 +7,6 @@ scores is not trained again, and one that was stopped resumes from its last chec
 
 from pathlib import Path
 
-from rich.console import Console
-
 from poa.config.detection import Detection
 from poa.config.finetune import Finetune
 from poa.config.segmentation import Segmentation
@@ -17,7 +15,7 @@ from poa.data.sampler import steps_per_epoch
 from poa.data.sources import check_out
 from poa.errors import UserError, counted
 from poa.evaluation.results import Results
-from poa.evaluation.sweep import DEFAULTS, SweepOptions, sweep
+from poa.evaluation.sweep import DEFAULTS, SweepOptions, overlap_of, sweep
 from poa.files import for_models
 from poa.models.source import ModelSource
 from poa.tasks.classification.data import labelled, training_transform
@@ -81,12 +79,9 @@ def segment_networks(
     names = None if classes is None else read_names(classes)
     check_out(source.out, train.images, train.masks, test.images, test.masks)
     train_pairs, test_pairs = train.open(limit=limit, ignore=ignore), test.open(ignore=ignore)
-    if train_pairs.images.fingerprint == test_pairs.images.fingerprint:
-        raise UserError(
-            f"The training and the test images are the same ({train.images}), so a test would be meaningless. "
-            "Give other images to test on."
-        )
+    overlap_of({"train": train_pairs.identity, "test": test_pairs.identity})  # before all masks are read
     found = _statistics(train_pairs, "training", options), _statistics(test_pairs, "test", options)
+    options.check_readable({"train": found[0].left_out, "test": found[1].left_out})
     known = class_names(*found, names=names)
     config = _resolved(config, source.preprocessing.image_size, *found)
     return _run(SegmentationTask(source, options, save_every, config, *found, known))
@@ -110,31 +105,31 @@ def detect_networks(
     """
     coco_tools()
     check_out(source.out, train.images, test.images)
-    console, names = options.console or plain_console(stderr=True), source.choose(options.sizes)
+    names = source.choose(options.sizes)
     if together:
         check_slimmable(source, names)
     found = train.read(has_masks=config.has_masks, limit=limit), test.read(has_masks=config.has_masks)
     check_categories(*found)
     train_images, test_images = (
-        _readable(annotations, named.images, part, options.workers, console)
-        for annotations, named, part in zip(found, (train, test), ("training", "test"), strict=True)
+        _readable(annotations, named.images, part, options)
+        for annotations, named, part in zip(found, (train, test), ("train", "test"), strict=True)
     )
-    if train_images.fingerprint == test_images.fingerprint:
-        tell(console, "The test images are the training images: the scores say how well they are memorised.")
     steps_per_epoch(len(train_images), config.batch_size)
     parts = (source, options, save_every, config, train_images, test_images)
     return _run(SlimmableDetectionTask(*parts, names) if together else DetectionTask(*parts))
 
 
-def _readable(annotations: Annotations, images: str, part: str, workers: int, console: Console) -> InstanceImages:
+def _readable(annotations: Annotations, images: str, part: str, options: SweepOptions) -> InstanceImages:
     """Images that can be read, after all checks."""
-    check_objects(annotations, part=part)
+    console, called = options.console or plain_console(stderr=True), "training" if part == "train" else part
+    check_objects(annotations, part=called)
     found = find_images(annotations, images)
-    with bar(f"reading {part} images", total=len(found), console=console) as advance:
-        found = readable_images(found, workers=workers, advance=advance)
-    check_objects(found.annotations, part=part)
-    bad = f", {counted(found.num_bad, 'image')} left out (damaged or not there)" if found.num_bad else ""
-    tell(console, f"{part}: {found.annotations.describe()}{bad}")
+    with bar(f"reading {called} images", total=len(found), console=console) as advance:
+        found = readable_images(found, workers=options.workers, advance=advance)
+    options.check_readable({part: found.left_out(())})
+    check_objects(found.annotations, part=called)
+    absent = f", {counted(found.num_absent, 'image')} not there and left out" if found.num_absent else ""
+    tell(console, f"{called}: {found.annotations.describe()}{absent}")
     return found
 
 

@@ -77,6 +77,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def digest_of(path: Path) -> str:
+    """The first 16 digits of a checkpoint's checksum: what is in it, at the price of its last bytes.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_TAIL) - 64))
+        tail = file.read()
+    if not tail.startswith(_TAIL):
+        raise UserError(f"Checkpoint {path} is damaged: its end is missing. {_advice(path)}")
+    return tail[len(_TAIL) :].decode()[:16]
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first; none if there is no such folder."""
     if not folder.is_dir():

@@ -213,7 +213,6 @@ def test_labels_that_do_not_do(tmp_path: Path) -> None:
         (train, flat, "flat have no labels"),
         (flat, train, "flat have no labels"),
         (one, train, "the same label 'ant'"),
-        (train, train, "are the same"),
     ):
         with pytest.raises(UserError, match=words):
             labelled(first, second)

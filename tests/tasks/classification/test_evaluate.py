@@ -180,7 +180,15 @@ def test_bad_images_are_counted(tmp_path: Path) -> None:
     test = folder(tmp_path / "test", classes=("ant", "bee"), seed=1)
     (tmp_path / "train/ant/0-2.png").write_bytes(b"damaged")
     (tmp_path / "test/bee/1-1.png").write_bytes(b"damaged")
-    run(tmp_path / "out", SETTINGS.changed(batch_size=4), train=train, test=test, limit=None, sizes="16x1")
+    run(
+        tmp_path / "out",
+        SETTINGS.changed(batch_size=4),
+        train=train,
+        test=test,
+        limit=None,
+        sizes="16x1",
+        max_bad_share=0.2,
+    )
     written = json.loads((tmp_path / "out/finetune/finetune.json").read_text())
     assert written["bad_images"] == {"train": 1, "test": 1}
 

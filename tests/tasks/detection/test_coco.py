@@ -10,6 +10,7 @@ import torch
 from PIL import ExifTags, Image
 
 from poa.config.detection import Detection
+from poa.data.content import LeftOut
 from poa.errors import UserError
 from poa.tasks.detection.coco import (
     CROWD,
@@ -195,7 +196,7 @@ def test_batches_depend_on_the_step_alone(data: tuple[str, Path]) -> None:
 def test_damaged_images(tmp_path: Path) -> None:
     folder, file = write_coco(tmp_path, num_images=3)
     seen = readable_images(found((folder, file)))
-    assert (len(seen), seen.num_bad) == (3, 0)
+    assert (len(seen), seen.damaged) == (3, LeftOut(0, 3))
     whole = Path(folder, "1.png").read_bytes()
     Path(folder, "1.png").write_bytes(whole[: len(whole) // 2])
     (batch,) = batches(seen, batch_size=3, num_steps=1)
@@ -205,7 +206,8 @@ def test_damaged_images(tmp_path: Path) -> None:
     Path(folder, "1.png").write_bytes(b"nothing")
     told: list[int] = []
     seen = readable_images(found((folder, file)), advance=told.append)
-    assert (len(seen), seen.num_bad, told) == (2, 1, [1, 1, 1])
+    assert (len(seen), seen.damaged, told) == (2, LeftOut(1, 3, ("1.png",)), [1, 1, 1])
+    assert seen.left_out([0]).names == ("1.png", "0.png")
     assert [seen.annotation(number).id for number in range(2)] == [100, 102]
     assert seen.read(1).image.shape == (3, 48, 64)
     for number in range(3):
@@ -234,6 +236,6 @@ def test_images_that_do_not_fit(tmp_path: Path, data: tuple[str, Path]) -> None:
 def test_fingerprints(data: tuple[str, Path], tmp_path: Path) -> None:
     plain = found(data)
     other = found((data[0], changed(data[1], annotations={0: {"category_id": 7}})))
-    assert plain.fingerprint == found(data).fingerprint
-    assert len({plain.fingerprint, other.fingerprint, plain.take([0, 1]).fingerprint}) == 3
+    assert plain.identity.text == found(data).identity.text
+    assert len({each.identity.text for each in (plain, other, plain.take([0, 1]))}) == 3
     assert isinstance(plain.annotations, Annotations)

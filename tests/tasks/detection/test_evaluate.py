@@ -298,7 +298,7 @@ def test_it_learns(tmp_path: Path) -> None:
     found = run(tmp_path, {"train": given, "test": given}, settings, sizes="32x2", console=console)["32x2"]
     assert found["box_ap50"] > 20  # about 0 untrained
     assert found["mask_ap50"] > 20
-    assert "are memorised" in console.file.getvalue()
+    assert "All 4 test images are also among the training images: scores say how well" in console.file.getvalue()
 
 
 def test_damaged_images_are_counted(tmp_path: Path) -> None:
@@ -308,7 +308,10 @@ def test_damaged_images_are_counted(tmp_path: Path) -> None:
     }
     for part in data:
         (tmp_path / part / "images/1.png").write_bytes(b"damaged")
-    run(tmp_path / "out", data, SETTINGS.changed(epochs=1), sizes="16x1")
+    settings = SETTINGS.changed(epochs=1)
+    with pytest.raises(UserError, match=r"^1 of 4 training images could not be read, such as '1.png'\. That is 25\.0%"):
+        run(tmp_path / "out", data, settings, sizes="16x1")
+    run(tmp_path / "out", data, settings, sizes="16x1", max_bad_share=0.25)
     written = json.loads((tmp_path / "out/detection/detection.json").read_text())
     assert written["bad_images"] == {"train": 1, "test": 1}
     assert written["details"]["16x1"]["test_images"] == 3

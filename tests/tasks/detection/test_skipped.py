@@ -138,7 +138,7 @@ def test_parts_without_objects_are_refused(data: tuple[str, Path]) -> None:
 def test_images_that_are_not_there_are_left_out(data: tuple[str, Path]) -> None:
     annotations = read_annotations(changed(data[1], images={1: {"file_name": "gone.png"}}))
     images = readable_images(find_images(annotations, data[0]))
-    assert (len(images), images.num_bad) == (3, 1)
+    assert (len(images), images.num_absent) == (3, 1)
     assert [images.annotation(number).id for number in range(3)] == [100, 102, 103]
     many = changed(data[1], images={1: {"file_name": "gone.png"}, 2: {"file_name": "gone.png"}})
     with pytest.raises(UserError, match=r"2 of 4 images in .* 'gone.png'; an image there is called '0.png'"):

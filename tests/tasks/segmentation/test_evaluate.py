@@ -226,7 +226,7 @@ def test_bad_images_are_counted_and_classes_named(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("=ground\n$\\red{$\n_green\nblue\n")  # what spreadsheets and matplotlib take for theirs
     data, settings = {"train": train, "test": test}, SETTINGS.changed(epochs=1)
-    run(tmp_path / "out", data, settings, classes=names, sizes="16x1")
+    run(tmp_path / "out", data, settings, classes=names, sizes="16x1", max_bad_share=0.2)
     written = json.loads((tmp_path / "out/segmentation/segmentation.json").read_text())
     assert written["bad_images"] == {"train": 1, "test": 0}
     assert written["details"]["16x1"]["training_images"] == 7
@@ -268,7 +268,7 @@ def test_wrong_requests(tmp_path: Path, data: dict[str, MaskedImages]) -> None:
         ({"name": "a/b"}, "without slashes, got 'a/b'"),
         ({"sizes": "64x1"}, "64x1"),
         ({"limit": 99}, "--limit 99 is more than the number of images in .* 9:"),
-        ({"test": data["train"]}, "training and the test images are the same"),
+        ({"test": data["train"]}, "All 9 test images .* are also among the training images"),
         ({"train": MaskedImages(data["train"].images, data["test"].masks)}, "9 images in .* have no mask in .*'5.jpg'"),
         ({"classes": tmp_path / "none.txt"}, "class names in .* cannot be read"),
         ({"ignore": 2}, "only 3 of the ids from 0 to 255"),

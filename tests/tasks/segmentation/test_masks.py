@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from poa.data.content import LeftOut
 from poa.data.index import open_index
 from poa.errors import UserError
 from poa.tasks.segmentation.masks import Pairs, PairStatistics, class_names, pair_up, read_names, statistics
@@ -54,8 +55,9 @@ def test_archives(tmp_path: Path) -> None:
             archive.write(file, file.relative_to(tmp_path / "plain"))
     zipped, plain = pairs_of(tmp_path / "all.zip/images", tmp_path / "all.zip/masks"), pairs_of(images, masks)
     assert all(zipped.read(i).mask.equal(plain.read(i).mask) for i in range(3))
-    assert zipped.fingerprint == plain.fingerprint
-    assert pair_up(open_index(images, limit=2), open_index(masks)).fingerprint != plain.fingerprint
+    assert zipped.identity.text == plain.identity.text
+    assert pair_up(open_index(images, limit=2), open_index(masks)).identity.text != plain.identity.text
+    assert zipped.identity.num_among(plain.identity) == 3
 
 
 def test_masks_are_found_however_they_are_spelt(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_statistics(tmp_path: Path) -> None:
     (tmp_path / "masks/1.png").write_bytes((tmp_path / "masks/1.png").read_bytes()[:60])
     told: list[int] = []
     found = statistics(pairs_of(images, masks), advance=told.append)
-    assert (len(found.pairs), found.num_bad, sum(told)) == (4, 2, 6)
+    assert (len(found.pairs), found.left_out, sum(told)) == (4, LeftOut(2, 6, ("1.jpg", "4.jpg")), 6)
     assert [found.pairs.name(i) for i in range(4)] == ["0.jpg", "2.jpg", "3.jpg", "5.jpg"]
     assert found.smallest == ("2.jpg", 10)
     every = np.concatenate([found.pairs.read(i).mask.numpy().flatten() for i in range(4)])
@@ -137,23 +139,23 @@ def test_classes_that_do_not_fit(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             class_names(ignoring(found, options["ignore"]), found, names=options["names"])
-    one = PairStatistics(found.pairs, 0, {1: 5, IGNORE: 3}, {1: "x.png"}, ("x.jpg", 9))
+    one = replace(found, pixels={1: 5, IGNORE: 3}, examples={1: "x.png"})
     with pytest.raises(UserError, match=r"hold the one class id 1 besides 255, .*two classes.*--ignore"):
         class_names(one, found, names=None)
     with pytest.raises(UserError, match=r"hold no class id at all besides 1"):
-        class_names(ignoring(PairStatistics(found.pairs, 0, {1: 5}, {}), 1), found, names=None)
-    binary = PairStatistics(found.pairs, 0, {0: 5, IGNORE: 3}, {IGNORE: "x.png"}, ("x.jpg", 9))
+        class_names(ignoring(replace(found, pixels={1: 5}), 1), found, names=None)
+    binary = replace(found, pixels={0: 5, IGNORE: 3}, examples={IGNORE: "x.png"})
     for each in (binary, ignoring(binary, -1)):
         with pytest.raises(UserError, match=r"are black and white.* If white is a class, write 1 in place of 255"):
             class_names(each, found, names=None)
-    high = PairStatistics(found.pairs, 0, {0: 5, 200: 3}, {200: "x.png"}, ("x.jpg", 9))
+    high = replace(found, pixels={0: 5, 200: 3}, examples={200: "x.png"})
     with pytest.raises(UserError, match=r"only 2 of the ids from 0 to 200\. If 200 \(in 'x.png'\) .*--ignore 200"):
         class_names(high, found, names=None)
-    strange = PairStatistics(found.pairs, 0, {0: 5, 7: 3}, {7: "x.png"}, ("x.jpg", 9))
+    strange = replace(found, pixels={0: 5, 7: 3}, examples={7: "x.png"})
     with pytest.raises(UserError, match=r"'x.png' in .* class id 7, but the highest of the training masks is 2"):
         class_names(found, strange, names=None)
     with pytest.raises(UserError, match=r"test masks .* hold only id 255"):
-        class_names(found, PairStatistics(found.pairs, 0, {IGNORE: 4}), names=None)
+        class_names(found, replace(found, pixels={IGNORE: 4}), names=None)
     assert class_names(found, one, names=None) == ("0", "1", "2")  # a test without class 0 and 2
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from timm.data import Mixup
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from poa import distributed
 from poa.config.finetune import Finetune
 from poa.data.augment import normalise
+from poa.data.content import Identity
 from poa.data.images import Preprocessing
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import keyed_random, steps_per_epoch
@@ -180,11 +182,11 @@ def finetune(
 @torch.inference_mode()
 def ranks_of(
     model: nn.Module, test: Labelled, *, preprocessing: Preprocessing, device: torch.device, workers: int = 0
-) -> Int[Tensor, " read"]:
-    """Place of the class of each test image that can be read from 0, on the CPU; equal logits by class number."""
+) -> tuple[list[int], Int[Tensor, " read"]]:
+    """Which test images can be read, and the place of the class of each from 0, on the CPU; ties by class number."""
     model.eval()
     labels = torch.from_numpy(test.labels)
-    found = [torch.empty(0, dtype=torch.int64)]
+    read, found = list[int](), [torch.empty(0, dtype=torch.int64)]
     for batch in images_for_scoring(
         test.index,
         size=preprocessing.image_size,
@@ -194,13 +196,14 @@ def ranks_of(
     ):
         if batch.indices:
             images = normalise(batch.images.to(device), mean=preprocessing.mean, std=preprocessing.std)
+            read += batch.indices
             found.append(class_ranks(model(images).float().cpu(), labels[list(batch.indices)]))
     ranks = torch.cat(found)
     if not len(ranks):
         raise UserError(
             f"Of {counted(len(labels), 'test image')} in {test.index.source}, none could be read. Check the data."
         )
-    return ranks
+    return read, ranks
 
 
 @dataclass(frozen=True)
@@ -215,15 +218,14 @@ class Classification(Task):
     done = "fine-tuned"
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """All that the scores depend on."""
-        return {
-            "weights": self.source.weights,
-            "train": self.train.index.identity,
-            "test": self.test.index.identity,
-            **asdict(self.source.preprocessing),
-            **dict(self.config),
-        }
+    def identities(self) -> Mapping[str, Identity]:
+        """The images that are trained on, and those to test on."""
+        return {"train": self.images.index.identity, "test": self.test.index.identity}
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Preprocessing, and how to train."""
+        return {**asdict(self.source.preprocessing), **dict(self.config)}
 
     @property
     def images(self) -> Labelled:
@@ -233,17 +235,16 @@ class Classification(Task):
     def evaluate(self, name: str, work: Path) -> Outcome:
         """Fine-tune a network, test it and write it."""
         config, preprocessing, images = self.config, self.source.preprocessing, self.images
-        classes, device = images.index.classes, distributed.this_device()
+        classes, device, workers = images.index.classes, distributed.this_device(), self.options.workers
         model = self.source.timm_model(name, num_classes=len(classes), drop_path=config.drop_path)
         plan = blueprint(self.source, name, model, classes=classes, is_linear=config.head == "linear")
         an_epoch = steps_per_epoch(len(images.labels), config.batch_size) * config.batch_size
         with self.hooks(name, work, epochs=config.epochs, images=an_epoch) as hooks:
-            model, summary = finetune(
-                model, images, config, preprocessing, device=device, workers=self.options.workers, hooks=hooks
-            )
-            ranks = ranks_of(model, self.test, preprocessing=preprocessing, device=device, workers=self.options.workers)
+            model, summary = finetune(model, images, config, preprocessing, device=device, workers=workers, hooks=hooks)
+            tested, ranks = ranks_of(model, self.test, preprocessing=preprocessing, device=device, workers=workers)
         folder = self.folder / "models" / name
         write_finetuned(model, plan, name=name, folder=folder, preprocessing=preprocessing, source=self.origin)
         details = {"training_loss": summary.loss, "training_images": float(len(images.labels))}
-        bad_images = {"train": len(summary.bad), "test": len(self.test.labels) - len(ranks)}
-        return replace(Outcome.of_ranks(ranks, details), bad_images=bad_images)
+        read = np.setdiff1d(np.arange(len(images.labels)), summary.bad)
+        left_out = {"train": images.index.left_out(read), "test": self.test.index.left_out(tested)}
+        return replace(Outcome.of_ranks(ranks, details), left_out=left_out)

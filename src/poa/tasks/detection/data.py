@@ -1,6 +1,6 @@
 """Images together with their objects: found and checked before a training, read in batches and for a test."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from poa.config.detection import Detection
+from poa.data.content import MOST_NAMED, Identity, LeftOut
 from poa.data.images import BadImage, decode, image_tensor, upright_sides
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import BAD_IN_A_ROW
@@ -47,24 +48,40 @@ class Instances(NamedTuple):
 
 @dataclass(frozen=True)
 class InstanceImages:
-    """Images whose objects are known, and the number of each in the index; ``num_bad`` are damaged or not there."""
+    """Images whose objects are known, and the number of each in the index; others are damaged or not there."""
 
     annotations: Annotations
     index: ImageIndex
     rows: tuple[int, ...]
-    num_bad: int = 0
+    num_absent: int = 0
+    damaged: LeftOut | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def fingerprint(self) -> str:
-        """Digest of the annotations and of names and sizes of the image files."""
-        return f"{len(self)} images {self.index.fingerprint}, annotations {self.annotations.fingerprint}"
+    def identity(self) -> Identity:
+        """What results know the images and their annotations by."""
+        rows, annotations = np.array(self.rows, np.int64), self.annotations
+        text = f"{len(self)} images {self.index.digest_of(rows)}, annotations {annotations.fingerprint}"
+        total = len(self) if self.damaged is None else self.damaged.total
+        return Identity(
+            f"{total} images of {self.index.source} with {annotations.file}", text, self.index.digests[rows]
+        )
 
     def annotation(self, i: int) -> ImageAnnotation:
         """What the file says about image ``i``."""
         return self.annotations.images[i]
+
+    def left_out(self, bad: Collection[int]) -> LeftOut:
+        """The damaged images, and those of some numbers, which cannot be read either."""
+        categories, seen = self.annotations.categories, (set[int](), set[int]())
+        for number, image in enumerate(self.annotations.images):
+            seen[number in bad].update(each.category for each in image.objects)
+        names = tuple(self.annotation(number).file_name for number in sorted(bad)[:MOST_NAMED])
+        lost = tuple(categories[number] for number in sorted(seen[True] - seen[False]))
+        found = LeftOut(len(bad), len(self), names, lost)
+        return found if self.damaged is None else self.damaged.joined(found)
 
     def take(self, chosen: Sequence[int]) -> "InstanceImages":
         """The images of these numbers alone."""
@@ -147,14 +164,16 @@ def readable_images(
     images: InstanceImages, *, workers: int = 0, advance: Callable[[int], None] | None = None
 ) -> InstanceImages:
     """The images that can be read, of each the first bytes; a ``UserError`` if one has another size than annotated."""
-    good = []
+    good, bad = list[int](), list[int]()
     for number, sides in enumerate(prepare(_SidesPlan(images), workers=workers)):
         if advance is not None:
             advance(1)
         about = images.annotation(number)
         if sides == about.sides:
             good.append(number)
-        elif sides != (0, 0):
+        elif sides == (0, 0):
+            bad.append(number)
+        else:
             raise UserError(
                 f"The image {about.file_name!r} in {images.index.source} has {sides[1]}x{sides[0]} pixels (after "
                 f"its EXIF rotation), but {images.annotations.file} says {about.sides[1]}x{about.sides[0]}, so "
@@ -165,7 +184,7 @@ def readable_images(
             f"Of {counted(len(images), 'image')} in {images.index.source}, none could be read. Check that the "
             "files still exist and are images."
         )
-    return replace(images.take(good), num_bad=images.num_bad + len(images) - len(good))
+    return replace(images.take(good), damaged=images.left_out(bad))
 
 
 class InstanceBatch(NamedTuple):

@@ -148,9 +148,9 @@ class SlimmableDetectionTask(DetectionTask):
     at_once = None
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """All that the scores depend on."""
-        return {**super().settings, "together": self.widths}
+    def choices(self) -> Mapping[str, Any]:
+        """Also which widths there are."""
+        return {**super().choices, "together": self.widths}
 
     def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:  # noqa: ARG002
         """Train the detector on all widths, and test those that have no scores yet."""

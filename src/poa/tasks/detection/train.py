@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from poa import distributed
 from poa.config.detection import Detection
+from poa.data.content import Identity
 from poa.data.sampler import keyed_random, steps_per_epoch
 from poa.evaluation.protocol import Outcome
 from poa.export.timm import Blueprint, num_parameters
@@ -215,14 +216,17 @@ class DetectionTask(Task):
     train: InstanceImages
     test: InstanceImages
     name = "detection"
+    may_memorise = True
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """All that the scores depend on."""
+    def identities(self) -> Mapping[str, Identity]:
+        """Images with their annotations."""
+        return {"train": self.train.identity, "test": self.test.identity}
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Preprocessing, and how to train and to test."""
         return {
-            "weights": self.source.weights,
-            "train": self.train.fingerprint,
-            "test": self.test.fingerprint,
             "image_size": self.source.preprocessing.image_size,
             "mean": self.source.preprocessing.mean,
             "std": self.source.preprocessing.std,
@@ -272,14 +276,15 @@ class DetectionTask(Task):
             "training_images": float(len(self.train)),
             "training_objects": float(self.train.annotations.num_objects),
             "test_images": float(len(found.images)),
+            "absent_training_images": float(self.train.num_absent),
+            "absent_test_images": float(self.test.num_absent),
             "detections": float(len(found.boxes)),
             "detector_parameters": float(num_parameters(network)),
         }
-        bad_images = {
-            "train": self.train.num_bad + len(summary.bad),
-            "test": self.test.num_bad + len(self.test) - len(found.images),
-        }
-        return Outcome(scores, details=details, bad_images=bad_images)
+        read = set(found.images)
+        unread = [number for number, each in enumerate(self.test.annotations.images) if each.id not in read]
+        left_out = {"train": self.train.left_out(summary.bad), "test": self.test.left_out(unread)}
+        return Outcome(scores, details=details, left_out=left_out)
 
     def _scores(self, name: str, found: Detections) -> Mapping[str, float]:
         """COCO's average precision of the files of detections, which are written first."""

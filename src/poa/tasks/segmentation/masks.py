@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from poa.data.content import MOST_NAMED, Identity, LeftOut
 from poa.data.images import LOSSY, BadImage, decode, image_tensor, load
 from poa.data.index import ImageIndex, open_index
 from poa.data.spelling import Spellings
@@ -44,9 +45,11 @@ class Pairs:
         return len(self.image_rows)
 
     @property
-    def fingerprint(self) -> str:
-        """Of names and sizes of all files: other images or masks, other results."""
-        return f"{self.images.identity}, masks {self.masks.fingerprint}"
+    def identity(self) -> Identity:
+        """What results know images and masks by."""
+        images, masks = self.images.digest_of(self.image_rows), self.masks.digest_of(self.mask_rows)
+        source = f"{self.images.identity.source} with masks {self.masks.source}"
+        return Identity(source, f"{len(self)} images {images}, masks {masks}", self.images.digests[self.image_rows])
 
     def name(self, i: int) -> str:
         """Path of the image of pair ``i`` relative to its source."""
@@ -59,9 +62,7 @@ class Pairs:
 
     def read(self, i: int) -> Pair:
         """Read pair ``i``; BadImage if image or mask is damaged, UserError if they do not belong together."""
-        image = decode(self.images.read(int(self.image_rows[i])))
-        row = int(self.mask_rows[i])
-        mask = _ids(self.masks.read(row), name=self.masks.name(row), source=self.masks.source)
+        image, mask, row = decode(self.images.read(int(self.image_rows[i]))), self.read_mask(i), int(self.mask_rows[i])
         if (image.height, image.width) != mask.shape:
             raise UserError(
                 f"The mask {self.masks.name(row)!r} in {self.masks.source} has {mask.shape[1]}x{mask.shape[0]} "
@@ -69,6 +70,11 @@ class Pairs:
                 "rotation). Resize masks to the size of their images by nearest-neighbour interpolation."
             )
         return Pair(image_tensor(image), torch.from_numpy(mask))
+
+    def read_mask(self, i: int) -> npt.NDArray[np.int64]:
+        """Read the mask of pair ``i``; BadImage if it is damaged."""
+        row = int(self.mask_rows[i])
+        return _ids(self.masks.read(row), name=self.masks.name(row), source=self.masks.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,10 @@ def _ids(encoded: bytes, *, name: str, source: str) -> npt.NDArray[np.int64]:
 
 
 class _Contents(NamedTuple):
-    """Of one pair: height and width (None if image or mask is damaged), class ids, and how many pixels have each."""
+    """Of one pair: height and width (None if image or mask is damaged), class ids, and how many pixels have each.
+
+    Of a damaged image the mask may still be read.
+    """
 
     sides: tuple[int, int] | None
     ids: tuple[int, ...] = ()
@@ -140,19 +149,19 @@ class PairStatistics:
 
     Attributes:
         pairs: Those that can be read.
-        num_bad: How many cannot.
+        left_out: The others; their classes are ids that no other mask has.
         pixels: Number of pixels by class id.
         examples: Name of a mask by class id.
         smallest: Name of the smallest image, and its shorter side in pixels.
-        fingerprint: Of all pairs that were read.
+        identity: Of all pairs, those that cannot be read too.
     """
 
     pairs: Pairs
-    num_bad: int
+    left_out: LeftOut
+    identity: Identity
     pixels: dict[int, int] = field(default_factory=dict)
     examples: dict[int, str] = field(default_factory=dict)
     smallest: tuple[str, int] = ("", 0)
-    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,13 +172,17 @@ class _ContentsPlan(Plan[_Contents]):
         return len(self.pairs)
 
     def make(self, number: int) -> _Contents:
+        sides = None
         try:
-            pair = self.pairs.read(number)
-        except (BadImage, OSError):
-            return _Contents(None)
-        ids, pixels = np.unique(pair.mask.numpy(), return_counts=True)
-        height, width = pair.mask.shape
-        return _Contents((height, width), tuple(ids.tolist()), tuple(pixels.tolist()))
+            mask = self.pairs.read(number).mask.numpy()
+            sides = mask.shape[0], mask.shape[1]
+        except BadImage:
+            try:
+                mask = self.pairs.read_mask(number)
+            except BadImage:
+                return _Contents(None)
+        ids, pixels = np.unique(mask, return_counts=True)
+        return _Contents(sides, tuple(ids.tolist()), tuple(pixels.tolist()))
 
 
 def statistics(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None] | None = None) -> PairStatistics:
@@ -178,10 +191,12 @@ def statistics(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None]
     pixels: dict[int, int] = {}
     examples: dict[int, str] = {}
     smallest: tuple[str, int] | None = None
+    lost = set[int]()
     for i, contents in enumerate(prepare(_ContentsPlan(pairs), workers=workers)):
         if advance is not None:
             advance(1)
         if contents.sides is None:
+            lost.update(contents.ids)
             continue
         good.append(i)
         if smallest is None or min(contents.sides) < smallest[1]:
@@ -194,7 +209,10 @@ def statistics(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None]
             f"Of {counted(len(pairs), 'image')} in {pairs.images.source}, none could be read together with its "
             f"mask in {pairs.masks.source}. Check that the files still exist and are images."
         )
-    return PairStatistics(pairs.take(good), len(pairs) - len(good), pixels, examples, smallest, pairs.fingerprint)
+    bad = sorted(set(range(len(pairs))) - set(good))
+    classes = tuple(map(str, sorted(lost - set(pixels) - {pairs.ignore})))
+    left_out = LeftOut(len(bad), len(pairs), tuple(pairs.name(i) for i in bad[:MOST_NAMED]), classes)
+    return PairStatistics(pairs.take(good), left_out, pairs.identity, pixels, examples, smallest)
 
 
 def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from poa import distributed
 from poa.config.segmentation import Segmentation
+from poa.data.content import Identity, LeftOut
 from poa.data.images import Preprocessing
 from poa.data.sampler import keyed_random, steps_per_epoch
 from poa.evaluation.protocol import Outcome
@@ -178,12 +179,14 @@ class SegmentationTask(Task):
     name = "segmentation"
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """All that the scores depend on."""
+    def identities(self) -> Mapping[str, Identity]:
+        """Images with their masks."""
+        return {"train": self.train.identity, "test": self.test.identity}
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Classes, normalisation, and how to train and to test."""
         return {
-            "weights": self.source.weights,
-            "train": self.train.fingerprint,
-            "test": self.test.fingerprint,
             "classes": self.classes,
             "ignore": self.train.pairs.ignore,
             "mean": self.source.preprocessing.mean,
@@ -260,6 +263,11 @@ class SegmentationTask(Task):
         title = f"{' '.join(whose)}: mIoU {agreement(found.counts).miou:.1f} %"
         mask_sheet(rows, classes=self.classes, title=title, out=pictures / f"{name}.png")
 
+    def _left_out(self, part: PairStatistics) -> LeftOut:
+        """With the names of the classes."""
+        names = {str(number): name for number, name in enumerate(self.classes)}
+        return replace(part.left_out, classes=tuple(names.get(each, each) for each in part.left_out.classes))
+
     def _outcome(self, found: Evaluation, network: Segmenter, summary: EpochSummary) -> Outcome:
         """Scores of all test images together, which are no means over images."""
         measured = agreement(found.counts)
@@ -274,6 +282,6 @@ class SegmentationTask(Task):
         return Outcome(
             {"miou": measured.miou, "pixel_accuracy": measured.pixel_accuracy},
             details=details,
-            bad_images={"train": self.train.num_bad, "test": self.test.num_bad},
+            left_out={"train": self._left_out(self.train), "test": self._left_out(self.test)},
             ends=intervals(found.counts),
         )

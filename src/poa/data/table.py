@@ -1,0 +1,171 @@
+"""The table of the images of a source, in a folder of the cache that is never changed once written."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from poa.data.archives import Archive
+from poa.data.content import (
+    CONTENT,
+    Content,
+    Count,
+    are_unchanged,
+    content_of_bytes,
+    content_of_file,
+    contents,
+    short_digest,
+)
+from poa.data.sources import Entry, Kind, Listing, Source, Stamp, folder_labels, notes, read_file
+
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+"""How the files of a table that a crash or a full disk cut short fail to be read."""
+_RECORD = np.dtype(
+    [("name_end", "<i8"), ("size", "<i8"), ("offset", "<i8"), ("stored", "<i8"), ("label", "<i4"), ("deflated", "?")]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The content of one folder of the cache: one record an image, and the names one after the other."""
+
+    folder: Path
+    kind: Kind
+    path: Path
+    source: str
+    classes: tuple[str, ...]
+    num_ignored: int
+    notes: tuple[str, ...]
+    listed: str
+    records: npt.NDArray[Any]
+    names: npt.NDArray[np.uint8]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Table":
+        """Map the files of a folder."""
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        return cls(
+            folder=folder,
+            kind=meta["kind"],
+            path=Path(meta["path"]),
+            source=meta["source"],
+            classes=tuple(meta["classes"]),
+            num_ignored=meta["num_ignored"],
+            notes=tuple(meta["notes"]),
+            listed=meta["listed"],
+            records=np.asarray(np.load(folder / "records.npy", mmap_mode="r")),
+            names=np.asarray(np.load(folder / "names.npy", mmap_mode="r")),
+        )
+
+    @cached_property
+    def contents(self) -> npt.NDArray[Any]:
+        """Times and digest of each file."""
+        found = np.asarray(np.load(self.folder / "contents.npy", mmap_mode="r"))
+        if found.shape != self.records.shape or found.dtype != CONTENT:
+            raise ValueError("the digests are those of other files")
+        return found
+
+    def paths(self) -> list[str]:
+        """Of all images, where each is a file of its own; none in an archive."""
+        if self.kind not in ("folder", "list"):
+            return []
+        folder = str(self.path if self.kind == "folder" else self.path.parent)
+        return [os.path.join(folder, self.entry(row).name) for row in range(len(self.records))]  # noqa: PTH118
+
+    def entry(self, row: int) -> Entry:
+        """The file of image ``row``."""
+        end, size, offset, stored, _, deflated = self.records[row].item()
+        start = self.records[row - 1]["name_end"] if row else 0
+        name = self.names[start:end].tobytes().decode("utf-8", "surrogateescape")
+        return Entry(name, size, offset, stored, deflated)
+
+    def read(self, entry: Entry) -> bytes:
+        """Read a file."""
+        if self.kind == "folder":
+            return read_file(self.path / entry.name)
+        if self.kind == "list":
+            return read_file(self.path.parent / entry.name)
+        return self._archive.read_zipped(entry) if self.kind == "zip" else self._archive.read(entry)
+
+    @cached_property
+    def _archive(self) -> Archive:
+        return Archive(self.folder / "blob.bin" if self.kind == "digits" else self.path)
+
+
+def write_table(listing: Listing, source: Source, folder: Path, *, earlier: Iterable[Path], progress: Count) -> str:
+    """Write the table of a listing; returns a digest of what the files are and hold.
+
+    Files that are as an ``earlier`` table of the source says are not read again.
+    """
+    entries = listing.entries
+    encoded = [entry.name.encode("utf-8", "surrogateescape") for entry in entries]
+    label_names = folder_labels(entry.name for entry in entries) if listing.labels is None else listing.labels
+    classes = sorted(set(label_names) - {""})
+    number = {name: label for label, name in enumerate(classes)} | {"": -1}
+    records = np.zeros(len(entries), _RECORD)
+    records["name_end"] = np.cumsum([len(name) for name in encoded])
+    records["label"] = [number[name] for name in label_names]
+    for column in ("size", "offset", "stored", "deflated"):
+        records[column] = [getattr(entry, column) for entry in entries]
+    names = b"".join(encoded)
+    np.save(folder / "records.npy", records)
+    np.save(folder / "names.npy", np.frombuffer(names, np.uint8))
+    (folder / "blob.bin").write_bytes(listing.blob)
+    meta = {
+        "kind": source.kind,
+        "path": str(source.path),
+        "source": str(source),
+        "classes": classes,
+        "num_ignored": sum(listing.ignored.values()),
+        "notes": notes(source, listing),
+        "listed": short_digest(names, records["name_end"].tobytes(), records["size"].tobytes()),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    (folder / "stamps.json").write_text(json.dumps(listing.stamps), encoding="utf-8")
+    found = _look(Table.load(folder), _known(earlier), progress)
+    np.save(folder / "contents.npy", found)
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
+    stamps = sorted((path, *stamp) for path, stamp in listing.stamps.items())
+    return short_digest(repr(stamps).encode(), found.tobytes())
+
+
+def _look(table: Table, known: Mapping[str, tuple[int, Content]], progress: Count) -> npt.NDArray[Any]:
+    """What all files hold."""
+    if paths := table.paths():
+        return contents(lambda path: content_of_file(path, known.get(path)), paths, progress)
+    rows = range(len(table.records))
+    return contents(lambda row: content_of_bytes(lambda: table.read(table.entry(row))), rows, progress)
+
+
+def _known(earlier: Iterable[Path]) -> dict[str, tuple[int, Content]]:
+    """Size and content of files by path, from the first of earlier tables that is whole."""
+    for folder in earlier:
+        with contextlib.suppress(*_DAMAGED):
+            table = Table.load(folder)
+            sizes, found = table.records["size"].tolist(), map(Content._make, table.contents.tolist())
+            return dict(zip(table.paths(), zip(sizes, found, strict=True), strict=False))
+    return {}
+
+
+def is_valid(folder: Path) -> bool:
+    """Whether a table is whole and its source unchanged."""
+    try:
+        sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+        if any((folder / name).stat().st_size != size for name, size in sizes.items()):  # a crash may leave empty files
+            return False
+        table = Table.load(folder)
+        stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
+        if not all(Stamp.of(Path(path)) == Stamp(*stamp) for path, stamp in stamps.items()):
+            return False
+        paths = table.paths()
+        return are_unchanged(paths, table.records["size"][: len(paths)], table.contents[: len(paths)])
+    except _DAMAGED:
+        return False
