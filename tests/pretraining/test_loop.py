@@ -21,6 +21,7 @@ from PIL import Image
 
 import poa
 import tiny
+from poa.data.index import open_index
 from poa.errors import UserError
 from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, step_of
@@ -374,6 +375,15 @@ def test_other_images_are_no_way_to_go_on_but_moved_ones_are(tmp_path: Path) -> 
     images = write_images(tmp_path / "images", num_good=32)
     poa.pretrain(**image_settings(images, tmp_path / "run"))
     moved = images.rename(tmp_path / "moved")
+    run = poa.pretrain(out=tmp_path / "run", data=moved, resume=True)
+    assert run.step == 4
+    file = min(moved.iterdir())
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20] + bytes(20))
+    with pytest.raises(UserError, match=r"\(32 images\) are not those .* was trained on: some were .* written again"):
+        poa.pretrain(out=tmp_path / "run", data=moved, resume=True)
+    of_earlier_version = load_checkpoint(run.checkpoint) | {"images": open_index(str(moved)).listed}
+    save_checkpoint(run.paths.checkpoints, 4, of_earlier_version)
     assert poa.pretrain(out=tmp_path / "run", data=moved, resume=True).step == 4
     Image.new("RGB", (12, 12)).save(moved / "one-more.png")
     with pytest.raises(UserError, match=r"\(33 images\) are not those .* was trained on"):
