@@ -302,16 +302,12 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 def test_damaged_images_are_counted(tmp_path: Path) -> None:
-    data = {
-        part: CocoImages(*write_coco(tmp_path / part, num_images=4, seed=seed))
-        for seed, part in enumerate(("train", "test"))
-    }
+    data = {part: CocoImages(*write_coco(tmp_path / part, num_images=4, seed=len(part))) for part in ("train", "test")}
     for part in data:
         (tmp_path / part / "images/1.png").write_bytes(b"damaged")
-    settings = SETTINGS.changed(epochs=1)
     with pytest.raises(UserError, match=r"^1 of 4 training images could not be read, such as '1.png'\. That is 25\.0%"):
-        run(tmp_path / "out", data, settings, sizes="16x1")
-    run(tmp_path / "out", data, settings, sizes="16x1", max_bad_share=0.25)
+        run(tmp_path / "out", data, SETTINGS.changed(epochs=1), sizes="16x1")
+    run(tmp_path / "out", data, SETTINGS.changed(epochs=1), sizes="16x1", max_bad_share=0.25)
     written = json.loads((tmp_path / "out/detection/detection.json").read_text())
     assert written["bad_images"] == {"train": 1, "test": 1}
     assert written["details"]["16x1"]["test_images"] == 3
