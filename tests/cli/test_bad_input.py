@@ -132,7 +132,11 @@ REFUSED = {
     "branch": (f"{KNN} --branch teachers", '"teachers"', 'Did you mean "teacher"?'),
     "no labels": ("evaluate knn run --train images/all --test digits/test", "have no labels", "CSV list"),
     "unknown classes": ("evaluate knn run --train digits/train --test images", "classes that the training images lack"),
-    "same images": ("evaluate knn run --train digits/test --test digits/test", "445 test images (digits/test) are also among the training", "Give other images"),
+    "same images": (
+        "evaluate knn run --train digits/test --test digits/test",
+        "(digits/test) are also among the training",
+        "Give other images",
+    ),
     "k": (f"{KNN} --k 5 2000 --limit 100", "k=2000 is not possible", "here 100"),
     "k 0": (f"{KNN} --k 0", "k=0 is not possible", "from 1"),
     "size to score": (f"{KNN} --sizes 32x2 99x9", "no size '99x9'", "Did you mean"),
