@@ -80,8 +80,8 @@ REFUSED = {
     "no data": ("pretrain --out new", "--data is required: a folder of images"),
     "missing path": (f"{TRAIN} --data imags", "does not exist", "Did you mean 'images'?"),
     "empty folder": (f"{TRAIN} --data empty", "no file in", "give a folder"),
-    "text named .jpg": (f"{TRAIN} --data texts --limit none", "20 of 20 images", "not an image", "give another --data"),
-    "truncated images": (f"{TRAIN} --data truncated --limit none", "20 of 20 images", "truncated", "give another --data"),
+    "text named .jpg": (f"{TRAIN} --data texts --limit none", "20 of 20 images", "not an image", "another --data"),
+    "truncated images": (f"{TRAIN} --data truncated --limit none", "20 of 20 images", "truncated", "another --data"),
     "few images": (
         f"{TRAIN} --data one --limit none",
         "batch-size 16 is larger",
