@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -146,13 +147,15 @@ def data_parallel(module: nn.Module, *, device: torch.device, find_unused: bool 
     """
     if not is_launched():
         return module
-    # buffers (centres, queues) are filled with what all processes have gathered, hence equal without being sent round
-    return DistributedDataParallel(
-        module,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        find_unused_parameters=find_unused,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of broadcast_buffers, whose substitute torch does not have yet
+        # buffers (centres, queues) hold what all processes have gathered, hence are equal without being sent round
+        return DistributedDataParallel(
+            module,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=find_unused,
+        )
 
 
 def group_on_this_machine(num_processes: int, folder: Path) -> list[dict[str, str]]:

@@ -239,6 +239,7 @@ def test_two_devices_start_two_processes_and_stop_on_request(
     assert (at / "run/command.txt").read_text() == "poa pretrain 'as typed'\n"
     errors = capfd.readouterr().err
     assert errors.count(f"stopped and saved at step {last} of 40") == 1, errors
+    assert "FutureWarning" not in errors
     assert poa("pretrain", "--out", "run", "--resume", "--devices", "1") == 0
     assert steps(at / "run") == list(range(1, 41))
 
