@@ -56,6 +56,8 @@ PRETRAININGS: dict[str, tuple[dict[str, Any], int]] = {
     "timm's average": ({"state_dict": OTHERS, "state_dict_ema": WEIGHTS}, 0),
     "sharded": ({"model": {name.replace(".0.", ".0._fsdp_wrapped_module."): x for name, x in WEIGHTS.items()}}, 0),
     "own prefix": (below("my_network."), 0),
+    "own prefix beside others": (below("my.network.") | {"my.other.weight": ONE}, 1),
+    "own container": ({"network": WEIGHTS, "epoch": 3, "optimizer": {"state": {}}}, 0),
 }
 
 
@@ -80,6 +82,10 @@ def test_mask_tokens_are_those_of_the_encoder() -> None:
 def test_blocks_that_are_not_numbered_through_stay_as_they_are() -> None:
     relative = {"blocks.0.0.norm1.weight": ONE, "blocks.1.0.norm1.weight": ONE, "norm.weight": ONE}
     assert unwrapped(relative)[0].keys() == relative.keys()
+
+
+def test_a_network_without_prefix_keeps_its_names() -> None:
+    assert unwrapped(WEIGHTS | {"encoder.weight": ONE})[0].keys() == {*WEIGHTS, "encoder.weight"}
 
 
 def test_names_that_fit_are_left_alone(tmp_path: Path) -> None:

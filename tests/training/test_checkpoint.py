@@ -16,7 +16,15 @@ import pytest
 import torch
 
 from poa.errors import UserError
-from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, saver, step_of
+from poa.training.checkpoint import (
+    checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    restoring,
+    save_checkpoint,
+    saver,
+    step_of,
+)
 from poa.training.health import NonFinite
 
 CPU = torch.device("cpu")
@@ -65,6 +73,20 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000001.pt"]
     with pytest.raises(NonFinite, match=r"is written\. Try a lower --lr\.$"):
         saver(tmp_path, settings={}, every=1, last=9)(2, {"moment": torch.tensor(torch.nan)})
+
+
+def test_checkpoints_of_other_programs(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"object": Path("a")})  # with the right checksum
+    with pytest.raises(UserError, match=r"step-00000001\.pt cannot be read \(UnpicklingError: .*No intact earlier one"):
+        load_checkpoint(path)
+    for error in (KeyError("method"), RuntimeError("Error(s) in loading state_dict\n..."), ValueError("groups")):
+        with (
+            pytest.raises(UserError, match=r"a\.pt is not one of this training \(\w+: .*\)\. Restore"),
+            restoring(Path("a.pt"), {}),
+        ):
+            raise error
+    with pytest.raises(UserError, match=r"a\.pt holds values that are not finite \(method\.a\), .*Delete it to resume"):
+        restoring(Path("a.pt"), {"method": {"a": torch.tensor(torch.inf)}}).__enter__()
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def _source(name: str, folder: Path, *, is_trained: bool) -> tuple[str, dict[str
     if not is_trained and is_timm:
         return name, None, f"untrained {name}, seed 0"
     if not is_trained and (folder / "config.json").is_file():
-        model_in(folder, flag="Branch untrained of")
+        model_in(folder, flag="The network of")
         return f"local-dir:{folder}", None, f"untrained {folder.resolve().name}, seed 0"
     try:
         state = dict(weights.read(name).weights)

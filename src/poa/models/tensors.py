@@ -29,7 +29,7 @@ _DEEPEST = 8
 """Containers in one another, at most."""
 _PREFIXES = (
     *("module.", "teacher.", "student.", "teacher_backbone.", "student_backbone.", "base_encoder.", "encoder_q."),
-    *("online_encoder.", "target_encoder.", "backbone.", "encoder.", "model.", "vit.", "net."),
+    *("online_encoder.", "online_network.", "target_encoder.", "backbone.", "encoder.", "model.", "vit.", "net."),
     *("momentum_encoder.", "encoder_k.", "momentum_backbone.", "backbone_momentum."),
 )
 """What names of tensors may begin with, the better ones first; what begins otherwise is then no part of the network."""
@@ -42,6 +42,8 @@ TABLES = ("relative_position_index", "attn_mask", ".periods", ".bias_mask")
 """Endings of the names of tables that a network computes by itself."""
 NAMED = 3
 """Tensors named in an error."""
+_ANCHOR = "patch_embed.proj.weight"
+"""The name that shows where a vision transformer's names begin."""
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What compiling, sharding and checkpointing put into names."""
 _DECODER = re.compile(r"decoder[._]")
@@ -127,11 +129,10 @@ def _unpickled(file: Path) -> Any:
 def unwrapped(content: Mapping[Any, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The network's tensors, without containers and what their names begin with, and the names of all others."""
     for _ in range(_DEEPEST):
-        inner = (content.get(key) for key in _CONTAINERS)
-        found = next((each for each in inner if isinstance(each, Mapping) and each), None)
-        if found is None:
+        inner = _inner(content)
+        if inner is None:
             break
-        content = found
+        content = inner
     weights = {_WRAPPERS.sub("", name): value for name, value in _named_tensors(content).items()}
     aside: list[str] = []
     while prefix := _prefix(weights):
@@ -151,13 +152,28 @@ def _named_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
+def _inner(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """The container of the weights: one with a known name, or the only one with tensors where there are no others."""
+    known = (content.get(key) for key in _CONTAINERS)
+    found = next((each for each in known if isinstance(each, Mapping) and each), None)
+    if found is not None or _named_tensors(content):
+        return found
+    others = [each for each in content.values() if isinstance(each, Mapping) and _named_tensors(each)]
+    return others[0] if len(others) == 1 else None
+
+
 def _prefix(weights: Mapping[str, Tensor]) -> str | None:
-    """What the names of the network's tensors begin with: something known, or what all of them share."""
+    """What the names of the network's tensors begin with: something known, or what leads to the only patch embedding."""
+    if _ANCHOR in weights:
+        return None
     known = next((each for each in _PREFIXES if any(name.startswith(each) for name in weights)), None)
-    if known is not None or len(weights) < 2:
+    if known is not None:
         return known
-    shared, *others = {name.partition(".")[0] for name in weights}
-    return None if others or shared in weights else f"{shared}."
+    starts = {name.removesuffix(_ANCHOR) for name in weights if name.endswith(f".{_ANCHOR}")}
+    if len(starts) == 1:
+        return starts.pop()
+    first = {name.partition(".")[0] for name in weights}
+    return f"{first.pop()}." if len(first) == 1 and len(weights) > 1 else None
 
 
 def _without_chunks(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from poa.pretraining.logger import Logger
 from poa.pretraining.resume import changed_processes, identity
 from poa.pretraining.step import train_step
 from poa.text import plain_console, shell_word, tell
-from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, save_checkpoint
+from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, restoring, save_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
 from poa.training.progress import Bars
@@ -144,14 +144,15 @@ def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths, cons
     assert newest is not None
     state = load_checkpoint(newest)
     check_settings(state, learned(config), newest)
-    if state["images"] not in (index.fingerprint, index.listed):
+    if state.get("images") not in (index.fingerprint, index.listed):
         raise UserError(
             f"The images in {config.data} ({counted(len(index), 'image')}) are not those that {paths.folder} was "
             "trained on: some were added, removed or written again. Restore them, or start a new run in another --out."
         )
-    parts.method.load_state_dict(state["method"])
-    parts.optimizer.load_state_dict(state["optimizer"])
-    parts.scaler.load_state_dict(state["scaler"])
+    with restoring(newest, state):
+        parts.method.load_state_dict(state["method"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.scaler.load_state_dict(state["scaler"])
     if note := changed_processes(state, config):
         tell(console, f"Note: {note}", soft_wrap=not console.is_terminal)
     return int(state["step"])

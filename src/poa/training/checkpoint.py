@@ -10,15 +10,16 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
-from poa.errors import UserError
+from poa.errors import UserError, first_line
 from poa.files import whole_file
-from poa.training.health import NonFinite, check_state
+from poa.training.health import NonFinite, check_state, not_finite
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 _CHUNK_BYTES = 1 << 20
@@ -73,7 +74,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     damage = _damage(path)
     if damage:
         raise UserError(f"Checkpoint {path} is damaged: {damage}. {_advice(path)}")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever torch stumbles over in a file that another program has written
+        raise UserError(f"Checkpoint {path} cannot be read ({first_line(error)}). {_advice(path)}") from None
     return state
 
 
@@ -89,6 +93,25 @@ def digest_of(path: Path) -> str:
     if not tail.startswith(_TAIL):
         raise UserError(f"Checkpoint {path} is damaged: its end is missing. {_advice(path)}")
     return tail[len(_TAIL) :].decode()[:16]
+
+
+@contextmanager
+def restoring(path: Path, state: Mapping[str, Any]) -> Iterator[None]:
+    """Say in a sentence that a checkpoint does not hold the training that is to continue from it."""
+    if bad := not_finite(state):
+        raise UserError(
+            f"Checkpoint {path} holds values that are not finite ({bad[0]}), so that the training cannot continue. "
+            "Delete it to resume from the one before it, or start again with a lower --lr."
+        )
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"Checkpoint {path} is not one of this training ({first_line(error)}). Restore the right file, or delete "
+            "this one to resume from the one before it."
+        ) from None
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -113,7 +136,7 @@ def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[
     if path is None:
         return None
     state = load_checkpoint(path)
-    before = state["settings"]
+    before = state.get("settings", {})
     differing = [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
     if differing:
         listed = ", ".join(f"{key} ({before.get(key)} before, {settings.get(key)} now)" for key in differing)

@@ -56,9 +56,13 @@ def check_state(state: Mapping[str, Any]) -> None:
     Raises:
         NonFinite: At least one is not; names the first few.
     """
-    bad = [name for name, value in _tensors("", state) if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
+    if bad := not_finite(state):
         raise NonFinite(f"Not finite after the last step: {_some(bad)}; no checkpoint of it is written.")
+
+
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """Dotted names of tensors with values that are infinite or not a number."""
+    return [name for name, value in _tensors("", state) if value.is_floating_point() and not value.isfinite().all()]
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
