@@ -163,7 +163,7 @@ def _inner(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
 
 
 def _prefix(weights: Mapping[str, Tensor]) -> str | None:
-    """What the names of the network's tensors begin with: something known, or what leads to the only patch embedding."""
+    """What names of the network's tensors begin with: something known, or what leads to its one patch embedding."""
     if _ANCHOR in weights:
         return None
     known = next((each for each in _PREFIXES if any(name.startswith(each) for name in weights)), None)
