@@ -13,6 +13,7 @@ from poa.models import hub, registry
 from poa.models import run as runs
 from poa.models.folder import made_for, model_in
 from poa.models.tensors import ENDINGS, check_types, read_file, unwrapped
+from poa.text import shell_word
 
 OFFLINE_KINDS = (
     "a folder that timm loads (config.json and model.safetensors or pytorch_model.bin), the folder of a run, "
@@ -97,7 +98,7 @@ def _of_folder(name: str, folder: Path) -> TrainedWeights:
         name,
         found,
         aside,
-        remedy=f"Train the network of these weights: --model {name}.",
+        remedy=f"Train the network of these weights: --model {shell_word(name)}.",
         model=model,
         normalisation=made_for(model)[-2:],
     )

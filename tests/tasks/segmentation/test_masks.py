@@ -163,6 +163,8 @@ def test_names(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("sky\n  wall of stone \nroad\n\n")
     assert read_names(file) == ("sky", "wall of stone", "road")
+    file.write_text("a\x0bb\nc")
+    assert read_names(file) == ("a\x0bb", "c")
     for text, words in (("a\n\nb", "an empty line"), ("a\nb\na", "the name 'a' twice"), ("\n", "no names")):
         file.write_text(text)
         with pytest.raises(UserError, match=words):

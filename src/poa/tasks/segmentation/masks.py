@@ -262,7 +262,8 @@ def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[
 def read_names(file: Path) -> tuple[str, ...]:
     """Names of classes from a text file, one a line, in the order of their ids."""
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+        text = file.read_text(encoding="utf-8-sig").rstrip()
+        names = [line.strip() for line in text.split("\n")] if text else []
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"The class names in {file} cannot be read ({error}). Give a text file with one name per line."
