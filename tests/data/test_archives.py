@@ -5,10 +5,11 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from data.image_files import listing, names, refused, tarred, touch, zipped
+from data.image_files import listing, names, pack, refused, tarred, touch, zipped
 from poa.data.archives import Archive
 from poa.data.images import BadImage
 from poa.data.sources import SPECIAL
@@ -163,13 +164,27 @@ def test_impossible_sizes_in_a_zip_are_refused(tmp_path: Path, numbers: dict[int
     assert "s.zip is damaged or not a zip file: " in refused(zip_saying(tmp_path / "s.zip", numbers, extra=extra))
 
 
+def test_parts_are_those_of_the_whole(tmp_path: Path) -> None:
+    """Of a tar, a stored and a deflated entry; the last is inflated in pieces."""
+    encoded = np.random.default_rng(0).integers(0, 4, 300_000, dtype=np.uint8).tobytes()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.jpg").write_bytes(encoded)
+    for name in ("s.tar", "stored.zip", "deflated.zip"):
+        path = pack(tmp_path / "set", tmp_path / name)
+        (entry,) = listing(path).entries
+        read = Archive(path).parts(entry, zipped=name != "s.tar")
+        for start, length in ((0, 10), (10, 70_000), (200_000, 5), (299_990, 10)):
+            assert read(start, length) == encoded[start : start + length]
+    with pytest.raises(BadImage, match="shorter than stated"):
+        read(300_000, 1)
+
+
 @pytest.mark.parametrize("long", [2**40, 2**63, 2**64 - 1])
-def test_an_entry_without_ending_may_say_anything(tmp_path: Path, long: int) -> None:
-    """For it is no image unless it can be read."""
+def test_impossible_sizes_of_an_entry_without_ending_are_refused(tmp_path: Path, long: int) -> None:
     numbers = dict.fromkeys((SIZE, STORED, OFFSET), 0xFFFFFFFF)
     path = zip_saying(tmp_path / "s.zip", numbers, extra=struct.pack("<HHQQQ", 1, 24, long, long, long))
     path.write_bytes(path.read_bytes().replace(b"a.jpg", b"a_jpg"))
-    assert "only other files: without ending (1)" in refused(path)
+    assert "s.zip is damaged or not a zip file: " in refused(path)
 
 
 def test_a_method_that_is_not_deflate_cannot_enlarge(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import weakref
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -35,8 +35,9 @@ from poa.errors import UserError, nearest
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _MAX_HEADER = 1 << 20
 """Bytes of an entry's header in a tar, with its long name and further fields."""
-_MAX_RATIO = 1032
-"""Bytes that deflate makes of one, at most."""
+_PIECE = 1 << 16
+_MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+"""Bytes that become of one, at most."""
 _HEADER = struct.Struct("<4s22xHH")  # of an entry in a zip: signature, ..., lengths of its name and its extra field
 
 
@@ -62,24 +63,35 @@ class Archive:
             raise BadImage(f"damaged in {self.path}: not of the stated {entry.size:,} bytes")
         return encoded
 
-    def start(self, entry: Entry, *, kind: str) -> bytes:
-        """The first bytes of an entry of a ``zip`` or a ``tar``; nothing if it is damaged."""
+    def parts(self, entry: Entry, *, zipped: bool) -> Callable[[int, int], bytes]:
+        """What reads ``(offset, length)`` of an entry, one part after the other; no more is kept in memory."""
+        check_bytes(entry.size)
+        place = self._place(entry) if zipped else entry.offset
+        if not entry.deflated:
+            return lambda offset, length: self._read(length, place + offset)
+        pieces = range(place, place + entry.stored, _PIECE)
+        return _Inflated(self._read(min(_PIECE, pieces.stop - piece), piece) for piece in pieces).read
+
+    def start(self, entry: Entry, *, zipped: bool) -> bytes:
+        """The first bytes of an entry; nothing if it is damaged."""
         try:
-            if kind == "zip":
-                return self._inflated(entry, stored=min(entry.stored, 1024), most=16)
-            return self._read(min(entry.size, 16), entry.offset)
-        except (BadImage, OSError, OverflowError):
+            return self.parts(entry, zipped=zipped)(0, min(entry.size, 16))
+        except (BadImage, OSError):
             return b""
 
     def _inflated(self, entry: Entry, *, stored: int, most: int) -> bytes:
-        signature, name_length, extra_length = _HEADER.unpack(self._read(_HEADER.size, entry.offset))
-        if signature != b"PK\x03\x04":
-            raise BadImage(f"{self.path} is damaged, or has changed since it was indexed")
-        content = self._read(stored, entry.offset + _HEADER.size + name_length + extra_length)
+        content = self._read(stored, self._place(entry))
         try:  # more than stated is never inflated
             return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, most) if entry.deflated else content[:most]
         except zlib.error as error:
             raise BadImage(f"damaged in {self.path}: {error}") from error
+
+    def _place(self, entry: Entry) -> int:
+        """Where the content of an entry of a zip begins."""
+        signature, name_length, extra_length = _HEADER.unpack(self._read(_HEADER.size, entry.offset))
+        if signature != b"PK\x03\x04":
+            raise BadImage(f"{self.path} is damaged, or has changed since it was indexed")
+        return entry.offset + _HEADER.size + int(name_length) + int(extra_length)
 
     def _read(self, size: int, offset: int) -> bytes:
         if sys.platform == "win32":  # which has no positioned reads
@@ -93,13 +105,42 @@ class Archive:
         return data
 
 
+class _Inflated:
+    """A deflated file in pieces, read onwards."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._offset = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read a part that lies behind those read before."""
+        assert offset >= self._offset
+        for _ in self._next(offset - self._offset):
+            pass
+        return b"".join(self._next(length))
+
+    def _next(self, length: int) -> Iterator[bytes]:
+        while length > 0:
+            piece = self._inflate.unconsumed_tail or next(self._pieces, b"")
+            try:
+                part = self._inflate.decompress(piece, min(length, _PIECE))
+            except zlib.error as error:
+                raise BadImage(f"damaged in its archive: {error}") from error
+            if not part and (self._inflate.eof or not piece):
+                raise BadImage("damaged in its archive: shorter than stated")
+            length -= len(part)
+            self._offset += len(part)
+            yield part
+
+
 def list_zip(source: Source, progress: Progress) -> Listing:
     """List the images in a zip, sorted by name."""
     stamp = Stamp.of(source.path)
     with source.path.open("rb") as file, _refusing_damage(source):
         infos = [info for info in zipfile.ZipFile(file).infolist() if not info.is_dir()]
         images = [info for info in infos if ending_of(info.filename) in IMAGE_ENDINGS]
-        _check_places(images, length=stamp.size)
+        _check_places(images + [info for info in infos if not ending_of(info.filename)], length=stamp.size)
     odd = next((info for info in images if info.flag_bits & 1 or info.compress_type not in (0, 8)), None)
     if odd is not None:
         reason = "encrypted" if odd.flag_bits & 1 else f"compressed by method {odd.compress_type}, not by deflate"
@@ -146,7 +187,7 @@ def _check_places(images: list[zipfile.ZipInfo], *, length: int) -> None:
     """See that each image lies inside the archive and in no other, and can have the size that is stated."""
     ends = {}
     for info in images:
-        most = info.compress_size * (_MAX_RATIO if info.compress_type else 1)
+        most = info.compress_size * _MAX_RATIO.get(info.compress_type, info.file_size)
         ends[info.header_offset] = info.header_offset + _HEADER.size + info.compress_size
         if info.header_offset < 0 or ends[info.header_offset] > length or info.file_size > most:
             raise zipfile.BadZipFile(f"the size or place of {info.filename!r} is impossible")
@@ -200,7 +241,7 @@ def _listing(source: Source, members: dict[str, Entry | None], *, stamp: Stamp) 
         if entry is None:
             ignored[SPECIAL] += 1
             continue
-        why = left_out(name, partial(archive.start, entry, kind=source.kind))
+        why = left_out(name, partial(archive.start, entry, zipped=source.kind == "zip"))
         if why is None:
             entries.append(entry._replace(name=name))
         else:

@@ -155,13 +155,12 @@ def content_of_file(path: str, known: tuple[int, Content] | None) -> Content:
         return Content(*times, UNREADABLE)
 
 
-def content_of_bytes(read: Callable[[], bytes]) -> Content:
+def content_of_entry(size: int, parts: Callable[[], Callable[[int, int], bytes]]) -> Content:
     """Look at a file in an archive, which cannot change without the archive."""
     try:
-        encoded = read()
+        return Content(0, 0, content_digest(size, parts()))
     except (BadImage, OSError):
         return Content(0, 0, UNREADABLE)
-    return Content(0, 0, content_digest(len(encoded), lambda offset, length: encoded[offset : offset + length]))
 
 
 def are_unchanged(paths: Iterable[str], sizes: npt.NDArray[np.int64], before: npt.NDArray[Any]) -> bool:

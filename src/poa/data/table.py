@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from poa.data.content import (
     Content,
     Count,
     are_unchanged,
-    content_of_bytes,
+    content_of_entry,
     content_of_file,
     contents,
     short_digest,
@@ -94,6 +94,10 @@ class Table:
             return read_file(self.path.parent / entry.name)
         return self._archive.read_zipped(entry) if self.kind == "zip" else self._archive.read(entry)
 
+    def parts(self, row: int) -> Callable[[int, int], bytes]:
+        """What reads ``(offset, length)`` of the file of image ``row`` in an archive, one part after the other."""
+        return self._archive.parts(self.entry(row), zipped=self.kind == "zip")
+
     @cached_property
     def _archive(self) -> Archive:
         return Archive(self.folder / "blob.bin" if self.kind == "digits" else self.path)
@@ -142,7 +146,7 @@ def _look(table: Table, known: Mapping[str, tuple[int, Content]], progress: Coun
     if paths := table.paths():
         return contents(lambda path: content_of_file(path, known.get(path)), paths, progress)
     rows = range(len(table.records))
-    return contents(lambda row: content_of_bytes(lambda: table.read(table.entry(row))), rows, progress)
+    return contents(lambda row: content_of_entry(table.entry(row).size, partial(table.parts, row)), rows, progress)
 
 
 def _known(earlier: Iterable[Path]) -> dict[str, tuple[int, Content]]:
