@@ -65,7 +65,7 @@ def model(**over: Any) -> Any:
 
 
 def test_what_timm_knows_of_the_images() -> None:
-    assert made_for(model()) == (16, 0.9, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert made_for(model(), name="a") == (16, 0.9, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     for wrong in (
         {"input_size": None},
         {"input_size": (3, 0, 0)},
@@ -76,8 +76,8 @@ def test_what_timm_knows_of_the_images() -> None:
         {"crop_pct": 0},
         {"classifier": 5},
     ):
-        with pytest.raises(UserError, match=r"^its pretrained_cfg "):
-            made_for(model(**wrong))
+        with pytest.raises(UserError, match=r"^a: its pretrained_cfg "):
+            made_for(model(**wrong), name="a")
 
 
 def test_networks_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{path} is not a file. Give a YAML file of settings as --config.")
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path} is larger than settings are ({MOST_BYTES:,} bytes). Give another --config.")

@@ -23,6 +23,9 @@ MOST_PIXELS = 2048
 """Side of the images that a network is made for."""
 
 
+_CORRECT = "Correct it in config.json, or choose another network."
+
+
 class Made(NamedTuple):
     """What timm knows about the images that a network is made for: side in pixels, share of the crop, channels."""
 
@@ -43,7 +46,6 @@ def model_in(folder: Path, *, flag: str) -> tuple[nn.Module, str, Mapping[str, A
         check_arguments(arguments)
         with torch.device("meta"):
             model = timm.create_model(f"local-dir:{folder}", num_classes=0)
-        made_for(model)
         check_memory(model)
         return model, architecture, arguments
     except Exception as error:  # timm raises all kinds for arguments that it does not expect
@@ -65,7 +67,7 @@ def check_arguments(arguments: Mapping[str, Any], *, within: str = "") -> None:
                 raise UserError(f"its {full} of {each:.6g} is no number up to {most}")
 
 
-def made_for(model: Any) -> Made:
+def made_for(model: Any, *, name: str) -> Made:
     """What timm knows about the images of a model; a ``UserError`` where that makes no sense."""
     known = model.pretrained_cfg
     try:
@@ -73,7 +75,9 @@ def made_for(model: Any) -> Made:
         mean, std = (_rgb(known[name]) for name in ("mean", "std"))
         share = None if crop is None else float(crop)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"its pretrained_cfg has no input_size, mean and std of images: {first_line(error)}") from None
+        raise UserError(
+            f"{name}: its pretrained_cfg has no input_size, mean and std of images: {first_line(error)}"
+        ) from None
     classifier = known.get("classifier") or ()
     right = (
         isinstance(classifier, str | list | tuple)
@@ -85,8 +89,8 @@ def made_for(model: Any) -> Made:
     )
     if not right:
         raise UserError(
-            f"its pretrained_cfg cannot be used: input_size {side}, crop_pct {share}, mean {mean}, std {std}, "
-            f"classifier {classifier!r}"
+            f"{name}: its pretrained_cfg cannot be used: input_size {side}, crop_pct {share}, mean {mean}, std {std}, "
+            f"classifier {classifier!r}. {_CORRECT}"
         )
     return Made(side, share, mean, std)
 

@@ -109,7 +109,7 @@ def model_source(
     label = folder.resolve().name if folder.is_dir() else name.rpartition("/")[2]
     create = partial(_create, name, timm_name, image_size=image_size)
     model = create(state, num_classes=0).requires_grad_(False)
-    made = made_for(model)
+    made = made_for(model, name=name)
     side = image_size or made.side
     network = _PlainNetwork(model).eval()
     remedy = "Choose another network."
@@ -286,7 +286,6 @@ def _create(
         if image_size is not None and _built(timm_name).pretrained_cfg.get("fixed_input_size"):
             given["img_size"] = image_size
         model = _fresh(timm_name, drop_path, **given, **trained)
-        made_for(model)
     except ConnectionError as error:
         raise UserError(
             f"{name}: its settings cannot be downloaded ({error}). Without internet access give {KINDS}."

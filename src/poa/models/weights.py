@@ -100,7 +100,7 @@ def _of_folder(name: str, folder: Path) -> TrainedWeights:
         aside,
         remedy=f"Train the network of these weights: --model {shell_word(name)}.",
         model=model,
-        normalisation=made_for(model)[-2:],
+        normalisation=made_for(model, name=f"--init {name}")[-2:],
     )
 
 
@@ -124,7 +124,7 @@ def _of_timm(name: str) -> TrainedWeights:
         (),
         remedy=f"Train the network of these weights: --model {flag}.",
         model=model,
-        normalisation=made_for(model)[-2:],
+        normalisation=made_for(model, name=f"--init {name}")[-2:],
     )
 
 
