@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from poa.evaluation import evaluate
 from poa.evaluation.results import results_file
 from poa.models.run import Run
 from poa.models.source import model_source
+from poa.training.checkpoint import load_checkpoint, save_checkpoint
 
 TEST = ("--test", "digits/test")
 IMAGES = ("--train", "digits/train", *TEST, "--limit", "60")
@@ -224,6 +226,21 @@ def test_scores_of_before_intervals_are_kept(run: Path, capsys: pytest.CaptureFi
     assert "±: half" in out
     assert "±" not in " ".join(cells(out, "32x2"))
     assert json.loads(file.read_text())["scores"]["32x2"] == kept["scores"]["32x2"]
+
+
+def test_scores_of_another_run_are_not_handed_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("evaluate", "knn", run, *IMAGES, "--k", "20", "--sizes", "32x2")
+    assert poa(*words) == 0
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    state = load_checkpoint(checkpoint)
+    name = next(name for name in state["method"] if name.endswith("norm.weight"))
+    state["method"][name] *= 2  # as another seed would give, after as many steps
+    save_checkpoint(checkpoint.parent, state["step"], state)
+    capsys.readouterr()
+    assert poa(*words) == 2
+    step = rf"teacher at step {state['step']}, sha256 \w{{16}}"
+    assert re.search(rf"weights \({step} before, {step} now\)\. .*--name", capsys.readouterr().err)
+    assert evaluate.headline(evaluate.rows(library.load(run))) == ["other weights top1@20", "other weights top5@20"]
 
 
 def test_the_library_scores_too(made: Path, run: Path) -> None:

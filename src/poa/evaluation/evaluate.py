@@ -78,7 +78,8 @@ def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
 def rows(run: Run) -> list[SizeRow]:
     """All sizes with their costs and all scores so far.
 
-    Scores carry the name of their evaluation, unless it is ``knn``, and those of an earlier checkpoint its step.
+    Scores carry the name of their evaluation, unless it is ``knn``, those of an earlier checkpoint its step,
+    and those of another run or of a run that was trained again that they are of other weights.
     """
     known: dict[str, dict[str, float]] = {}
     files = [(path, protocol) for protocol in SHOWN for path in run.paths.scores.glob(f"*/{protocol}.json")]
@@ -89,8 +90,10 @@ def rows(run: Run) -> list[SizeRow]:
         teacher, _, step = weights.partition(" at step ")
         marks = [] if evaluation == Knn.name else [evaluation]
         marks += [] if protocol == Knn.name or evaluation.startswith(protocol) else [protocol]
-        if teacher == "teacher" and (step != str(run.step) or digest not in ("", digest_of(run.checkpoint))):
-            marks.append(f"step {step}" if step != str(run.step) else "other weights")
+        if teacher == "teacher" and step != str(run.step):
+            marks.append(f"step {step}")
+        elif teacher == "teacher" and digest and digest != digest_of(run.checkpoint):
+            marks.append("other weights")
         prefix = "".join(f"{mark} " for mark in marks)
         for size, values in results.scores.items():
             known.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in values.items()})

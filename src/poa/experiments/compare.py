@@ -15,7 +15,7 @@ from rich.table import Table
 from scipy.stats import t as student_t
 
 from poa.config.pretraining import Config
-from poa.data.index import open_index
+from poa.data.index import matched_labels, open_index
 from poa.data.sources import check_out
 from poa.elastic.space import Size
 from poa.errors import UserError
@@ -23,7 +23,7 @@ from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
 from poa.evaluation.protocol import LEVEL, Protocol
-from poa.evaluation.sweep import SweepOptions
+from poa.evaluation.sweep import SweepOptions, overlap_of
 from poa.experiments.plan import Approach, Plan, Training, plan
 from poa.files import whole_file
 from poa.models.registry import family_of
@@ -121,8 +121,9 @@ def compare(
     if len(chosen) < 2:
         raise UserError(f"--sizes names only the intact network. Add smaller sizes, such as {space.sizes[0]}.")
     check_out(Path(config.out), config.data, train_on, test_on)
-    for labelled in (train_on, test_on):  # before hours are spent
-        open_index(labelled).require_labels()
+    labelled = open_index(train_on, limit=limit), open_index(test_on)  # before hours are spent
+    matched_labels(*labelled)
+    overlap_of({"train": labelled[0].identity, "test": labelled[1].identity})
     made = plan(config, sizes=chosen, seeds=seeds, num_images=len(open_index(config.data, limit=config.limit)))
     _train(made, console)
     results = _results(made, chosen, train_on, test_on, limit=limit, workers=workers, console=console)

@@ -35,12 +35,10 @@ class Extracted:
     Attributes:
         features: One row an image for each network, float32, mapped from disk.
         indices: Which images of the index the rows are.
-        num_bad: How many images were left out.
     """
 
     features: Mapping[str, Float[Tensor, "images _"]]
     indices: Int[Tensor, " images"]
-    num_bad: int
 
 
 def read_batches(
@@ -159,7 +157,7 @@ class _Store:
             for name in (*self._networks, _INDICES)
         }
         indices = rows.pop(_INDICES)
-        return Extracted(rows, indices, num_bad=self._num_images - self.num_rows)
+        return Extracted(rows, indices)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
