@@ -231,6 +231,22 @@ REFUSED |= {
 }
 
 
+AMONG = ("images/all, so pictures written there would be taken for images", "Choose another --out")
+REFUSED |= {
+    f"{words} among images": (f"{words} --out images/all/new", *AMONG)
+    for words in (
+        "evaluate knn run --train digits/train --test images/all",
+        "evaluate quality run --data images/all",
+        "evaluate robustness run --train images/all --test digits/test",
+        "evaluate finetune run --train images/all --test digits/test",
+        "evaluate segmentation run --train one --train-masks images/all --test one --test-masks one",
+        "evaluate detection run --train-images one --train-annotations a --test-images images/all --test-annotations a",
+        "pictures run --images images/all",
+        "compare --config tiny.yaml --sizes 32x2 --train images/all --test digits/test",
+    )
+}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that the wrong commands name."""

@@ -218,3 +218,13 @@ def test_five_thousand_files(tmp_path: Path) -> None:
     assert len(index) == 5000
     assert all(index.read(i).decode() == Path(index.name(i)).stem for i in range(0, 5000, 7))
     assert index.fingerprint == open_index(str(tmp_path / "set")).fingerprint
+
+
+def test_what_is_left_out_is_told_once(
+    tmp_path: Path, files: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "set" / "notes.md").write_text("mine")
+    for _ in range(2):
+        open_index(str(tmp_path / "set"))
+    told = f"Note: {tmp_path / 'set'}: taken as images are .png (20); other files are left out: .md (1)."
+    assert caplog.messages == [told]
