@@ -1,0 +1,45 @@
+"""What is scored while training: which images, seen how, and which sizes."""
+
+import torch
+
+import tiny
+from poa.data.augment import normalise
+from poa.data.index import open_index
+from poa.pretraining.build import Parts, assemble
+from poa.pretraining.monitor import Monitor, take_sample
+
+CPU = torch.device("cpu")
+VIEWS = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+
+
+def parts_of(**over: object) -> tuple[Parts, Monitor]:
+    config = tiny.config(limit=16, views=VIEWS, **over)
+    parts = assemble(config, open_index(config.data, limit=config.limit), device=CPU)
+    return parts, Monitor(config, parts)
+
+
+def test_as_many_images_as_set_as_scoring_sees_them() -> None:
+    config = tiny.config(monitor={"num_images": 20}, evaluation={"resize": 24})
+    sample = take_sample("digits/test", config, labelled=True)
+    assert sample.images.shape == (20, 3, 16, 16)
+    assert sample.labels is not None
+    assert sorted(sample.labels.tolist()) == sorted([*range(10)] * 2)
+    whole = take_sample("digits/test", tiny.config(monitor={"num_images": 20}), labelled=False)
+    assert whole.labels is None
+    assert not torch.equal(sample.images, whole.images)  # a centre of 24 pixels, and the whole image
+
+
+def test_features_are_those_of_the_exported_network_on_images_normalised_as_set() -> None:
+    parts, monitor = parts_of(monitor={"num_images": 16})
+    size = parts.family.space.intact
+    images = normalise(monitor._sample.images, mean=VIEWS["mean"], std=VIEWS["std"])
+    with torch.inference_mode():
+        expected = parts.method.exported.backbone.eval()(images).cls
+    torch.testing.assert_close(monitor._features(size), expected)
+
+
+def test_labelled_images_are_classified_by_three_sizes() -> None:
+    _, monitor = parts_of(monitor={"num_images": 40, "data": "digits/test"})
+    assert len(monitor._sample.images) == 40
+    scores, _ = monitor.score(1, {"intact/global": 1.0, "elastic/global": 1.0})
+    assert sorted(name for name in scores if name.startswith("knn")) == ["knn/32x2", "knn/48x3", "knn/64x3"]
