@@ -301,6 +301,56 @@ def test_gradients_are_clipped_and_steps_repeatable() -> None:
     assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
+OTHER: dict[str, Any] = {
+    "head": "faster-rcnn",
+    "channels": 16,
+    "hidden": 8,
+    "box_head": "convolutions",
+    "anchor_cells": 2.0,
+    "regions": 4,
+    "lr": 1e-4,
+    "layer_decay": 0.5,
+    "warmup_share": 0.5,
+    "weight_decay": 0.9,
+    "clip": 1e-3,
+    "frozen": True,
+    "sides": (64,),
+    "longest": 48,
+    "seed": 1,
+}
+ELSEWHERE = {
+    **dict.fromkeys(("batch_size", "flip", "epochs"), "which images: test_evaluate"),
+    **dict.fromkeys(("test_side", "min_score", "most"), "of detections: the plan"),
+    **dict.fromkeys(("warmup_lr", "min_lr", "milestones"), "test_schedules"),
+    "batch_norm": "of networks that have it: test_frozen_parts_stay",
+    "box_loss": "of cascades: test_cascade_by_hand",
+    "drop_path": "how the backbone is built: test_evaluate",
+}
+
+
+def test_every_setting_acts() -> None:
+    """Another value trains another network in one step; a new setting without a row fails."""
+
+    def after(over: dict[str, Any]) -> dict[str, Tensor]:
+        made = training(SETTINGS.changed(**{"warmup_share": 0.0, **over}))
+        made.step(3, batch())
+        state: dict[str, Tensor] = made.network.state_dict()
+        return state
+
+    usual = after({})
+    for field, value in OTHER.items():
+        found = after({field: value})
+        same = found.keys() == usual.keys() and all(torch.equal(usual[name], found[name]) for name in usual)
+        assert not same, field
+    assert set(Detection.model_fields) == set(OTHER) | set(ELSEWHERE)
+
+
+def test_settings_are_those_of_the_plan() -> None:
+    found = plan(SETTINGS.changed(min_score=0.2, most=7, test_side=40, anchor_cells=3.0, longest=96))
+    assert (found.min_score, found.most, found.side, found.train_sides) == (0.2, 7, 40, (32, 48))
+    assert (found.anchor_cells, found.longest, found.regions, found.hidden, found.channels) == (3.0, 96, 16, 16, 8)
+
+
 def test_lost_networks() -> None:
     model: Any = resnet()
     torch.nn.init.constant_(model.layer4[0].bn2.weight, torch.nan)

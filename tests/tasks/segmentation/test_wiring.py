@@ -53,7 +53,7 @@ TRAINING: dict[str, Any] = {
     "crop": 24,
     "most": 0.3,
     "flip": 0.0,
-    "jitter": 0.0,
+    "jitter": 0.1,
     "seed": 1,
 }
 ELSEWHERE = {
@@ -105,6 +105,11 @@ def test_another_value_trains_another_network(usual: State, pairs: Pairs, field:
 def test_another_value_for_a_linear_head(pairs: Pairs, over: dict[str, Any]) -> None:
     linear = BASE.changed(head="linear", drop_path=0.0)
     assert not equal(trained(linear, pairs), trained(linear.changed(**over), pairs))
+
+
+def test_the_head_alone_decays_as_set(pairs: Pairs) -> None:
+    frozen = BASE.changed(head="linear", drop_path=0.0, frozen=True)
+    assert not equal(trained(frozen, pairs), trained(frozen.changed(weight_decay=0.5), pairs))
 
 
 def test_every_setting_has_a_row() -> None:
