@@ -4,6 +4,7 @@ import pytest
 
 from poa.config.detection import PRESETS
 from poa.config.values import preset_of
+from poa.errors import UserError
 
 SMALL_DATA: dict[str, Any] = {
     "head": "mask-rcnn",
@@ -63,3 +64,8 @@ VALUES = {
 def test_every_value_of_every_preset(name: str) -> None:
     """As published; those for small data as docs/results.md was made with."""
     assert preset_of(PRESETS, name).model_dump() == VALUES[name]
+
+
+def test_presets_by_name() -> None:
+    with pytest.raises(UserError, match="no preset 'coco'"):
+        preset_of(PRESETS, "coco")

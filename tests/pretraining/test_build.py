@@ -3,13 +3,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import poa
 import tiny
 from poa.config.pretraining import Config
+from poa.data.index import open_index
+from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import family_of
-from poa.pretraining.build import memory_warning, method_of, warnings_of
+from poa.pretraining import loop
+from poa.pretraining.build import assemble, memory_warning, method_of, subnets_of, warnings_of
 from trained import started
 
 
@@ -77,6 +81,19 @@ def test_what_a_run_is_too_short_for(settings: dict[str, Any], said: list[str]) 
     notes = warnings_of(config(**settings), num_images=10**6)
     assert len(notes) == bool(said)
     assert all(part in notes[0] for part in said)
+
+
+def test_the_seed_decides_on_sizes_and_images() -> None:
+    def drawn(seed: int) -> tuple[list[tuple[Size, ...]], int]:
+        config = tiny.config(seed=seed)
+        subnets = subnets_of(config, family_of(config), steps_per_epoch=4)
+        index = open_index(config.data, limit=config.limit)
+        parts = assemble(config, index, device=torch.device("cpu"))
+        first = next(loop._loader(parts, config, index, start=0))[0]
+        return [subnets(step, rank=0) for step in range(12)], int(first.globals.long().sum())
+
+    assert drawn(0) == drawn(0)
+    assert all(mine != other for mine, other in zip(drawn(0), drawn(1), strict=True))
 
 
 def test_crops_smaller_than_the_blur_are_refused() -> None:

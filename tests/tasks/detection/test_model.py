@@ -11,8 +11,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from poa.config.detection import PRESETS, Detection
-from poa.config.values import preset_of
+from poa.config.detection import Detection
 from poa.errors import UserError
 from poa.tasks.detection.cascade import WEIGHTS, Cascade, _without
 from poa.tasks.detection.data import InstanceBatch
@@ -314,7 +313,7 @@ OTHER: dict[str, Any] = {
     "weight_decay": 0.9,
     "clip": 1e-3,
     "frozen": True,
-    "sides": (64,),
+    "sides": (24,),
     "longest": 48,
     "seed": 1,
 }
@@ -392,13 +391,3 @@ def test_backbones_without_four_maps() -> None:
 def test_bad_settings(over: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         Detection(**over)
-
-
-def test_presets() -> None:
-    published = preset_of(PRESETS, "coco-vit-s")
-    assert (published.lr, published.layer_decay, published.drop_path) == (3e-4, 0.7, 0.1)
-    assert (published.head, published.epochs, published.milestones) == ("cascade-mask-rcnn", 36, (27, 33))
-    assert (published.sides[0], published.sides[-1], published.longest, published.test_side) == (480, 800, 1333, 800)
-    assert set(PRESETS) == {"small-data", "coco-vit-s", "coco-vit-b"}
-    with pytest.raises(UserError, match="no preset 'coco'"):
-        preset_of(PRESETS, "coco")
