@@ -313,3 +313,7 @@ def test_weights_that_do_not_fit_their_folder_are_not_loaded_in_part(tmp_path: P
         UserError, match=r"do not fit its network: they lack norm\.weight\. Give a folder as timm writes"
     ):
         model_source(str(folder))
+    state["norm.weight"] = torch.full((64,), torch.nan)
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r": norm\.weight holds NaN or infinite values\. Give other weights"):
+        model_source(str(folder))

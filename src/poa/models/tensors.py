@@ -241,3 +241,6 @@ def check_taken(name: str, model: Any, state: Mapping[str, Tensor], *, hollow: C
     what = (("they lack", lacking), ("the network has no", surplus))
     if said := "; ".join(f"{start} {some(names)}" for start, names in what if names):
         raise UserError(f"The weights of {name} do not fit its network: {said}. Give a folder as timm writes it.")
+    for key, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise UserError(f"{name}: {key} holds NaN or infinite values. Give other weights.")
