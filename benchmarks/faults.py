@@ -185,6 +185,7 @@ def start(words: Sequence[str], folder: Path, *, kill_at: int | None = None) -> 
     """Start a command in a process and a session of its own; its output goes to ``log_of``."""
     pid = os.fork()
     if pid:
+        log_of(folder, pid).touch()  # it may be killed before it writes
         return pid
     os.setsid()
     os.chdir(folder)
