@@ -180,3 +180,17 @@ def test_a_picture_of_one_seed(tmp_path: Path) -> None:
         [score._replace(spread=None, low=None, high=None) for score in scores()], out=tmp_path / "picture.png"
     )
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_flags_reach_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def noted(config: Any, **options: Any) -> None:
+        seen.update(options, epochs=config.epochs, out=config.out)
+        raise UserError("noted")
+
+    monkeypatch.setattr(compare, "compare", noted)
+    assert poa(*words(tmp_path, tmp_path / "all", seeds="3 4")) == 2
+    expected = {"sizes": ("32x2",), "seeds": (3, 4), "limit": 60, "train_on": TRAIN, "test_on": str(tmp_path / "test")}
+    assert {name: seen[name] for name in expected} == expected
+    assert (seen["epochs"], seen["out"]) == (1, str(tmp_path / "all"))

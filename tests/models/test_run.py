@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -245,3 +246,11 @@ def test_files_of_another_run_and_damaged_ones(folder: Path, tmp_path: Path) -> 
         UserError, match=r"initial\.safetensors is damaged \(SafetensorError: .*Restore it, or leave out"
     ):
         Run(copy, begun).initial("32x2")
+
+
+def test_models_carry_how_the_run_sees_images(folder: Path, tmp_path: Path) -> None:
+    config = poa.load(folder).config.changed(evaluation={"resize": 20})
+    written = Run(folder, config).extract("32x2", out=tmp_path / "model")
+    seen = json.loads((written / "config.json").read_text())["pretrained_cfg"]
+    assert (tuple(seen["mean"]), tuple(seen["std"])) == (config.views.mean, config.views.std)
+    assert (seen["input_size"], seen["crop_pct"]) == ([3, 16, 16], 16 / 20)
