@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -383,8 +384,14 @@ def differences(folder: Path, reference: Path) -> Iterator[str]:
             yield from () if name.endswith(".pt") else (f"{name} is left over",)
         elif name.endswith(".pt"):
             yield from () if same(*map(load_checkpoint, (found[name], expected[name]))) else (f"{name} differs",)
-        elif found[name].read_bytes() != expected[name].read_bytes():
+        elif without_checksum(found[name]) != without_checksum(expected[name]):
             yield f"{name} differs"
+
+
+def without_checksum(path: Path) -> bytes:
+    """A file's content, scores without the checkpoint's checksum: pickled after a resume, equal tensors have other bytes."""
+    content = path.read_bytes()
+    return re.sub(rb"sha256 [0-9a-f]{16}", b"sha256", content) if path.suffix == ".json" else content
 
 
 def same(found: Any, expected: Any) -> bool:
