@@ -389,7 +389,7 @@ def differences(folder: Path, reference: Path) -> Iterator[str]:
 
 
 def without_checksum(path: Path) -> bytes:
-    """A file's content, scores without the checkpoint's checksum: pickled after a resume, equal tensors have other bytes."""
+    """A file, but for a checkpoint.s checksum in scores: pickled after a resume, equal tensors have other bytes."""
     content = path.read_bytes()
     return re.sub(rb"sha256 [0-9a-f]{16}", b"sha256", content) if path.suffix == ".json" else content
 
