@@ -220,7 +220,7 @@ def test_wrong_settings(settings: dict[str, Any], words: str) -> None:
 def test_wrong_data() -> None:
     features, labels = data(6)
     for train, train_labels, words in (
-        (features, torch.zeros(6, dtype=torch.long), "one class"),
+        (features, torch.zeros(6, dtype=torch.long), "have the same class"),
         (features[:3], labels[:3], "single training image"),
         (features[:, :2], labels, "width"),
         (features * math.nan, labels, "NaN"),
@@ -230,5 +230,5 @@ def test_wrong_data() -> None:
             scored(Probe(), train, train_labels, features, labels, num_classes=3)
     with pytest.raises(UserError, match="single training image"):
         Probe().resolved(labels[:3], labels)
-    with pytest.raises(UserError, match="one class"):
+    with pytest.raises(UserError, match="have the same class"):
         Probe().resolved(labels[:1], labels)

@@ -312,8 +312,8 @@ def test_table_marks_the_best() -> None:
     table = quality_table(measures)
     assert [column.header for column in table.columns] == ["size", "rankme", "alignment ↓", "cka"]
     cells = [list(column.cells) for column in table.columns]
-    assert cells[0] == ["32x1", "48x1"]
-    assert [[str(cell) for cell in column] for column in cells[1:]] == [
+    assert [[str(cell) for cell in column] for column in cells] == [
+        ["32x1", "48x1"],
         ["3.2", "4.3"],
         ["0.500", "0.250"],
         ["-", "0.500"],
