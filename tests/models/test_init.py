@@ -156,7 +156,7 @@ def test_initial_sizes_are_scored_beside_the_others(tmp_path: Path, capsys: pyte
     assert heading.split(",")[7::2] == ["top1@20", "initial top1@20", "untrained top1@20"]
     assert capsys.readouterr().out.splitlines()[0].split() == ["initial", "untrained"]
     content = json.loads((tmp_path / "run/eval/initial/knn.json").read_text())
-    assert content["settings"]["weights"] .startswith(f"initial, from {tmp_path / 'model'}, sha256 ")
+    assert content["settings"]["weights"].startswith(f"initial, from {tmp_path / 'model'}, sha256 ")
     run = poa.load(tmp_path / "run")
     scores = {branch: json.loads((tmp_path / f"run/eval/{branch}/knn.json").read_text())["scores"] for branch in
               ("knn", "initial", "untrained")}  # fmt: skip
