@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+SETTERS = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_"}
+"""Operations by which networks set initial values, in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +136,23 @@ def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
         build: Makes the model.
     """
     hook: Any = matrix_without_storage  # torch's annotation forgets that a hook may return another parameter
-    with register_module_parameter_registration_hook(hook), torch.random.fork_rng(devices=[]):
+    with register_module_parameter_registration_hook(hook), InitialValuesLeftOut(), torch.random.fork_rng(devices=[]):
         model = build()
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, without_storage(parameter))
     return model
+
+
+class InitialValuesLeftOut(TorchFunctionMode):
+    """Operations that set the values of a tensor without storage cost time, and do nothing."""
+
+    def __torch_function__(
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.__name__ in SETTERS and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def matrix_without_storage(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
