@@ -147,9 +147,6 @@ def main() -> None:
     print(f"{sum(len(each['kills']) for each in done)} kills, {sum(len(each['faults']) for each in done)} faults")
 
 
-# ---- commands --------------------------------------------------------------------------------------------------------
-
-
 def words_of(subject: str, command: str, folder: Path, out: Path) -> list[str]:
     """The words after ``poa``, for what is not done yet in a folder."""
     words = command.split()
@@ -238,9 +235,6 @@ def members(session: int) -> dict[int, str]:
     return found
 
 
-# ---- without interruption --------------------------------------------------------------------------------------------
-
-
 def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
     """Do all of a subject without interruption, unless that was done; returns what each command took."""
     folder, about = out / "reference" / subject, out / "reference" / f"{subject}.json"
@@ -289,9 +283,6 @@ def write_pairs(folder: Path) -> None:
         for kind, pixels in (("images", image), ("masks", mask)):
             (folder / part / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / part / kind / f"{number}.png")
-
-
-# ---- with kills ------------------------------------------------------------------------------------------------------
 
 
 def run_episode(episode: Episode, out: Path, taken: Sequence[dict[str, float]], draw: random.Random) -> Episode:
@@ -389,7 +380,7 @@ def differences(folder: Path, reference: Path) -> Iterator[str]:
 
 
 def without_checksum(path: Path) -> bytes:
-    """A file, but for a checkpoint.s checksum in scores: pickled after a resume, equal tensors have other bytes."""
+    """A file, but for a checkpoint's checksum in scores: pickled after a resume, equal tensors have other bytes."""
     content = path.read_bytes()
     return re.sub(rb"sha256 [0-9a-f]{16}", b"sha256", content) if path.suffix == ".json" else content
 

@@ -141,7 +141,7 @@ def test_a_file_system_without_locks_is_told(
 
     monkeypatch.setattr(files, "_lock", refuse)
     with one_writer(tmp_path):
-        assert f"No lock can be had in {tmp_path} (No locks available)" in caplog.text
+        assert f"Files in {tmp_path} cannot be locked (No locks available)" in caplog.text
 
 
 def test_windows_opens_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,8 +124,8 @@ def one_writer(folder: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[
             if time.monotonic() >= deadline:
                 file.seek(0)
                 raise UserError(
-                    f"{folder} is in use by {file.read().strip() or 'another process'}. Two must not write to it: wait "
-                    "until that one has ended, or end it, and run the same command again."
+                    f"{folder} is in use by {file.read().strip() or 'another process'}. Only one process may write to "
+                    "it: wait until that one has ended, or stop it, and run the same command again."
                 )
             time.sleep(0.05)
         file.truncate(0)
@@ -154,7 +154,9 @@ def _is_locked(descriptor: int, folder: Path) -> bool:
     except (BlockingIOError, PermissionError):  # the latter on Windows
         return False
     except OSError as error:
-        _LOG.warning("No lock can be had in %s (%s): see that no other process writes to it.", folder, error.strerror)
+        _LOG.warning(
+            "Files in %s cannot be locked (%s). Make sure that no other process writes there.", folder, error.strerror
+        )
     return True
 
 

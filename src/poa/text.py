@@ -88,6 +88,11 @@ def tell(console: Console, message: str, *, soft_wrap: bool = True) -> None:
     console.print(Text(one_line(message)), soft_wrap=soft_wrap)
 
 
+def note(console: Console, sentence: str) -> None:
+    """Print what the user should know; in a terminal it is wrapped at words."""
+    tell(console, f"Note: {sentence}", soft_wrap=not console.is_terminal)
+
+
 def make_printable() -> None:
     """Let standard output and errors write what their encoding lacks in other words, such as +- for ±."""
     codecs.register_error(_FALLBACK, _fallback)

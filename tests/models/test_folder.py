@@ -19,9 +19,9 @@ from poa.models.source import model_source
 
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "deep": ({"depth": 10**7}, r"its depth of 1e\+07 is no number up to 1000"),
-    "wide": ({"embed_dim": 10**9}, r"its embed_dim of 1e\+09 is no number up to 65536"),
-    "infinite": ({"mlp_ratio": float("nan")}, r"its mlp_ratio of nan is no number up to 65536"),
+    "deep": ({"depth": 10**7}, r"its depth of 1e\+07 must be a number up to 1000"),
+    "wide": ({"embed_dim": 10**9}, r"its embed_dim of 1e\+09 must be a number up to 65536"),
+    "infinite": ({"mlp_ratio": float("nan")}, r"its mlp_ratio of nan must be a number up to 65536"),
     "no heads": ({"num_heads": 0}, r"ZeroDivisionError: "),
     "no patches": ({"patch_size": 0}, r"ZeroDivisionError: "),
     "large": (

@@ -81,7 +81,7 @@ def test_checkpoints_of_other_programs(tmp_path: Path) -> None:
         load_checkpoint(path)
     for error in (KeyError("method"), RuntimeError("Error(s) in loading state_dict\n..."), ValueError("groups")):
         with (
-            pytest.raises(UserError, match=r"a\.pt is not one of this training \(\w+: .*\)\. Restore"),
+            pytest.raises(UserError, match=r"a\.pt does not belong to this training \(\w+: .*\)\. Restore"),
             restoring(Path("a.pt"), {}),
         ):
             raise error

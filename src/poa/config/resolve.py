@@ -167,7 +167,9 @@ def _text(path: Path) -> str:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{path} is not a file. Give a YAML file of settings as --config.")
         if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} is larger than settings are ({MOST_BYTES:,} bytes). Give another --config.")
+            raise UserError(
+                f"{path} is too large for a file of settings (more than {MOST_BYTES:,} bytes). Give another --config."
+            )
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"The settings file {path} cannot be read: {error.strerror}. Check --config.") from None
@@ -193,7 +195,10 @@ def _check_size(path: Path, content: Any) -> None:
         value, depth = left.pop()
         passed += 1
         if depth > DEEPEST or passed > MOST_VALUES:
-            raise UserError(f"{path} has more values in one another than settings have. Remove references (& and *).")
+            raise UserError(
+                f"{path} has too many, or too deeply nested, values for a file of settings. Remove references "
+                "(& and *)."
+            )
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
         left += [(each, depth + 1) for each in inner]
 

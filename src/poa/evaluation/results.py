@@ -268,7 +268,7 @@ class ResultFiles:
             differing.discard("weights")
         if not differing <= sources.keys():
             return None
-        return f"{path} is of an earlier version, which did not look at what images and weights hold."
+        return f"{path} is of an earlier version, which did not check the content of images and weights."
 
     def _read(self) -> None:
         for path in self._paths():

@@ -26,7 +26,7 @@ from poa.evaluation.protocol import Columns, Outcome, Protocol, Rows
 from poa.evaluation.results import ResultFiles, Results, results_file
 from poa.features.extract import Extracted, Progress, extract_features, read_batches
 from poa.models.source import ModelSource
-from poa.text import plain_console, tell
+from poa.text import note, plain_console
 from poa.training.progress import Bars
 
 AT_ONCE = 8
@@ -123,8 +123,7 @@ class SweepOptions:
     def tell(self, sentence: str) -> None:
         """Print a sentence, once for all processes."""
         if distributed.is_main():
-            console = self.console or plain_console(stderr=True)
-            tell(console, f"Note: {sentence}", soft_wrap=not console.is_terminal)
+            note(self.console or plain_console(stderr=True), sentence)
 
 
 DEFAULTS = SweepOptions()
@@ -159,7 +158,7 @@ def sweep(source: ModelSource, scorer: Scorer, names: Sequence[str], options: Sw
     results = files.finish()
     for what, left_out in results.left_out.items():
         if left_out.number:
-            options.tell(f"{left_out.describe(what)} The scores are those of the others.")
+            options.tell(f"{left_out.describe(what)} The scores are those of the remaining images.")
     if distributed.is_main():
         scorer.finish(results, folder)
     files.require(names, done=scorer.done)

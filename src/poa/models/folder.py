@@ -23,9 +23,6 @@ MOST_PIXELS = 2048
 """Side of the images that a network is made for."""
 
 
-_CORRECT = "Correct it in config.json, or choose another network."
-
-
 class Made(NamedTuple):
     """What timm knows about the images that a network is made for: side in pixels, share of the crop, channels."""
 
@@ -64,7 +61,7 @@ def check_arguments(arguments: Mapping[str, Any], *, within: str = "") -> None:
                 check_arguments(each, within=f"{full}.")
             most = MOST_BLOCKS if any(part in full for part in ("depth", "layers", "blocks")) else MOST
             if isinstance(each, int | float) and not abs(each) <= most:  # nan is neither above nor below
-                raise UserError(f"its {full} of {each:.6g} is no number up to {most}")
+                raise UserError(f"its {full} of {each:.6g} must be a number up to {most}")
 
 
 def made_for(model: Any, *, name: str) -> Made:
@@ -90,7 +87,8 @@ def made_for(model: Any, *, name: str) -> Made:
     if not right:
         raise UserError(
             f"{name}: its pretrained_cfg cannot be used: input_size {side}, crop_pct {share}, mean {mean}, std {std}, "
-            f"classifier {classifier!r}. {_CORRECT}"
+            f"classifier {classifier!r}. Correct it in config.json, or choose "
+            "another network."
         )
     return Made(side, share, mean, std)
 

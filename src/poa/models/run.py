@@ -311,7 +311,7 @@ class Run:
             size: Such as ``384x12``.
 
         Raises:
-            UserError: There is no such size, or the images are not as they must be.
+            UserError: There is no such size, or the images cannot be used.
         """
         network, own = self.network(size), self.preprocessing
         pixels = given_images(images, own)

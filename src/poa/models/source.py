@@ -17,6 +17,7 @@ from timm.data.constants import DEFAULT_CROP_PCT
 from torch import Tensor, nn
 
 from poa.config.pretraining import Config, ViewSettings
+from poa.data.content import short_digest
 from poa.data.images import Preprocessing
 from poa.errors import UserError, first_line, nearest
 from poa.export.timm import Blueprint
@@ -169,7 +170,7 @@ def _of_branch(run: Run, branch: str) -> tuple[Callable[[str], nn.Module], str]:
         cut = run.initial(run.space.intact)  # where there is none, that is said before images are read
         return run.initial, f"initial, from {run.config.init}, sha256 {_digest(cut.state_dict())}"
     model = repr(run.config.model.model_dump(exclude_defaults=True)).encode()
-    return run.untrained, f"untrained, seed {run.config.seed}, model {sha256(model).hexdigest()[:16]}"
+    return run.untrained, f"untrained, seed {run.config.seed}, model {short_digest(model)}"
 
 
 def _check_branch(branch: str) -> None:

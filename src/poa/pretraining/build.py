@@ -295,7 +295,7 @@ def _check_queue(flag: str, length: int, config: Config) -> None:
 def warnings_of(config: Config, *, num_images: int) -> list[str]:
     """Sentences about settings that are allowed but rarely right for so many epochs and images."""
     endless = list(_endless(config))
-    short = f"With --epochs {config.epochs} {'; '.join(endless)}. Lower what is in brackets, or raise --epochs."
+    short = f"With --epochs {config.epochs} {'; '.join(endless)}. Lower the settings in brackets, or raise --epochs."
     return [*([short] if endless else []), *_about_images(config, num_images=num_images)]
 
 

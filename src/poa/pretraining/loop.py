@@ -22,7 +22,7 @@ from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, 
 from poa.pretraining.logger import Logger
 from poa.pretraining.resume import changed_processes, identity
 from poa.pretraining.step import train_step
-from poa.text import plain_console, shell_word, tell
+from poa.text import note, plain_console, shell_word, tell
 from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, restoring, save_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
@@ -67,7 +67,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         distributed.barrier()
         show_start(parts, config, console)
         for sentence in warnings_of(config, num_images=len(index)):
-            tell(console, f"Note: {sentence}", soft_wrap=not console.is_terminal)
+            note(console, sentence)
         save = partial(_save, parts, config, paths, images=index.fingerprint)
         with logger, _advised(paths, is_low=parts.dtype.itemsize < 4):
             done = _loop(parts, config, logger, loader, save, start=start)
@@ -87,8 +87,8 @@ def find_images(config: Config, console: Console) -> ImageIndex:
         raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
     with Bars(console) as progress:
         index = open_index(config.data, limit=config.limit, progress=progress)
-    for note in _try_some(index, config):
-        tell(console, f"Note: {note}", soft_wrap=not console.is_terminal)
+    for sentence in _try_some(index, config):
+        note(console, sentence)
     return index
 
 
@@ -96,7 +96,7 @@ def show_start(parts: Parts, config: Config, console: Console) -> None:
     """Show how trained weights were loaded, and a warning of memory."""
     warning = memory_warning(config)
     if warning is not None:
-        tell(console, f"Note: {warning}", soft_wrap=not console.is_terminal)
+        note(console, warning)
     for line in parts.report.lines() if parts.report is not None else ():
         tell(console, line, soft_wrap=not console.is_terminal)
 
@@ -153,8 +153,8 @@ def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths, cons
         parts.method.load_state_dict(state["method"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.scaler.load_state_dict(state["scaler"])
-    if note := changed_processes(state, config):
-        tell(console, f"Note: {note}", soft_wrap=not console.is_terminal)
+    if sentence := changed_processes(state, config):
+        note(console, sentence)
     return int(state["step"])
 
 

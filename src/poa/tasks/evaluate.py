@@ -128,7 +128,7 @@ def _readable(annotations: Annotations, images: str, part: str, options: SweepOp
         found = readable_images(found, workers=options.workers, advance=advance)
     options.check_readable({part: found.left_out(())})
     check_objects(found.annotations, part=called)
-    absent = f", {counted(found.num_absent, 'image')} not there and left out" if found.num_absent else ""
+    absent = f", {counted(found.num_absent, 'image')} missing and left out" if found.num_absent else ""
     tell(console, f"{called}: {found.annotations.describe()}{absent}")
     return found
 

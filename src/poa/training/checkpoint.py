@@ -109,8 +109,8 @@ def restoring(path: Path, state: Mapping[str, Any]) -> Iterator[None]:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"Checkpoint {path} is not one of this training ({first_line(error)}). Restore the right file, or delete "
-            "this one to resume from the one before it."
+            f"Checkpoint {path} does not belong to this training ({first_line(error)}). Restore the right file, or "
+            "delete this one to resume from the one before it."
         ) from None
 
 

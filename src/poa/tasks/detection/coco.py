@@ -6,7 +6,6 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -23,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from poa.data.content import short_digest
 from poa.errors import UserError, counted
 from poa.text import normal_form
 
@@ -195,7 +195,7 @@ def read_annotations(file: Path, *, has_masks: bool = True) -> Annotations:
         {each.id: each.name for each in sorted(found.categories, key=lambda each: each.id)},
         has_masks,
         skipped,
-        sha256(encoded).hexdigest()[:16],
+        short_digest(encoded),
     )
 
 
