@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import timm
 
+import poa
 from experiments.some_digits import some_digits
 from poa.cli import main
 from poa.experiments import demo
+from poa.models.run import Run
 
 
 def test_demo_trains_scores_extracts_and_draws(
@@ -26,6 +28,14 @@ def test_demo_trains_scores_extracts_and_draws(
     printed = capsys.readouterr().out
     assert "12 sizes, k-NN" in printed
     assert f"poa sizes {out}" in printed.replace("\n", "")
+
+    run = poa.load(out)
+    halfway = Run(out, run.config.changed(epochs=2))
+    monkeypatch.setattr(demo, "train", lambda *_, **__: halfway)  # what it returns when it was asked to stop
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--out", str(out), "--epochs", "2"])
+    assert ended.value.code == 2
+    assert "was stopped before its end. Resume with the same command." in capsys.readouterr().err
 
 
 def test_families_have_demos_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

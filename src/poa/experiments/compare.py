@@ -24,7 +24,7 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
 from poa.evaluation.protocol import LEVEL, Protocol
 from poa.evaluation.sweep import SweepOptions, overlap_of
-from poa.experiments.plan import Approach, Plan, Training, plan
+from poa.experiments.plan import Approach, Plan, Training, plan, stopped
 from poa.files import whole_file
 from poa.models.registry import family_of
 from poa.models.run import Paths, is_begun
@@ -150,7 +150,7 @@ def _train(made: Plan, console: Console) -> None:
         if not _is_done(folder, training):
             train(training.config, resume=is_begun(folder), console=console)
         if not _is_done(folder, training):
-            raise UserError(f"{folder} was stopped before its end. Resume with the same command.")
+            raise stopped(folder)
         done += training.flops
 
 

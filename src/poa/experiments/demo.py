@@ -7,10 +7,14 @@ import torch
 from rich.console import Console
 
 from poa.config import resolve
+from poa.config.pretraining import Config
+from poa.data.index import open_index
+from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError, counted, nearest
 from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.sweep import SweepOptions
+from poa.experiments.plan import stopped
 from poa.models.run import Run, is_begun
 from poa.models.source import run_source
 from poa.plots.sizes import accuracy_plot
@@ -38,6 +42,8 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
     resume = is_begun(out)
     console.rule("1. One pre-training run, no labels", align="left")
     run = train(resolve.resolve(given, recipe=recipes[wanted]), resume=resume, console=console)
+    if run.step < _num_steps(run.config):
+        raise stopped(run.folder)
     console.rule("2. Every size, scored by k-NN on held-out digits", align="left")
     trained, untrained = score(run, console)
     console.print(size_table(trained, title="trained"))
@@ -65,6 +71,11 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
     for line in next_commands(run, recipe=f"{model}-96" if method == "poa" else method):
         tell(console, line)
     return run
+
+
+def _num_steps(config: Config) -> int:
+    num_images = len(open_index(config.data, limit=config.limit))
+    return config.epochs * steps_per_epoch(num_images, config.batch_size)
 
 
 def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:

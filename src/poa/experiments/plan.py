@@ -10,6 +10,7 @@ import torch
 from poa.config.pretraining import Config
 from poa.data.sampler import steps_per_epoch
 from poa.elastic.space import Size
+from poa.errors import UserError
 from poa.evaluation.cost import costs
 from poa.models.registry import family_of, only
 
@@ -22,6 +23,11 @@ BACKWARD = 2.0
 """A backward pass costs about two forward passes."""
 GLOBALS = 2
 """Global crops an image."""
+
+
+def stopped(folder: Path) -> UserError:
+    """What to say of a run that was asked to stop: its sizes are not those of a whole training."""
+    return UserError(f"{folder} was stopped before its end. Resume with the same command.")
 
 
 @dataclass(frozen=True)
