@@ -110,19 +110,20 @@ def decode(encoded: bytes) -> Image.Image:
     Raises:
         BadImage: The bytes are damaged, too many, or of a kind that is not supported.
     """
-    image = load(encoded)
     with _explained(encoded):
-        return _turn_upright(image, _to_rgb(image))
+        return as_rgb(_tolerant(encoded, _load))
 
 
 def load(encoded: bytes) -> Image.Image:
     """The image in a file in its own mode; raises ``BadImage`` as ``decode`` does."""
-    return _tolerant(encoded, _load)
+    with _explained(encoded):
+        return _tolerant(encoded, _load)
 
 
 def upright_sides(encoded: bytes) -> tuple[int, int]:
     """Height and width of an image once it is upright, without decoding it; raises ``BadImage`` as ``decode`` does."""
-    image = _tolerant(encoded, _open)
+    with _explained(encoded):
+        image = _tolerant(encoded, _open)
     is_aside = image.format != "TIFF" and _orientation(image) in _ON_THEIR_SIDE  # Pillow turns a TIFF by itself
     return (image.width, image.height) if is_aside else (image.height, image.width)
 
@@ -132,16 +133,15 @@ def _tolerant(encoded: bytes, read: Callable[[bytes], Image.Image]) -> Image.Ima
     if not encoded:
         raise BadImage("the file is empty")
     most_pixels()
-    with _explained(encoded):
-        try:
-            return read(encoded)
-        except Image.DecompressionBombError:
+    try:
+        return read(encoded)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        bare = _without_texts(encoded)
+        if bare == encoded:
             raise
-        except Exception:
-            bare = _without_texts(encoded)
-            if bare == encoded:
-                raise
-            return read(bare)
+        return read(bare)
 
 
 def _open(encoded: bytes) -> Image.Image:
@@ -160,7 +160,7 @@ def _explained(encoded: bytes) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
-    except BadImage:
+    except (BadImage, UserError):
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(
