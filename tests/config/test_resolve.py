@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poa.config.pretraining import Config
-from poa.config.resolve import IN_EPOCHS, read_recipe, recipes, resolve
+from poa.config.resolve import IN_EPOCHS, differences, read_recipe, recipes, resolve, to_yaml
 
 TENTH: dict[str, float] = {  # of the recipe
     "optimizer.warmup_epochs": 1.0,
@@ -51,6 +51,25 @@ def test_what_the_user_sets_is_kept(tmp_path: Path, where: str) -> None:
     config = resolve(file=file) if where == "file" else resolve(own, recipe="poa-vit-l")
     expected = {**TENTH, "optimizer.warmup_epochs": 7.0, "losses.ibot_start_epoch": 5.0}
     assert counted(config) == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("of_100_epochs")
+def test_a_run_that_is_resumed_keeps_its_own_settings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of a run of an earlier commit, which shortened nothing; what the user gives counts, to be compared."""
+    begun = resolve({"out": str(tmp_path), "epochs": 100, "optimizer": {"base_lr": 0.5}}, recipe="poa-vit-l")
+    begun = begun.changed(epochs=10)
+    (tmp_path / "config.yaml").write_text(to_yaml(begun))
+    whole_command: dict[str, Any] = {"out": str(tmp_path), "epochs": 10, "optimizer": {"base_lr": 0.5}}
+    resumed = resolve(whole_command, recipe="poa-vit-l", resume=True)
+    assert resumed == resolve({"out": str(tmp_path)}, resume=True) == begun
+    assert not caplog.records
+    other = {"out": str(tmp_path), "optimizer": {"warmup_epochs": 1.0}}
+    changed = differences(begun, resolve(other, recipe="poa-vit-l", resume=True))
+    recipe = {"epochs": (10, 100), "optimizer.base_lr": (0.5, Config().optimizer.base_lr)}
+    assert changed == {"optimizer.warmup_epochs": (10.0, 1.0)} | recipe
+    file = tmp_path / "mine.yaml"
+    file.write_text("epochs: 9")
+    assert differences(begun, resolve({"out": str(tmp_path)}, file=file, resume=True)) == {"epochs": (10, 9)}
 
 
 @pytest.mark.parametrize("recipe", recipes())

@@ -98,12 +98,24 @@ def test_the_same_command_again_trains_nothing(
     done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare, "train", lambda *_, **__: pytest.fail("trained again"))
+    baseline = next(done.folder.glob("all/seed0/single-*/config.yaml"))
+    text = baseline.read_text()
+    assert "warmup_epochs: 1.0" in text
+    baseline.write_text(text.replace("warmup_epochs: 1.0", "warmup_epochs: 2.0"))  # by the rules of an earlier commit
     assert poa(*words(done.folder, done.folder / "all")) == 0
     said = capsys.readouterr()
+    note = f"Note: {baseline.parent} was begun with optimizer.warmup_epochs 2 (now 1) and keeps it."
+    assert note in said.err
     assert "one elastic run" in said.out
     assert "SEED, equal compute" in said.out
     assert max(map(len, said.out.splitlines()[:16])) <= 80
     assert "of the compute done" in said.err
+
+
+def test_other_settings_are_no_way_to_go_on(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is trained already; what the user does not give is as in the first elastic run."""
+    assert poa(*words(done.folder, done.folder / "all"), "--lr", "0.5") == 2
+    assert "seed0/poa was started with other settings: lr (None in the run, 0.5 now)." in capsys.readouterr().err
 
 
 def test_it_goes_on_where_it_was_stopped(done: Done) -> None:

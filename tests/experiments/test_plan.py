@@ -69,7 +69,8 @@ def test_a_distillation_costs_its_teacher_forward_and_its_student_both_ways() ->
 
 
 def test_the_plan() -> None:
-    made = plan(config(epochs=6), sizes=(SMALL, LARGE), seeds=(3, 4), num_images=IMAGES)
+    elastic = config(epochs=6, optimizer={"warmup_epochs": 1.5}, losses={"ibot_start_epoch": 3.0})
+    made = plan(elastic, sizes=(SMALL, LARGE), seeds=(3, 4), num_images=IMAGES)
     assert [(each.way, each.budget) for each in made.approaches if each.seed == 3] == [
         ("poa", "images"),
         ("poa", "compute"),
@@ -101,3 +102,8 @@ def test_the_plan() -> None:
             assert runs[0].distill.queue == 64  # the largest multiple of 16 among 70 images
     assert all(training.num_steps == training.config.epochs * (IMAGES // 16) for training in made.trainings.values())
     assert all(Path("all/seed3") in folder.parents or Path("all/seed4") in folder.parents for folder in folders)
+    assert len({training.config.epochs for training in made.trainings.values()}) > 1
+    for each in (training.config for training in made.trainings.values()):  # as long a part of each training
+        assert each.optimizer.warmup_epochs == pytest.approx(each.epochs / 4, abs=1e-4)
+        assert each.losses.ibot_start_epoch == pytest.approx(each.epochs / 2, abs=1e-4)
+        assert each.slim.slow_start_epochs is None

@@ -192,9 +192,12 @@ def compare(
         config: Start from a YAML file of settings, which overrides --recipe and is overridden by flags.
         vote_limit: Use only so many of the --train images, balanced over classes.
     """
-    resolved = resolve.resolve(flags.model_dump(exclude_unset=True), recipe=recipe, file=config)
     from poa.experiments.compare import compare as run_comparison
     from poa.experiments.compare import comparison_tables
+    from poa.experiments.plan import elastic_run
+
+    given, first = flags.model_dump(exclude_unset=True), elastic_run(next(iter(seeds), 0))
+    resolved = resolve.resolve(given, recipe=recipe, file=config, resume=True, place=first)
 
     found = run_comparison(
         resolved,

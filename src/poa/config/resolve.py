@@ -57,6 +57,7 @@ def resolve(
     recipe: str | None = None,
     file: str | Path | None = None,
     resume: bool = False,
+    place: str = "",
 ) -> Config:
     """Merge settings: defaults, recipe, file, then what is given, the last strongest.
 
@@ -67,23 +68,26 @@ def resolve(
         given: Nested settings by name.
         recipe: Name of a shipped recipe; a file may name one too, under the key ``recipe``.
         file: A YAML file of settings.
-        resume: Start from the settings of the run in ``out``, unless a recipe or file is named.
+        resume: Start from the settings of the run in ``out`` in place of defaults. Of a recipe, what it counts in
+            epochs is left out then: the run has its own values, shortened or as earlier commits took them.
+        place: Where in ``out`` that run is.
 
     Raises:
         UserError: A file cannot be read, a key is unknown, or a value is out of range.
     """
     given = given or {}
-    stored = Path(given.get("out") or "", "config.yaml")
-    if resume and given.get("out") and recipe is None and file is None and stored.exists() and stored.stat().st_size:
-        from_file = _read_whole(stored)
-    else:
-        from_file = dict(read_yaml(Path(file))) if file is not None else {}
+    from_file = dict(read_yaml(Path(file))) if file is not None else {}
     name = recipe or from_file.pop("recipe", None)
     from_file.pop("recipe", None)
+    out = given.get("out") or from_file.get("out") or ""
+    stored = Path(out, place, "config.yaml")
+    if resume and out and stored.exists() and stored.stat().st_size:
+        of_recipe = {} if name is None else _without(read_recipe(name), IN_EPOCHS)
+        return _validated(_merge(_read_whole(stored), _over_one_another(of_recipe, from_file, given)))
     if name is None:
-        return _laid_over({}, from_file, given)
+        return _validated(_over_one_another({}, from_file, given))
     settings = read_recipe(name)
-    config = _laid_over(settings, from_file, given)
+    config = _validated(_over_one_another(settings, from_file, given))
     shortened = _shortened(settings, config.epochs, but=_flat(from_file).keys() | _flat(given).keys())
     if not shortened:
         return config
@@ -96,11 +100,11 @@ def resolve(
     for path, (_, short) in shortened.items():
         section, _, key = path.partition(".")
         settings = _merge(settings, {section: {key: short}})
-    return _laid_over(settings, from_file, given)
+    return _validated(_over_one_another(settings, from_file, given))
 
 
-def _laid_over(recipe: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
-    return _validated(_merge(_merge(recipe, _named(file)), _named(given)))
+def _over_one_another(recipe: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return _merge(_merge(recipe, _named(file)), _named(given))
 
 
 def of_run(file: Path) -> Config:
@@ -119,11 +123,36 @@ def _validated(settings: Mapping[str, Any]) -> Config:
         raise UserError(explain(error, Config)) from None
 
 
+def of_length(config: Config, epochs: int) -> Config:
+    """The settings for another number of epochs, with what is counted in epochs in proportion."""
+    share = epochs / config.epochs
+    settings = _flat(config.model_dump())
+    found = {name: _in_proportion(settings[name], share) for name in IN_EPOCHS if settings[name]}
+    return _with(config.model_copy(update={"epochs": epochs}), found)
+
+
+def as_begun(config: Config, begun: Config) -> Config:
+    """The settings, with what is counted in epochs as a run has it that an earlier commit began."""
+    settings = _flat(begun.model_dump())
+    return _with(config, {name: settings[name] for name in IN_EPOCHS})
+
+
+def _with(config: Config, found: Mapping[str, float]) -> Config:
+    for path, value in found.items():
+        section, _, key = path.partition(".")
+        config = config.model_copy(update={section: getattr(config, section).model_copy(update={key: value})})
+    return config
+
+
+def _in_proportion(value: float, share: float) -> float:
+    return round(value * share, 4)
+
+
 def _shortened(recipe: Mapping[str, Any], epochs: int, *, but: Collection[str]) -> dict[str, tuple[float, float]]:
     """What a recipe counts in epochs, as it is and as it is for so many epochs; nothing where these are no fewer."""
     share = epochs / recipe["epochs"]
     usual = {name: value for name, value in _flat(recipe).items() if name in IN_EPOCHS and value and name not in but}
-    return {name: (value, round(value * share, 4)) for name, value in usual.items()} if share < 1 else {}
+    return {name: (value, _in_proportion(value, share)) for name, value in usual.items()} if share < 1 else {}
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -253,6 +282,15 @@ def _underscores(content: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         str(key).replace("-", "_"): _underscores(value) if isinstance(value, dict) else value
         for key, value in content.items()
+    }
+
+
+def _without(content: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Nested settings but those of some dotted names."""
+    return {
+        key: _without(value, names, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in content.items()
+        if f"{prefix}{key}" not in names
     }
 
 

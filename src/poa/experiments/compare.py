@@ -15,6 +15,7 @@ from rich.table import Table
 from scipy.stats import t as student_t
 
 from poa.config.pretraining import Config
+from poa.config.resolve import as_begun, differences, of_run
 from poa.data.index import matched_labels, open_index
 from poa.data.sources import check_out
 from poa.elastic.space import Size
@@ -24,15 +25,15 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.linear import Linear
 from poa.evaluation.protocol import LEVEL, Protocol
 from poa.evaluation.sweep import SweepOptions, overlap_of
-from poa.experiments.plan import Approach, Plan, Training, plan, stopped
+from poa.experiments.plan import Approach, Plan, Training, elastic_run, plan, stopped
 from poa.files import whole_file
-from poa.models.registry import family_of
-from poa.models.run import Paths, is_begun
+from poa.models.registry import explicit, family_of
+from poa.models.run import Paths, is_begun, reopen
 from poa.models.source import model_source
 from poa.plots.figure import legend, save, style
 from poa.plots.tables import ScoreCell, plain_table, score_cell
 from poa.pretraining.loop import train
-from poa.text import plain_console, tell
+from poa.text import note, plain_console, tell
 from poa.training.checkpoint import latest_checkpoint, step_of
 
 PROTOCOLS: tuple[tuple[str, Protocol], ...] = (("top1@20", Knn()), ("top1", Linear()))
@@ -116,6 +117,7 @@ def compare(
     """
     console = console or plain_console(stderr=True)
     _check(config, seeds)
+    _check_begun(config, seeds)
     space = family_of(config).space
     chosen = sorted({space.find(size) for size in sizes} | {space.intact})
     if len(chosen) < 2:
@@ -142,16 +144,35 @@ def _check(config: Config, seeds: Sequence[int]) -> None:
         raise UserError("A comparison starts every network from scratch; leave --init out.")
 
 
+def _check_begun(config: Config, seeds: Sequence[int]) -> None:
+    """Refuse other settings than those of the elastic runs that were begun, from which all baselines follow."""
+    for seed in seeds:
+        folder = Path(config.out, elastic_run(seed))
+        if is_begun(folder):
+            reopen(explicit(config.model_copy(update={"seed": seed, "out": str(folder)})))
+
+
 def _train(made: Plan, console: Console) -> None:
     done, total = 0.0, sum(training.flops for training in made.trainings.values())
     for number, (folder, training) in enumerate(made.trainings.items(), start=1):
         place = f"{number} of {len(made.trainings)}, {done / total:.0%} of the compute done"
         tell(console, f"── {folder} ({place})")
+        begun = is_begun(folder)
+        config = _as_begun(folder, training.config, console) if begun else training.config
         if not _is_done(folder, training):
-            train(training.config, resume=is_begun(folder), console=console)
+            train(config, resume=begun, console=console)
         if not _is_done(folder, training):
             raise stopped(folder)
         done += training.flops
+
+
+def _as_begun(folder: Path, config: Config, console: Console) -> Config:
+    """The settings of a training to resume, with what an earlier commit counted in epochs otherwise."""
+    found = as_begun(config, of_run(Paths(folder).config))
+    if changed := differences(found, config):
+        listed = ", ".join(f"{name} {was:g} (now {new:g})" for name, (was, new) in changed.items())
+        note(console, f"{folder} was begun with {listed} and keeps it.")
+    return found
 
 
 def _is_done(folder: Path, training: Training) -> bool:

@@ -41,7 +41,7 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
     given = {"out": str(out)} if epochs is None else {"out": str(out), "epochs": epochs}
     resume = is_begun(out)
     console.rule("1. One pre-training run, no labels", align="left")
-    run = train(resolve.resolve(given, recipe=recipes[wanted]), resume=resume, console=console)
+    run = train(resolve.resolve(given, recipe=recipes[wanted], resume=resume), resume=resume, console=console)
     if run.step < _num_steps(run.config):
         raise stopped(run.folder)
     console.rule("2. Every size, scored by k-NN on held-out digits", align="left")

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from poa.config.pretraining import Config
+from poa.config.resolve import of_length
 from poa.data.sampler import steps_per_epoch
 from poa.elastic.space import Size
 from poa.errors import UserError
@@ -28,6 +29,11 @@ GLOBALS = 2
 def stopped(folder: Path) -> UserError:
     """What to say of a run that was asked to stop: its sizes are not those of a whole training."""
     return UserError(f"{folder} was stopped before its end. Resume with the same command.")
+
+
+def elastic_run(seed: int) -> str:
+    """Where the elastic run of a seed is in the folder of a comparison."""
+    return f"seed{seed}/poa"
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ def plan(config: Config, *, sizes: Sequence[Size], seeds: Sequence[int], num_ima
     """What to train, and what to compare.
 
     The baselines are trained twice: for as many epochs as the elastic run, and for so many that all their networks
-    together, the teacher included, take its compute as nearly as whole epochs allow.
+    together, the teacher included, take its compute as nearly as whole epochs allow. What is counted in epochs, such as
+    warm-up, is as long a part of the training in both.
 
     Args:
         config: Settings of the elastic run; ``out`` is the folder of the comparison.
@@ -92,12 +99,12 @@ def _of_seed(
     config: Config, sizes: Sequence[Size], rates: Mapping[tuple[Way, Size], float], *, num_images: int
 ) -> Plan:
     epoch = steps_per_epoch(num_images, config.batch_size)
-    folder = Path(config.out) / f"seed{config.seed}"
     trainings: dict[Path, Training] = {}
 
     def add(settings: Config, way: Way, size: Size) -> Path:
-        name = "poa" if way == "poa" else f"{way}-{size}-{settings.epochs}-epochs"
-        path = folder / name
+        path = Path(config.out, elastic_run(config.seed))
+        if way != "poa":
+            path = path.with_name(f"{way}-{size}-{settings.epochs}-epochs")
         trainings[path] = Training(
             settings.model_copy(update={"out": str(path), "method": way}),
             settings.epochs * epoch,
@@ -115,7 +122,7 @@ def _of_seed(
             "compute": _equal_epochs(config.epochs, way, sizes, rates),
         }
         for budget, epochs in lengths.items():
-            lasting = config.model_copy(update={"epochs": epochs})
+            lasting = of_length(config, epochs)
             largest = add(only(lasting, sizes[-1]), "single", sizes[-1])
             students = lasting if way == "single" else _distilled(lasting, largest, num_images=num_images)
             runs = {size: add(only(students, size), way, size) for size in sizes[:-1]}
