@@ -1,4 +1,4 @@
-"""Runs of one size: alone, and distilled from a trained teacher."""
+"""Runs of one size, and runs distilled from a trained teacher."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,10 @@ import torch
 
 import poa
 import tiny
+from poa.config.pretraining import Config
 from poa.errors import UserError
+from poa.families.base import Features
+from poa.models.teacher import teacher_of
 from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import checkpoints, load_checkpoint, step_of
 
@@ -45,7 +48,7 @@ def settings(method: str, teacher: Path, out: Path, **over: Any) -> dict[str, An
     given = tiny.settings(
         method=method,
         out=str(out),
-        model=SMALL,
+        model={} if method == "distill" else SMALL,
         distill={"teacher": str(teacher), "queue": 32},
         saving={"every_epochs": 0.5, "keep_last": 4},
     )
@@ -68,7 +71,7 @@ def test_a_run_has_one_size_and_hands_it_out(whole: Whole, method: str, tmp_path
         assert torch.equal(value, trained[f"{branch}.backbone.model.{name}"])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "distill"])
 def test_a_run_goes_on_as_if_it_had_never_stopped(whole: Whole, method: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole(method), folder)
@@ -94,19 +97,29 @@ def test_a_student_learns_from_its_teacher(whole: Whole) -> None:
     }
 
 
-def test_the_teacher_stays_as_it_was(whole: Whole, teacher: Path) -> None:
-    kept = load_checkpoint(poa.load(whole("seed")).checkpoint)["method"]
+@pytest.mark.parametrize(("method", "place"), [("seed", "teacher"), ("distill", "frozen.network")])
+def test_the_teacher_stays_as_it_was(whole: Whole, teacher: Path, method: str, place: str) -> None:
+    kept = load_checkpoint(poa.load(whole(method)).checkpoint)["method"]
     for name, value in poa.load(teacher).network("64x3").state_dict().items():
-        assert torch.equal(kept[f"teacher.{name}"], value)
+        assert torch.equal(kept[f"{place}.{name}"], value)
+
+
+def test_all_sizes_learn_from_a_teacher_at_once(whole: Whole, tmp_path: Path) -> None:
+    run = poa.load(whole("distill"))
+    rows = read_metrics(run.paths.metrics)
+    assert len({row["size"] for row in rows}) > 1
+    for name in ("intact/global", "intact/patch", "elastic/global", "elastic/local", "elastic/same_global"):
+        assert rows[-1][name] < rows[0][name]
+    model = timm.create_model(f"local-dir:{run.extract('32x2', out=tmp_path / 'model')}", pretrained=True).eval()
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(model(images), run.network("32x2")(images).cls)
 
 
 def test_a_teacher_normalises_images_as_it_learnt_to(teacher: Path, tmp_path: Path) -> None:
     """The student's images are normalised in another way: the teacher sees them as in its own run."""
-    from poa.models.source import teacher_of
-
     views = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
     config = tiny.config(method="seed", distill={"teacher": str(teacher)}, views=views)
-    network, width = teacher_of(config)
+    network, width, _ = teacher_of(config)
     own = poa.load(teacher)
     images = torch.rand(2, 3, 16, 16)
 
@@ -117,6 +130,17 @@ def test_a_teacher_normalises_images_as_it_learnt_to(teacher: Path, tmp_path: Pa
     found = network(normalised(views["mean"], views["std"])).cls
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert width == 64
+
+
+def test_a_teacher_sees_crops_of_its_own_size(teacher: Path) -> None:
+    config = tiny.config(method="distill", distill={"teacher": str(teacher), "teacher_size": 24})
+    network, *widths = teacher_of(config)
+    crops = torch.rand(2, 3, 16, 16)
+    larger = torch.nn.functional.interpolate(crops, (24, 24), mode="bilinear", antialias=True)
+    expected = poa.load(teacher).network("64x3")(larger)
+    for found, wanted in zip(network(crops), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert network(crops).patches.shape[1:] == (9, widths[1])
 
 
 @pytest.mark.parametrize(
@@ -132,6 +156,20 @@ def test_a_teacher_normalises_images_as_it_learnt_to(teacher: Path, tmp_path: Pa
 def test_what_cannot_be_distilled_is_told(teacher: Path, tmp_path: Path, over: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         poa.pretrain(**settings("seed", teacher, tmp_path / "run", **over))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_teach_many_sizes_is_told(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = settings("distill", teacher, teacher, resume=True)
+    with pytest.raises(UserError, match=r"is the folder of this run.*Give the folder of another run"):
+        teacher_of(Config(**{name: value for name, value in own.items() if name != "resume"}))
+    odd = settings("distill", teacher, tmp_path / "run", distill={"teacher_size": 20})
+    with pytest.raises(UserError, match=r"size 20 is not a multiple .*Set --distill\.teacher-size to 16 or 24\."):
+        poa.pretrain(**odd)
+    found = Features(torch.zeros(1, 4), torch.zeros(1, 6, 4))
+    monkeypatch.setattr("poa.models.teacher.try_features", lambda *_, **__: found)
+    with pytest.raises(UserError, match=r"has 6 patches, which are no square grid.*--distill\.patch-weight 0"):
+        poa.pretrain(**settings("distill", teacher, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

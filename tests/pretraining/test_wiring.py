@@ -23,6 +23,7 @@ from poa.config.pretraining import (
 )
 from poa.data.index import open_index
 from poa.data.loader import batches
+from poa.models.teacher import Teacher
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import train_step
 
@@ -48,6 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "slimclr-mocov2": SLIM,
     "slimclr-mocov3": tiny.merged(SLIM, {"slim": {"hidden": 16}}),
     "seed": {"distill": {"queue": 32}},
+    "distill": {},
 }
 POA: dict[str, Any] = {
     "batch_size": 16,
@@ -114,10 +116,17 @@ ROWS = [
     ("seed", "distill.student_temperature", 0.1),
     ("seed", "distill.teacher_temperature", 0.1),
     ("seed", "distill.local_weight", 0.5),
+    ("distill", "distill.local_weight", 0.5),
+    ("distill", "distill.patch_weight", 0.5),
+    ("distill", "distill.smooth_l1", 0.5),
+    ("distill", "heads.hidden", 24),
+    ("distill", "losses.intact_share", 0.3),
+    ("distill", "elastic_samples", 2),
 ]
 ELSEWHERE = {
     "losses.koleo_over_ranks": "acts with several processes: test_step",
     "distill.teacher": "which network: test_single_size",
+    "distill.teacher_size": "what it sees: test_single_size",
 }
 SECTIONS = {
     "heads": HeadSettings,
@@ -156,11 +165,11 @@ def learn(config: Config, parts: Parts) -> tuple[list[dict[str, float]], dict[st
 
 
 def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    if config.method == "seed":
+    if config.method in ("distill", "seed"):
         torch.manual_seed(5)
         frozen = tiny.config(heads={"prototypes": [16]})
         teacher = assemble(frozen, open_index("digits", limit=16), device=CPU).method.exported.backbone
-        monkeypatch.setattr("poa.pretraining.build.teacher_of", lambda _: (teacher, teacher.num_features))
+        monkeypatch.setattr("poa.pretraining.build.teacher_of", lambda _: Teacher(teacher, *[teacher.num_features] * 2))
     return learn(config, assemble(config, open_index(config.data, limit=config.limit), device=CPU))
 
 

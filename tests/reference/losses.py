@@ -89,3 +89,46 @@ def similarity_distillation(
         found = softmax([dot(given, candidate) / student_temperature for candidate in candidates])
         total -= sum(p * math.log(q) for p, q in zip(wanted, found, strict=True))
     return total / len(student)
+
+
+def feature_distance(given: Row, asked: Row, share: float) -> float:
+    """Of one row: cosine distance, and the mean over channels of smooth L1."""
+    cosine = dot(given, asked) / math.sqrt(dot(given, given) * dot(asked, asked))
+    gaps = [abs(a - b) for a, b in zip(given, asked, strict=True)]
+    smooth = sum(gap * gap / 2 if gap < 1 else gap - 0.5 for gap in gaps) / len(gaps)
+    return (1 - share) * (1 - cosine) + share * smooth
+
+
+def standardised(rows: Matrix) -> list[list[float]]:
+    """Channel by channel, with the variance of all rows."""
+    columns = []
+    for column in zip(*rows, strict=True):
+        mean = sum(column) / len(column)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in column) / len(column) + 1e-5)
+        columns.append([(value - mean) / deviation for value in column])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def resized_grid(patches: Matrix, side: int) -> list[list[float]]:
+    """Patches of a square grid, row by row, on a grid of ``side`` times ``side``."""
+    old, width = math.isqrt(len(patches)), len(patches[0])
+
+    def shares(place: int) -> dict[int, float]:
+        """Which old rows (or columns) a new one is made of."""
+        if side < old:
+            first, end = place * old // side, -(-(place + 1) * old // side)
+            return dict.fromkeys(range(first, end), 1 / (end - first))
+        at = min(max((place + 0.5) * old / side - 0.5, 0.0), old - 1.0)
+        low = min(int(at), old - 1)
+        return {low: 1 - (at - low)} | ({low + 1: at - low} if low + 1 < old else {})
+
+    new = []
+    for row in range(side):
+        for column in range(side):
+            value = [0.0] * width
+            for i, down in shares(row).items():
+                for j, across in shares(column).items():
+                    for channel in range(width):
+                        value[channel] += down * across * patches[i * old + j][channel]
+            new.append(value)
+    return new

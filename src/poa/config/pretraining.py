@@ -34,7 +34,7 @@ SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
 SELF_DISTILLED = ("poa", "single")
 """Methods whose heads have prototypes and whose teacher follows the student and is exported."""
-ELASTIC = ("poa", *SLIMMABLE)
+ELASTIC = ("poa", "distill", *SLIMMABLE)
 """Methods that train all sizes of the search space; the others train its largest alone."""
 FURTHER = Parameter(group=Group("Machine and data", sort_key=1))
 """Panel of ``--help`` for settings that few runs need."""
@@ -187,19 +187,27 @@ class LossSettings(Settings):
 
 
 class DistillSettings(Settings):
-    """Distillation of similarities (method seed)."""
+    """A frozen teacher (methods distill and seed)."""
 
     teacher: str = ""
     """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name."""
+    teacher_size: Pixels | None = None
+    """Side of the crops that the teacher sees, in pixels; they are resized to it. By default it sees them as they
+    are."""
+    patch_weight: NotNegative = 1.0
+    """Weight of the teacher's patch features against its pooled ones (distill); 0 for none."""
+    smooth_l1: Share = 0.1
+    """Share of smooth L1 in the distance from the teacher's features; the rest is cosine distance (distill)."""
     queue: Count = 65536
     """Number of teacher embeddings in the queue that views are compared with; a multiple of the images per pass. For
-    small data, about the size of the data set."""
+    small data, about the size of the data set (seed)."""
     student_temperature: Positive = 0.2
-    """Temperature of the student's similarities."""
+    """Temperature of the student's similarities (seed)."""
     teacher_temperature: Positive = 0.01
-    """Temperature of the teacher's similarities."""
+    """Temperature of the teacher's similarities (seed)."""
     local_weight: NotNegative = 1.0
-    """Weight of the local crops' term, which has a queue of its own."""
+    """Weight of the local crops' term: with a queue of its own (seed), or learning the pooled features of the image's
+    global crops (distill); 0 for none."""
 
 
 class SlimSettings(Settings):
@@ -297,9 +305,10 @@ class Config(Settings):
     """Images: a folder, a list of paths (txt, csv), a zip or tar (or a folder in it: a.zip/train), or `digits`."""
     out: Annotated[str, Parameter(show_default=False)] = ""
     """Folder of the run; must be new, or hold the run to resume with --resume."""
-    method: Literal["poa", "single", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3"] = "poa"
-    """poa trains all sizes at once; single trains only the largest, as DINOv2 does; seed distils a teacher into it;
-    slimclr-... trains all widths of a slimmable ResNet by contrastive learning."""
+    method: Literal["poa", "single", "distill", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3"] = "poa"
+    """poa trains all sizes at once; distill trains them to predict a frozen teacher's features; single trains only the
+    largest, as DINOv2 does; seed distils a teacher into it; slimclr-... trains all widths of a slimmable ResNet by
+    contrastive learning."""
     epochs: Count = 346
     """Passes over the images."""
     batch_size: Count = 1600
@@ -340,7 +349,7 @@ class Config(Settings):
     heads: Annotated[HeadSettings, _section("Heads", place=2)] = HeadSettings()
     views: Annotated[ViewSettings, _section("Views", place=3)] = ViewSettings()
     losses: Annotated[LossSettings, _section("Losses", place=4)] = LossSettings()
-    distill: Annotated[DistillSettings, _section("SEED", place=5)] = DistillSettings()
+    distill: Annotated[DistillSettings, _section("Distillation", place=5)] = DistillSettings()
     slim: Annotated[SlimSettings, _section("SlimCLR", place=6)] = SlimSettings()
     optimizer: Annotated[OptimizerSettings, _section("Optimizer", place=7)] = OptimizerSettings()
     saving: Annotated[SavingSettings, _section("Saving", place=8)] = SavingSettings()

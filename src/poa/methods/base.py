@@ -2,14 +2,19 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from poa.data.views import Views
+from poa.elastic.network import SubNetworks
 from poa.elastic.space import Size
+from poa.elastic.switchable import SwitchableNetworks
 from poa.families.base import Backbone
+
+T = TypeVar("T")
 
 
 class Branch(nn.Module):
@@ -62,3 +67,18 @@ class Method(nn.Module, ABC):
         """The terms to show, by branch."""
         shown = f"/{self.shown}"
         return {name.removesuffix(shown): value for name, value in metrics.items() if name.endswith(shown)}
+
+
+def named(branch: str, terms: Mapping[str, T]) -> dict[str, T]:
+    """Terms of a branch by their full names."""
+    return {f"{branch}/{name}": value for name, value in terms.items()}
+
+
+def elastic_students(
+    sub_networks: SubNetworks | SwitchableNetworks, student: Branch, sizes: Sequence[Size], *, device: torch.device
+) -> Iterator[Callable[..., Any]]:
+    """The sub-network of each size as a function, cut out of the student in the precision of autocast."""
+    parameters = dict(student.named_parameters())
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    for size in sizes:
+        yield sub_networks.bind(size, parameters, training=student.training, dtype=dtype)

@@ -1,6 +1,6 @@
-"""Modules that methods share: projection heads, a queue of embeddings, and BatchNorm over all processes."""
+"""Modules that methods share: projection heads, a queue of embeddings, statistics and BatchNorm over all processes."""
 
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -133,3 +133,37 @@ def _normalised(layer: _BatchNorm, x: Tensor) -> Tensor:
     if layer.affine:
         out = out * layer.weight.view(shape) + layer.bias.view(shape)
     return out.to(x.dtype)
+
+
+class RunningStandard(nn.Module):
+    """Standardises channels by their mean and variance over all rows of all processes so far.
+
+    The first batch counts whole; later ones count as in a mean over all batches, and from ``LONGEST`` batches on as in
+    a moving average of that length. Statistics are buffers, hence saved.
+    """
+
+    LONGEST: ClassVar[int] = 1000
+    EPSILON: ClassVar[float] = 1e-5
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.zeros(width))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        """Follow the rows, then standardise them; every process brings as many."""
+        rows = rows.to(self.mean.dtype)
+        count = len(rows) * distributed.world_size()
+        mean = distributed.sum_over_ranks(rows.sum(0)) / count
+        variance = distributed.sum_over_ranks((rows - mean).square().sum(0)) / count
+        self.batches += 1
+        share = self.batches.clamp(max=self.LONGEST).to(mean.dtype).reciprocal()
+        change = mean - self.mean
+        self.variance.copy_((1 - share) * (self.variance + share * change.square()) + share * variance)
+        self.mean += share * change
+        return (rows - self.mean) * torch.rsqrt(self.variance + self.EPSILON)

@@ -8,7 +8,7 @@ the intact student as a moving average and is exported: all sizes are cut from i
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -30,11 +30,9 @@ from poa.losses.prototypes import (
     same_view,
     sinkhorn,
 )
-from poa.methods.base import Branch, Method
+from poa.methods.base import Branch, Method, elastic_students, named
 from poa.methods.layers import ProjectionHead
 from poa.training.schedules import update_ema
-
-T = TypeVar("T")
 
 
 class HeadOutput(NamedTuple):
@@ -147,15 +145,11 @@ class POA(Method):
         assert self.elastic or not sizes, "there is one size"
         targets = self.targets(views, temperature)
         intact = self._run(self.student, views)  # always first and always there: every parameter gets a gradient
-        losses = _named("intact", self._terms(intact, targets, views))
-        parameters = dict(self.student.named_parameters())
-        device = views.globals.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        for size in sizes:
-            network = self.sub_networks.bind(size, parameters, training=self.training, dtype=dtype)
+        losses = named("intact", self._terms(intact, targets, views))
+        for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
             elastic = self._run(network, views)
             terms = self._terms(elastic, targets, views) | self._same_view_terms(elastic, intact)
-            for name, value in _named("elastic", terms).items():
+            for name, value in named("elastic", terms).items():
                 losses[name] = losses.get(name, 0.0) + value / len(sizes)
         return losses
 
@@ -172,12 +166,12 @@ class POA(Method):
             student["local"] = 2 * num_locals / pairs if code else 1.0
         koleo_weight = 2 * losses.koleo  # of both global crops
         if not self.elastic:
-            return _named("intact", student | {"koleo": koleo_weight})
+            return named("intact", student | {"koleo": koleo_weight})
         if code:
             koleo_weight *= 0.5
         weights: dict[str, float] = {}
         for branch, share in (("intact", losses.intact_share), ("elastic", 1.0 - losses.intact_share)):
-            weights |= _named(branch, {name: share * weight for name, weight in student.items()})
+            weights |= named(branch, {name: share * weight for name, weight in student.items()})
             weights[f"{branch}/koleo"] = koleo_weight
         same = 1.0 - losses.intact_share
         return weights | {f"elastic/same_{name}": same for name in ("global", "local") if name in student}
@@ -281,10 +275,6 @@ class POA(Method):
         """The logarithm of the number of prototypes, averaged over heads: the loss against uniform targets."""
         numbers = [head.weight_v.shape[0] for head in self.student.heads if isinstance(head, ProjectionHead)]
         return sum(map(math.log, numbers)) / len(numbers)
-
-
-def _named(branch: str, terms: Mapping[str, T]) -> dict[str, T]:
-    return {f"{branch}/{name}": value for name, value in terms.items()}
 
 
 def _mean(by_head: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

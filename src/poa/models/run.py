@@ -238,7 +238,7 @@ class Run:
 
     @cached_property
     def teacher(self) -> Backbone:
-        """The intact backbone that is evaluated and extracted: the teacher's, or the student's after SEED."""
+        """The intact backbone that is evaluated and extracted: the teacher's, or the student's after a distillation."""
         whole = load_checkpoint(self.checkpoint)
         check_settings(whole, resolve.learned(self.config), self.checkpoint, of=OF_NETWORK)
         state = whole.get("method", {})

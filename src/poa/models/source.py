@@ -16,7 +16,6 @@ from jaxtyping import Float
 from timm.data.constants import DEFAULT_CROP_PCT
 from torch import Tensor, nn
 
-from poa.config.pretraining import Config, ViewSettings
 from poa.data.content import short_digest
 from poa.data.images import Preprocessing
 from poa.errors import UserError, first_line, nearest
@@ -116,7 +115,7 @@ def model_source(
     remedy = "Choose another network."
     if side != made.side:
         remedy = f"It is made for {made.side} pixels: leave out --image-size."
-    _features(network, side, refusal=f"{name} cannot process images of", remedy=remedy)
+    try_features(network, side, refusal=f"{name} cannot process images of", remedy=remedy)
 
     def trainable(_: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
         return _with_classifier(name, create(None, num_classes=num_classes, drop_path=drop_path), model.state_dict())
@@ -318,7 +317,7 @@ def _built(name: str, **arguments: Any) -> Any:
 
 
 @torch.inference_mode()
-def _features(network: nn.Module, side: int, *, refusal: str, remedy: str) -> Features:
+def try_features(network: nn.Module, side: int, *, refusal: str, remedy: str) -> Features:
     """Features of a black image, or a sentence that the network does not take images of that size."""
     try:
         features: Features = network(torch.zeros(1, 3, side, side))
@@ -350,46 +349,3 @@ def _timm_model_of_run(
     architecture, arguments = run.family.timm_config(run.space.find(name))
     model = _fresh(architecture, drop_path, **{**arguments, "num_classes": num_classes})
     return _with_classifier(name, model, network.model.state_dict())
-
-
-class Renormalised(nn.Module):
-    """A network that takes images normalised as those of a run, and was trained with other means and deviations."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, network: nn.Module, views: ViewSettings, own: Preprocessing) -> None:
-        super().__init__()
-        self.network = network
-        mean, std, own_mean, own_std = (
-            torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std, own.mean, own.std)
-        )
-        self.register_buffer("scale", std / own_std, persistent=False)
-        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
-
-    def forward(self, images: Float[Tensor, "batch 3 height side"]) -> Features:
-        """Features of images that are normalised as the run has them."""
-        features: Features = self.network(images * self.scale + self.shift)
-        return features
-
-
-def teacher_of(config: Config) -> tuple[nn.Module, int]:
-    """The frozen teacher of a distillation, for the run's own crops, and the width of its class features."""
-    name, views = config.distill.teacher, config.views
-    if not name:
-        raise UserError(
-            "--distill.teacher is required: the folder of a run, a folder that timm loads, or a timm name such as "
-            "vit_small_patch14_dinov2.lvd142m."
-        )
-    source = model_source(name, image_size=views.global_size)
-    network = source.network(source.names[-1])
-    if (source.preprocessing.mean, source.preprocessing.std) != (views.mean, views.std):
-        network = Renormalised(network, views, source.preprocessing)
-    network = network.requires_grad_(False).eval()
-    refusal = f"--distill.teacher {name} cannot process crops of"
-    remedy = "Train with its image size, or choose another teacher."
-    width = _features(network, views.global_size, refusal=refusal, remedy=remedy).cls.shape[1]
-    if views.num_locals:
-        remedy = "Set --views.num-locals 0, or choose another teacher."
-        _features(network, views.local_size, refusal=refusal, remedy=remedy)
-    return network, width

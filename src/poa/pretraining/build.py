@@ -21,11 +21,12 @@ from poa.families.base import Family
 from poa.families.slim_resnet import SlimResNet
 from poa.methods.base import Method
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
+from poa.methods.distill import Distill
 from poa.methods.poa import POA
 from poa.methods.seed import SEED
 from poa.models.init import LoadReport, start_from
 from poa.models.registry import drop_path_of, family_of
-from poa.models.source import teacher_of
+from poa.models.teacher import Teacher, teacher_of
 from poa.pretraining.gradients import GradientDiagnosis
 from poa.training.optimizer import OPTIMIZERS, norm_parameters, parameter_groups
 from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr, switched
@@ -89,7 +90,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
-    teacher = teacher_of(config) if config.method == "seed" else None
+    teacher = teacher_of(config) if config.method in ("distill", "seed") else None
     method = method_of(config, family, teacher=teacher)
     report = None
     if fresh and config.init is not None:
@@ -194,7 +195,8 @@ def subnets_of(config: Config, family: Family, *, steps_per_epoch: int) -> Subne
     if config.method in SLIMMABLE:
         narrower = family.space.sizes[-2::-1]  # descending
         return partial(_from_step, sizes=narrower, start=_slow_start(config, steps_per_epoch))
-    if config.method not in ELASTIC:
+    is_alone = config.method == "distill" and len(family.space.sizes) == 1
+    if config.method not in ELASTIC or is_alone:
         return partial(_from_step, sizes=(), start=0)
     return SubnetSchedule(
         family.space, seed=config.seed, samples=config.elastic_samples, shared=config.same_sizes_on_all_ranks
@@ -215,8 +217,8 @@ def _slow_start(config: Config, steps_per_epoch: int) -> int:
 # ---- the method ------------------------------------------------------------------------------------------------------
 
 
-def method_of(config: Config, family: Family, *, teacher: tuple[nn.Module, int] | None = None) -> Method:
-    """The method, with freshly initialised networks; SEED needs a frozen teacher and the width of its features.
+def method_of(config: Config, family: Family, *, teacher: Teacher | None = None) -> Method:
+    """The method, with freshly initialised networks; distillation needs a frozen teacher.
 
     Raises:
         UserError: Method, network and batch do not fit together.
@@ -242,10 +244,21 @@ def method_of(config: Config, family: Family, *, teacher: tuple[nn.Module, int] 
         "checkpointing": config.checkpointing,
         "compile_blocks": config.compile,
     }
-    if teacher is not None:
-        network, width = teacher
+    if config.method == "distill":
+        assert teacher is not None
+        return Distill(
+            family,
+            teacher.network,
+            widths=(teacher.width, teacher.patch_width),
+            distillation=config.distill,
+            hidden=config.heads.hidden,
+            intact_share=config.losses.intact_share,
+            **students,
+        )
+    if config.method == "seed":
+        assert teacher is not None
         _check_queue("--distill.queue", config.distill.queue, config)
-        return SEED(family, network, width=width, distillation=config.distill, **students)
+        return SEED(family, teacher.network, width=teacher.width, distillation=config.distill, **students)
     return POA(family, heads=config.heads, losses=config.losses, elastic=config.method == "poa", **students)
 
 
@@ -326,7 +339,7 @@ def _about_images(config: Config, *, num_images: int) -> list[str]:
             f"{flag} {length} is more than the number of images, so the queue holds images twice; lower it to at most"
         )
         return [f"{repeated} {num_images}."] if length > num_images else []
-    if config.method in SLIMMABLE:
+    if config.method not in SELF_DISTILLED:
         return []
     found = []
     most = max(config.heads.prototypes)

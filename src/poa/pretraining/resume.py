@@ -33,7 +33,7 @@ def changed_processes(state: Mapping[str, Any], config: Config) -> str | None:
 
 def _effects(config: Config, before: int, now: int) -> Iterator[str]:
     images, others = (config.batch_size // (config.accumulate * number) for number in (before, now))
-    if config.method == "poa" and not config.same_sizes_on_all_ranks:
+    if config.method in ("poa", "distill") and not config.same_sizes_on_all_ranks:
         samples = config.elastic_samples
         yield f"each step trains {samples * now} of the sizes instead of {samples * before}, in another order"
     if config.method in SELF_DISTILLED and config.losses.koleo and not config.losses.koleo_over_ranks:
