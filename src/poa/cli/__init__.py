@@ -25,6 +25,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     pretrain.pretrain,
     pretrain.sizes,
     pretrain.extract,
+    pretrain.polish,
     pretrain.gradients,
     pretrain.demo,
     pretrain.recipes,

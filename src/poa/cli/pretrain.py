@@ -1,4 +1,4 @@
-"""The commands ``poa pretrain``, ``sizes``, ``extract``, ``gradients``, ``compare``, ``demo`` and ``recipes``."""
+"""The commands that train and extract, from ``poa pretrain`` to ``poa compare``, and ``poa recipes``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -121,6 +121,30 @@ def extract(run: Path, /, *, size: Annotated[list[str], SEVERAL], out: Path | No
     for name in size:
         folder = loaded.extract(name, out=out)
         say(f"{folder}: timm.create_model({python_literal(f'local-dir:{folder}')}, pretrained=True)")
+
+
+def polish(
+    run: Path, /, *, size: str, epochs: int | None = None, data: str | None = None, out: Path | None = None
+) -> None:
+    """Train one size of a run a little longer, with the run's intact network as frozen teacher.
+
+    The result is a run of one size. The same command resumes it after a stop.
+
+    Args:
+        run: Folder of the run.
+        size: Such as 96x4.
+        epochs: Passes over the images; a fifth of the run's by default.
+        data: Images; those of the run by default.
+        out: Folder of the new run, RUN/polished/SIZE by default.
+    """
+    from poa.experiments.polish import polish_settings
+    from poa.models.run import is_begun, load
+    from poa.pretraining import launch
+
+    if epochs is not None and epochs < 1:
+        raise UserError(f"--epochs must be at least 1, got {epochs}.")
+    settings = polish_settings(load(run), size, epochs=epochs, data=data, out=out)
+    launch.train(settings, resume=is_begun(Path(settings.out)))
 
 
 def gradients(run: Path, /, *, out: Path | None = None) -> None:
