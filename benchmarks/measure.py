@@ -49,10 +49,10 @@ def in_turns(
     for number in range(-1, rounds):
         for name, work in works.items():
             between()
-            _wait(device)
+            wait(device)
             began = time.perf_counter()
             work(max(number, 0))
-            _wait(device)
+            wait(device)
             if number >= 0:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
@@ -63,6 +63,7 @@ def ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

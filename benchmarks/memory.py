@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from measure import machine
+from measure import machine, wait
 from poa.config import resolve
-from poa.data.index import open_index
+from poa.data.index import ImageIndex, open_index
 from poa.data.loader import batches
 from poa.elastic.space import Size
 from poa.pretraining.build import Parts, assemble
@@ -88,11 +88,11 @@ def in_new_process(task: Task) -> Use:
     """Run a task where nothing else has used memory before."""
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
-        return pool.submit(use_of, task).result()
+        return pool.submit(use_of_task, task).result()
 
 
-def use_of(task: Task) -> Use:
-    """Memory and time of training."""
+def use_of_task(task: Task) -> Use:
+    """Memory beyond that of the imports, and time, of training with the settings of a task."""
     torch.set_num_threads(task.threads)
     device = torch.device(task.device)
     before = memory_in_use(device)
@@ -100,31 +100,41 @@ def use_of(task: Task) -> Use:
     config = resolve.resolve(given, recipe=task.recipe, file=task.file)
     index = open_index(config.data)
     parts = assemble(config, index, device=device)
-    step = largest_step(parts)
+    use = use_of(parts, index, batch_size=config.batch_size, micro_batches=config.accumulate)
+    return use._replace(memory_bytes=use.memory_bytes - before)
+
+
+def use_of(parts: Parts, index: ImageIndex, *, batch_size: int, micro_batches: int = 1) -> Use:
+    """The most memory in use during two steps, on CUDA that of all tensors, and the time of the second step."""
+    if parts.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(parts.device)
+    step = steps_by_size(parts)[-1]
     loader = batches(
         index,
         augmentation=parts.views,
         masking=parts.masking,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        batch_size=batch_size,
+        seed=parts.seed,
         start_step=step,
         num_steps=2,
-        micro_batches=config.accumulate,
+        micro_batches=micro_batches,
     )
     for batch in loader:
+        wait(parts.device)
         began = time.perf_counter()
         train_step(parts, step, batch)
-    return Use(memory_in_use(device) - before, time.perf_counter() - began)
+        wait(parts.device)
+    return Use(memory_in_use(parts.device), time.perf_counter() - began)
 
 
-def largest_step(parts: Parts) -> int:
-    """A step with masks that takes the largest sub-network."""
+def steps_by_size(parts: Parts) -> list[int]:
+    """Steps with masks, in the order of the largest sub-network that they take."""
 
     def volume(size: Size) -> int:
         return size.width**2 * sum(size.depths)
 
     one_pass = range(parts.ibot_start, parts.ibot_start + len(parts.family.space.entries))
-    return max(one_pass, key=lambda step: max(map(volume, parts.subnets(step))))
+    return sorted(one_pass, key=lambda step: max(map(volume, parts.subnets(step))))
 
 
 if __name__ == "__main__":
