@@ -1,7 +1,7 @@
 """What to train to compare the sizes of one elastic run with baselines on equal terms, and what that costs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,9 @@ Way = Literal["poa", "single", "seed"]
 """How all sizes are trained: one elastic run; each size alone; or each distilled from the largest, trained alone."""
 Budget = Literal["images", "compute"]
 """What is equal to that of the elastic run: images seen by each network, or the compute of all together."""
+BASELINES: tuple[Way, ...] = ("single", "seed")
+"""What one elastic run is compared with."""
+BUDGETS: tuple[Budget, ...] = ("images", "compute")
 LONGEST_QUEUE = 65536
 BACKWARD = 2.0
 """A backward pass costs about two forward passes."""
@@ -72,6 +75,82 @@ class Plan:
         return self.flops(approach) / self.flops(elastic)
 
 
+@dataclass(frozen=True)
+class Networks:
+    """Networks of some sizes: the folders that they are taken from, and all trainings, teachers first."""
+
+    runs: Mapping[Size, Path]
+    trainings: Mapping[Path, Training]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all trainings of one seed have in common.
+
+    Attributes:
+        config: Settings of the elastic run; ``out`` is the folder of the comparison.
+        intact: Its largest size, which is the teacher of the others.
+        rates: Operations for each image seen, by method and size.
+        num_images: Images in the data set.
+    """
+
+    config: Config
+    intact: Size
+    rates: Mapping[tuple[Way, Size], float]
+    num_images: int
+
+    @classmethod
+    def of(cls, config: Config, sizes: Sequence[Size], *, num_images: int) -> "Terms":
+        """Of the seed in the settings; operations are counted for these sizes."""
+        intact = family_of(config).space.intact
+        return cls(config, intact, _rates(config, sizes, intact, num_images=num_images), num_images)
+
+    def with_seed(self, seed: int) -> "Terms":
+        """The same for another seed."""
+        return replace(self, config=self.config.model_copy(update={"seed": seed}))
+
+    def elastic(self, sizes: Sequence[Size]) -> Networks:
+        """The elastic run, from which these sizes are taken."""
+        path = Path(self.config.out, elastic_run(self.config.seed))
+        return Networks(dict.fromkeys(sizes, path), {path: self._training(self.config, "poa", self.intact, path)})
+
+    def networks(self, way: Way, sizes: Collection[Size], epochs: int) -> Networks:
+        """These sizes, each trained for so many epochs. What is counted in epochs, such as warm-up, is in proportion."""
+        lasting = of_length(self.config, epochs)
+        runs = {size: self._folder("single" if size == self.intact else way, size, epochs) for size in sizes}
+        teacher = self._folder("single", self.intact, epochs)
+        made: dict[Path, Training] = {}
+        if way == "seed" or self.intact in runs:
+            made[teacher] = self._training(only(lasting, self.intact), "single", self.intact, teacher)
+        students = lasting if way == "single" else _distilled(lasting, teacher, num_images=self.num_images)
+        for size, path in runs.items():
+            if size != self.intact:
+                made[path] = self._training(only(students, size), way, size, path)
+        return Networks(runs, made)
+
+    def equal_epochs(self, way: Way, sizes: Collection[Size]) -> int:
+        """As many for each size as take the compute of the elastic run altogether, as nearly as whole epochs allow."""
+        return max(1, round(self.config.epochs / self._share_of_epoch(way, sizes)))
+
+    def share(self, way: Way, sizes: Collection[Size], epochs: int) -> float:
+        """Operations to train these sizes, teacher included, divided by those of the elastic run."""
+        return epochs / self.config.epochs * self._share_of_epoch(way, sizes)
+
+    def _share_of_epoch(self, way: Way, sizes: Collection[Size]) -> float:
+        """Operations of an epoch of all these networks, divided by those of an epoch of the elastic run."""
+        students = sum(self.rates[way, size] for size in sizes if size != self.intact)
+        largest = self.rates["single", self.intact] if way == "seed" or self.intact in sizes else 0.0
+        return (students + largest) / self.rates["poa", self.intact]
+
+    def _folder(self, way: Way, size: Size, epochs: int) -> Path:
+        return Path(self.config.out, elastic_run(self.config.seed)).with_name(f"{way}-{size}-{epochs}-epochs")
+
+    def _training(self, settings: Config, way: Way, size: Size, path: Path) -> Training:
+        steps = settings.epochs * steps_per_epoch(self.num_images, settings.batch_size)
+        settings = settings.model_copy(update={"out": str(path), "method": way})
+        return Training(settings, steps, steps * settings.batch_size * self.rates[way, size])
+
+
 def plan(config: Config, *, sizes: Sequence[Size], seeds: Sequence[int], num_images: int) -> Plan:
     """What to train, and what to compare.
 
@@ -87,46 +166,21 @@ def plan(config: Config, *, sizes: Sequence[Size], seeds: Sequence[int], num_ima
     """
     trainings: dict[Path, Training] = {}
     approaches: list[Approach] = []
-    rates = _rates(config, sizes, num_images=num_images)
+    terms = Terms.of(config, sizes, num_images=num_images)
     for seed in seeds:
-        made = _of_seed(config.model_copy(update={"seed": seed}), sizes, rates, num_images=num_images)
-        trainings |= made.trainings
-        approaches += made.approaches
-    return Plan(trainings, tuple(approaches))
-
-
-def _of_seed(
-    config: Config, sizes: Sequence[Size], rates: Mapping[tuple[Way, Size], float], *, num_images: int
-) -> Plan:
-    epoch = steps_per_epoch(num_images, config.batch_size)
-    trainings: dict[Path, Training] = {}
-
-    def add(settings: Config, way: Way, size: Size) -> Path:
-        path = Path(config.out, elastic_run(config.seed))
-        if way != "poa":
-            path = path.with_name(f"{way}-{size}-{settings.epochs}-epochs")
-        trainings[path] = Training(
-            settings.model_copy(update={"out": str(path), "method": way}),
-            settings.epochs * epoch,
-            settings.epochs * epoch * config.batch_size * rates[way, size],
-        )
-        return path
-
-    elastic = dict.fromkeys(sizes, add(config, "poa", sizes[-1]))
-    budgets: tuple[Budget, ...] = ("images", "compute")
-    approaches = [Approach("poa", budget, config.seed, elastic) for budget in budgets]
-    ways: tuple[Way, ...] = ("single", "seed")
-    for way in ways:
-        lengths: dict[Budget, int] = {
-            "images": config.epochs,
-            "compute": _equal_epochs(config.epochs, way, sizes, rates),
-        }
-        for budget, epochs in lengths.items():
-            lasting = of_length(config, epochs)
-            largest = add(only(lasting, sizes[-1]), "single", sizes[-1])
-            students = lasting if way == "single" else _distilled(lasting, largest, num_images=num_images)
-            runs = {size: add(only(students, size), way, size) for size in sizes[:-1]}
-            approaches.append(Approach(way, budget, config.seed, runs | {sizes[-1]: largest}))
+        of_seed = terms.with_seed(seed)
+        elastic = of_seed.elastic(sizes)
+        trainings |= elastic.trainings
+        approaches += [Approach("poa", budget, seed, elastic.runs) for budget in BUDGETS]
+        for way in BASELINES:
+            lengths: Mapping[Budget, int] = {
+                "images": config.epochs,
+                "compute": terms.equal_epochs(way, sizes),
+            }
+            for budget, epochs in lengths.items():
+                made = of_seed.networks(way, sizes, epochs)
+                trainings |= made.trainings
+                approaches.append(Approach(way, budget, seed, made.runs))
     return Plan(trainings, tuple(approaches))
 
 
@@ -139,20 +193,17 @@ def _distilled(config: Config, teacher: Path, *, num_images: int) -> Config:
     )
 
 
-def _rates(config: Config, sizes: Sequence[Size], *, num_images: int) -> dict[tuple[Way, Size], float]:
+def _rates(
+    config: Config, sizes: Sequence[Size], intact: Size, *, num_images: int
+) -> dict[tuple[Way, Size], float]:
     """Operations for each image seen, by method and size."""
-    alone = {size: only(config, size).model_copy(update={"method": "single"}) for size in sizes}
+    alone = {size: only(config, size).model_copy(update={"method": "single"}) for size in (*sizes, intact)}
     distilled = _distilled(config, Path(), num_images=num_images).model_copy(update={"method": "seed"})
-    rates: dict[tuple[Way, Size], float] = {("poa", sizes[-1]): training_flops(config)}
-    for size in sizes:
-        rates["single", size] = training_flops(alone[size])
-        rates["seed", size] = training_flops(only(distilled, size), teacher=alone[sizes[-1]])
+    rates: dict[tuple[Way, Size], float] = {("poa", intact): training_flops(config)}
+    for size, settings in alone.items():
+        rates["single", size] = training_flops(settings)
+        rates["seed", size] = training_flops(only(distilled, size), teacher=alone[intact])
     return rates
-
-
-def _equal_epochs(epochs: int, way: Way, sizes: Sequence[Size], rates: Mapping[tuple[Way, Size], float]) -> int:
-    all_sizes = sum(rates[way, size] for size in sizes[:-1]) + rates["single", sizes[-1]]
-    return max(1, round(epochs * rates["poa", sizes[-1]] / all_sizes))
 
 
 def training_flops(config: Config, *, teacher: Config | None = None) -> float:
