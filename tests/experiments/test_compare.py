@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from rich.console import Console
 
 import tiny
 from command import dashed, poa
 from experiments.some_digits import some_digits
 from poa.errors import UserError
-from poa.experiments import compare
+from poa.experiments import compare, num_sizes, runs
 from poa.experiments.compare import Result, Score, comparison_plot, comparison_tables
+from poa.experiments.runs import Labelled
 from poa.pretraining import loop
 from poa.pretraining.logger import read_metrics
 
@@ -30,6 +30,11 @@ def words(folder: Path, out: Path, *, seeds: str = "0 1") -> list[str]:
     test = some_digits(TEST, folder / "test")
     given = f"--config {file} --out {out} --sizes 32x2 --seeds {seeds} --train {TRAIN} --test {test} --vote-limit 60"
     return ["compare", *given.split()]
+
+
+def without_sizes(words: Sequence[str]) -> list[str]:
+    place = words.index("--sizes")
+    return [*words[:place], *words[place + 2 :]]
 
 
 class Done(NamedTuple):
@@ -54,7 +59,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         return loop.train(config, resume=resume, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "train", until_the_second)
+        patch.setattr(runs, "train", until_the_second)
         first_status = poa(*words(folder, folder / "all"))
         assert poa(*words(folder, folder / "all")) == 0
     return Done(folder, first_status, trained)
@@ -97,7 +102,7 @@ def test_values_are_those_of_the_runs(done: Done) -> None:
 def test_the_same_command_again_trains_nothing(
     done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained again"))
     baseline = next(done.folder.glob("all/seed0/single-*/config.yaml"))
     text = baseline.read_text()
     assert "warmup_epochs: 1.0" in text
@@ -144,16 +149,14 @@ def test_what_cannot_be_compared_is_told(
 ) -> None:
     config = tiny.config(**{"out": str(tmp_path / "all"), **GIVEN, **over})
     with pytest.raises(UserError, match=said):
-        compare.compare(config, sizes=sizes, seeds=seeds, train_on=TRAIN, test_on=TEST, console=Console(quiet=True))
+        compare.planned(config, sizes=sizes, seeds=seeds, labelled=Labelled(TRAIN, TEST))
     assert not (tmp_path / "all").exists()
 
 
 def test_labels_are_looked_for_before_anything_is_trained(tmp_path: Path) -> None:
     config = tiny.config(out=str(tmp_path / "all"), **GIVEN)
     with pytest.raises(UserError, match="nowhere"):
-        compare.compare(
-            config, sizes=["32x2"], seeds=[0], train_on="nowhere", test_on=TEST, console=Console(quiet=True)
-        )
+        compare.planned(config, sizes=["32x2"], seeds=[0], labelled=Labelled("nowhere", TEST))
     assert not (tmp_path / "all").exists()
 
 
@@ -201,8 +204,63 @@ def test_flags_reach_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         seen.update(options, epochs=config.epochs, out=config.out)
         raise UserError("noted")
 
-    monkeypatch.setattr(compare, "compare", noted)
-    assert poa(*words(tmp_path, tmp_path / "all", seeds="3 4")) == 2
-    expected = {"sizes": ("32x2",), "seeds": (3, 4), "limit": 60, "train_on": TRAIN, "test_on": str(tmp_path / "test")}
-    assert {name: seen[name] for name in expected} == expected
-    assert (seen["epochs"], seen["out"]) == (1, str(tmp_path / "all"))
+    labelled = Labelled(TRAIN, str(tmp_path / "test"), 60)
+    monkeypatch.setattr(compare, "planned", noted)
+    monkeypatch.setattr(num_sizes, "planned", noted)
+    given = words(tmp_path, tmp_path / "all", seeds="3 4")
+    assert poa(*given) == 2
+    common = {"seeds": (3, 4), "labelled": labelled, "epochs": 1, "out": str(tmp_path / "all")}
+    assert seen == {"sizes": ("32x2",), **common}
+    seen.clear()
+    assert poa(*without_sizes(given), "--num-sizes", "1", "3", "--all-sizes") == 2
+    assert seen == {"numbers": (1, 3), "all_sizes": True, **common}
+    seen.clear()
+    assert poa(*without_sizes(given), "--num-sizes") == 2
+    assert seen == {"numbers": (), "all_sizes": False, **common}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "more", "said"),
+    [
+        (True, ["--num-sizes", "3"], "Give either --sizes, such as"),
+        (False, [], "Give either --sizes, such as"),
+        (True, ["--all-sizes"], "--all-sizes goes with --num-sizes"),
+    ],
+)
+def test_sizes_or_their_number(
+    tmp_path: Path, sizes: bool, more: Sequence[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = f"compare --data digits --out {tmp_path / 'all'} --train {TRAIN} --test {TEST}".split()
+    assert poa(*given, *(["--sizes", "32x2"] if sizes else []), *more) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_n_sizes_take_what_is_trained_already(
+    done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alone, the smallest and the largest were trained for as long by the comparison of these two."""
+    trained: list[str] = []
+
+    def noted(config: Any, **options: Any) -> Any:
+        trained.append(Path(config.out).name)
+        return loop.train(config, **options)
+
+    monkeypatch.setattr(runs, "train", noted)
+    given = [*without_sizes(words(done.folder, done.folder / "all", seeds="0")), "--num-sizes", "3"]
+    assert poa(*given) == 0
+    assert trained
+    assert not {"poa", "single-32x2-1-epochs", "single-64x3-1-epochs"} & set(trained)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines()[:16])) <= 80
+    assert "Smallest N from which the elastic run is ahead" in said
+    content = json.loads((done.folder / "all/compare-num-sizes.json").read_text())
+    assert len(content["results"]) == 3 * 3 * 2
+    first = json.loads((done.folder / "all/compare.json").read_text())
+    for protocol in ("knn", "linear"):
+        (before,), (after,) = (
+            [tuple(each["values"][:1]) for each in found if (each["way"], each["size"], each["protocol"]) == what]
+            for what in [("poa", "64x3", protocol)]
+            for found in ([each for each in first if each["budget"] == "images"], content["results"])
+        )
+        assert before == after
+    assert (done.folder / "all/compare-num-sizes.png").read_bytes().startswith(b"\x89PNG")

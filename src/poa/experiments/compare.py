@@ -2,42 +2,35 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
-from math import sqrt
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t as student_t
 
 from poa.config.pretraining import Config
-from poa.config.resolve import as_begun, differences, of_run
-from poa.data.index import matched_labels, open_index
-from poa.data.sources import check_out
-from poa.elastic.space import Size
 from poa.errors import UserError
-from poa.evaluation import evaluate
-from poa.evaluation.knn import Knn
-from poa.evaluation.linear import Linear
-from poa.evaluation.protocol import LEVEL, Protocol
-from poa.evaluation.sweep import SweepOptions, overlap_of
-from poa.experiments.plan import Approach, Plan, Training, elastic_run, plan, stopped
+from poa.experiments.plan import Approach, Plan, plan
+from poa.experiments.runs import (
+    PROTOCOLS,
+    TITLES,
+    Labelled,
+    OverSeeds,
+    check_images,
+    check_settings,
+    score_all,
+    train_all,
+    wanted_of,
+)
 from poa.files import whole_file
-from poa.models.registry import explicit, family_of
-from poa.models.run import Paths, is_begun, reopen
-from poa.models.source import model_source
+from poa.models.registry import family_of
 from poa.plots.figure import legend, save, style
 from poa.plots.tables import ScoreCell, plain_table, score_cell
-from poa.pretraining.loop import train
-from poa.text import note, plain_console, tell
-from poa.training.checkpoint import latest_checkpoint, step_of
 
-PROTOCOLS: tuple[tuple[str, Protocol], ...] = (("top1@20", Knn()), ("top1", Linear()))
-"""The scores compared, by their names, and their protocols."""
 WAYS = {
     ("poa", "images"): "one elastic run",
     ("single", "images"): "alone, equal images",
@@ -46,7 +39,6 @@ WAYS = {
     ("seed", "compute"): "SEED, equal compute",
 }
 """What is compared, in the order of the rows; images or compute are equal to those of the elastic run."""
-TITLES = {"knn": "k-NN top-1 in %, 20 neighbours", "linear": "linear probe top-1 in %"}
 _COLOURS = ("#111111", "#4477aa", "#88bbdd", "#cc6677", "#eeaa88")
 _MARKERS = ("D", "o", "o", "s", "s")
 
@@ -83,121 +75,35 @@ class Result(NamedTuple):
 
     def score(self) -> Score:
         """Mean, spread and interval over seeds."""
-        mean, seeds = fmean(self.values), len(self.values)
-        what = (self.way, self.budget, self.size, self.protocol, mean)
-        if seeds < 2:
-            return Score(*what, None, self.compute)
-        spread = stdev(self.values)
-        half = float(student_t.ppf((1 + LEVEL) / 2, seeds - 1)) * spread / sqrt(seeds)
-        return Score(*what, spread, self.compute, mean - half, mean + half)
+        mean, spread, low, high = OverSeeds.of(self.values)
+        return Score(self.way, self.budget, self.size, self.protocol, mean, spread, self.compute, low, high)
 
 
-def compare(
-    config: Config,
-    *,
-    sizes: Sequence[str],
-    seeds: Sequence[int],
-    train_on: str,
-    test_on: str,
-    limit: int | None = None,
-    workers: int = 0,
-    console: Console | None = None,
-) -> list[Score]:
-    """Train what is not trained yet, score what is not scored yet, and write ``compare.json``, ``.csv`` and ``.png``.
+def planned(config: Config, *, sizes: Sequence[str], seeds: Sequence[int], labelled: Labelled) -> Plan:
+    """What to train, once everything is checked that can be before hours are spent.
 
     Args:
         config: Settings of the elastic run; ``out`` is the folder of all runs.
         sizes: Which sizes to compare; the largest of the search space, the teacher, is always among them.
         seeds: One elastic run and its baselines for each.
-        train_on: Labelled images for k-NN and linear classifiers.
-        test_on: Labelled images that are classified.
-        limit: Class-balanced part of ``train_on``.
-        workers: Processes that decode images for scoring.
-        console: Where to show progress.
+        labelled: On what to score.
     """
-    console = console or plain_console(stderr=True)
-    _check(config, seeds)
-    _check_begun(config, seeds)
+    check_settings(config, seeds)
     space = family_of(config).space
     chosen = sorted({space.find(size) for size in sizes} | {space.intact})
     if len(chosen) < 2:
         raise UserError(f"--sizes names only the intact network. Add smaller sizes, such as {space.sizes[0]}.")
-    check_out(Path(config.out), config.data, train_on, test_on)
-    labelled = open_index(train_on, limit=limit), open_index(test_on)  # before hours are spent
-    matched_labels(*labelled)
-    overlap_of({"train": labelled[0].identity, "test": labelled[1].identity})
-    made = plan(config, sizes=chosen, seeds=seeds, num_images=len(open_index(config.data, limit=config.limit)))
-    _train(made, console)
-    results = _results(made, chosen, train_on, test_on, limit=limit, workers=workers, console=console)
-    return _write(results, Path(config.out))
+    return plan(config, sizes=chosen, seeds=seeds, num_images=check_images(config, labelled))
 
 
-def _check(config: Config, seeds: Sequence[int]) -> None:
-    if config.method != "poa":
-        raise UserError(f"A comparison needs --method poa, got {config.method}; it trains the other methods itself.")
-    if not config.out:
-        raise UserError("--out FOLDER is required: the folder of all runs.")
-    if not seeds or len(set(seeds)) < len(seeds):
-        got = ", ".join(map(str, seeds)) or "none"
-        raise UserError(f"A comparison needs one or more --seeds, all different, got {got}.")
-    if config.init is not None:
-        raise UserError("A comparison starts every network from scratch; leave --init out.")
+def compare(made: Plan, labelled: Labelled, out: Path, *, console: Console) -> list[Score]:
+    """Train and score what is missing, and write ``compare.json``, ``.csv`` and ``.png``."""
+    train_all(made.trainings, console)
+    return _write(_results(made, labelled, console), out)
 
 
-def _check_begun(config: Config, seeds: Sequence[int]) -> None:
-    """Refuse other settings than those of the elastic runs that were begun, from which all baselines follow."""
-    for seed in seeds:
-        folder = Path(config.out, elastic_run(seed))
-        if is_begun(folder):
-            reopen(explicit(config.model_copy(update={"seed": seed, "out": str(folder)})))
-
-
-def _train(made: Plan, console: Console) -> None:
-    done, total = 0.0, sum(training.flops for training in made.trainings.values())
-    for number, (folder, training) in enumerate(made.trainings.items(), start=1):
-        place = f"{number} of {len(made.trainings)}, {done / total:.0%} of the compute done"
-        tell(console, f"── {folder} ({place})")
-        begun = is_begun(folder)
-        config = _as_begun(folder, training.config, console) if begun else training.config
-        if not _is_done(folder, training):
-            train(config, resume=begun, console=console)
-        if not _is_done(folder, training):
-            raise stopped(folder)
-        done += training.flops
-
-
-def _as_begun(folder: Path, config: Config, console: Console) -> Config:
-    """The settings of a training to resume, with what an earlier commit counted in epochs otherwise."""
-    found = as_begun(config, of_run(Paths(folder).config))
-    if changed := differences(found, config):
-        listed = ", ".join(f"{name} {was:g} (now {new:g})" for name, (was, new) in changed.items())
-        note(console, f"{folder} was begun with {listed} and keeps it.")
-    return found
-
-
-def _is_done(folder: Path, training: Training) -> bool:
-    newest = latest_checkpoint(Paths(folder).checkpoints)
-    return newest is not None and step_of(newest) >= training.num_steps
-
-
-def _results(
-    made: Plan,
-    sizes: Sequence[Size],
-    train_on: str,
-    test_on: str,
-    *,
-    limit: int | None,
-    workers: int,
-    console: Console,
-) -> list[Result]:
-    known: dict[tuple[Path, str], Mapping[str, Mapping[str, float]]] = {}
-    for folder in made.trainings:
-        wanted = {str(size) for each in made.approaches for size, run in each.runs.items() if run == folder}
-        for _, protocol in PROTOCOLS:
-            options = SweepOptions(sorted(wanted), workers=workers, console=console)
-            known[folder, protocol.name] = evaluate.evaluate(
-                model_source(str(folder)), protocol, train=train_on, test=test_on, limit=limit, options=options
-            ).scores
+def _results(made: Plan, labelled: Labelled, console: Console) -> list[Result]:
+    known = score_all(wanted_of([each.runs for each in made.approaches]), labelled, console)
     groups: dict[tuple[str, str], list[Approach]] = {}
     for each in made.approaches:
         groups.setdefault((each.way, each.budget), []).append(each)
@@ -207,12 +113,12 @@ def _results(
             budget,
             str(size),
             protocol.name,
-            tuple(known[each.runs[size], protocol.name][str(size)][score] for each in group),
+            tuple(known[each.runs[size], protocol.name][str(size)] for each in group),
             fmean(made.share(each) for each in group),
         )
         for (way, budget), group in groups.items()
-        for size in sizes
-        for score, protocol in PROTOCOLS
+        for size in sorted(group[0].runs)
+        for _, protocol in PROTOCOLS
     ]
 
 

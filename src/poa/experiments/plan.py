@@ -115,7 +115,7 @@ class Terms:
         return Networks(dict.fromkeys(sizes, path), {path: self._training(self.config, "poa", self.intact, path)})
 
     def networks(self, way: Way, sizes: Collection[Size], epochs: int) -> Networks:
-        """These sizes, each trained for so many epochs. What is counted in epochs, such as warm-up, is in proportion."""
+        """These sizes, each trained for so many epochs, with what is counted in epochs in proportion."""
         lasting = of_length(self.config, epochs)
         runs = {size: self._folder("single" if size == self.intact else way, size, epochs) for size in sizes}
         teacher = self._folder("single", self.intact, epochs)
@@ -193,9 +193,7 @@ def _distilled(config: Config, teacher: Path, *, num_images: int) -> Config:
     )
 
 
-def _rates(
-    config: Config, sizes: Sequence[Size], intact: Size, *, num_images: int
-) -> dict[tuple[Way, Size], float]:
+def _rates(config: Config, sizes: Sequence[Size], intact: Size, *, num_images: int) -> dict[tuple[Way, Size], float]:
     """Operations for each image seen, by method and size."""
     alone = {size: only(config, size).model_copy(update={"method": "single"}) for size in (*sizes, intact)}
     distilled = _distilled(config, Path(), num_images=num_images).model_copy(update={"method": "seed"})

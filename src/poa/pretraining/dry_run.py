@@ -39,6 +39,8 @@ class Forecast:
     seconds_per_step: float
     """Of the second step, waiting for images included."""
     waiting_seconds: float
+    cpu_seconds_per_step: float
+    """Of all threads, to prepare the images and to train on them; on one of several processes."""
     images_per_second: float
     """Over all processes."""
     memory_bytes: int
@@ -82,7 +84,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     parts = assemble(config, index, device=device, fresh=runs.begins(config, resume=resume))
     show_start(parts, config, console)
     with bar("training steps", total=NUM_STEPS, console=console) as advance:
-        *_, (training, preparing) = _timed_steps(parts, config, index, advance)
+        *_, (training, preparing, on_cpu) = _timed_steps(parts, config, index, advance)
     workers = workers_of(config)
     waiting = max(0.0, preparing / workers - training) if workers else preparing
     seconds = training + waiting
@@ -99,6 +101,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
         num_steps=num_steps,
         seconds_per_step=seconds,
         waiting_seconds=waiting,
+        cpu_seconds_per_step=on_cpu,
         images_per_second=config.batch_size / seconds,
         memory_bytes=memory_in_use(device),
         device="of the process" if device.type == "cpu" else torch.cuda.get_device_name(device),
@@ -110,8 +113,8 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
 
 def _timed_steps(
     parts: Parts, config: Config, index: ImageIndex, advance: Callable[[], None]
-) -> Iterator[tuple[float, float]]:
-    """Train some steps; of each the seconds of training, and of preparing its images in one process."""
+) -> Iterator[tuple[float, float, float]]:
+    """Train some steps; of each the seconds of training, of preparing its images in one process, and CPU seconds."""
     loader = batches(
         index,
         augmentation=parts.views,
@@ -124,11 +127,11 @@ def _timed_steps(
         micro_batches=config.accumulate,
     )
     for step in range(parts.ibot_start, parts.ibot_start + NUM_STEPS):
-        began = time.monotonic()
+        began, on_cpu = time.monotonic(), time.process_time()
         batch = next(loader)
         prepared = time.monotonic()
         train_step(parts, step, batch)
-        yield time.monotonic() - prepared, prepared - began
+        yield time.monotonic() - prepared, prepared - began, time.process_time() - on_cpu
         advance()
 
 
