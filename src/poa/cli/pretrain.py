@@ -197,7 +197,7 @@ def recipes() -> None:
 
 def compare(
     *,
-    sizes: Annotated[tuple[str, ...], SEVERAL, OWN] = (),
+    sizes: Annotated[tuple[str, ...] | None, SEVERAL, OWN] = None,
     train: Annotated[str, OWN],
     test: Annotated[str, OWN],
     num_sizes: Annotated[tuple[int, ...] | None, SEVERAL, OWN] = None,
@@ -229,7 +229,7 @@ def compare(
         vote_limit: Use only so many of the --train images, balanced over classes.
         dry_run: List all runs with their hours, by two steps of each kind of network, and write nothing.
     """
-    if bool(sizes) == (num_sizes is not None):
+    if (sizes is None) == (num_sizes is None):
         raise UserError("Give either --sizes, such as --sizes 64x3 96x4, or --num-sizes, such as --num-sizes 1 3 6 12.")
     if all_sizes and num_sizes is None:
         raise UserError("--all-sizes goes with --num-sizes. Leave it out; --sizes names the sizes to train.")
@@ -239,9 +239,9 @@ def compare(
     given, first = flags.model_dump(exclude_unset=True), elastic_run(next(iter(seeds), 0))
     resolved = resolve.resolve(given, recipe=recipe, file=config, resume=True, place=first)
     labelled = Labelled(train, test, vote_limit)
-    if num_sizes is None:
+    if sizes is not None:
         _compare_sizes(resolved, sizes, seeds, labelled, dry_run=dry_run)
-    else:
+    elif num_sizes is not None:
         _compare_num_sizes(resolved, num_sizes, seeds, labelled, all_sizes=all_sizes, dry_run=dry_run)
 
 
