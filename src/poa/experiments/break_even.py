@@ -185,7 +185,9 @@ def _cell(score: NumSizesScore | None, best: Mapping[str, float]) -> ScoreCell:
 
 
 def _break_even_table(found: Sequence[BreakEven]) -> Table:
-    table = plain_table("Smallest N from which the elastic run is ahead")
+    title = "Smallest N from which the elastic run is ahead"
+    table = plain_table(title)
+    table.min_width = len(title)
     table.add_column("of")
     columns = list(dict.fromkeys((each.where, each.surely) for each in found))
     for where, surely in columns:
