@@ -233,6 +233,10 @@ REST: dict[str, Any] = {
     "model.name": "vit",
     "model.depth_step": 1,
     "distill.teacher": "",
+    "distill.teacher_size": None,
+    "distill.weight": (1.0, 1.0),
+    "distill.patch_weight": 1.0,
+    "distill.smooth_l1": 0.1,
     "distill.queue": 65536,
     "distill.student_temperature": 0.2,  # as published
     "distill.teacher_temperature": 0.01,  # see docs/faithfulness.md

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import tiny
+from frozen import WIDTHS, Teacher
 from poa import distributed
 from poa.config.pretraining import DistillSettings
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
-from poa.families.base import Features
 from poa.families.vit import ViT
 from poa.methods.distill import Distill
 from poa.methods.layers import RunningStandard
@@ -21,25 +21,8 @@ from reference.losses import feature_distance, resized_grid, standardised
 
 FAMILY = ViT(SearchSpace.grid([16, 32], [2, 3]), image_size=16, patch_size=4, head_dim=16)
 SMALL, WIDE, INTACT = Size(16, (2,)), Size(32, (2,)), Size(32, (3,))
-BATCH, WIDTHS = 4, (24, 12)
+BATCH = 4
 Rows = list[list[float]]
-
-
-class Teacher(nn.Module):
-    """Class features and a grid of 2x2 patches, of other widths; always the same of an image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.cls = nn.Parameter(torch.randn(WIDTHS[0], 3 * 64, generator=generator))
-        self.patches = nn.Parameter(torch.randn(WIDTHS[1], 3 * 64, generator=generator))
-        self.calls = 0
-
-    def forward(self, images: Tensor) -> Features:
-        self.calls += 1
-        images = nn.functional.interpolate(images, (16, 16))
-        cells = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(len(images), 4, -1)
-        return Features(torch.tanh(cells.mean(1) @ self.cls.T), 5 + 3 * cells @ self.patches.T)
 
 
 def method(*, family: Any = FAMILY, drop_path: float = 0.0, checkpointing: bool = False, **settings: Any) -> Distill:

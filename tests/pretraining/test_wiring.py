@@ -43,6 +43,7 @@ SLIM: dict[str, Any] = {
     "slim": {"slow_start_epochs": 0.5, "queue": 32, "dim": 8},
     "optimizer": {"patch_embed_multiplier": 1.0, "layer_decay": 1.0},
 }
+TAUGHT = "poa with a frozen teacher"
 METHODS: dict[str, dict[str, Any]] = {
     "poa": {},
     "slimclr-simclr": tiny.merged(SLIM, {"slim": {"hidden": 16}}),
@@ -50,6 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "slimclr-mocov3": tiny.merged(SLIM, {"slim": {"hidden": 16}}),
     "seed": {"distill": {"queue": 32}},
     "distill": {},
+    TAUGHT: {"distill": {"teacher": "frozen"}},
 }
 POA: dict[str, Any] = {
     "batch_size": 16,
@@ -116,7 +118,8 @@ ROWS = [
     ("seed", "distill.student_temperature", 0.1),
     ("seed", "distill.teacher_temperature", 0.1),
     ("seed", "distill.local_weight", 0.5),
-    ("distill", "distill.local_weight", 0.5),
+    *((TAUGHT, "distill.weight", weight) for weight in ((0.5, 1.0), (1.0, 0.0))),
+    *((method, "distill.local_weight", 0.5) for method in ("distill", TAUGHT)),
     ("distill", "distill.patch_weight", 0.5),
     ("distill", "distill.smooth_l1", 0.5),
     ("distill", "heads.hidden", 24),
@@ -143,7 +146,7 @@ def config_of(method: str, path: str | None = None, value: Any = None) -> Config
     if path is not None and "." in path:
         section, name = path.split(".")
         over = {section: {name: value}}
-    settings = tiny.settings(**tiny.merged(tiny.merged(BASE, METHODS[method]), {"method": method, **over}))
+    settings = tiny.settings(**tiny.merged(tiny.merged(BASE, METHODS[method]), {"method": method.split()[0], **over}))
     return Config.model_validate(settings | ({"model": SLIM["model"]} if method.startswith("slimclr") else {}))
 
 
@@ -165,7 +168,7 @@ def learn(config: Config, parts: Parts) -> tuple[list[dict[str, float]], dict[st
 
 
 def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    if config.method in ("distill", "seed"):
+    if config.method in ("distill", "seed") or config.distill.teacher:
         torch.manual_seed(5)
         frozen = tiny.config(heads={"prototypes": [16]})
         teacher = assemble(frozen, open_index("digits", limit=16), device=CPU).method.exported.backbone

@@ -187,17 +187,19 @@ class LossSettings(Settings):
 
 
 class DistillSettings(Settings):
-    """A frozen teacher (methods distill and seed)."""
+    """A frozen teacher: the only one (methods distill and seed), or one beside the moving one (poa and single)."""
 
     teacher: str = ""
     """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name."""
     teacher_size: Pixels | None = None
     """Side of the crops that the teacher sees, in pixels; they are resized to it. By default it sees them as they
     are."""
+    weight: tuple[NotNegative, NotNegative] = (1.0, 1.0)
+    """Weight of a frozen teacher beside the moving one, at the start and at the end of the run (poa and single)."""
     patch_weight: NotNegative = 1.0
-    """Weight of the teacher's patch features against its pooled ones (distill); 0 for none."""
+    """Weight of the teacher's patch features against its pooled ones (all but seed); 0 for none."""
     smooth_l1: Share = 0.1
-    """Share of smooth L1 in the distance from the teacher's features; the rest is cosine distance (distill)."""
+    """Share of smooth L1 in the distance from the teacher's features; the rest is cosine distance (all but seed)."""
     queue: Count = 65536
     """Number of teacher embeddings in the queue that views are compared with; a multiple of the images per pass. For
     small data, about the size of the data set (seed)."""
@@ -207,7 +209,7 @@ class DistillSettings(Settings):
     """Temperature of the teacher's similarities (seed)."""
     local_weight: NotNegative = 1.0
     """Weight of the local crops' term: with a queue of its own (seed), or learning the pooled features of the image's
-    global crops (distill); 0 for none."""
+    global crops (all others); 0 for none."""
 
 
 class SlimSettings(Settings):

@@ -46,8 +46,11 @@ class Method(nn.Module, ABC):
         """
 
     @abstractmethod
-    def weights(self, sizes: Sequence[Size], *, num_locals: int) -> dict[str, float]:
-        """Weight of each named term of the total loss; without local crops there are no local terms."""
+    def weights(self, sizes: Sequence[Size], *, num_locals: int, frozen: float = 1.0) -> dict[str, float]:
+        """Weight of each named term of the total loss; without local crops there are no local terms.
+
+        ``frozen`` is the scheduled weight of a frozen teacher beside a moving one.
+        """
 
     @property
     def exported(self) -> Branch:

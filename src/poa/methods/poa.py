@@ -7,7 +7,7 @@ the intact student as a moving average and is exported: all sizes are cut from i
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ from poa.losses.prototypes import (
     sinkhorn,
 )
 from poa.methods.base import Branch, Method, elastic_students, named
+from poa.methods.frozen import Projected
 from poa.methods.layers import ProjectionHead
 from poa.training.schedules import update_ema
 
@@ -52,10 +53,21 @@ class HeadOutput(NamedTuple):
 
 
 class BranchOutput(NamedTuple):
-    """What a branch makes of a batch: the backbone's features of global crops, and an output of each head."""
+    """What a branch makes of a batch.
+
+    Attributes:
+        cls: The backbone's class features of global crops.
+        locals: Those of local crops; no rows if there are none.
+        patches: The backbone's patch features of global crops.
+        heads: An output of each head.
+        projected: Features in the space of a frozen teacher, if there is one.
+    """
 
     cls: Float[Tensor, "crops width"]
+    locals: Float[Tensor, "local_crops width"]
+    patches: Float[Tensor, "crops patches width"]
     heads: tuple[HeadOutput, ...]
+    projected: Projected | None = None
 
 
 class Targets(NamedTuple):
@@ -84,18 +96,15 @@ class Network(Branch):
     def forward(self, views: Views, *, teacher: bool = False) -> BranchOutput:
         """Run all views; the teacher sees global crops only, and no masks."""
         cls, patches = self.backbone(views.globals, None if teacher else views.masks)
-        rows = [cls]
-        if not teacher and len(views.locals):
-            rows.append(self.backbone(views.locals, None).cls)
-        rows.append(patches[views.masks])
-        lengths = [len(cls), len(views.locals) if len(rows) == 3 else 0, len(rows[-1])]
-        stacked = torch.cat(rows)  # one pass through each head
+        local = cls[:0] if teacher or not len(views.locals) else self.backbone(views.locals, None).cls
+        rows = (cls, local, patches[views.masks])
+        stacked, lengths = torch.cat(rows), [len(each) for each in rows]  # one pass through each head
         outputs = []
         for head in self.heads:
-            assert isinstance(head, ProjectionHead)
-            globals_, locals_, masked = head(stacked).split(lengths)
-            outputs.append(HeadOutput(globals_, locals_, masked, head.prototypes()))
-        return BranchOutput(cls, tuple(outputs))
+            if isinstance(head, ProjectionHead):  # a frozen teacher has a head of another kind
+                globals_, locals_, masked = head(stacked).split(lengths)
+                outputs.append(HeadOutput(globals_, locals_, masked, head.prototypes()))
+        return BranchOutput(cls, local, patches, tuple(outputs))
 
 
 class POA(Method):
@@ -109,6 +118,7 @@ class POA(Method):
         drop_path: Rate of stochastic depth in the students.
         checkpointing: Recompute a student's forward pass in the backward pass instead of storing it.
         compile_blocks: Compile the backbones' blocks.
+        network: Makes a branch of a backbone.
     """
 
     def __init__(
@@ -121,6 +131,7 @@ class POA(Method):
         drop_path: float = 0.0,
         checkpointing: bool = False,
         compile_blocks: bool = False,
+        network: Callable[..., Network] = Network,
     ) -> None:
         super().__init__()
         self.losses, self.elastic, self.checkpointing = losses, elastic, checkpointing
@@ -129,7 +140,7 @@ class POA(Method):
             backbone = family.build(size, drop_path=rate)
             for block in backbone.blocks if compile_blocks else ():
                 block.compile()
-            return Network(backbone, heads)
+            return network(backbone, heads)
 
         intact = family.space.intact
         self.student: Network = build(intact)
@@ -142,18 +153,26 @@ class POA(Method):
 
     def forward(self, views: Views, sizes: Sequence[Size], *, temperature: float) -> dict[str, Tensor]:
         """Unweighted terms, means over heads, and over sizes for the elastic students."""
+        losses: dict[str, Tensor] = {}
+        for branch, _, terms in self.passes(views, sizes, temperature):
+            students = len(sizes) if branch == "elastic" else 1
+            for name, value in named(branch, terms).items():
+                losses[name] = losses.get(name, 0.0) + value / students
+        return losses
+
+    def passes(
+        self, views: Views, sizes: Sequence[Size], temperature: float
+    ) -> Iterator[tuple[str, BranchOutput, dict[str, Tensor]]]:
+        """The students in turn: branch, output and unweighted terms."""
         assert self.elastic or not sizes, "there is one size"
         targets = self.targets(views, temperature)
         intact = self._run(self.student, views)  # always first and always there: every parameter gets a gradient
-        losses = named("intact", self._terms(intact, targets, views))
+        yield "intact", intact, self._terms(intact, targets, views)
         for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
             elastic = self._run(network, views)
-            terms = self._terms(elastic, targets, views) | self._same_view_terms(elastic, intact)
-            for name, value in named("elastic", terms).items():
-                losses[name] = losses.get(name, 0.0) + value / len(sizes)
-        return losses
+            yield "elastic", elastic, self._terms(elastic, targets, views) | self._same_view_terms(elastic, intact)
 
-    def weights(self, sizes: Sequence[Size], *, num_locals: int) -> dict[str, float]:  # noqa: ARG002
+    def weights(self, sizes: Sequence[Size], *, num_locals: int, frozen: float = 1.0) -> dict[str, float]:  # noqa: ARG002
         """Weight of each term (Eq. 10); those of the elastic students are means over sizes.
 
         ``code``: all cross-view pairs weigh the same, and the two students share KoLeo, as in the official code.

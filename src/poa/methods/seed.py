@@ -77,7 +77,7 @@ class SEED(Method):
         self.teacher.eval()
         return self
 
-    def weights(self, sizes: Sequence[Size], *, num_locals: int) -> dict[str, float]:  # noqa: ARG002
+    def weights(self, sizes: Sequence[Size], *, num_locals: int, frozen: float = 1.0) -> dict[str, float]:  # noqa: ARG002
         """Global crops weigh 1."""
         return {"student/global": 1.0} | ({"student/local": self.distillation.local_weight} if num_locals else {})
 

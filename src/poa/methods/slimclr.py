@@ -76,7 +76,7 @@ class SlimCLR(Method):
     ) -> list[list[Similarities]]:
         """For each pairing of first and second views, what each active width finds similar, the full one first."""
 
-    def weights(self, sizes: Sequence[Size], *, num_locals: int) -> dict[str, float]:  # noqa: ARG002
+    def weights(self, sizes: Sequence[Size], *, num_locals: int, frozen: float = 1.0) -> dict[str, float]:  # noqa: ARG002
         """Weight of each term; sizes are the active widths besides the full one, descending."""
         if not sizes:
             return {f"{self.intact}/contrast": 1.0}

@@ -68,10 +68,7 @@ def heads_of(run: Run, size: str) -> tuple[ProjectionHead, ...]:
     assert not isinstance(sub_networks, SwitchableNetworks)
     intact = skeleton(sub_networks.whole)
     state = load_checkpoint(run.checkpoint)["method"]
-    prefix = "teacher."
-    intact.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}, assign=True
-    )
+    intact.load_state_dict({name: state[f"teacher.{name}"] for name in intact.state_dict()}, assign=True)
     network = sub_networks.extract(wanted, intact)
     assert isinstance(network, Network)
     return tuple(head for head in network.heads if isinstance(head, ProjectionHead))

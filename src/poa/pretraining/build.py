@@ -24,6 +24,7 @@ from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
 from poa.methods.distill import Distill
 from poa.methods.poa import POA
 from poa.methods.seed import SEED
+from poa.methods.taught import TaughtPOA
 from poa.models.init import LoadReport, start_from
 from poa.models.registry import drop_path_of, family_of
 from poa.models.teacher import Teacher, teacher_of
@@ -90,7 +91,8 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
-    teacher = teacher_of(config) if config.method in ("distill", "seed") else None
+    beside = config.method in SELF_DISTILLED and config.distill.teacher
+    teacher = teacher_of(config) if beside or config.method in ("distill", "seed") else None
     method = method_of(config, family, teacher=teacher)
     report = None
     if fresh and config.init is not None:
@@ -173,6 +175,7 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
             stretch=settings.cosine_stretch,
         )
 
+    taught = config.distill.weight
     start, end = config.losses.teacher_temperature
     ramp = steps(config.losses.teacher_temperature_epochs)
     peak = config.lr or scaled_lr(settings.base_lr, batch_size=config.batch_size)
@@ -187,6 +190,7 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
         momentum=curve(*settings.teacher_momentum),
         temperature=partial(linear_ramp, start=start, end=end, num_steps=ramp),
         frozen_steps=steps(settings.freeze_last_layer_epochs),
+        frozen=partial(linear_ramp, start=taught[0], end=taught[1], num_steps=num_steps),
     )
 
 
@@ -244,22 +248,17 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
         "checkpointing": config.checkpointing,
         "compile_blocks": config.compile,
     }
-    if config.method == "distill":
-        assert teacher is not None
-        return Distill(
-            family,
-            teacher.network,
-            widths=(teacher.width, teacher.patch_width),
-            distillation=config.distill,
-            hidden=config.heads.hidden,
-            intact_share=config.losses.intact_share,
-            **students,
-        )
     if config.method == "seed":
         assert teacher is not None
         _check_queue("--distill.queue", config.distill.queue, config)
         return SEED(family, teacher.network, width=teacher.width, distillation=config.distill, **students)
-    return POA(family, heads=config.heads, losses=config.losses, elastic=config.method == "poa", **students)
+    if teacher is not None:
+        students |= {"widths": (teacher.width, teacher.patch_width), "distillation": config.distill}
+        if config.method == "distill":
+            inner: dict[str, Any] = {"hidden": config.heads.hidden, "intact_share": config.losses.intact_share}
+            return Distill(family, teacher.network, **inner, **students)
+    poa: dict[str, Any] = {"heads": config.heads, "losses": config.losses, "elastic": config.method == "poa"}
+    return POA(family, **poa, **students) if teacher is None else TaughtPOA(family, teacher.network, **poa, **students)
 
 
 def _check_slimmable(config: Config) -> None:
@@ -268,6 +267,7 @@ def _check_slimmable(config: Config) -> None:
         "--accumulate": config.accumulate > 1,
         "--checkpointing": config.checkpointing,
         "--init": config.init is not None,
+        "--distill.teacher": bool(config.distill.teacher),
     }
     wrong = [flag for flag, is_set in refused.items() if is_set]
     if wrong:

@@ -45,7 +45,7 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
     values = parts.schedules.at(step)
     set_schedule(parts.optimizer, values)
     sizes = parts.subnets(step, rank=distributed.rank())
-    weights = parts.method.weights(sizes, num_locals=parts.views.num_locals)
+    weights = parts.method.weights(sizes, num_locals=parts.views.num_locals, frozen=values.frozen)
     torch.manual_seed(_step_seed(parts.seed, step))  # drop path: nothing random outlives a step
     terms: dict[str, Tensor] = {}
     for number, raw in enumerate(batch):

@@ -66,6 +66,8 @@ class StepValues(NamedTuple):
     """Of the teacher."""
     last_layer_lr: float
     """Learning rate of the prototypes."""
+    frozen: float = 1.0
+    """Weight of a frozen teacher beside the moving one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Schedules:
     momentum: Callable[[int], float]
     temperature: Callable[[int], float]
     frozen_steps: int = 0
+    frozen: Callable[[int], float] = lambda _: 1.0
 
     def at(self, step: int) -> StepValues:
         """Values of a step, counted from 0."""
@@ -87,6 +90,7 @@ class Schedules:
             momentum=self.momentum(step),
             temperature=self.temperature(step),
             last_layer_lr=lr if step >= self.frozen_steps else 0.0,
+            frozen=self.frozen(step),
         )
 
 
