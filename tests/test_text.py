@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from poa.text import (
     plain_console,
     python_literal,
     shell_word,
+    shown_warnings,
     system_path,
     unicode_text,
 )
 
+SENTENCE = "Note: Recipe vit-96 is made for 100 epochs, losses.teacher_temperature_epochs from 30 to 3 is shortened."
 BYTES = os.fsdecode(b"caf\xe9.png")
 NAMES = (
     "plain",
@@ -37,6 +40,27 @@ NAMES = (
     "\u202egnp",
     BYTES,
 )
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_what_is_logged_is_wrapped_at_words(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in (Screen(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with shown_warnings():
+            logging.getLogger("poa.config.resolve").warning("%s", SENTENCE)
+            logging.getLogger("poa.config.resolve").info("only where logging is set up")
+        logging.getLogger("poa.config.resolve").warning("not in a command")
+        lines = stream.getvalue().splitlines()
+        assert " ".join(lines) == SENTENCE
+        assert len(lines) == 1 or stream.isatty()
+        assert max(map(len, lines)) <= width or not stream.isatty()
 
 
 @pytest.mark.parametrize("name", [*NAMES, "half \ud800 letter"])

@@ -6,11 +6,14 @@ A name may hold bytes that are no UTF-8, control characters, and what Markdown, 
 import codecs
 import io
 import json
+import logging
 import os
 import re
 import shlex
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
@@ -91,6 +94,27 @@ def tell(console: Console, message: str, *, soft_wrap: bool = True) -> None:
 def note(console: Console, sentence: str) -> None:
     """Print what the user should know; in a terminal it is wrapped at words."""
     tell(console, f"Note: {sentence}", soft_wrap=not console.is_terminal)
+
+
+class _Warnings(logging.Handler):
+    """Writes what is logged to standard error: in a terminal wrapped at words, which Python and terminals break."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record; above a bar of progress where there is one, since these stand in for standard error."""
+        console, message = plain_console(stderr=True), one_line(record.getMessage())
+        wrapped = Text(message).wrap(console, console.width) if console.is_terminal else [Text(message)]
+        sys.stderr.write("".join(f"{line.plain.rstrip()}\n" for line in wrapped))
+
+
+@contextmanager
+def shown_warnings() -> Iterator[None]:
+    """For commands: warnings that are logged are shown as ``note`` shows them; programs set up logging themselves."""
+    log, handler = logging.getLogger("poa"), _Warnings(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def make_printable() -> None:

@@ -194,6 +194,8 @@ def test_a_forecast_holds(at: Path, run: Path) -> None:
     assert forecast.images_per_second * forecast.seconds_per_step == pytest.approx(TINY["batch-size"])
     assert forecast.lines()[5] == f"time         {duration(STEPS * forecast.seconds_per_step)} for {STEPS} steps"
     assert forecast.memory_bytes > 1e8
+    resumed = dry_run(resolve.resolve({"out": str(run)}, resume=True), resume=True, console=Console(quiet=True))
+    assert resumed.lines()[5] == f"time         0:00 for 0 steps after the {STEPS} that are done"
 
 
 def listening(parent: int) -> set[str]:

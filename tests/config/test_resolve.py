@@ -43,6 +43,14 @@ def test_a_shorter_run_shortens_what_its_recipe_counts_in_epochs(caplog: pytest.
 
 
 @pytest.mark.usefixtures("of_100_epochs")
+def test_one_of_several_processes_tells_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in ("1", "0", "2"):
+        monkeypatch.setenv("RANK", rank)
+        assert counted(resolve({"epochs": 10}, recipe="poa-vit-l")) == pytest.approx(TENTH)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.usefixtures("of_100_epochs")
 @pytest.mark.parametrize("where", ["arguments", "file"])
 def test_what_the_user_sets_is_kept(tmp_path: Path, where: str) -> None:
     own: dict[str, Any] = {"epochs": 10, "optimizer": {"warmup_epochs": 7.0}, "losses": {"ibot_start_epoch": 5.0}}

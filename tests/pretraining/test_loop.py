@@ -18,11 +18,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 import poa
 import tiny
+from poa.config.resolve import resolve
 from poa.data.index import open_index
 from poa.errors import UserError
+from poa.pretraining.dry_run import dry_run
 from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, step_of
 
@@ -279,8 +282,11 @@ def test_an_edited_config_is_no_way_to_go_on(whole: Whole, tmp_path: Path, over:
     shutil.copytree(whole("vit"), tmp_path / "run")
     config = tmp_path / "run/config.yaml"
     config.write_text(yaml.safe_dump(tiny.merged(yaml.safe_load(config.read_text()), over)))
-    with pytest.raises(UserError, match=rf"was trained with other settings than those in config\.yaml: {named}\. Rest"):
+    refused = rf"was trained with other settings than those in config\.yaml: {named}\. Rest"
+    with pytest.raises(UserError, match=refused):
         poa.pretrain(out=tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match=refused):
+        dry_run(resolve({"out": str(tmp_path / "run")}, resume=True), resume=True, console=Console(quiet=True))
 
 
 @pytest.mark.parametrize(
@@ -386,5 +392,9 @@ def test_other_images_are_no_way_to_go_on_but_moved_ones_are(tmp_path: Path) -> 
     save_checkpoint(run.paths.checkpoints, 4, of_earlier_version)
     assert poa.pretrain(out=tmp_path / "run", data=moved, resume=True).step == 4
     Image.new("RGB", (12, 12)).save(moved / "one-more.png")
-    with pytest.raises(UserError, match=r"\(33 images\) are not those .* was trained on"):
+    added = r"\(33 images\) are not those .* was trained on"
+    with pytest.raises(UserError, match=added):
         poa.pretrain(out=tmp_path / "run", data=moved, resume=True)
+    config = resolve({"out": str(tmp_path / "run"), "data": str(moved)}, resume=True)
+    with pytest.raises(UserError, match=added):
+        dry_run(config, resume=True, console=Console(quiet=True))

@@ -11,7 +11,7 @@ from poa.cli import evaluate, inspect, pretrain, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
-from poa.text import make_printable, one_line
+from poa.text import make_printable, one_line, shown_warnings
 
 # What a command needs is imported when it runs: `poa --help` and a mistyped flag shall not wait for torch.
 
@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     if words and words[0] in WITH_MODEL_SETTINGS:
         words = ["--model.name" + word[len("--model") :] if word.split("=")[0] == "--model" else word for word in words]
     try:
-        app(words, exit_on_error=False, print_error=False)
+        with shown_warnings():
+            app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_sentence(error))
     except (UserError, OSError) as error:

@@ -1,6 +1,7 @@
 """How recipe, file and flags are merged into the settings of a run. Imports no torch."""
 
 import logging
+import os
 from collections.abc import Collection, Mapping
 from importlib import resources
 from itertools import takewhile
@@ -91,12 +92,13 @@ def resolve(
     shortened = _shortened(settings, config.epochs, but=_flat(from_file).keys() | _flat(given).keys())
     if not shortened:
         return config
-    listed = ", ".join(f"{path} from {usual:g} to {short:g}" for path, (usual, short) in shortened.items())
-    _log.warning(
-        "Note: Recipe %s is made for %d epochs. With --epochs %d, these settings are shortened in proportion: %s. "
-        "Values that you set yourself are kept.",
-        *(name, settings["epochs"], config.epochs, listed),
-    )
+    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun has started, the first tells it
+        listed = ", ".join(f"{path} from {usual:g} to {short:g}" for path, (usual, short) in shortened.items())
+        _log.warning(
+            "Note: Recipe %s is made for %d epochs. With --epochs %d, these settings are shortened in proportion: %s. "
+            "Values that you set yourself are kept.",
+            *(name, settings["epochs"], config.epochs, listed),
+        )
     for path, (_, short) in shortened.items():
         section, _, key = path.partition(".")
         settings = _merge(settings, {section: {key: short}})

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from poa.data.index import open_index
 from poa.data.sources import check_out
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
@@ -18,6 +17,7 @@ from poa.evaluation.results import Intervals, Results, size_of
 from poa.evaluation.retrieval import Retrieval
 from poa.evaluation.sweep import DEFAULTS, FrozenFeatures, SweepOptions, sweep
 from poa.families.base import Family
+from poa.features.images import note_darkness, open_images
 from poa.models.run import Run
 from poa.models.source import ModelSource
 from poa.plots.tables import SizeRow, score_names, size_rows
@@ -58,8 +58,9 @@ def evaluate(
     """
     names = source.choose(options.sizes)
     check_out(source.out, test, *([] if train is None else [train]))
-    train_index = None if train is None else open_index(train, limit=limit)
-    test_index = open_index(test, limit=limit if train is None else None)
+    train_index = None if train is None else open_images(train, limit=limit, console=options.console)
+    test_index = open_images(test, limit=limit if train is None else None, console=options.console)
+    note_darkness(*([] if train_index is None else [train_index]), test_index, console=options.console)
     scorer = FrozenFeatures.of(source, names, protocol, train=train_index, test=test_index, workers=options.workers)
     return sweep(source, scorer, names, options)
 

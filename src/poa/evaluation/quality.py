@@ -15,7 +15,7 @@ from poa import distributed
 from poa.config.pretraining import ViewSettings
 from poa.data.augment import SOLARIZE_THRESHOLD, augment
 from poa.data.content import Identity
-from poa.data.index import ImageIndex, open_index
+from poa.data.index import ImageIndex
 from poa.data.loader import ScoringImages, images_for_scoring
 from poa.data.sources import check_out
 from poa.data.views import BLUR_SIGMA, RATIO, collate, make_crops, sample_generator
@@ -25,6 +25,7 @@ from poa.evaluation.protocol import Outcome, check_features, check_widths, full_
 from poa.evaluation.results import Results
 from poa.evaluation.sweep import AT_ONCE, DEFAULTS, Scorer, SweepOptions, sweep
 from poa.features.extract import Progress, extract_features
+from poa.features.images import note_darkness, open_images
 from poa.models.registry import folder_of
 from poa.models.run import is_run, load
 from poa.models.source import ModelSource
@@ -358,7 +359,8 @@ def evaluate(
     """
     names = source.choose(options.sizes)
     check_out(source.out, data)
-    index = open_index(data, limit=limit)
+    index = open_images(data, limit=limit, console=options.console)
+    note_darkness(index, console=options.console)
     _check_k(k, num_images=len(index))
     return sweep(source, Quality(source, index, views_of(source), k, seed, options.workers), names, options)
 

@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 
 from poa.config.pretraining import Config
 from poa.config.resolve import as_begun, differences, of_run
-from poa.data.index import matched_labels, open_index
+from poa.data.index import matched_labels
 from poa.data.sources import check_out
 from poa.elastic.space import Size
 from poa.errors import UserError
@@ -22,6 +22,7 @@ from poa.evaluation.linear import Linear
 from poa.evaluation.protocol import LEVEL, Protocol
 from poa.evaluation.sweep import SweepOptions, overlap_of
 from poa.experiments.plan import Training, elastic_run, stopped
+from poa.features.images import open_images
 from poa.models.registry import explicit
 from poa.models.run import Paths, is_begun, reopen
 from poa.models.source import model_source
@@ -95,10 +96,10 @@ def check_settings(config: Config, seeds: Sequence[int]) -> None:
 def check_images(config: Config, labelled: Labelled) -> int:
     """See that there are images to train on and to score; returns how many there are to train on."""
     check_out(Path(config.out), config.data, labelled.train, labelled.test)
-    train_index, test_index = open_index(labelled.train, limit=labelled.limit), open_index(labelled.test)
+    train_index, test_index = open_images(labelled.train, limit=labelled.limit), open_images(labelled.test)
     matched_labels(train_index, test_index)
     overlap_of({"train": train_index.identity, "test": test_index.identity})
-    return len(open_index(config.data, limit=config.limit))
+    return len(open_images(config.data, limit=config.limit))
 
 
 def train_all(trainings: Mapping[Path, Training], console: Console) -> None:

@@ -13,11 +13,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from poa import distributed
-from poa.data.index import ImageIndex, open_index
+from poa.data.index import ImageIndex
 from poa.errors import UserError, counted, nearest
 from poa.families.base import Features
 from poa.features.extract import Extracted, extract_features, read_batches
 from poa.features.formats import FORMATS, Table, check_parquet, files
+from poa.features.images import note_darkness, open_images
 from poa.files import make_folder
 from poa.models.source import ModelSource
 from poa.text import plain_console, unicode_text
@@ -74,16 +75,17 @@ def embed(
     Raises:
         UserError: An argument is invalid, or the files cannot be written.
     """
-    targets, index = _targets(out, _chosen(source, sizes), overwrite=overwrite), open_index(data, limit=limit)
+    targets = _targets(out, _chosen(source, sizes), overwrite=overwrite)
+    index = open_images(data, limit=limit, console=console)
+    note_darkness(index, console=console)
     folder = make_folder(next(iter(targets.values())).parent, content="Features")
     work = folder / f".{out.name}.unfinished"
     device = distributed.this_device()
     plain = {name: source.network(name).to(device).eval() for name in targets}
     widths = {name: _widths(network, source.preprocessing.image_size, device) for name, network in plain.items()}
-    networks = {name: _WithPatches(network) if patches else network for name, network in plain.items()}
     with Bars(console or plain_console(stderr=True)) as progress:
         extracted = extract_features(
-            networks,
+            {name: _WithPatches(network) if patches else network for name, network in plain.items()},
             read_batches(index, source.preprocessing, batch_size=BATCH, workers=workers),
             num_images=len(index),
             folder=work / "rows",
@@ -99,9 +101,8 @@ def embed(
     }
     _write(tables, work / "files", num_bytes=sum(rows.nbytes for rows in extracted.features.values()))
     shutil.rmtree(work, ignore_errors=True)
-    read = set(extracted.indices.tolist())
-    bad = tuple(index.name(i) for i in range(len(index)) if i not in read)
-    return Embedded(targets, {name: (len(read), widths[name].pooled) for name in targets}, bad)
+    bad = tuple(index.name(i) for i in sorted({*range(len(index))} - {*extracted.indices.tolist()}))
+    return Embedded(targets, {name: (len(index) - len(bad), widths[name].pooled) for name in targets}, bad)
 
 
 def _chosen(source: ModelSource, sizes: str | Sequence[str]) -> tuple[str, ...]:

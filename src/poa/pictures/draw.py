@@ -13,13 +13,14 @@ from torch import Tensor
 from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED
 from poa.data.augment import augment, normalise
-from poa.data.index import ImageIndex, open_index
+from poa.data.index import ImageIndex
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import spread
 from poa.data.sources import check_out
 from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, make_crops, sample_generator
 from poa.errors import UserError, counted, nearest
 from poa.evaluation.quality import views_of
+from poa.features.images import note_darkness, open_images
 from poa.files import make_folder
 from poa.models import registry
 from poa.models.run import is_run, load
@@ -76,9 +77,10 @@ def draw(
     if show < 1:
         raise UserError(f"--show must be at least 1, got {show}.")
     check_out(out, images)
-    index = _open(images, limit, show=show, needs_all=bool(_NEED_ALL & set(kinds)))
+    console = console or plain_console(stderr=True)
+    index = _open(images, limit, console, show=show, needs_all=bool(_NEED_ALL & set(kinds)))
     _check_folder(out, overwrite=overwrite)
-    with Bars(console or plain_console(stderr=True)) as bars:
+    with Bars(console) as bars:
         numbers, crops = _gather(sources, index, workers)
         labels = index.labels()[list(numbers)]
         shown = tuple(spread(labels, min(show, len(numbers))).tolist())
@@ -141,11 +143,13 @@ def _networks(sources: Sequence[ModelSource], sizes: str | Sequence[str]) -> lis
     ]
 
 
-def _open(images: str, limit: int | None, *, show: int, needs_all: bool) -> ImageIndex:
+def _open(images: str, limit: int | None, console: Console, *, show: int, needs_all: bool) -> ImageIndex:
     """As many images as the kinds need."""
-    index = open_index(images, limit=limit)
+    index = open_images(images, limit=limit, console=console)
     most = USUAL_LIMIT if limit is None else limit
-    return open_index(images, limit=min(len(index), most if needs_all else show))
+    index = open_images(images, limit=min(len(index), most if needs_all else show), console=console)
+    note_darkness(index, console=console)
+    return index
 
 
 def _classes(index: ImageIndex, numbers: Sequence[int]) -> tuple[str, ...]:

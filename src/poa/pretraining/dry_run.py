@@ -13,11 +13,12 @@ from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
 from poa.data.loader import batches
+from poa.features.images import open_images
 from poa.models import registry
 from poa.models import run as runs
 from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
 from poa.pretraining.logger import tensorboard_writer
-from poa.pretraining.loop import find_images, show_start
+from poa.pretraining.loop import find_images, restore, show_start
 from poa.pretraining.step import train_step
 from poa.training.health import explained_memory
 from poa.training.progress import bar, duration, memory_in_use
@@ -36,6 +37,9 @@ class Forecast:
     parameters: int
     """Of the student, backbone and heads."""
     num_steps: int
+    """That are left."""
+    done: int
+    """Steps of a run that is resumed."""
     seconds_per_step: float
     """Of the second step, waiting for images included."""
     waiting_seconds: float
@@ -55,6 +59,7 @@ class Forecast:
     def lines(self) -> list[str]:
         """The forecast in words."""
         waiting = self.waiting_seconds / self.seconds_per_step
+        resumed = f" after the {self.done:,} that are done" if self.done else ""
         speed = f"{_number(self.images_per_second)} images/s, {_number(self.seconds_per_step)} s per step"
         return [
             f"images       {self.num_images:,}",
@@ -62,7 +67,7 @@ class Forecast:
             f"parameters   {self.parameters / 1e6:.1f} M in the student, backbone and heads",
             f"speed        {speed}, {waiting:.0%} of it waiting for images",
             f"memory       {_size(self.memory_bytes)} at most, {self.device}",
-            f"time         {duration(self.num_steps * self.seconds_per_step)} for {self.num_steps:,} steps",
+            f"time         {duration(self.num_steps * self.seconds_per_step)} for {self.num_steps:,} steps{resumed}",
             f"disk         {_size(self.disk_bytes)} at most, for checkpoints of {_size(self.checkpoint_bytes)}",
             *(f"note         {note}" for note in self.notes),
         ]
@@ -71,6 +76,8 @@ class Forecast:
 @explained_memory()
 def dry_run(config: Config, *, resume: bool = False, console: Console) -> Forecast:
     """Build everything and train two steps in this process, on the share of one of several; nothing is written.
+
+    A run to resume is loaded as if it went on.
 
     Raises:
         UserError: A setting, the images, the folder or the device are invalid, as the run itself would say.
@@ -81,7 +88,12 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     if config.monitor.tensorboard:
         tensorboard_writer()
     index = find_images(config, console)
-    parts = assemble(config, index, device=device, fresh=runs.begins(config, resume=resume))
+    fresh = runs.begins(config, resume=resume)
+    parts = assemble(config, index, device=device, fresh=fresh)
+    processes = config.devices * config.num_nodes
+    done = 0 if fresh else restore(parts, config, index, console, processes=processes)
+    if config.monitor.data is not None:
+        open_images(config.monitor.data, console=console).require_labels()
     show_start(parts, config, console)
     with bar("training steps", total=NUM_STEPS, console=console) as advance:
         *_, (training, preparing, on_cpu) = _timed_steps(parts, config, index, advance)
@@ -98,7 +110,8 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
         num_images=len(index),
         num_sizes=len(parts.family.space.sizes),
         parameters=student,
-        num_steps=num_steps,
+        num_steps=num_steps - done,
+        done=done,
         seconds_per_step=seconds,
         waiting_seconds=waiting,
         cpu_seconds_per_step=on_cpu,

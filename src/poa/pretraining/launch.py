@@ -24,7 +24,7 @@ from poa.models import registry
 from poa.models import run as runs
 from poa.models.run import Run
 from poa.pretraining import loop
-from poa.text import make_printable, unicode_text
+from poa.text import make_printable, shown_warnings, unicode_text
 
 GRACE_SECONDS = 10.0
 """Time for the other processes to end by themselves once one has failed."""
@@ -97,7 +97,8 @@ def main() -> None:
     sys.argv = sys.argv[3:]
     rank = os.environ["RANK"]
     try:
-        loop.train(resolve.resolve(file=folder / "config.yaml"), resume=how == "resume")
+        with shown_warnings():
+            loop.train(resolve.resolve(file=folder / "config.yaml"), resume=how == "resume")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (UserError, OSError) as error:

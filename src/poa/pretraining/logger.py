@@ -46,7 +46,7 @@ class Logger:
         self._bad = self._listed()
         if config.monitor.tensorboard:
             tensorboard_writer()  # refuses here, before anything is written, where it is not installed
-        self._monitor = Monitor(config, parts) if distributed.is_main() else None
+        self._monitor = Monitor(config, parts, console=console) if distributed.is_main() else None
         self._log: MetricsLog | None = None
         self._display = TrainingDisplay(
             self._num_steps, steps_per_epoch=parts.steps_per_epoch, start_step=start, console=console

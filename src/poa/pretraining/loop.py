@@ -10,11 +10,11 @@ from rich.console import Console
 from poa import distributed
 from poa.config.pretraining import Config
 from poa.config.resolve import learned
-from poa.data.images import image_tensor
-from poa.data.index import ImageIndex, open_index
+from poa.data.index import ImageIndex
 from poa.data.loader import batches, read_or_none, why_bad
 from poa.data.views import RawViews
 from poa.errors import UserError, counted
+from poa.features.images import note_darkness, open_images, tried
 from poa.models import init, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
@@ -26,12 +26,6 @@ from poa.text import note, plain_console, shell_word, tell
 from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, restoring, save_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
-from poa.training.progress import Bars
-
-CHECKED_IMAGES = 32
-"""Images decoded before a run starts."""
-DARK = 128
-"""If all of these are darker than this, the user is told."""
 
 
 @explained_memory()
@@ -55,7 +49,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         paths = Paths(Path(config.out))
         fresh = runs.begins(config, resume=resume)
         parts = assemble(config, index, device=device, fresh=fresh)
-        start = 0 if fresh else _restore(parts, config, index, paths, console)
+        start = 0 if fresh else restore(parts, config, index, console, processes=distributed.world_size())
         loader = _loader(parts, config, index, start=start)
         logger = Logger(config, index, parts, paths, start=start, console=console)
         if distributed.is_main():
@@ -85,10 +79,10 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     """
     if not config.data:
         raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
-    with Bars(console) as progress:
-        index = open_index(config.data, limit=config.limit, progress=progress)
-    for sentence in _try_some(index, config):
+    index = open_images(config.data, limit=config.limit, console=console)
+    if sentence := _try_some(index, config):
         note(console, sentence)
+    note_darkness(index, console=console)
     return index
 
 
@@ -101,22 +95,16 @@ def show_start(parts: Parts, config: Config, console: Console) -> None:
         tell(console, line, soft_wrap=not console.is_terminal)
 
 
-def _try_some(index: ImageIndex, config: Config) -> list[str]:
-    """Decode some images; returns what the user should know.
+def _try_some(index: ImageIndex, config: Config) -> str | None:
+    """Decode some images; returns a sentence on those that cannot be read.
 
     Raises:
         UserError: Most of them cannot be read, or more than a run allows.
     """
-    probe = range(0, len(index), max(1, len(index) // CHECKED_IMAGES))
-    bad, brightest = [], 0
-    for i in probe:
-        image = read_or_none(index, i)
-        if image is None:
-            bad.append(i)
-        else:
-            brightest = max(brightest, int(image_tensor(image).max()))
+    probe = tried(index)
+    bad = [i for i in probe if read_or_none(index, i) is None]
     if not bad:
-        return [] if brightest >= DARK else [_darkness(len(probe), brightest)]
+        return None
     share = f"{config.max_bad_share:.1%}"
     found = (
         f"{len(bad)} of {counted(len(probe), 'image')} tried in {config.data} cannot be read, such as "
@@ -128,18 +116,16 @@ def _try_some(index: ImageIndex, config: Config) -> list[str]:
         raise UserError(
             f"{found}, more than the allowed share of {share}. Fix or remove them, or raise --max-bad-share."
         )
-    return [f"{found}. Such images are skipped; the run stops if they are more than {share} of all."]
+    return f"{found}. Such images are skipped; the run stops if they are more than {share} of all."
 
 
-def _darkness(num_images: int, brightest: int) -> str:
-    return (
-        f"No pixel is brighter than {brightest} of 255 in {counted(num_images, 'image')} tried. If their values fill "
-        "only a part of their range, such as 14 bits stored in 16, multiply the values of all images by one number."
-    )
+def restore(parts: Parts, config: Config, index: ImageIndex, console: Console, *, processes: int) -> int:
+    """Load the newest checkpoint, to be resumed by so many processes; returns the number of steps done.
 
-
-def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths, console: Console) -> int:
-    """Load the newest checkpoint; returns the number of steps done."""
+    Raises:
+        UserError: It is damaged, or was trained with other settings or images.
+    """
+    paths = Paths(Path(config.out))
     newest = latest_checkpoint(paths.checkpoints)
     assert newest is not None
     state = load_checkpoint(newest)
@@ -153,7 +139,7 @@ def _restore(parts: Parts, config: Config, index: ImageIndex, paths: Paths, cons
         parts.method.load_state_dict(state["method"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.scaler.load_state_dict(state["scaler"])
-    if sentence := changed_processes(state, config):
+    if sentence := changed_processes(state, config, now=processes):
         note(console, sentence)
     return int(state["step"])
 

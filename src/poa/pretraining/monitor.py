@@ -8,16 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float, UInt8
+from rich.console import Console
 from torch import Tensor
 
 from poa.config.pretraining import Config
 from poa.data.augment import normalise
-from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
 from poa.elastic.network import state
 from poa.elastic.space import Size
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Rows
+from poa.features.images import open_images
 from poa.pretraining.build import Parts
 from poa.training.health import CollapseCheck, mean_cosine, rankme
 
@@ -33,12 +34,12 @@ class Sample:
     labels: npt.NDArray[np.int64] | None
 
 
-def take_sample(source: str, config: Config, *, labelled: bool) -> Sample:
+def take_sample(source: str, config: Config, *, labelled: bool, console: Console | None = None) -> Sample:
     """Decode an even part of the images of a source."""
     size, resize = config.views.global_size, config.scoring_resize
-    index = open_index(source)
+    index = open_images(source, console=console)
     if len(index) > config.monitor.num_images:
-        index = open_index(source, limit=config.monitor.num_images)
+        index = open_images(source, limit=config.monitor.num_images)
     labels = index.require_labels() if labelled else None
     rows: list[int] = []
     images = []
@@ -51,10 +52,11 @@ def take_sample(source: str, config: Config, *, labelled: bool) -> Sample:
 class Monitor:
     """Scores the exported branch now and then."""
 
-    def __init__(self, config: Config, parts: Parts) -> None:
+    def __init__(self, config: Config, parts: Parts, *, console: Console | None = None) -> None:
         self._parts, self._views = parts, config.views
         labelled = config.monitor.data is not None
-        self._sample = take_sample(config.monitor.data or config.data, config, labelled=labelled)
+        data = config.monitor.data or config.data
+        self._sample = take_sample(data, config, labelled=labelled, console=console)
         sizes = parts.family.space.sizes
         self._sizes = dict.fromkeys((sizes[0], sizes[len(sizes) // 2], sizes[-1])) if labelled else {sizes[-1]: None}
         self._sub_networks = parts.family.sub_networks()

@@ -14,12 +14,11 @@ def identity(config: Config) -> dict[str, Any]:
     return {"settings": learned(config), "processes": distributed.world_size()}
 
 
-def changed_processes(state: Mapping[str, Any], config: Config) -> str | None:
+def changed_processes(state: Mapping[str, Any], config: Config, *, now: int) -> str | None:
     """A sentence on what changes where a run is resumed on another number of processes than it was trained on so far.
 
     Images, crops, masks, learning rates and targets depend on the global batch alone.
     """
-    now = distributed.world_size()
     before: int = state.get("processes", now)
     effects = [] if before == now else list(_effects(config, before, now))
     if not effects:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from poa import distributed
 from poa.data.augment import normalise
 from poa.data.content import Identity, LeftOut
-from poa.data.index import ImageIndex, matched_labels, open_index
+from poa.data.index import ImageIndex, matched_labels
 from poa.data.sources import check_out
 from poa.errors import UserError
 from poa.evaluation.knn import Knn, allowed_ks
@@ -26,6 +26,7 @@ from poa.evaluation.protocol import Outcome, Rows, check_features, classes_of, p
 from poa.evaluation.results import Results
 from poa.evaluation.sweep import AT_ONCE, DEFAULTS, Scorer, SweepOptions, sweep
 from poa.features.extract import Progress, extract_features, read_batches
+from poa.features.images import note_darkness, open_images
 from poa.models.source import ModelSource
 from poa.robustness.conditions import Condition, ConditionBatch, Robustness, condition_batches
 from poa.robustness.corruptions import CORRUPTIONS
@@ -72,7 +73,9 @@ def evaluate(
     names, preprocessing = source.choose(options.sizes), source.preprocessing
     robustness = robustness.resolved(preprocessing.image_size)
     check_out(source.out, train, test)
-    train_index, test_index = open_index(train, limit=limit), open_index(test, limit=test_limit)
+    train_index = open_images(train, limit=limit, console=options.console)
+    test_index = open_images(test, limit=test_limit, console=options.console)
+    note_darkness(train_index, test_index, console=options.console)
     labels = matched_labels(train_index, test_index)
     if robustness.judge == "knn":
         allowed_ks((robustness.k,), num_train=len(train_index))

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from poa.data.augment import normalise
 from poa.data.images import centre_crop
-from poa.data.index import open_index
 from poa.data.loader import read_or_none
 from poa.data.sources import check_out
 from poa.errors import UserError
+from poa.features.images import open_images
 from poa.plots.figure import INK, SHEET_DPI, Cell, Row, legend, printable, save, sheet, shortened, style
 from poa.plots.tables import plain_table, score_table
 from poa.robustness.conditions import Condition, Robustness, corrupted, occluded, shuffled
@@ -137,7 +137,7 @@ def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed
     if image_size < 2:
         raise UserError(f"--image-size must be at least 2, got {image_size}.")
     check_out(out, images)
-    index = open_index(images)
+    index = open_images(images)
     if not 0 <= number < len(index):
         raise UserError(
             f"--number must be from 0 to {len(index) - 1}, got {number}: there are no more images in {index.source}."

@@ -10,12 +10,12 @@ from pathlib import Path
 from poa.config.detection import Detection
 from poa.config.finetune import Finetune
 from poa.config.segmentation import Segmentation
-from poa.data.index import open_index
 from poa.data.sampler import steps_per_epoch
 from poa.data.sources import check_out
 from poa.errors import UserError, counted
 from poa.evaluation.results import Results
 from poa.evaluation.sweep import DEFAULTS, SweepOptions, overlap_of, sweep
+from poa.features.images import note_darkness, open_images
 from poa.files import for_models
 from poa.models.source import ModelSource
 from poa.tasks.classification.data import labelled, training_transform
@@ -52,7 +52,9 @@ def finetune_networks(
 ) -> Results:
     """Train networks on labelled images, or a class-balanced ``limit`` of them, all weights and a new classifier."""
     check_out(source.out, train, test)
-    images = labelled(open_index(train, limit=limit), open_index(test))
+    indexes = open_images(train, limit=limit, console=options.console), open_images(test, console=options.console)
+    note_darkness(*indexes, console=options.console)
+    images = labelled(*indexes)
     task = Classification(source, options, save_every, config, *images)
     training_transform(config, source.preprocessing)
     steps_per_epoch(len(task.images.labels), config.batch_size)
@@ -78,7 +80,9 @@ def segment_networks(
     """
     names = None if classes is None else read_names(classes)
     check_out(source.out, train.images, train.masks, test.images, test.masks)
-    train_pairs, test_pairs = train.open(limit=limit, ignore=ignore), test.open(ignore=ignore)
+    train_pairs = train.open(limit=limit, ignore=ignore, console=options.console)
+    test_pairs = test.open(ignore=ignore, console=options.console)
+    note_darkness(train_pairs.images, test_pairs.images, console=options.console)
     overlap_of({"train": train_pairs.identity, "test": test_pairs.identity})  # before all masks are read
     found = _statistics(train_pairs, "training", options), _statistics(test_pairs, "test", options)
     options.check_readable({"train": found[0].left_out, "test": found[1].left_out})
@@ -114,6 +118,7 @@ def detect_networks(
         _readable(annotations, named.images, part, options)
         for annotations, named, part in zip(found, (train, test), ("train", "test"), strict=True)
     )
+    note_darkness(train_images.index, test_images.index, console=options.console)
     steps_per_epoch(len(train_images), config.batch_size)
     parts = (source, options, save_every, config, train_images, test_images)
     return _run(SlimmableDetectionTask(*parts, names) if together else DetectionTask(*parts))
@@ -123,7 +128,7 @@ def _readable(annotations: Annotations, images: str, part: str, options: SweepOp
     """Images that can be read, after all checks."""
     console, called = options.console or plain_console(stderr=True), "training" if part == "train" else part
     check_objects(annotations, part=called)
-    found = find_images(annotations, images)
+    found = find_images(annotations, images, console=console)
     with bar(f"reading {called} images", total=len(found), console=console) as advance:
         found = readable_images(found, workers=options.workers, advance=advance)
     options.check_readable({part: found.left_out(())})

@@ -143,11 +143,17 @@ class Advance(Protocol):
 class Bars:
     """Progress of one or more counts, by name: bars in a terminal, elsewhere a line of each every ``every_seconds``.
 
-    It may be shown in the console of a ``TrainingDisplay`` that is entered.
+    It may be shown in the console of a ``TrainingDisplay`` that is entered. Counts that are finished within
+    ``after_seconds`` are not shown.
     """
 
     def __init__(
-        self, console: Console, *, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console,
+        *,
+        every_seconds: float = 10.0,
+        after_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -165,6 +171,7 @@ class Bars:
             disable=self._has_lines,
         )
         self._console, self._every_seconds, self._clock = console, every_seconds, clock
+        self._shown_from = clock() + after_seconds
         self._counts: dict[str, Task] = {}
         self._next_line: dict[str, float] = {}
 
@@ -181,6 +188,8 @@ class Bars:
     def __call__(self, name: str, done: int, total: int | None, note: str = "") -> None:
         """Show that ``done`` of ``total`` items are finished; None if it is not known how many there are."""
         if name not in self._counts:
+            if self._clock() < self._shown_from:
+                return
             self.add(name, total)
         count = self._counts[name]
         if done < count.completed:  # it starts again

@@ -3,13 +3,20 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+from poa.config.detection import Detection
+from poa.evaluation.sweep import SweepOptions
+from poa.tasks.detection import coco
 from poa.tasks.detection.average_precision import BOXES, MASKS, average_precision, box_entries, mask_entries
-from poa.tasks.detection.coco import coco_tools, decoded_mask, read_annotations
+from poa.tasks.detection.coco import coco_tools, decoded_mask, read_annotations, truth_of
+from poa.tasks.detection.data import find_images
+from poa.tasks.detection.train import Detections, DetectionTask
+from supervised import Models, family, source_of_models
 from tasks.detection.coco_images import changed, write_coco
 
 CATEGORIES = [3, 7]
@@ -37,7 +44,7 @@ def score(
     file = truth.parent / "found" / "boxes.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(found))
-    return average_precision(read_annotations(truth), file, kind=kind, images=images)
+    return average_precision(truth_of(read_annotations(truth)), file, kind=kind, images=images)
 
 
 def test_perfect_and_shifted_boxes(truth: Path) -> None:
@@ -51,6 +58,18 @@ def test_perfect_and_shifted_boxes(truth: Path) -> None:
     assert shifted["box_ap50"] == pytest.approx(100)
     assert shifted["box_ap75"] == pytest.approx(100)
     assert shifted["box_ap"] == pytest.approx(60)
+
+
+def test_the_truth_is_read_once_for_all_networks_and_kinds(truth: Path, tmp_path: Path) -> None:
+    images = find_images(read_annotations(truth), str(truth.parent / "images"))
+    source = source_of_models(tmp_path, Models(family(image_size=32, patch_size=8)))
+    task = DetectionTask(source, SweepOptions(), 1, Detection(), images, images)
+    found = Detections(boxes=entries(truth), masks=[], images=[100, 101, 102], examples=[])
+    with patch.object(coco, "_read", wraps=coco._read) as read:
+        for name in ("16x1", "32x1"):
+            scores = task._scores(name, found)
+            assert (scores["box_ap"], scores["mask_ap"]) == pytest.approx((100, 0))
+    assert read.call_count == 1
 
 
 def test_half_of_the_objects(truth: Path) -> None:

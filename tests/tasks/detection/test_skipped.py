@@ -19,6 +19,7 @@ from poa.tasks.detection.coco import (
     check_objects,
     coco_tools,
     read_annotations,
+    truth_of,
 )
 from poa.tasks.detection.data import find_images, readable_images
 from tasks.detection.coco_images import changed, write_coco
@@ -103,11 +104,11 @@ def found(file: Path, root: Path, kind: str) -> list[dict[str, Any]]:
 def test_skipped_objects_are_not_asked_for_in_the_test(data: tuple[str, Path], tmp_path: Path) -> None:
     found(data[1], tmp_path, BOXES)
     whole = average_precision(
-        read_annotations(data[1]), tmp_path / "found.json", kind=BOXES, images=[100, 101, 102, 103]
+        truth_of(read_annotations(data[1])), tmp_path / "found.json", kind=BOXES, images=[100, 101, 102, 103]
     )
     over: dict[int, Any] = {0: {"segmentation": [[]]}, 2: {"bbox": None}, 4: {"iscrowd": 1, "segmentation": "x"}}
     over[5] = {"id": 0, "area": None}
-    broken = read_annotations(changed(data[1], annotations=over))
+    broken = truth_of(read_annotations(changed(data[1], annotations=over)))
     for kind in (BOXES, MASKS):
         found(data[1], tmp_path, kind)
         scores = average_precision(broken, tmp_path / "found.json", kind=kind, images=[100, 101, 102, 103])
@@ -119,8 +120,8 @@ def test_a_byte_order_mark_is_no_fault(data: tuple[str, Path], tmp_path: Path) -
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "a.json").write_text(data[1].read_text(), encoding=encoding)
         found(data[1], tmp_path, BOXES)
-        annotations = read_annotations(tmp_path / "a.json")
-        scores = average_precision(annotations, tmp_path / "found.json", kind=BOXES, images=[100])
+        truth = truth_of(read_annotations(tmp_path / "a.json"))
+        scores = average_precision(truth, tmp_path / "found.json", kind=BOXES, images=[100])
         assert scores["box_ap"] == pytest.approx(100)
 
 

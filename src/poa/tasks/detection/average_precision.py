@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from poa.tasks.detection.coco import Annotations, Entry, coco_tools, truth_of
+from poa.tasks.detection.coco import Entry, coco_tools
 
 BOXES, MASKS = "bbox", "segm"
 """Kinds of average precision, as pycocotools calls them."""
@@ -56,31 +56,32 @@ def mask_entries(boxes: Iterable[Entry], masks: Float[Tensor, "found 1 height wi
 
 
 def average_precision(
-    annotations: Annotations, results: Path, *, kind: str, images: Sequence[int]
+    truth: Mapping[str, Any], results: Path, *, kind: str, images: Sequence[int]
 ) -> Mapping[str, float]:
     """COCO's scores in percent, such as ``box_ap``: mean over IoUs from 0.5 to 0.95 and over categories that occur.
 
-    ``results`` are scored in the images of these ids; scores of object sizes that do not occur are left out.
+    ``truth`` is what ``truth_of`` gives. ``results`` are scored in the images of these ids; scores of object sizes that
+    do not occur are left out.
     """
     with (
         contextlib.redirect_stdout(io.StringIO()),  # pycocotools prints what it does
         warnings.catch_warnings(action="ignore", category=DeprecationWarning),
     ):
-        statistics = _statistics(annotations, results, kind, images)
+        statistics = _statistics(truth, results, kind, images)
     scores = {name: float(statistics[place]) for place, name in _STATISTICS.items()}
     prefix = {BOXES: "box", MASKS: "mask"}[kind]
     return {f"{prefix}_{name}": 100.0 * score for name, score in scores.items() if score >= 0}
 
 
 def _statistics(
-    annotations: Annotations, results: Path, kind: str, images: Sequence[int]
+    dataset: Mapping[str, Any], results: Path, kind: str, images: Sequence[int]
 ) -> Shaped[np.ndarray, "twelve"]:
     coco_tools()
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     truth, found = COCO(), COCO()
-    truth.dataset = truth_of(annotations)
+    truth.dataset = dict(dataset)
     truth.createIndex()
     found.dataset = {**truth.dataset, "annotations": []}
     found.createIndex()

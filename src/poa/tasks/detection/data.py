@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from rich.console import Console
 from torch import Tensor
 
 from poa.config.detection import Detection
 from poa.data.content import MOST_NAMED, Identity, LeftOut
 from poa.data.images import BadImage, decode, image_tensor, upright_sides
-from poa.data.index import ImageIndex, open_index
+from poa.data.index import ImageIndex
 from poa.data.loader import BAD_IN_A_ROW
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
 from poa.data.spelling import Spellings
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError, counted
+from poa.features.images import open_images
 from poa.tasks.detection.coco import Annotations, ImageAnnotation, decoded_mask, read_annotations
 
 _FLIP = 4
@@ -124,12 +126,12 @@ class CocoImages:
         return annotations.take([number * num_images // limit for number in range(limit)])
 
 
-def find_images(annotations: Annotations, images: str) -> InstanceImages:
+def find_images(annotations: Annotations, images: str, *, console: Console | None = None) -> InstanceImages:
     """Find the files that annotations name in a folder, an archive or a list, which may hold further images.
 
     Images that are not there are left out like damaged ones, unless they are half of them or more.
     """
-    index = open_index(images)
+    index = open_images(images, console=console)
     spellings = Spellings(index.name(row) for row in range(len(index)))
     rows = [spellings.find(each.file_name) for each in annotations.images]
     missing = [number for number, row in enumerate(rows) if row is None]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from poa.files import whole_file
 from poa.models.source import backbone_of
 from poa.plots.overlays import ImageWithObjects, Objects, object_sheet
 from poa.tasks.detection.average_precision import BOXES, MASKS, average_precision, box_entries, mask_entries
-from poa.tasks.detection.coco import Entry
+from poa.tasks.detection.coco import Entry, truth_of
 from poa.tasks.detection.data import InstanceBatch, InstanceImages, images_in_order, instance_batches
 from poa.tasks.detection.folder import write_detector
 from poa.tasks.detection.model import DetectorPlan, build_detector
@@ -233,6 +233,11 @@ class DetectionTask(Task):
             **dict(self.config),
         }
 
+    @cached_property
+    def truth(self) -> Mapping[str, Any]:
+        """What pycocotools compares detections with, read once for all networks."""
+        return truth_of(self.test.annotations)
+
     @property
     def plan(self) -> DetectorPlan:
         """What detector to build."""
@@ -294,7 +299,7 @@ class DetectionTask(Task):
             file = self.folder / "detections" / f"{name}-{what}.json"
             with whole_file(file) as path:
                 path.write_text(json.dumps(entries), encoding="utf-8")
-            scores |= average_precision(self.test.annotations, file, kind=kind, images=found.images)
+            scores |= average_precision(self.truth, file, kind=kind, images=found.images)
         return scores
 
     def _draw(self, name: str, found: Detections, scores: Mapping[str, float]) -> None:

@@ -9,14 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Int, UInt8
+from rich.console import Console
 from torch import Tensor
 
 from poa.data.content import MOST_NAMED, Identity, LeftOut
 from poa.data.images import LOSSY, BadImage, decode, image_tensor, load
-from poa.data.index import ImageIndex, open_index
+from poa.data.index import ImageIndex
 from poa.data.spelling import Spellings
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError, counted
+from poa.features.images import open_images
 
 IGNORED = 255
 """Usual id of pixels without a class."""
@@ -84,9 +86,10 @@ class MaskedImages:
     images: str
     masks: str
 
-    def open(self, *, limit: int | None = None, ignore: int = IGNORED) -> Pairs:
+    def open(self, *, limit: int | None = None, ignore: int = IGNORED, console: Console | None = None) -> Pairs:
         """Their pairs, of ``limit`` images at most."""
-        return pair_up(open_index(self.images, limit=limit), open_index(self.masks), ignore=ignore)
+        images = open_images(self.images, limit=limit, console=console)
+        return pair_up(images, open_images(self.masks, console=console), ignore=ignore)
 
 
 def pair_up(images: ImageIndex, masks: ImageIndex, *, ignore: int = IGNORED) -> Pairs:

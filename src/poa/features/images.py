@@ -1,0 +1,67 @@
+"""The images of a command: indexed, with progress where that takes long, and looked at before hours are spent."""
+
+from functools import lru_cache
+
+from rich.console import Console
+
+from poa import distributed
+from poa.data.images import image_tensor
+from poa.data.index import ImageIndex, open_index
+from poa.data.loader import read_or_none
+from poa.errors import counted
+from poa.text import note, plain_console
+from poa.training.progress import Bars
+
+TRIED = 32
+"""Images that are looked at, evenly spread over all."""
+DARK = 128
+"""If all of these are darker than this, the user is told."""
+PATIENCE_SECONDS = 1.0
+"""How long indexing may take without progress."""
+
+
+def open_images(data: str, *, limit: int | None = None, console: Console | None = None) -> ImageIndex:
+    """Index images as ``open_index`` does, with progress on standard error unless another console is given."""
+    with Bars(_console(console), after_seconds=PATIENCE_SECONDS) as progress:
+        return open_index(data, limit=limit, progress=progress)
+
+
+def tried(index: ImageIndex) -> range:
+    """Numbers of the images that are looked at before all are used."""
+    return range(0, len(index), max(1, len(index) // TRIED))
+
+
+def note_darkness(*indexes: ImageIndex, console: Console | None = None) -> None:
+    """Tell of the first index whose images are so dark that their values fill only a part of their range, if any."""
+    sentence = next(filter(None, map(_darkness, indexes)), None)
+    if sentence is not None and distributed.is_main():
+        _tell_once(_console(console), sentence)
+
+
+def _darkness(index: ImageIndex) -> str | None:
+    num_images = brightest = 0
+    for i in tried(index):
+        image = read_or_none(index, i)
+        if image is None:
+            continue
+        brightest = max(brightest, int(image_tensor(image).max()))
+        if brightest >= DARK:
+            return None
+        num_images += 1
+    if num_images == 0:  # which is told where they are used
+        return None
+    return (
+        f"No pixel is brighter than {brightest} of 255 in {counted(num_images, 'image')} tried in {index.source}. If "
+        "their values fill only a part of their range, such as 14 bits stored in 16, multiply the values of all images "
+        "by one number."
+    )
+
+
+def _console(given: Console | None) -> Console:
+    return given or plain_console(stderr=True, quiet=not distributed.is_main())
+
+
+@lru_cache(maxsize=8)
+def _tell_once(console: Console, sentence: str) -> None:
+    """A command that trains and scores several times, with one console, tells it once."""
+    note(console, sentence)
