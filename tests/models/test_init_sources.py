@@ -5,6 +5,7 @@ import socket
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.error import HTTPError
 
 import pytest
@@ -155,12 +156,18 @@ def test_weights_that_were_fetched_before_need_no_network(monkeypatch: pytest.Mo
             raise LocalEntryNotFoundError("not among the files here")
         return model
 
-    monkeypatch.setattr(hub, "urlopen", unreachable)
+    asked = Mock(side_effect=unreachable)
+    monkeypatch.setattr(hub, "urlopen", asked)
     monkeypatch.setattr(timm, "create_model", create)
     assert_same(read("vit_base_patch16_224").weights, model.state_dict())
     with pytest.raises(UserError, match=r"cannot be downloaded \(https://\S+ does not answer"):
         read("vit_base_patch16_224")
     assert offline == [True, True]
+    assert asked.call_count == 1
+    later = time.monotonic() + hub.VALID_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    read("vit_base_patch16_224")
+    assert asked.call_count == 2, "a network may come back while a program runs"
 
 
 def test_a_server_that_answers_is_asked_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Trained weights and settings by timm's names: the only place that connects to servers, and how that is forbidden."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,6 +19,8 @@ PREFIXES = ("hf-hub:", "hf_hub:")
 """Begin names of models of the hub that timm does not list."""
 PATIENCE_SECONDS = 10.0
 """How long a server may take to answer."""
+VALID_SECONDS = 600.0
+"""How long it counts that a server has answered or has not."""
 
 
 def create_model(name: str, **arguments: Any) -> Any:
@@ -38,13 +42,19 @@ def _why_unreachable() -> str | None:
     """Why the server may not be asked or does not answer; tried once, since its client would try again and again."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and they were not downloaded before"
+    return _why_silent(constants.ENDPOINT, int(time.monotonic() // VALID_SECONDS))
+
+
+@lru_cache(maxsize=1)
+def _why_silent(server: str, _period: int) -> str | None:
+    """Why a server does not answer; asked once in a period, as a command may build a network several times."""
     try:
-        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE_SECONDS):
+        with urlopen(Request(server, method="HEAD"), timeout=PATIENCE_SECONDS):
             return None
     except HTTPError:
         return None
     except OSError as error:
-        return f"{constants.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
+        return f"{server} does not answer: {getattr(error, 'reason', error)}"
 
 
 def _check_address(name: str, unreachable: str | None) -> None:
