@@ -65,15 +65,22 @@ def costs(
             counted[size] = Cost(parameters(network), flops(network, image_size, channels=channels))
         return counted[size]
 
-    def total(size: Size) -> Cost:
-        shortest = (1,) * len(size.depths)
-        first = cost = count(Size(size.width, shortest))
-        for stage, depth in enumerate(size.depths):
-            longer = count(Size(size.width, (*shortest[:stage], 2, *shortest[stage + 1 :])))
-            cost = Cost(
-                cost.parameters + (depth - 1) * (longer.parameters - first.parameters),
-                cost.flops + (depth - 1) * (longer.flops - first.flops),
-            )
-        return cost
+    return {size: of_depth(size, count) for size in sizes}
 
-    return {size: total(size) for size in sizes}
+
+def of_depth(size: Size, count: Callable[[Size], Cost]) -> Cost:
+    """Cost of a network, of which only those of its width with the fewest blocks are counted."""
+    first = cost = count(shallowest(size))
+    shortest = shallowest(size).depths
+    for stage, depth in enumerate(size.depths):
+        longer = count(Size(size.width, (*shortest[:stage], 2, *shortest[stage + 1 :])))
+        cost = Cost(
+            cost.parameters + (depth - 1) * (longer.parameters - first.parameters),
+            cost.flops + (depth - 1) * (longer.flops - first.flops),
+        )
+    return cost
+
+
+def shallowest(size: Size) -> Size:
+    """The size of that width with one block in each elastic stage."""
+    return Size(size.width, (1,) * len(size.depths))

@@ -29,6 +29,7 @@ from poa.models.init import LoadReport, start_from
 from poa.models.registry import drop_path_of, family_of
 from poa.models.teacher import Teacher, teacher_of
 from poa.pretraining.gradients import GradientDiagnosis
+from poa.pretraining.memory import check_memory
 from poa.training.optimizer import OPTIMIZERS, norm_parameters, parameter_groups
 from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr, switched
 
@@ -89,6 +90,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     dtype = precision_of(config, device)
     # on the CPU the fused attention kernel is several times slower in bf16 than matrix products and a softmax
     family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
+    check_memory(config, family, device)
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
     beside = config.method in SELF_DISTILLED and config.distill.teacher
