@@ -31,7 +31,7 @@ SHARES = {"checks": 0.2, "speed": 0.24, "memory": 0.12, "loader": 0.08, "trainin
 FULL = gpu_speed.Scale(
     recipe="poa-vit-l",
     networks={
-        "ViT-S": {"width_max": 384, "depth_max": 12},
+        "ViT-S": {"width_min": 192, "width_max": 384, "depth_min": 6, "depth_max": 12},
         "ViT-B": {"width_max": 768, "depth_max": 12},
         "ViT-L": {"width_max": 1024, "depth_max": 24},
     },

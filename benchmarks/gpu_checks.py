@@ -255,12 +255,12 @@ def final(out: Path, *, delete: bool = False) -> dict[str, torch.Tensor]:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Without TF32, which rounds the factors of fp32 products to 10 bits; torch has it on for convolutions."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        torch.backends.cudnn.allow_tf32 = True
 
 
 @contextmanager

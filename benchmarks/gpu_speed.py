@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ def speed_works(scale: Scale, device: torch.device, peak: float | None) -> list[
     why = "on a CPU compiling takes minutes"
     compiled = [
         Work(f"{name} compiled", partial(speed, name, scale, device, peak, compiled=True), needs_cuda=why)
-        for name in scale.networks
+        for name in reversed(scale.networks)
     ]
     return [Work("matrix products", partial(products, scale, device)), *steps, *compiled]
 
@@ -100,8 +101,8 @@ def memory_works(scale: Scale, device: torch.device) -> list[Work]:
     """Memory of each network by batch size, students' passes stored or recomputed."""
     return [
         Work(f"{name} {how}", partial(memory, name, scale, device, checkpointing=how == "recomputed"))
-        for name in scale.networks
         for how in ("stored", "recomputed")
+        for name in scale.networks
     ]
 
 
@@ -240,17 +241,14 @@ def seconds_of(work: Callable[[], object], scale: Scale, device: torch.device) -
     return (time.perf_counter() - began) / done
 
 
-class tf32:  # noqa: N801  # a context
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
     """Whether fp32 products of matrices may round their factors to TF32; convolutions may, as torch has it."""
-
-    def __init__(self, on: bool) -> None:
-        self.on, self.before = on, torch.backends.cuda.matmul.allow_tf32
-
-    def __enter__(self) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self.on
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self.before
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def peak_of(device: torch.device, kind: str, *, given: float | None = None) -> float | None:

@@ -200,8 +200,7 @@ def _normalise_(
     images: Float[Tensor, "batch 3 height width"], *, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Take mean and standard deviation of each channel out, in place."""
-    shift = torch.tensor(mean, device=images.device)[:, None, None]
-    scale = torch.tensor(std, device=images.device)[:, None, None]
+    shift, scale = torch.tensor((mean, std))[:, :, None, None].to(images.device, non_blocking=True)
     return images.sub_(shift).div_(scale)
 
 

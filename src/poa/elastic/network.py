@@ -71,7 +71,9 @@ class SubNetworks:
         sub, plan = self._get(size)
         sub.train(training)
         device = next(iter(intact.values())).device
-        state = plan(intact, dtype=dtype) | {name: buffer.to(device) for name, buffer in sub.named_buffers()}
+        state = plan(intact, dtype=dtype) | {
+            name: buffer.to(device, non_blocking=True) for name, buffer in sub.named_buffers()
+        }
         return lambda *inputs, **options: functional_call(sub, state, inputs, options)
 
     @torch.no_grad()
