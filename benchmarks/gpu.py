@@ -45,14 +45,20 @@ FULL = gpu_speed.Scale(
 TINY = gpu_speed.Scale(
     recipe="demo",
     networks={"ViT": {"widths": [32, 64], "depth_min": 1, "depth_max": 2}},
-    batch=8,
+    batch=4,
     rounds=(1, 1),
     seconds=0.0,
-    batches=(8,),
-    photos=8,
+    batches=(4,),
+    photos=4,
     workers=(0,),
 )
-SMALL: Mapping[str, Any] = {"model": TINY.networks["ViT"], "limit": 32, "batch_size": 16, "heads": {"hidden": 32}}
+SMALL: Mapping[str, Any] = {
+    "model": TINY.networks["ViT"],
+    "heads": {"hidden": 32},
+    "limit": 32,
+    "batch_size": 16,
+    "monitor": {"num_images": 32},
+}
 """Of the tiny checks and the tiny run."""
 
 

@@ -92,7 +92,7 @@ def speed_works(scale: Scale, device: torch.device, peak: float | None) -> list[
     why = "on a CPU compiling takes minutes"
     compiled = [
         Work(f"{name} compiled", partial(speed, name, scale, device, peak, compiled=True), needs_cuda=why)
-        for name in reversed(scale.networks)
+        for name in reversed(list(scale.networks))
     ]
     return [Work("matrix products", partial(products, scale, device)), *steps, *compiled]
 
