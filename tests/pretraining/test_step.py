@@ -270,12 +270,15 @@ SAME_SIZES: dict[str, Any] = {
     "optimizer": {"clip": UNCLIPPED},
 }
 OTHER_SIZES: dict[str, Any] = {"same_sizes_on_all_ranks": False, "seed": 2, "optimizer": {"clip": UNCLIPPED}}
-CASES = [*tiny.FAMILIES, "other sizes"]
-"""Every family with the same sizes on both processes, and one with other sizes on each."""
+RATE: dict[str, Any] = tiny.merged(SAME_SIZES, {"losses": {"kind": "coding-rate"}})
+EQUAL = [*tiny.FAMILIES, "coding rate"]
+CASES = [*EQUAL, "other sizes"]
+"""Every family, and every kind of loss, with the same sizes on both processes, and one with other sizes on each."""
 
 
 def settings_of(case: str) -> Config:
-    return tiny.config(**OTHER_SIZES) if case == "other sizes" else tiny.config(case, **SAME_SIZES)
+    further = {"other sizes": OTHER_SIZES, "coding rate": RATE}
+    return tiny.config(**further[case]) if case in further else tiny.config(case, **SAME_SIZES)
 
 
 def train_here(config: Config) -> dict[str, Any]:
@@ -320,7 +323,7 @@ def test_processes_stay_in_step(two_processes: list[dict[str, Any]], case: str) 
         assert torch.equal(value, second["state"]["method"][name]), name
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", EQUAL)
 def test_two_processes_with_equal_sizes_equal_one(two_processes: list[dict[str, Any]], family: str) -> None:
     """Neighbours are sought and targets balanced over both, so only the order of sums differs.
 
@@ -396,4 +399,5 @@ def part_of(target: Targets, *, rank: int, masks: Tensor) -> Targets:
     mine = torch.zeros(2, 2, len(masks) // 4, dtype=torch.bool)  # view, process, image
     mine[:, rank] = True
     rows = mine.flatten()
-    return Targets(target.globals[rows], target.patches[rows.repeat_interleave(masks.sum(1))])
+    patches = rows.repeat_interleave(masks.sum(1))
+    return Targets(target.globals[rows], target.patches[patches], target.own[rows])

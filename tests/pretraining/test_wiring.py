@@ -52,7 +52,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "seed": {"distill": {"queue": 32}},
     "distill": {},
     TAUGHT: {"distill": {"teacher": "frozen"}},
+    "poa by coding rate": {"losses": {"kind": "coding-rate"}},
 }
+"""Settings of each method, or of a method in another way, whose name begins with it."""
 POA: dict[str, Any] = {
     "batch_size": 16,
     "lr": 0.01,
@@ -80,6 +82,7 @@ POA: dict[str, Any] = {
     "views.mask_share": 0.1,
     "views.mask_ratio": (0.6, 0.7),
     "losses.variant": "paper",
+    "losses.kind": "coding-rate",
     "losses.intact_share": 0.3,
     "losses.ibot": 0.5,
     "losses.ibot_start_epoch": 2.0,
@@ -114,6 +117,8 @@ ROWS = [
     *((f"slimclr-{name}", "slim.hidden", 24) for name in ("simclr", "mocov3")),
     *((f"slimclr-{name}", "slim.dim", 12) for name in ("simclr", "mocov2", "mocov3")),
     ("slimclr-mocov2", "slim.queue", 64),
+    ("poa by coding rate", "losses.rate", 0.5),
+    ("poa by coding rate", "losses.distortion", 0.2),
     ("seed", "distill.queue", 64),
     ("seed", "distill.student_temperature", 0.1),
     ("seed", "distill.teacher_temperature", 0.1),

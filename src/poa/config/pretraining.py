@@ -164,6 +164,9 @@ class ViewSettings(Settings):
 class LossSettings(Settings):
     """The terms of the loss and their weights."""
 
+    kind: Literal["prototypes", "coding-rate"] = "prototypes"
+    """How outputs are compared: by distributions over prototypes, as published, or by cosines, with the coding rate of
+    a batch to keep images apart (SimDINO): no prototypes, temperatures or centring."""
     variant: Literal["code", "paper"] = "code"
     """Weights as in the official code or as printed in the paper; docs/faithfulness.md lists the differences."""
     intact_share: Share = 0.8
@@ -184,6 +187,10 @@ class LossSettings(Settings):
     """Length of the ramp of the teacher's temperature."""
     centering: Literal["sinkhorn", "moving-average"] = "sinkhorn"
     """How outputs of the teacher become targets."""
+    rate: NotNegative = 1.0
+    """Weight of the coding rate (kind coding-rate)."""
+    distortion: Positive = 0.05
+    """Squared distance within which the coding rate counts outputs as the same (kind coding-rate)."""
 
 
 class DistillSettings(Settings):

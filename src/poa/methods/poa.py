@@ -20,19 +20,11 @@ from poa.config.pretraining import HeadSettings, LossSettings
 from poa.data.views import Views
 from poa.elastic.space import Size
 from poa.families.base import Backbone, Family
-from poa.losses.prototypes import (
-    MovingAverageCenter,
-    cross_entropy,
-    koleo,
-    local_cross_view,
-    mask_weights,
-    masked_patch_loss,
-    same_view,
-    sinkhorn,
-)
+from poa.losses.prototypes import MovingAverageCenter, koleo, mask_weights
 from poa.methods.base import Branch, Method, elastic_students, named
 from poa.methods.frozen import Projected
-from poa.methods.layers import ProjectionHead
+from poa.methods.layers import ProjectionHead, Projector
+from poa.methods.objectives import CodingRate, Objective, Prototypes
 from poa.training.schedules import update_ema
 
 
@@ -43,7 +35,7 @@ class HeadOutput(NamedTuple):
         globals: Global crops, first views of all images, then second views.
         locals: Local crops, crop by crop; no rows if there are none.
         patches: Masked patches in row-major order of the masks.
-        prototypes: The head's prototypes.
+        prototypes: The head's prototypes; no rows if it has none.
     """
 
     globals: Float[Tensor, "crops dim"]
@@ -74,23 +66,27 @@ class Targets(NamedTuple):
     """What one head of the teacher asks of the students.
 
     Attributes:
-        globals: For each global crop, the distribution of the *other* view of the same image.
-        patches: For each masked patch, its own distribution.
+        globals: For each global crop, the distribution (or output) of the *other* view of the same image.
+        patches: For each masked patch, its own distribution (or output).
+        own: For each global crop, the teacher's output for it.
     """
 
-    globals: Float[Tensor, "crops prototypes"]
-    patches: Float[Tensor, "masked prototypes"]
+    globals: Float[Tensor, "crops targets"]
+    patches: Float[Tensor, "masked targets"]
+    own: Float[Tensor, "crops dim"]
 
 
 class Network(Branch):
-    """A backbone and its projection heads, one for each number of prototypes (Sec. 3.3)."""
+    """A backbone and its heads: one for each number of prototypes (Sec. 3.3), or one projector without prototypes."""
 
-    def __init__(self, backbone: Backbone, heads: HeadSettings) -> None:
+    def __init__(self, backbone: Backbone, heads: HeadSettings, *, prototypes: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
+        width, inner = backbone.num_features, {"hidden": heads.hidden, "bottleneck": heads.bottleneck}
         self.heads: nn.ModuleList = nn.ModuleList(
-            ProjectionHead(backbone.num_features, num_prototypes=k, hidden=heads.hidden, bottleneck=heads.bottleneck)
-            for k in heads.prototypes
+            [ProjectionHead(width, num_prototypes=k, **inner) for k in heads.prototypes]
+            if prototypes
+            else [Projector(width, **inner)]
         )
 
     def forward(self, views: Views, *, teacher: bool = False) -> BranchOutput:
@@ -101,7 +97,7 @@ class Network(Branch):
         stacked, lengths = torch.cat(rows), [len(each) for each in rows]  # one pass through each head
         outputs = []
         for head in self.heads:
-            if isinstance(head, ProjectionHead):  # a frozen teacher has a head of another kind
+            if isinstance(head, Projector):  # a frozen teacher has a head of another kind
                 globals_, locals_, masked = head(stacked).split(lengths)
                 outputs.append(HeadOutput(globals_, locals_, masked, head.prototypes()))
         return BranchOutput(cls, local, patches, tuple(outputs))
@@ -135,18 +131,22 @@ class POA(Method):
     ) -> None:
         super().__init__()
         self.losses, self.elastic, self.checkpointing = losses, elastic, checkpointing
+        has_prototypes = losses.kind == "prototypes"
+        self.objective: Objective = (
+            Prototypes(losses.student_temperature) if has_prototypes else CodingRate(losses.distortion)
+        )
 
         def build(size: Size, rate: float = drop_path) -> Network:
             backbone = family.build(size, drop_path=rate)
             for block in backbone.blocks if compile_blocks else ():
                 block.compile()
-            return network(backbone, heads)
+            return network(backbone, heads, prototypes=has_prototypes)
 
         intact = family.space.intact
         self.student: Network = build(intact)
         self.teacher = build(intact, 0.0).requires_grad_(False).eval()
         self.teacher.load_state_dict(self.student.state_dict())
-        moving = losses.centering == "moving-average"
+        moving = has_prototypes and losses.centering == "moving-average"
         self.cls_centers = nn.ModuleList(MovingAverageCenter(k) for k in heads.prototypes if moving)
         self.patch_centers = nn.ModuleList(MovingAverageCenter(k) for k in heads.prototypes if moving)
         self.sub_networks = family.sub_networks(build, castable=lambda name: name.startswith("backbone."))
@@ -181,6 +181,8 @@ class POA(Method):
         losses, code = self.losses, self.losses.variant == "code"
         pairs = 2 + 2 * num_locals  # 2 global-global pairs, each local crop against both teacher views
         student = {"global": 2 / pairs if code else 1.0, "ibot": losses.ibot}
+        if losses.kind == "coding-rate":
+            student["rate"] = losses.rate
         if num_locals:
             student["local"] = 2 * num_locals / pairs if code else 1.0
         koleo_weight = 2 * losses.koleo  # of both global crops
@@ -201,16 +203,12 @@ class POA(Method):
         asked = []
         for number, head in enumerate(self.teacher(views, teacher=True).heads):
             swapped = head.globals.unflatten(0, (2, -1)).flip(0).flatten(0, 1)
-            made = []
+            made: list[Tensor] = []
             for rows, centers in ((swapped, self.cls_centers), (head.patches, self.patch_centers)):
-                if self.losses.centering == "sinkhorn":
-                    made.append(sinkhorn(rows, head.prototypes, temperature=temperature))
-                    continue
-                center = centers[number]
-                assert isinstance(center, MovingAverageCenter)
-                made.append(center(rows, head.prototypes, temperature=temperature))
-                center.update(rows, head.prototypes)
-            asked.append(Targets(*made))
+                center = centers[number] if len(centers) else None
+                assert center is None or isinstance(center, MovingAverageCenter)
+                made.append(self.objective.asked(rows, head.prototypes, temperature=temperature, center=center))
+            asked.append(Targets(made[0], made[1], head.globals))
         return asked
 
     def _run(self, network: Callable[[Views], BranchOutput], views: Views) -> BranchOutput:
@@ -221,48 +219,29 @@ class POA(Method):
 
     def _terms(self, student: BranchOutput, targets: Sequence[Targets], views: Views) -> dict[str, Tensor]:
         """Terms of a student against the teacher, and KoLeo."""
-        num_crops, temperature = len(views.globals), self.losses.student_temperature
-        weights = mask_weights(views.masks)
+        objective, weights, num_crops = self.objective, mask_weights(views.masks), len(views.globals)
         by_head = []
         for head, target in zip(student.heads, targets, strict=True):
             terms = {
-                "global": cross_entropy(target.globals, head.globals, head.prototypes, temperature=temperature),
-                "ibot": masked_patch_loss(
-                    target.patches,
-                    head.patches,
-                    head.prototypes,
-                    weights=weights,
-                    num_images=num_crops,
-                    temperature=temperature,
+                "global": objective.other_view(target.globals, head.globals, head.prototypes),
+                "ibot": objective.masked(
+                    target.patches, head.patches, head.prototypes, weights=weights, num_images=num_crops
                 ),
             }
             if len(head.locals):
-                pairs = 2 * len(head.locals) / (num_crops // 2)
-                total = local_cross_view(target.globals, head.locals, head.prototypes, temperature=temperature)
-                terms["local"] = total / pairs
-            by_head.append(terms)
+                terms["local"] = objective.local_crops(target.globals, head.locals, head.prototypes)
+            by_head.append(terms | objective.spread(head.globals, target.own))
         return _mean(by_head) | {"koleo": self._koleo(student.cls)}
 
     def _same_view_terms(self, elastic: BranchOutput, intact: BranchOutput) -> dict[str, Tensor]:
         """Terms of the elastic student against the intact one on the same crops (Eq. 7)."""
-        by_head = []
+        same_view, by_head = self.objective.same_view, []
         for student, teacher in zip(elastic.heads, intact.heads, strict=True):
-            crops = {"same_global": (teacher.globals, student.globals)}
+            asked, given = teacher.prototypes, student.prototypes
+            terms = {"same_global": same_view(teacher.globals, asked, student.globals, given)}
             if len(student.locals):
-                crops["same_local"] = (teacher.locals, student.locals)
-            by_head.append(
-                {
-                    name: same_view(
-                        asked,
-                        teacher.prototypes,
-                        given,
-                        student.prototypes,
-                        teacher_temperature=self.losses.student_temperature,
-                        temperature=self.losses.student_temperature,
-                    )
-                    for name, (asked, given) in crops.items()
-                }
-            )
+                terms["same_local"] = same_view(teacher.locals, asked, student.locals, given)
+            by_head.append(terms)
         return _mean(by_head)
 
     def _koleo(self, cls: Float[Tensor, "crops width"]) -> Tensor:
@@ -293,7 +272,7 @@ class POA(Method):
     def log_prototypes(self) -> float:
         """The logarithm of the number of prototypes, averaged over heads: the loss against uniform targets."""
         numbers = [head.weight_v.shape[0] for head in self.student.heads if isinstance(head, ProjectionHead)]
-        return sum(map(math.log, numbers)) / len(numbers)
+        return sum(map(math.log, numbers)) / len(numbers) if numbers else math.inf
 
 
 def _mean(by_head: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

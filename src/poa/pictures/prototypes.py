@@ -59,6 +59,10 @@ def heads_of(run: Run, size: str) -> tuple[ProjectionHead, ...]:
             f"Runs of the method {run.config.method} have no prototypes; runs of the methods "
             f"{', '.join(SELF_DISTILLED)} do."
         )
+    if run.config.losses.kind != "prototypes":
+        raise UserError(
+            f"Runs with --losses.kind {run.config.losses.kind} have no prototypes; leave this kind of picture out."
+        )
     family, wanted = run.family, run.space.find(size)
 
     def build(each: Size) -> Network:

@@ -324,9 +324,9 @@ def _endless(config: Config) -> Iterator[str]:
         yield f"only the full width learns (--slim.slow-start-epochs {config.slim.slow_start_epochs:g})"
     if config.method not in SELF_DISTILLED:
         return
-    if optimizer.freeze_last_layer_epochs >= epochs:
+    if optimizer.freeze_last_layer_epochs >= epochs and losses.kind == "prototypes":
         yield f"prototypes never learn (--optimizer.freeze-last-layer-epochs {optimizer.freeze_last_layer_epochs:g})"
-    if losses.teacher_temperature_epochs > epochs and start != end:
+    if losses.teacher_temperature_epochs > epochs and start != end and losses.kind == "prototypes":
         ramp = f"--losses.teacher-temperature-epochs {losses.teacher_temperature_epochs:g}"
         yield f"the teacher's temperature does not reach {end:g} ({ramp})"
     if losses.ibot and losses.ibot_start_epoch >= epochs:
@@ -341,7 +341,7 @@ def _about_images(config: Config, *, num_images: int) -> list[str]:
             f"{flag} {length} is more than the number of images, so the queue holds images twice; lower it to at most"
         )
         return [f"{repeated} {num_images}."] if length > num_images else []
-    if config.method not in SELF_DISTILLED:
+    if config.method not in SELF_DISTILLED or config.losses.kind != "prototypes":
         return []
     found = []
     most = max(config.heads.prototypes)

@@ -1,0 +1,56 @@
+"""Losses on outputs without prototypes: two views shall agree, and the outputs of a batch fill the space.
+
+SimDINO (arXiv 2502.10385) puts the coding rate of the students' outputs (Yu et al., arXiv 2006.08558) in the place of
+prototypes, temperatures and centring. All take rows on the unit sphere and compute in float32 (float64 stays), also
+under autocast.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from poa import distributed
+
+
+def disagreement(
+    targets: Float[Tensor, "rows width"],
+    features: Float[Tensor, "rows width"],
+    *,
+    weights: Float[Tensor, "rows"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean over rows of ``1 - target . feature``, half the squared distance on the unit sphere; or the weighted sum.
+
+    Args:
+        targets: Of a teacher; no gradient reaches them.
+        features: Of a student.
+        weights: Weight of each row in a sum, instead of the mean.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        rows = 1.0 - torch.einsum("rw,rw->r", _wide(targets.detach()), _wide(features))
+    if weights is None:
+        return rows.sum() / max(len(rows), 1)
+    return (weights * rows).sum()
+
+
+def coding_rate(features: Float[Tensor, "rows width"], *, distortion: float) -> Float[Tensor, ""]:
+    """``(1 / d + 1 / n) / 2 * logdet(I + d / (n * distortion) * Z.T @ Z)`` of ``n`` rows Z of width ``d``.
+
+    The coding rate is the number of nats that tell the rows apart up to a squared distortion; the first factor keeps it
+    of the size of a distance, whatever the batch and the width (SimDINO, official code). The rows of all processes
+    count, so that several processes compute what one does.
+
+    Args:
+        features: One row an image, of one view.
+        distortion: Squared distance within which rows count as the same.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        rows = _wide(features)
+        width, total = rows.shape[1], len(rows) * distributed.world_size()
+        gram = distributed.differentiable_sum(rows.T @ rows)
+        scaled = torch.eye(width, dtype=rows.dtype, device=rows.device) + width / (total * distortion) * gram
+        factor: Tensor = torch.linalg.cholesky_ex(scaled).L
+        return (1 / width + 1 / total) * factor.diagonal().log().sum()
+
+
+def _wide(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
