@@ -16,6 +16,7 @@ from poa.config.resolve import read_recipe, recipes, resolve
 POA = {
     "method": "poa",
     "elastic_samples": 1,
+    "sampling": "published",
     "same_sizes_on_all_ranks": False,
     "accumulate": 1,
     "lr": None,
@@ -47,6 +48,7 @@ POA = {
     "losses.teacher_temperature": (0.04, 0.07),
     "losses.teacher_temperature_epochs": 30.0,
     "losses.centering": "sinkhorn",
+    "losses.kind": "prototypes",
     "optimizer.kind": "adamw",
     "optimizer.decay_all": False,
     "optimizer.restart_lr": None,
@@ -241,6 +243,8 @@ REST: dict[str, Any] = {
     "distill.student_temperature": 0.2,  # as published
     "distill.teacher_temperature": 0.01,  # see docs/faithfulness.md
     "distill.local_weight": 1.0,
+    "losses.rate": 1.0,  # SimDINO's official code, as the distortion
+    "losses.distortion": 0.05,
     **{name: value for name, value in SLIMCLR.items() if name.startswith("slim.")},
     "optimizer.cosine_stretch": 1.0,
     "saving.every_epochs": 1.0,

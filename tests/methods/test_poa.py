@@ -288,3 +288,20 @@ def test_nearest_neighbours_over_one_process_are_its_own() -> None:
     )
     assert own.item() == over_ranks.item()
     assert math.isfinite(own.item())
+
+
+def test_an_elastic_student_can_learn_from_the_one_before_it() -> None:
+    """In order of the step: the first from the intact student, the second from the first."""
+    chained = POA(FAMILY, heads=HEADS, losses=LossSettings(), taught_by_next=True)
+    chained.load_state_dict(method().state_dict())
+    views = batch()
+    losses = chained(views, [WIDE, SMALL], temperature=TEMPERATURE)
+    smaller: list[Any] = [chained.sub_networks.extract(size, chained.student) for size in (WIDE, SMALL)]
+    networks = [chained.student, *smaller]
+    looked = [reference.look(network, views, batch=BATCH, masked=True)[0] for network in networks]
+    pairs = [
+        [reference.same_view(student, teacher)[0] for student, teacher in zip(*heads, strict=True)]
+        for heads in ((looked[1], looked[0]), (looked[2], looked[1]))
+    ]
+    expected = reference.mean([reference.mean(heads) for heads in pairs])
+    assert losses["elastic/same_global"].item() == pytest.approx(expected, rel=1e-5)

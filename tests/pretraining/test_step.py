@@ -270,26 +270,24 @@ SAME_SIZES: dict[str, Any] = {
     "optimizer": {"clip": UNCLIPPED},
 }
 OTHER_SIZES: dict[str, Any] = {"same_sizes_on_all_ranks": False, "seed": 2, "optimizer": {"clip": UNCLIPPED}}
-RATE: dict[str, Any] = tiny.merged(SAME_SIZES, {"losses": {"kind": "coding-rate"}})
-EQUAL = [*tiny.FAMILIES, "coding rate"]
+RATE = tiny.merged(SAME_SIZES, {"losses": {"kind": "coding-rate"}})
+EQUAL = [*tiny.FAMILIES, "coding rate"]  # the same sizes on both processes
 CASES = [*EQUAL, "other sizes"]
-"""Every family, and every kind of loss, with the same sizes on both processes, and one with other sizes on each."""
 
 
 def settings_of(case: str) -> Config:
-    further = {"other sizes": OTHER_SIZES, "coding rate": RATE}
-    return tiny.config(**further[case]) if case in further else tiny.config(case, **SAME_SIZES)
+    further = {"other sizes": OTHER_SIZES, "coding rate": RATE}.get(case)
+    return tiny.config(case, **SAME_SIZES) if further is None else tiny.config(**further)
 
 
 def train_here(config: Config) -> dict[str, Any]:
     """Some steps on this process's share, with whatever processes there are."""
-    rank, world_size = distributed.rank(), distributed.world_size()
-    parts = parts_of(config)
+    rank, parts = distributed.rank(), parts_of(config)
     gradients = keep_gradients(parts)
-    shares = batches_of(config, parts, num_steps=STEPS, rank=rank, world_size=world_size)
+    shares = batches_of(config, parts, num_steps=STEPS, rank=rank, world_size=distributed.world_size())
     results = [train_step(parts, step, batch, stop=rank == 1) for step, batch in enumerate(shares)]
-    measured, stops = [result.metrics for result in results], [result.stop for result in results]
-    return {"gradients": gradients, "measured": measured, "stops": stops, "state": state_of(parts)}
+    measured = {"measured": [result.metrics for result in results], "stops": [result.stop for result in results]}
+    return measured | {"gradients": gradients, "state": state_of(parts)}
 
 
 def poison_one_process() -> str:
@@ -399,5 +397,4 @@ def part_of(target: Targets, *, rank: int, masks: Tensor) -> Targets:
     mine = torch.zeros(2, 2, len(masks) // 4, dtype=torch.bool)  # view, process, image
     mine[:, rank] = True
     rows = mine.flatten()
-    patches = rows.repeat_interleave(masks.sum(1))
-    return Targets(target.globals[rows], target.patches[patches], target.own[rows])
+    return Targets(target.globals[rows], target.patches[rows.repeat_interleave(masks.sum(1))], target.own[rows])

@@ -61,6 +61,7 @@ POA: dict[str, Any] = {
     "seed": 1,
     "accumulate": 2,
     "elastic_samples": 2,
+    "sampling": "sandwich",
     "epochs": 4,
     "heads.prototypes": (24,),
     "heads.hidden": 24,
@@ -130,6 +131,8 @@ ROWS = [
     ("distill", "heads.hidden", 24),
     ("distill", "losses.intact_share", 0.3),
     ("distill", "elastic_samples", 2),
+    ("distill", "sampling", "sandwich"),
+    ("poa", "sampling", "widening"),
 ]
 ELSEWHERE = {
     "losses.koleo_over_ranks": "acts with several processes: test_step",

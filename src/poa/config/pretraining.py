@@ -342,6 +342,10 @@ class Config(Settings):
     """Compile the backbones' blocks."""
     elastic_samples: Annotated[Count, FURTHER] = 1
     """Sizes trained per step on each process. The published run had 32 processes, hence 32 sizes per step."""
+    sampling: Annotated[Literal["published", "sandwich", "widening"], FURTHER] = "published"
+    """Which sizes a step trains: published, by chance, small ones more often; sandwich, the smallest at every step too,
+    each size taught by the next larger one of the step; widening, first sizes next to the largest, all from the middle
+    of the run on, for runs with --init."""
     same_sizes_on_all_ranks: Annotated[bool, FURTHER] = False
     """Train the same sizes on all processes at each step."""
     device: Annotated[Literal["auto", "cpu", "cuda"], FURTHER] = "auto"

@@ -14,6 +14,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.cost import costs
 from poa.models.registry import family_of, only
+from poa.pretraining.build import sampling_of
 
 Way = Literal["poa", "single", "seed"]
 """How all sizes are trained: one elastic run; each size alone; or each distilled from the largest, trained alone."""
@@ -25,6 +26,8 @@ BUDGETS: tuple[Budget, ...] = ("images", "compute")
 LONGEST_QUEUE = 65536
 BACKWARD = 2.0
 """A backward pass costs about two forward passes."""
+PROBED_STEPS = 1000
+"""Of a run, over which costs of elastic students are averaged where they change in its course."""
 GLOBALS = 2
 """Global crops an image."""
 
@@ -207,7 +210,7 @@ def _rates(config: Config, sizes: Sequence[Size], intact: Size, *, num_images: i
 def training_flops(config: Config, *, teacher: Config | None = None) -> float:
     """Floating-point operations for one image in one step: matrix products of all networks, both ways.
 
-    An elastic student counts with the mean over the sampling list. Sinkhorn-Knopp, the optimiser, augmentation and
+    Elastic students count with the mean over the sizes that are drawn. Sinkhorn-Knopp, the optimiser, augmentation and
     decoding are left out: they cost the same whatever the size.
 
     Args:
@@ -217,12 +220,11 @@ def training_flops(config: Config, *, teacher: Config | None = None) -> float:
     if config.method == "seed":
         assert teacher is not None
         return _distillation_flops(config, teacher)
-    passes, space = _student_passes(config), family_of(config).space
-    intact = passes[space.intact]
+    passes, family = _student_passes(config), family_of(config)
+    intact = passes[family.space.intact]
     total = _teacher_pass(config) + (1 + BACKWARD) * intact
     if config.method == "poa":
-        drawn = space.entries[:-1]  # the intact network's own entry is never drawn
-        total += (1 + BACKWARD) * config.elastic_samples * sum(passes[size] for size in drawn) / len(drawn)
+        total += (1 + BACKWARD) * sampling_of(config, family, num_steps=PROBED_STEPS).mean(passes)
     return total
 
 

@@ -52,6 +52,8 @@ class Distill(Method):
         distillation: What is learned, and how much.
         hidden: Width of the projection's hidden layers.
         intact_share: Weight of the intact student against the elastic one.
+        taught_by_next: An elastic student learns from the one before it in the order of the step, the first from the
+            intact student; by default all learn from the intact one.
         drop_path: Rate of stochastic depth in the students.
         checkpointing: Recompute a student's forward pass in the backward pass instead of storing it.
         compile_blocks: Compile the backbones' blocks.
@@ -66,6 +68,7 @@ class Distill(Method):
         distillation: DistillSettings,
         hidden: int = 2048,
         intact_share: float = 0.8,
+        taught_by_next: bool = False,
         drop_path: float = 0.0,
         checkpointing: bool = False,
         compile_blocks: bool = False,
@@ -73,6 +76,7 @@ class Distill(Method):
         super().__init__()
         self.distillation, self.checkpointing = distillation, checkpointing
         self.elastic, self.intact_share = len(family.space.sizes) > 1, intact_share
+        self.taught_by_next = taught_by_next
         outputs = learned_widths(widths, distillation)
 
         def build(size: Size) -> Student:
@@ -103,9 +107,11 @@ class Distill(Method):
         grid = 0 if intact.patches is None else intact.patches.shape[1]
         asked = self.frozen.targets(views.globals, grid=grid)
         losses = named("intact", self.frozen.terms(intact, asked))
+        larger = intact
         for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
             elastic = self._run(network, views.globals, local_crops)
-            terms = self.frozen.terms(elastic, asked) | self.frozen.same_view_terms(elastic, intact)
+            terms = self.frozen.terms(elastic, asked) | self.frozen.same_view_terms(elastic, larger)
+            larger = elastic if self.taught_by_next else intact
             for name, value in named("elastic", terms).items():
                 losses[name] = losses.get(name, 0.0) + value / len(sizes)
         return losses

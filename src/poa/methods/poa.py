@@ -111,6 +111,8 @@ class POA(Method):
         heads: Projection heads.
         losses: Weights and temperatures of the terms.
         elastic: Whether there are elastic students.
+        taught_by_next: An elastic student learns from the one before it in the order of the step, the first from the
+            intact student; by default all learn from the intact one.
         drop_path: Rate of stochastic depth in the students.
         checkpointing: Recompute a student's forward pass in the backward pass instead of storing it.
         compile_blocks: Compile the backbones' blocks.
@@ -124,6 +126,7 @@ class POA(Method):
         heads: HeadSettings,
         losses: LossSettings,
         elastic: bool = True,
+        taught_by_next: bool = False,
         drop_path: float = 0.0,
         checkpointing: bool = False,
         compile_blocks: bool = False,
@@ -131,6 +134,7 @@ class POA(Method):
     ) -> None:
         super().__init__()
         self.losses, self.elastic, self.checkpointing = losses, elastic, checkpointing
+        self.taught_by_next = taught_by_next
         has_prototypes = losses.kind == "prototypes"
         self.objective: Objective = (
             Prototypes(losses.student_temperature) if has_prototypes else CodingRate(losses.distortion)
@@ -168,9 +172,11 @@ class POA(Method):
         targets = self.targets(views, temperature)
         intact = self._run(self.student, views)  # always first and always there: every parameter gets a gradient
         yield "intact", intact, self._terms(intact, targets, views)
+        larger = intact
         for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
             elastic = self._run(network, views)
-            yield "elastic", elastic, self._terms(elastic, targets, views) | self._same_view_terms(elastic, intact)
+            yield "elastic", elastic, self._terms(elastic, targets, views) | self._same_view_terms(elastic, larger)
+            larger = elastic if self.taught_by_next else intact
 
     def weights(self, sizes: Sequence[Size], *, num_locals: int, frozen: float = 1.0) -> dict[str, float]:  # noqa: ARG002
         """Weight of each term (Eq. 10); those of the elastic students are means over sizes.
@@ -233,10 +239,10 @@ class POA(Method):
             by_head.append(terms | objective.spread(head.globals, target.own))
         return _mean(by_head) | {"koleo": self._koleo(student.cls)}
 
-    def _same_view_terms(self, elastic: BranchOutput, intact: BranchOutput) -> dict[str, Tensor]:
-        """Terms of the elastic student against the intact one on the same crops (Eq. 7)."""
+    def _same_view_terms(self, elastic: BranchOutput, larger: BranchOutput) -> dict[str, Tensor]:
+        """Terms of the elastic student against the intact (or another larger) one on the same crops (Eq. 7)."""
         same_view, by_head = self.objective.same_view, []
-        for student, teacher in zip(elastic.heads, intact.heads, strict=True):
+        for student, teacher in zip(elastic.heads, larger.heads, strict=True):
             asked, given = teacher.prototypes, student.prototypes
             terms = {"same_global": same_view(teacher.globals, asked, student.globals, given)}
             if len(student.locals):

@@ -15,6 +15,7 @@ from poa.config.pretraining import ELASTIC, SELF_DISTILLED, SLIMMABLE, Config, V
 from poa.data.index import ImageIndex
 from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
+from poa.elastic.sampling import Published, Sandwich, Widening
 from poa.elastic.space import Size, SubnetSchedule
 from poa.errors import UserError, counted
 from poa.families.base import Family
@@ -204,9 +205,17 @@ def subnets_of(config: Config, family: Family, *, steps_per_epoch: int) -> Subne
     is_alone = config.method == "distill" and len(family.space.sizes) == 1
     if config.method not in ELASTIC or is_alone:
         return partial(_from_step, sizes=(), start=0)
-    return SubnetSchedule(
+    return sampling_of(config, family, num_steps=config.epochs * steps_per_epoch)
+
+
+def sampling_of(config: Config, family: Family, *, num_steps: int) -> Published | Sandwich | Widening:
+    """How elastic students are drawn."""
+    walk = SubnetSchedule(
         family.space, seed=config.seed, samples=config.elastic_samples, shared=config.same_sizes_on_all_ranks
     )
+    if config.sampling == "widening":
+        return Widening(walk.space, walk.seed, walk.samples, walk.shared, num_steps)
+    return Sandwich(walk) if config.sampling == "sandwich" else Published(walk)
 
 
 def _from_step(step: int, *, sizes: tuple[Size, ...], start: int, rank: int = 0) -> tuple[Size, ...]:  # noqa: ARG001
@@ -254,6 +263,7 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
         assert teacher is not None
         _check_queue("--distill.queue", config.distill.queue, config)
         return SEED(family, teacher.network, width=teacher.width, distillation=config.distill, **students)
+    students["taught_by_next"] = config.sampling == "sandwich"
     if teacher is not None:
         students |= {"widths": (teacher.width, teacher.patch_width), "distillation": config.distill}
         if config.method == "distill":
