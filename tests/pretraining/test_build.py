@@ -13,7 +13,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import loop
-from poa.pretraining.build import assemble, memory_warning, method_of, subnets_of, warnings_of
+from poa.pretraining.build import assemble, gains_by_bf16, memory_warning, method_of, subnets_of, warnings_of
 from trained import started
 
 
@@ -106,3 +106,17 @@ def test_settings_name_the_branch_that_is_exported(name: str) -> None:
     config = tiny.config(method=name)
     method = method_of(config, family_of(config))
     assert method.exported is method.get_submodule(config.exported_branch)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "gains"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_tile": True}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_processors_that_gain_by_bf16(capabilities: dict[str, Any], gains: bool) -> None:
+    assert gains_by_bf16(capabilities) is gains

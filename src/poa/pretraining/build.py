@@ -136,7 +136,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
 
 
 def precision_of(config: Config, device: torch.device) -> torch.dtype:
-    """Precision of the backbones; ``auto`` is bf16 where the hardware has it, else fp16 on GPUs, fp32 on CPUs."""
+    """Precision of the backbones; ``auto`` is bf16 where the hardware gains by it, else fp16 on GPUs, fp32 on CPUs."""
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU. Use bf16 or fp32 on the CPU.")
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -144,9 +144,14 @@ def precision_of(config: Config, device: torch.device) -> torch.dtype:
         return named[config.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    capabilities = torch.cpu.get_capabilities()
-    multiplies_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
-    return torch.bfloat16 if multiplies_bf16 else torch.float32
+    return torch.bfloat16 if gains_by_bf16(torch.cpu.get_capabilities()) else torch.float32
+
+
+def gains_by_bf16(capabilities: Mapping[str, Any]) -> bool:
+    """Whether a CPU trains faster in bf16: with AMX, and with AVX512-BF16 on AMD's processors only (ADR 0009)."""
+    is_amd = any(name in str(capabilities.get("cpu_name", "")) for name in ("AMD", "EPYC", "Ryzen"))
+    with_amx = any(capabilities.get(name) for name in ("amx_bf16", "amx_tile"))
+    return bool(with_amx or (is_amd and capabilities.get("avx512_bf16")))
 
 
 def workers_of(config: Config) -> int:
