@@ -200,7 +200,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 OURS = {
     "convnext-96": "5d72876d",
-    "convnext-small-data": "1f2a5c3c",
+    "convnext-small-data": "472558bf",
     "demo": "9910ceed",
     "demo-convnext": "23221448",
     "demo-resnet": "9ca7c782",
