@@ -183,7 +183,7 @@ def test_the_listing_is_short_and_whole(tmp_path: Path) -> None:
     report = started("swin", init=folder, views={"mean": (0.5, 0.5, 0.5)}).report
     assert report is not None
     assert report.lines() == [
-        f"Weights of {folder}: 106 tensors loaded into student and teacher.",
+        f"Weights of {folder}: 106 tensors loaded.",
         "  resized    layers.*.blocks.*.attn.relative_position_bias_table (2 tensors): 49x4 -> 9x4",
         "  resized    layers.*.blocks.*.attn.relative_position_bias_table: 49x8 -> 9x8",
         "  fresh      mask_token, projection heads",

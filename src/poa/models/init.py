@@ -57,7 +57,7 @@ class LoadReport:
     def lines(self) -> list[str]:
         """The report in words."""
         changed = Counter((_pattern(each.name), each.old, each.new) for each in self.resized)
-        said = [f"Weights of {self.source}: {counted(len(self.loaded), 'tensor')} loaded into student and teacher."]
+        said = [f"Weights of {self.source}: {counted(len(self.loaded), 'tensor')} loaded."]
         for (name, old, new), number in changed.items():
             said.append(f"  resized    {_times(name, number)}: {_shape(old)} -> {_shape(new)}")
         said.append(f"  fresh      {', '.join((*self.fresh, 'projection heads'))}")
