@@ -2,9 +2,10 @@
 
 Tiny runs on the embedded digits: ViT, Swin, ResNet, SlimCLR, SEED, a ViT on two ranks, fine-tuning and
 segmentation. Each is first done without interruption. Then it is done again and again with SIGKILLs: of the main
-process, of a rank, or of a worker; after a random time, or before a random file is written. What was killed is started
-again at once, sometimes twice at the same time. At the end metrics, checkpoints, scores and models must be as without
-interruption, bit for bit; no process may be left over, and what was not killed may not end in a traceback.
+process, of a rank, or of a worker, where a command has them; after a random time, or before a random file is written.
+What was killed is started again at once, sometimes twice at the same time. At the end metrics, checkpoints, scores and
+models must be as without interruption, bit for bit; no process may be left over, and what was not killed may not end in
+a traceback.
 
     OMP_NUM_THREADS=1 python benchmarks/faults.py --kills 200 --out runs/faults
 
@@ -210,13 +211,19 @@ def log_of(folder: Path, pid: int) -> Path:
     return folder.with_name(f"{folder.name}.{pid}.log")
 
 
-def wait(pid: int) -> int | None:
-    """Exit status of a started command, minus the number of a signal; None if it does not end."""
-    deadline = time.monotonic() + MOST_SECONDS
-    while time.monotonic() < deadline:
+def wait(pid: int, seen: dict[str, float] | None = None) -> int | None:
+    """Exit status of a started command, minus the number of a signal; None if it does not end.
+
+    ``seen`` gets the seconds after which each of its parts first lived.
+    """
+    began = time.monotonic()
+    while time.monotonic() < began + MOST_SECONDS:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
+        for part in PARTS if seen is not None else ():
+            if part not in seen and parts_of(pid, part):
+                seen[part] = time.monotonic() - began
         time.sleep(0.01)
     for each in members(pid):
         os.kill(each, signal.SIGKILL)
@@ -235,6 +242,18 @@ def members(session: int) -> dict[int, str]:
     return found
 
 
+def parts_of(session: int, part: str) -> list[int]:
+    """Living ranks or workers of a command."""
+    return [pid for pid, line in members(session).items() if PARTS[part] in line]
+
+
+def wait_for_part(session: int, part: str) -> list[int]:
+    """Living ranks or workers of a command, as soon as it has some; none if it ends without."""
+    while not (found := parts_of(session, part)) and session in members(session):
+        time.sleep(0.01)
+    return found
+
+
 def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
     """Do all of a subject without interruption, unless that was done; returns what each command took."""
     folder, about = out / "reference" / subject, out / "reference" / f"{subject}.json"
@@ -249,11 +268,11 @@ def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
     fresh(folder, subject, out)
     taken = []
     for command in COMMANDS[subject]:
-        began = time.monotonic()
+        began, seen = time.monotonic(), dict[str, float]()
         pid = start(words_of(subject, command, folder, out), folder)
-        status, text = wait(pid), log_of(folder, pid).read_text()
+        status, text = wait(pid, seen), log_of(folder, pid).read_text()
         assert status == 0, text
-        taken.append({"seconds": time.monotonic() - began, "files": int(text.split()[-1])})
+        taken.append({"seconds": time.monotonic() - began, "files": int(text.split()[-1]), **seen})
     about.write_text(json.dumps(taken))
     return taken
 
@@ -324,19 +343,20 @@ def kill_once(
     words: Sequence[str], folder: Path, took: dict[str, float], draw: random.Random
 ) -> tuple[int, Killed | None]:
     """Start a command and kill it, or a part of it; returns its session, and what was hit if that was in time."""
-    victim, what = draw.choice(["file", "main", *PARTS, *PARTS]), "main process"
+    parts = [part for part in PARTS if part in took]
+    victim, what = draw.choice(["file", "main", *parts * 2]), "main process"
     earlier = set(folder.rglob(".step-*.tmp"))
     if victim == "file":
         number = draw.randint(1, int(took["files"]))
         session, moment = start(words, folder, kill_at=number), f"file {number}"
     else:
-        seconds = draw.uniform(0, took["seconds"])
+        seconds = draw.uniform(took.get(victim, 0), took["seconds"])
         session, moment = start(words, folder), f"after {seconds:.2f} s"
         time.sleep(seconds)
-        parts = [pid for pid, line in members(session).items() if victim in PARTS and PARTS[victim] in line]
-        what = victim if parts else what
+        living = wait_for_part(session, victim) if victim in parts else []
+        what = victim if living else what
         with suppress(ProcessLookupError):
-            os.kill(draw.choice(parts) if parts else session, signal.SIGKILL)
+            os.kill(draw.choice(living) if living else session, signal.SIGKILL)
     half = bool(set(folder.rglob(".step-*.tmp")) - earlier)
     status = wait(session)
     if status == 0:
