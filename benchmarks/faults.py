@@ -344,7 +344,7 @@ def kill_once(
 ) -> tuple[int, Killed | None]:
     """Start a command and kill it, or a part of it; returns its session, and what was hit if that was in time."""
     parts = [part for part in PARTS if part in took]
-    victim, what = draw.choice(["file", "main", *parts * 2]), "main process"
+    victim, what = draw.choice(["file", "main", *parts * 4]), "main process"
     earlier = set(folder.rglob(".step-*.tmp"))
     if victim == "file":
         number = draw.randint(1, int(took["files"]))
