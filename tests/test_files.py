@@ -4,10 +4,11 @@ import errno
 import os
 import re
 import resource
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -122,15 +123,30 @@ def test_two_may_write_the_same_at_once(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a", "b"]
 
 
-def test_a_folder_has_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     told = rf"^{tmp_path} is in use by process {os.getpid()} on {re.escape(socket.gethostname())} since 20[-0-9 :]+\."
-    with one_writer(tmp_path), pytest.raises(UserError, match=told), one_writer(tmp_path):
+    with one_writer(tmp_path), pytest.raises(UserError, match=told), one_writer(tmp_path, patience=0):
         pytest.fail("two hold one lock")
     (tmp_path / files.LOCK).write_text("process 1, which has ended, and only its file is left\n" * 9)
     with one_writer(tmp_path):
         assert (tmp_path / files.LOCK).read_text().startswith(f"process {os.getpid()} on ")
         assert (tmp_path / files.LOCK).read_text().count("\n") == 1
+
+
+def test_a_folder_that_its_writer_removed_has_one_writer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited for it holds the lock of the new folder, not that of a file which nobody finds any more."""
+    folder = tmp_path / "work"
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(one_writer(folder))
+
+        def remove_and_end(_: float) -> None:
+            shutil.rmtree(folder)
+            first.close()
+
+        monkeypatch.setattr(files.time, "sleep", remove_and_end)
+        second.enter_context(one_writer(folder))
+        with pytest.raises(UserError, match="is in use by process"), one_writer(folder, patience=0):
+            pytest.fail("two hold one lock")
 
 
 def test_a_file_system_without_locks_is_told(

@@ -9,8 +9,9 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from poa.errors import UserError
 from poa.text import unicode_text
@@ -111,27 +112,46 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def one_writer(folder: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Hold the lock of a folder, which no other process gets meanwhile, whether on this machine or, over NFS, another.
 
-    The system ends the lock with the process, however that ends, and keeps it while the process is paused. A file
-    system that keeps no locks lets several write, with a warning.
+    The folder is made if it is missing; who holds the lock may remove it. The system ends the lock with the process,
+    however that ends, and keeps it while the process is paused. A file system that keeps no locks lets several write,
+    with a warning.
 
     Raises:
         UserError: Another process holds the lock.
         OSError: The file of the lock cannot be written.
     """
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + patience
-        while not _is_locked(file.fileno(), folder):
-            if time.monotonic() >= deadline:
-                file.seek(0)
-                raise UserError(
-                    f"{folder} is in use by {file.read().strip() or 'another process'}. Only one process may write to "
-                    "it: wait until that one has ended, or stop it, and run the same command again."
-                )
-            time.sleep(0.05)
+    deadline = time.monotonic() + patience
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(_lock_file(folder))
+            if not _is_locked(file.fileno(), folder):
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    raise UserError(
+                        f"{folder} is in use by {file.read().strip() or 'another process'}. Only one process may write "
+                        "to it: wait until that one has ended, or stop it, and run the same command again."
+                    )
+                time.sleep(0.05)
+            elif _is_at(file.fileno(), folder / LOCK):
+                break
+            stack.close()
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
         yield
+
+
+def _lock_file(folder: Path) -> TextIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / LOCK).open("a+", encoding="utf-8")
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still there under its name: who held its lock before may have removed the folder."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 if sys.platform == "win32":

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,9 @@ def test_from_run_to_models(run: Path, capsys: pytest.CaptureFixture[str], monke
     assert poa("extract", run, "--size", "32x2", "64x3") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [str(run / "models" / size) for size in ("32x2", "64x3")]
+    shutil.rmtree(run / "models/64x3")
+    assert poa("extract", run, "--size", "32x2", "64x3") == 0, "a command that was stopped cannot be finished"
+    assert capsys.readouterr().out.splitlines() == lines
     assert poa("extract", run, "--size", "32x3", "--out", run.parent / "model") == 0
     model = timm.create_model(f"local-dir:{run.parent / 'model'}", pretrained=True).eval()
     pixels = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)

@@ -242,6 +242,27 @@ def test_a_folder_in_use_is_left_alone(kind: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
 
 
+def test_what_a_stopped_command_wrote_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "model")
+    when = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    capsys.readouterr()
+    assert write(folder) == folder
+    shown = capsys.readouterr().err.replace("\n", " ")
+    assert f"Note: {folder} already holds this model, with the same weights. It is kept." in shown
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == when
+    with pytest.raises(UserError, match="already exists"):
+        write(folder, source="another step")
+    (folder / "mine").touch()
+    with pytest.raises(UserError, match="already exists"):
+        write(folder)
+    (folder / "mine").unlink()
+    weights = (folder / "model.safetensors").read_bytes()
+    for content in (weights[:-1], weights[:-1] + b"x"):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="already exists"):
+            write(folder)
+
+
 def test_a_model_that_differs_is_refused(tmp_path: Path) -> None:
     network, _ = sub_network(FAMILY, Size(16, (2,)))
     with torch.no_grad():

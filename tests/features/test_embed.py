@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from poa.families.base import Features
 from poa.families.vit import ViT
 from poa.features import embed, extract, formats
 from poa.features.formats import Table
+from poa.files import one_writer
 from poa.models.source import ModelSource
 
 FAMILY = ViT(SearchSpace.grid((32, 48), (1, 2)), image_size=8, patch_size=4, head_dim=16, layer_scale=0.5)
@@ -253,6 +255,47 @@ def test_nothing_is_written_before_all_is_whole(tmp_path: Path, monkeypatch: pyt
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     write(tmp_path / "f.npy", sizes=SIZES[:2], limit=30, overwrite=True)
     assert np.load(tmp_path / "f-32x2.npy").shape == (30, 32)
+
+
+def test_two_at_once_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "one_writer", partial(one_writer, patience=0))
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+
+    def network(name: str) -> nn.Module:
+        for out in (tmp_path, Path()):
+            with pytest.raises(UserError, match=r"\.unfinished is in use by process .* wait until") as caught:
+                write(out, limit=20)
+            told.append(str(caught.value))
+        write(tmp_path / "other.npy", limit=20)
+        return make_network(name)
+
+    write(tmp_path, limit=20, source=source(network=network))
+    assert len(told) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["32x1.json", "32x1.npy", "other.json", "other.npy"]
+
+
+def test_a_stop_between_two_files_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, out = (write(tmp_path / name, sizes=SIZES[:2], limit=20) for name in ("whole", "out"))
+    second = out.paths[SIZES[1]]
+    second.unlink()
+    replaced = Path.replace
+
+    def stop(self: Path, target: Path) -> Path:
+        if target == second:
+            raise KeyboardInterrupt
+        return replaced(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "out", sizes=SIZES[:2], limit=20, overwrite=True)
+    with pytest.raises(UserError, match="already exists"):
+        write(tmp_path / "out", sizes=SIZES[:2], limit=21)  # other features
+    write(tmp_path / "out", sizes=SIZES[:2], limit=20)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in whole.paths[SIZES[0]].parent.iterdir()
+    }
 
 
 def test_files_are_not_replaced_unasked(tmp_path: Path) -> None:

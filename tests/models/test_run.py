@@ -204,6 +204,8 @@ def test_models_go_into_the_run_unless_told_otherwise(run: Run, tmp_path: Path) 
     assert run.extract("32x3") == run.folder / "models/32x3"
     assert (run.folder / "models/32x3/model.safetensors").exists()
     assert "step 4" in (run.folder / "models/32x3/README.md").read_text()
+    assert run.extract("32x3") == run.folder / "models/32x3"  # which holds it
+    (run.folder / "models/32x3/config.json").unlink()
     with pytest.raises(UserError, match="already exists"):
         run.extract("32x3")
     assert run.extract("32x3", out=str(tmp_path / "other")) == tmp_path / "other"

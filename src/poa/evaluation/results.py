@@ -207,7 +207,6 @@ class ResultFiles:
         with ExitStack() as stack:
             for number in count(1):
                 folder = self._work / (group[0] if number == 1 else f"{group[0]} ({number})")
-                folder.mkdir(parents=True, exist_ok=True)
                 with suppress(UserError):
                     stack.enter_context(one_writer(folder))
                     break

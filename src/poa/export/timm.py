@@ -16,7 +16,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError, counted
 from poa.families.base import Backbone, Family, Features
 from poa.files import for_models, whole_folder
-from poa.text import markdown_text, python_literal, unicode_text
+from poa.text import markdown_text, note, plain_console, python_literal, unicode_text
 
 CLASSIFIER = "classifier.safetensors"
 """File of a classifier that timm cannot build."""
@@ -84,23 +84,34 @@ def write_model(
     else a ``RuntimeError`` is raised and nothing is left.
     """
     model = model.cpu().eval()
+    with whole_folder(folder) as unfinished:
+        for name, content in _files(model, blueprint, preprocessing, card).items():
+            (unfinished / name).write_bytes(content)
+        _check(unfinished, model, blueprint, reference or model, image_size=preprocessing.image_size)
+
+
+def _files(model: nn.Module, blueprint: Blueprint, preprocessing: Preprocessing, card: str) -> dict[str, bytes]:
+    """The content of each file of a folder."""
     prefix = None if blueprint.classifier is None else f"{blueprint.classifier}."
     state = model.state_dict()
-    own = {key: value for key, value in state.items() if prefix and key.startswith(prefix)}
-    with whole_folder(folder) as unfinished:
-        save_weights({key: value for key, value in state.items() if key not in own}, unfinished / "model.safetensors")
-        if prefix:
-            save_weights({key.removeprefix(prefix): value for key, value in own.items()}, unfinished / CLASSIFIER)
-        config = _config(model, blueprint, preprocessing)
-        (unfinished / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        _check(unfinished, model, blueprint, reference or model, image_size=preprocessing.image_size)
+    own = {key.removeprefix(prefix): value for key, value in state.items() if prefix and key.startswith(prefix)}
+    rest = {key: value for key, value in state.items() if not (prefix and key.startswith(prefix))}
+    return {
+        "model.safetensors": _bytes_of(rest),
+        **({CLASSIFIER: _bytes_of(own)} if prefix else {}),
+        "config.json": (json.dumps(_config(model, blueprint, preprocessing), indent=1) + "\n").encode(),
+        "README.md": card.encode(),
+    }
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
     """Write weights to a file that everybody may read, unlike those of safetensors' own ``save_file``."""
+    file.write_bytes(_bytes_of(weights))
+
+
+def _bytes_of(weights: Mapping[str, Tensor]) -> bytes:
     contiguous = {name: value.contiguous() for name, value in weights.items()}
-    file.write_bytes(save(contiguous, metadata={"format": "pt"}))
+    return save(contiguous, metadata={"format": "pt"})
 
 
 def model_card(*, task: str, name: str, summary: str, code: str, notes: str) -> str:
@@ -135,10 +146,10 @@ def write_size(
 ) -> Path:
     """Write a size of a run as a plain timm model, compared with the same size run in place (``elastic``).
 
-    The folder must be new or empty; ``source`` says on the model card where the weights come from.
+    The folder must be new or empty, or hold just this already, as a command that was stopped left it; then it is kept,
+    and a note says so. ``source`` says on the model card where the weights come from.
     """
-    if for_models(folder).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} already exists. Choose another --out, or delete it first.")
+    blueprint = Blueprint(*family.timm_config(size))
     card = model_card(
         task="image-feature-extraction",
         name=str(size),
@@ -148,15 +159,29 @@ def write_size(
         code=_CODE_SIZE.format(folder=local_dir(folder)),
         notes=images_note(preprocessing),
     )
+    if for_models(folder).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not _holds(folder, _files(network.model, blueprint, preprocessing, card)):
+            raise UserError(f"{folder} already exists. Choose another --out, or delete it first.")
+        note(plain_console(stderr=True), f"{folder} already holds this model, with the same weights. It is kept.")
+        return folder
     write_model(
         network.model,
-        Blueprint(*family.timm_config(size)),
+        blueprint,
         folder,
         preprocessing=preprocessing,
         card=card,
         reference=lambda images: elastic(images).cls,
     )
     return folder
+
+
+def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether a folder has these files, with this content, and no others."""
+    return (
+        folder.is_dir()
+        and {path.name for path in folder.iterdir()} == files.keys()
+        and all(path.is_file() and path.read_bytes() == files[path.name] for path in folder.iterdir())
+    )
 
 
 def write_finetuned(

@@ -1,7 +1,8 @@
 """Features of all images of a folder from any size, written to files that other programs read."""
 
+import filecmp
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from poa.families.base import Features
 from poa.features.extract import Extracted, extract_features, read_batches
 from poa.features.formats import FORMATS, Table, check_parquet, files
 from poa.features.images import note_darkness, open_images
-from poa.files import make_folder
+from poa.files import make_folder, one_writer
 from poa.models.source import ModelSource
 from poa.text import plain_console, unicode_text
 from poa.training.progress import Bars
@@ -27,6 +28,8 @@ from poa.training.progress import Bars
 BATCH = 64
 SAVE_EVERY = 16
 """Batches after which an interrupted pass resumes."""
+_WHOLE = "files"
+"""Folder of files before they are put in their place."""
 
 
 class Embedded(NamedTuple):
@@ -75,11 +78,39 @@ def embed(
     Raises:
         UserError: An argument is invalid, or the files cannot be written.
     """
-    targets = _targets(out, _chosen(source, sizes), overwrite=overwrite)
+    targets, new = _targets(out, _chosen(source, sizes)), not overwrite
+    folder = next(iter(targets.values())).parent
+    work = folder / f".{out.absolute().name}.unfinished"
+    if new and not (work / _WHOLE).exists():  # else a command that was stopped may have put some in their place
+        _check_new(file for path in targets.values() for file in files(path))
     index = open_images(data, limit=limit, console=console)
     note_darkness(index, console=console)
-    folder = make_folder(next(iter(targets.values())).parent, content="Features")
-    work = folder / f".{out.name}.unfinished"
+    make_folder(folder, content="Features")
+    with one_writer(work):
+        found = _embed(source, index, targets, work, patches=patches, workers=workers, new=new, console=console)
+        shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def _check_new(paths: Iterable[Path]) -> None:
+    """See that no files are there."""
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path} already exists. Choose another --out, or replace it with --overwrite.")
+
+
+def _embed(
+    source: ModelSource,
+    index: ImageIndex,
+    targets: Mapping[str, Path],
+    work: Path,
+    *,
+    patches: bool,
+    workers: int,
+    new: bool,
+    console: Console | None,
+) -> Embedded:
+    """See ``embed``; ``new`` files must not be there."""
     device = distributed.this_device()
     plain = {name: source.network(name).to(device).eval() for name in targets}
     widths = {name: _widths(network, source.preprocessing.image_size, device) for name, network in plain.items()}
@@ -99,8 +130,7 @@ def embed(
         path: _table(source, index, extracted, name=name, shape=widths[name], patches=patches)
         for name, path in targets.items()
     }
-    _write(tables, work / "files", num_bytes=sum(rows.nbytes for rows in extracted.features.values()))
-    shutil.rmtree(work, ignore_errors=True)
+    _write(tables, work / _WHOLE, new=new, num_bytes=sum(rows.nbytes for rows in extracted.features.values()))
     bad = tuple(index.name(i) for i in sorted({*range(len(index))} - {*extracted.indices.tolist()}))
     return Embedded(targets, {name: (len(index) - len(bad), widths[name].pooled) for name in targets}, bad)
 
@@ -114,7 +144,7 @@ def _chosen(source: ModelSource, sizes: str | Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _targets(out: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
+def _targets(out: Path, names: Sequence[str]) -> dict[str, Path]:
     """The file of each network."""
     is_folder = out.is_dir() or not out.suffix
     if not is_folder and out.suffix not in FORMATS:
@@ -125,18 +155,13 @@ def _targets(out: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, P
     if out.suffix == ".parquet" and not is_folder:
         check_parquet()
     if is_folder:
-        targets = {name: out / f"{name}.npy" for name in names}
-    elif len(names) == 1:
-        targets = {names[0]: out}
-    else:
-        targets = {name: out.with_name(f"{out.stem}-{name}{out.suffix}") for name in names}
-    there = [file for path in targets.values() for file in files(path) if file.exists()]
-    if there and not overwrite:
-        raise UserError(f"{there[0]} already exists. Choose another --out, or replace it with --overwrite.")
-    return targets
+        return {name: out / f"{name}.npy" for name in names}
+    if len(names) == 1:
+        return {names[0]: out}
+    return {name: out.with_name(f"{out.stem}-{name}{out.suffix}") for name in names}
 
 
-def _write(tables: Mapping[Path, Table], unfinished: Path, *, num_bytes: int) -> None:
+def _write(tables: Mapping[Path, Table], unfinished: Path, *, new: bool, num_bytes: int) -> None:
     """Write all files in a folder of their own, and when all are whole, put them where they belong."""
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -148,12 +173,18 @@ def _write(tables: Mapping[Path, Table], unfinished: Path, *, num_bytes: int) ->
         )
     for path, table in tables.items():
         FORMATS[path.suffix](table, unfinished / path.name)
-    for file in (file for path in tables for file in files(path)):
-        whole = unfinished / file.name
+    wanted = {file: unfinished / file.name for path in tables for file in files(path)}
+    if new:
+        _check_new(file for file, whole in wanted.items() if not _same(file, whole))
+    for file, whole in wanted.items():
         if whole.exists():
             whole.replace(file)
         else:  # left from earlier features with patches
             file.unlink(missing_ok=True)
+
+
+def _same(first: Path, second: Path) -> bool:
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 class _Widths(NamedTuple):

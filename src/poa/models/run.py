@@ -337,7 +337,8 @@ class Run:
 
         Args:
             size: Such as ``384x12``.
-            out: Folder to write; ``models/<size>`` of the run by default. Must be new or empty.
+            out: Folder to write; ``models/<size>`` of the run by default. Must be new or empty, or hold this size as it
+                is in the newest checkpoint.
 
         Returns:
             The folder.
