@@ -89,7 +89,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "resnet": ("pretrain", KNN, "extract run --size 32x1-1 64x2-2"),
     "slimclr-mocov2": ("pretrain", KNN, "extract run --size 8x1-1-1-1"),
     "seed": ("pretrain", KNN, "extract run --size 64x3"),
-    "two ranks": ("pretrain", "extract run --size 32x2"),
+    "two ranks": ("pretrain", "extract run --size 32x2 64x3"),
     "fine-tuning": (f"{FINETUNE} --sizes 32x2 64x3 --workers 1",),
     "segmentation": (f"{SEGMENT} --sizes 32x2 64x3",),
 }
@@ -149,10 +149,8 @@ def main() -> None:
 
 
 def words_of(subject: str, command: str, folder: Path, out: Path) -> list[str]:
-    """The words after ``poa``, for what is not done yet in a folder."""
+    """The words after ``poa``."""
     words = command.split()
-    if words[0] == "extract":
-        return [word for word in words if not (folder / "run/models" / word).exists()]
     if words[0] != "pretrain":
         return words
     how = ["--resume"] if is_begun(folder / "run") else ["--config", f"{out}/{subject}.yaml"]
@@ -244,14 +242,13 @@ def members(session: int) -> dict[int, str]:
 
 def parts_of(session: int, part: str) -> list[int]:
     """Living ranks or workers of a command."""
-    return [pid for pid, line in members(session).items() if PARTS[part] in line]
+    return [pid for pid, line in members(session).items() if part in PARTS and PARTS[part] in line]
 
 
-def wait_for_part(session: int, part: str) -> list[int]:
-    """Living ranks or workers of a command, as soon as it has some; none if it ends without."""
-    while not (found := parts_of(session, part)) and session in members(session):
+def wait_for_part(session: int, part: str) -> None:
+    """Wait until a command has ranks or workers, or ends."""
+    while part in PARTS and not parts_of(session, part) and session in members(session):
         time.sleep(0.01)
-    return found
 
 
 def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
@@ -311,15 +308,10 @@ def run_episode(episode: Episode, out: Path, taken: Sequence[dict[str, float]], 
     for command, took in zip(COMMANDS[episode.subject], taken, strict=True):
         sessions = []
         for _ in range(draw.choice([1, 1, 2, 3])):
-            words = words_of(episode.subject, command, folder, out)
-            if words[-1] == "--size":
-                break
-            session, killed = kill_once(words, folder, took, draw)
+            session, killed = kill_once(words_of(episode.subject, command, folder, out), folder, took, draw)
             sessions.append(session)
             episode.kills += [killed] if killed else []
         words = words_of(episode.subject, command, folder, out)
-        if words[-1] == "--size":
-            continue
         last = [start(words, folder) for _ in range(2 if command == "pretrain" and draw.random() < 0.2 else 1)]
         statuses = [wait(pid) for pid in last]
         sessions += last
@@ -344,25 +336,26 @@ def kill_once(
 ) -> tuple[int, Killed | None]:
     """Start a command and kill it, or a part of it; returns its session, and what was hit if that was in time."""
     parts = [part for part in PARTS if part in took]
-    victim, what = draw.choice(["file", "main", *parts * 4]), "main process"
+    victim, hit = draw.choice(["file", "main", *parts * 4]), list[int]()
     earlier = set(folder.rglob(".step-*.tmp"))
     if victim == "file":
         number = draw.randint(1, int(took["files"]))
         session, moment = start(words, folder, kill_at=number), f"file {number}"
     else:
-        seconds = draw.uniform(took.get(victim, 0), took["seconds"])
-        session, moment = start(words, folder), f"after {seconds:.2f} s"
+        since = draw.choice(parts) if victim in parts else ""
+        seconds = draw.uniform(0, took["seconds"] - took.get(since, 0))
+        session, moment = start(words, folder), f"{seconds:.2f} s after the first {since or 'moment'}"
+        wait_for_part(session, since)
         time.sleep(seconds)
-        living = wait_for_part(session, victim) if victim in parts else []
-        what = victim if living else what
+        hit = parts_of(session, victim)
         with suppress(ProcessLookupError):
-            os.kill(draw.choice(living) if living else session, signal.SIGKILL)
+            os.kill(draw.choice(hit) if hit else session, signal.SIGKILL)
     half = bool(set(folder.rglob(".step-*.tmp")) - earlier)
     status = wait(session)
     if status == 0:
         return session, None
     phase = phase_of(words, folder, log_of(folder, session).read_text(), half=half)
-    return session, Killed(what, phase, " ".join(words), moment, status)
+    return session, Killed(victim if hit else "main process", phase, " ".join(words), moment, status)
 
 
 def phase_of(words: Sequence[str], folder: Path, said: str, *, half: bool) -> str:

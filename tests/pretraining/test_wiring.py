@@ -5,7 +5,8 @@ new one without a row, fails.
 """
 
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,9 +24,12 @@ from poa.config.pretraining import (
 )
 from poa.data.index import open_index
 from poa.data.loader import batches
+from poa.data.views import RawViews
 from poa.models.teacher import Teacher
+from poa.pretraining import logger, loop
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import train_step
+from poa.pretraining.monitor import Monitor
+from poa.pretraining.step import StepResult, train_step
 
 STEPS = 3
 CPU = torch.device("cpu")
@@ -215,3 +219,83 @@ def test_every_setting_has_a_row() -> None:
     tested = {path for _, path, _ in ROWS} | set(ELSEWHERE)
     settings = {f"{section}.{name}" for section, kind in SECTIONS.items() for name in kind.model_fields}
     assert settings - tested == set()
+
+
+class Looped(NamedTuple):
+    """What a run does besides training, which is left out."""
+
+    batches: list[list[RawViews]]
+    saved: list[tuple[int, int, int | None]]
+    """Steps, and which checkpoints are kept."""
+    scored: list[int]
+    written: dict[int, dict[str, Any]]
+    """Lines of TensorBoard by step."""
+
+
+def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
+    found = Looped([], [], [], {})
+
+    def train_step(_: Parts, step: int, batch: Any, **__: Any) -> StepResult:
+        found.batches.append(batch)
+        losses = {"loss": 1.0, "intact/global": 1.0, "elastic/global": 1.0}
+        return StepResult(losses, (), 0.1, stop=False)
+
+    def save(_: Path, step: int, __: Any, *, keep_last: int = 2, keep_every: int | None = None) -> None:
+        found.saved.append((step, keep_last, keep_every))
+
+    class Writer:
+        def __init__(self, folder: Path, **_: Any) -> None:
+            assert folder == out / "tb"
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            found.written.setdefault(step, {})[name] = value
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(logger, "tensorboard_writer", lambda: Writer)
+    monkeypatch.setattr(Monitor, "score", lambda _, step, __: (found.scored.append(step), ({"knn": 1.0}, []))[1])
+    loop.train(tiny.config(out=str(out), **over))
+    return found
+
+
+def test_saving_and_scoring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of 8 steps in 2 epochs; as often as set, and after the last."""
+    saving = {"every_epochs": 0.75, "keep_last": 3, "keep_every_epochs": 1.5}
+    monitor = {"every_epochs": 1.25, "tensorboard": True, "num_images": 4}
+    found = looped(monkeypatch, tmp_path / "a", saving=saving, monitor=monitor)
+    assert found.saved == [(3, 3, 6), (6, 3, 6), (8, 3, 6)]
+    assert found.scored == [5, 8]
+    assert sorted(found.written) == list(range(1, 9))
+    assert [step for step, values in found.written.items() if "knn" in values] == [5, 8]
+    usual = looped(monkeypatch, tmp_path / "b", monitor={"num_images": 4})
+    assert usual.saved == [(4, 2, None), (8, 2, None)]
+    assert usual.scored == [4, 8]
+    assert usual.written == {}
+
+
+def test_images_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Their order, crops, colours and masks, in as many micro-batches as set."""
+    config = tiny.config(limit=32, seed=3, accumulate=2, views={"mask_share": 0.5}, monitor={"num_images": 4})
+    over: dict[str, Any] = {"limit": 32, "seed": 3, "accumulate": 2, "views": {"mask_share": 0.5}}
+    found = looped(monkeypatch, tmp_path / "run", **over, monitor={"num_images": 4})
+    index = open_index(config.data, limit=32)
+    parts = assemble(config, index, device=CPU)
+    given: dict[str, Any] = {"augmentation": parts.views, "masking": parts.masking, "batch_size": 16, "start_step": 0}
+    wanted = list(batches(index, **given, seed=3, num_steps=4, micro_batches=2))
+    others = list(batches(index, **given, seed=0, num_steps=4, micro_batches=2))
+    assert [len(batch) for batch in found.batches] == [2] * 4
+    for mine, same, other in zip(found.batches, wanted, others, strict=True):
+        for first, second, third in zip(mine, same, other, strict=True):
+            assert all(map(torch.equal, first[:5], second[:5]))
+            assert not any(map(torch.equal, first[:5], third[:5]))
+
+
+def test_gradients_are_measured_as_often_as_set() -> None:
+    over: dict[str, Any] = {"limit": 16, "monitor": {"gradients_every": 3}}
+    config = tiny.config(**over)
+    parts = assemble(config, open_index(config.data, limit=16), device=CPU)
+    assert parts.gradients is not None
+    assert parts.gradients.every == 3
