@@ -48,8 +48,10 @@ PRELOADED = (demo, evaluate, launch)
 
 PARTS = {"rank": "poa.pretraining.launch", "worker": "multiprocessing.forkserver"}
 """What can be killed besides the main process, and a part of its command line."""
-MOST_SECONDS = 240
+MOST_SECONDS = 600
 """For a command to end; more is a fault."""
+LEFT_SECONDS = 30
+"""For processes to end whose parent was killed: on a busy machine they first end their imports."""
 COMMON: dict[str, Any] = {
     **{"data": "digits/train", "limit": 64, "epochs": 2, "batch_size": 16, "saving": {"every_epochs": 0.5}},
     **{"precision": "fp32", "device": "cpu", "workers": 0, "monitor": {"num_images": 64}},
@@ -319,7 +321,7 @@ def run_episode(episode: Episode, out: Path, taken: Sequence[dict[str, float]], 
             episode.faults.append(f"{command}: ended with {statuses}")
         if any("Traceback" in log_of(folder, pid).read_text() for pid in last):
             episode.faults.append(f"{command}: a traceback")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + LEFT_SECONDS
         while (left := [pid for each in sessions for pid in members(each)]) and time.monotonic() < deadline:
             time.sleep(0.05)
         episode.faults += [f"{command}: {len(left)} processes are left over"] if left else []

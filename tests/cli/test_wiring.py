@@ -1,0 +1,200 @@
+"""Every flag of a command arrives at the function that does the work. A command or a flag without words here fails.
+
+What settings do there is tested with each protocol and task; of those that are flags one a command is given.
+"""
+
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poa import cli
+from poa.config import finetune, resolve, segmentation
+from poa.config.detection import Detection
+from poa.config.values import Settings
+from poa.evaluation.clustering import Cluster
+from poa.evaluation.joint_linear import Switchable
+from poa.evaluation.knn import Knn
+from poa.evaluation.linear import FewShot
+from poa.evaluation.probe import Probe
+from poa.evaluation.retrieval import Retrieval
+from poa.evaluation.sweep import SweepOptions
+from poa.robustness.conditions import Robustness
+from poa.tasks.detection.data import CocoImages
+from poa.tasks.segmentation.masks import MaskedImages
+
+Case = tuple[str, str, dict[str, Any]]
+SOURCE = ("runs/mine", {"branch": "untrained", "image_size": 32, "out": Path("there")})
+ELSEWHERE = SOURCE[0], {"branch": "untrained", "image_size": 32}
+"""Of commands whose --out is for something else."""
+GENERAL = "--sizes 32x2 64x3 --branch untrained --name mine --image-size 32 --out there --limit 7 --workers 2 "
+GENERAL += "--overwrite --max-bad-share 0.2"
+SWEEP = {"source": SOURCE, "limit": 7, "options": (("32x2", "64x3"), "mine", 2, True, 0.2)}
+LABELLED = f"--train a --test b {GENERAL}"
+SCORING = "poa.evaluation.evaluate.evaluate"
+SCORED = {**SWEEP, "train": "a", "test": "b"}
+SMALL = segmentation.PRESETS["small-data-upernet"]
+CASES: dict[str, Case] = {
+    "evaluate knn": (f"{LABELLED} --k 3 4", SCORING, {**SCORED, "protocol": Knn(ks=(3, 4))}),
+    "evaluate few-shot": (f"{LABELLED} --per-class 3", SCORING, {**SCORED, "protocol": FewShot(per_class=3)}),
+    "evaluate retrieval": (f"{LABELLED} --k 3", SCORING, {**SCORED, "protocol": Retrieval(ks=(3,))}),
+    "evaluate linear": (
+        f"{LABELLED} --classifier switchable --epochs 3 --no-distil",
+        SCORING,
+        {**SCORED, "protocol": Switchable(epochs=3, distilled=False)},
+    ),
+    "evaluate probe": (
+        f"{LABELLED} --raw --epochs 3",
+        SCORING,
+        {**SCORED, "protocol": Probe(standardise=False, epochs=3)},
+    ),
+    "evaluate cluster": (
+        f"--test b {GENERAL} --seeds 3 --clusters 4",
+        SCORING,
+        {**SCORED, "train": None, "protocol": Cluster(seeds=(0, 1, 2), clusters=4)},
+    ),
+    "evaluate quality": (
+        f"--data a {GENERAL} --k 3 --seed 2",
+        "poa.evaluation.quality.evaluate",
+        {**SWEEP, "data": "a", "k": 3, "seed": 2},
+    ),
+    "evaluate robustness": (
+        f"{LABELLED} --masks m --test-limit 5 --kinds occlusion --k 3",
+        "poa.robustness.evaluate.evaluate",
+        {
+            **SCORED,
+            "robustness": Robustness(k=3, shuffle=(), corruptions=()),
+            "masks": Path("m"),
+            "test_limit": 5,
+        },
+    ),
+    "evaluate disturbances": (
+        "--images a --out b.png --image-size 32 --number 3 --seed 2",
+        "poa.robustness.plots.show",
+        {"images": "a", "out": Path("b.png"), "image_size": 32, "number": 3, "seed": 2},
+    ),
+    "evaluate finetune": (
+        f"{LABELLED} --preset imagenet-vit-s --save-every 3 --epochs 2",
+        "poa.tasks.evaluate.finetune_networks",
+        {**SCORED, "config": finetune.PRESETS["imagenet-vit-s"].changed(epochs=2), "save_every": 3},
+    ),
+    "evaluate transfer": (
+        f"{LABELLED} --preset cars-s --save-every 3 --epochs 2",
+        "poa.tasks.evaluate.finetune_networks",
+        {**SCORED, "config": finetune.TRANSFER["cars-s"].changed(epochs=2), "save_every": 3},
+    ),
+    "evaluate segmentation": (
+        f"--train a --train-masks b --test c --test-masks d {GENERAL} --classes f --ignore 11 "
+        "--preset small-data-upernet --save-every 3 --epochs 2",
+        "poa.tasks.evaluate.segment_networks",
+        {
+            **SWEEP,
+            "config": SMALL.changed(epochs=2),
+            "train": MaskedImages("a", "b"),
+            "test": MaskedImages("c", "d"),
+            "classes": Path("f"),
+            "ignore": 11,
+            "save_every": 3,
+        },
+    ),
+    "evaluate detection": (
+        f"--train-images a --train-annotations b --test-images c --test-annotations d {GENERAL} "
+        "--preset small-data --together --save-every 3 --epochs 2",
+        "poa.tasks.evaluate.detect_networks",
+        {
+            **SWEEP,
+            "config": Detection(epochs=2),
+            "train": CocoImages("a", Path("b")),
+            "test": CocoImages("c", Path("d")),
+            "together": True,
+            "save_every": 3,
+        },
+    ),
+    "embed": (
+        "--data a --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite",
+        "poa.features.embed.embed",
+        {"source": ELSEWHERE, "data": "a", "out": Path("b"), "sizes": ("32x2",), "patches": True}
+        | {"limit": 7, "workers": 2, "overwrite": True},
+    ),
+    "pictures": (
+        "--images a --out b --sizes 32x2 --kinds colours matches --limit 7 --show 3 --seed 2 --branch untrained "
+        "--image-size 32 --workers 2 --overwrite",
+        "poa.pictures.draw.draw",
+        {"sources": [ELSEWHERE], "images": "a", "out": Path("b"), "sizes": ("32x2",), "kinds": ("colours", "matches")}
+        | {"limit": 7, "show": 3, "seed": 2, "workers": 2, "overwrite": True},
+    ),
+    "demo": (
+        "--model swin --method poa --out b --epochs 3",
+        "poa.experiments.demo.demo",
+        {"out": Path("b"), "model": "swin", "method": "poa", "epochs": 3},
+    ),
+    "compare": (
+        "--sizes 64x3 96x4 --train a --test b --seeds 4 5 --vote-limit 7 --recipe vit-96 --config given.yaml --out o",
+        "poa.experiments.compare.compare",
+        {
+            "config": resolve.resolve({"out": "o", "epochs": 3}, recipe="vit-96"),
+            **{"sizes": ("64x3", "96x4"), "train_on": "a", "test_on": "b", "seeds": (4, 5), "limit": 7},
+        },
+    ),
+}
+NO_SOURCE = {"evaluate disturbances", "demo", "compare"}
+TESTED_ELSEWHERE = {"pretrain", "sizes", "extract", "gradients", "recipes", "evaluate"}
+"""In test_cli; ``evaluate`` alone does nothing."""
+
+
+class Arrived(Exception):  # noqa: N818  # nothing is wrong
+    """Raised in place of the work."""
+
+
+def arrived(monkeypatch: pytest.MonkeyPatch, command: str, words: str, function: str) -> dict[str, Any]:
+    """By what a command calls a function: its arguments, without consoles."""
+    module, _, name = function.rpartition(".")
+    known = signature(getattr(import_module(module), name))
+
+    def work(*arguments: Any, **options: Any) -> Any:
+        raise Arrived(known.bind(*arguments, **options).arguments)
+
+    monkeypatch.setattr(function, work)
+    monkeypatch.setattr("poa.models.source.model_source", lambda *given, **options: (*given, options))
+    model = [] if command in NO_SOURCE else ["runs/mine"]
+    with pytest.raises(Arrived) as caught:
+        cli.main([*command.split(), *model, *words.split()])
+    found: dict[str, Any] = dict(caught.value.args[0])
+    found.pop("console", None)
+    if isinstance(options := found.get("options"), SweepOptions):
+        found["options"] = (options.sizes, options.name, options.workers, options.overwrite, options.max_bad_share)
+    return found
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("given.yaml").write_text("epochs: 3\n")
+    words, function, expected = CASES[command]
+    assert arrived(monkeypatch, command, words, function) == expected
+
+
+def flags_of(command: str) -> set[str]:
+    """All flags of a command but those that are settings of a protocol, a task or a run."""
+    app = cli.app
+    for word in command.split():
+        app = app[word]
+    arguments = list(app.assemble_argument_collection())
+    of_settings = {
+        name
+        for argument in arguments
+        if isinstance(default := argument.field_info.default, Settings)
+        for name in type(default).model_fields
+    }
+    own = (each for each in arguments if each.parse and not of_settings & set(each.keys))
+    return {name for each in own for name in each.names[:1] if name.startswith("--")}
+
+
+def test_every_command_and_flag_is_here() -> None:
+    commands = {name for name in cli.app if not name.startswith("-")}
+    commands |= {f"evaluate {name}" for name in cli.app["evaluate"] if not name.startswith("-")}
+    assert commands == set(CASES) | TESTED_ELSEWHERE
+    for command, (words, _, _) in CASES.items():
+        assert flags_of(command) <= set(words.split()), command
