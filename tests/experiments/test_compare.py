@@ -197,6 +197,23 @@ def test_a_picture_of_one_seed(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_bars_are_as_long_as_the_upper_half_of_the_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[float], list[float]]] = []
+    monkeypatch.setattr(compare, "legend", lambda *_, **__: None)
+    monkeypatch.setattr(compare.Axes, "errorbar", lambda _, x, y, **given: drawn.append((y, given["yerr"])))
+    comparison_plot(scores(), out=tmp_path / "picture.png")
+    found = {(mean, round(mean + half, 6)) for row in drawn for mean, half in zip(*row, strict=True)}
+    assert found == {(each.mean, each.high) for each in scores() if (each.way, each.budget) in compare.WAYS}
+
+
+def test_scores_are_those_of_the_protocols_as_they_are() -> None:
+    """With the settings of ``poa evaluate knn`` and ``linear`` that are not given a flag."""
+    assert {score: (each.name, each.given()) for score, each in compare.PROTOCOLS} == {
+        "top1@20": ("knn", {}),
+        "top1": ("linear", {}),
+    }
+
+
 def test_flags_reach_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 

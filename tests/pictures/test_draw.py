@@ -12,11 +12,11 @@ from rich.console import Console
 import poa
 import tiny
 from poa.cli.inspect import pictures
-from poa.data.augment import normalise
+from poa.data.augment import augment, normalise
 from poa.data.images import resize
 from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
-from poa.data.views import make_crops, sample_generator
+from poa.data.views import collate, make_crops, sample_generator
 from poa.errors import UserError
 from poa.evaluation.quality import views_of
 from poa.models.run import Run
@@ -110,18 +110,23 @@ def test_views_lie_where_they_are_said_to(run: Run, tmp_path: Path, seen: dict[s
     (network,), images = seen["networks"], seen["images"]
     assert any(region.flipped for both in network.views.regions for region in both)
     assert not all(region.flipped for both in network.views.regions for region in both)
+    samples = []
     for place, image in enumerate(images.shown):
         pixels = network.crops[image : image + 1]
-        crops = make_crops(
+        sample = make_crops(
             Image.fromarray(pixels[0].permute(1, 2, 0).numpy()),
             augmentation=views_of(source(run)),
             generator=sample_generator(5, 0, image),
-        ).globals
-        for crop, region in zip(crops, network.views.regions[place], strict=True):
+        )
+        samples.append(sample)
+        for crop, region in zip(sample.globals, network.views.regions[place], strict=True):
             top, left, height, width = (round(16 * value) for value in region[:4])
             cut = resize(pixels[:, :, top : top + height, left : left + width], 16, 16)[0]
             assert torch.equal(cut.flip(-1) if region.flipped else cut, crop)
     assert network.views.first.shape == network.views.second.shape == (8, 3, 16, 16)
+    raw = collate(samples, masks=torch.empty(0, 0, dtype=torch.bool), bad=())
+    coloured = augment(raw, augmentation=views_of(source(run)), device="cpu").globals.mul(255).round()
+    assert torch.equal(torch.cat([network.views.first, network.views.second]), coloured.to(torch.uint8))
     pairs = [kinds._pair_of_views(network, place) for place in range(8)]
     for pair, regions in zip(pairs, network.views.regions, strict=True):
         wanted, is_seen = same_point(*regions, grid=2)

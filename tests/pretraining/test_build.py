@@ -83,14 +83,16 @@ def test_what_a_run_is_too_short_for(settings: dict[str, Any], said: list[str]) 
     assert all(part in notes[0] for part in said)
 
 
-def test_the_seed_decides_on_sizes_and_images() -> None:
-    def drawn(seed: int) -> tuple[list[tuple[Size, ...]], int]:
+def test_the_seed_decides_on_sizes_images_and_weights() -> None:
+    def drawn(seed: int) -> tuple[list[tuple[Size, ...]], int, float]:
         config = tiny.config(seed=seed)
         subnets = subnets_of(config, family_of(config), steps_per_epoch=4)
         index = open_index(config.data, limit=config.limit)
         parts = assemble(config, index, device=torch.device("cpu"))
+        assert parts.seed == seed, "of drop path"
         first = next(loop._loader(parts, config, index, start=0))[0]
-        return [subnets(step, rank=0) for step in range(12)], int(first.globals.long().sum())
+        weights = float(parts.method.student.backbone.get_parameter("model.blocks.0.attn.qkv.weight").detach().sum())
+        return [subnets(step, rank=0) for step in range(12)], int(first.globals.long().sum()), weights
 
     assert drawn(0) == drawn(0)
     assert all(mine != other for mine, other in zip(drawn(0), drawn(1), strict=True))

@@ -1,12 +1,15 @@
 """What is scored while training: which images, seen how, and which sizes."""
 
+import pytest
 import torch
 
 import tiny
+from evaluation.scored import scored
 from poa.data.augment import normalise
 from poa.data.index import open_index
+from poa.evaluation.knn import Knn
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.monitor import Monitor, take_sample
+from poa.pretraining.monitor import Monitor, Sample, take_sample
 
 CPU = torch.device("cpu")
 VIEWS = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
@@ -40,6 +43,21 @@ def test_features_are_those_of_the_exported_network_on_images_normalised_as_set(
 
 def test_labelled_images_are_classified_by_three_sizes() -> None:
     _, monitor = parts_of(monitor={"num_images": 40, "data": "digits/test"})
-    assert len(monitor._sample.images) == 40
+    asked = take_sample("digits/test", tiny.config(monitor={"num_images": 40}), labelled=True)
+    assert torch.equal(monitor._sample.images, asked.images)
     scores, _ = monitor.score(1, {"intact/global": 1.0, "elastic/global": 1.0})
     assert sorted(name for name in scores if name.startswith("knn")) == ["knn/32x2", "knn/48x3", "knn/64x3"]
+
+
+def test_sizes_vote_with_three_quarters_of_the_images() -> None:
+    """With the 20 nearest of them, as the published k-NN."""
+    parts, monitor = parts_of(batch_size=4, monitor={"num_images": 16})
+    generator = torch.Generator().manual_seed(0)
+    labels, features = torch.arange(200) % 4, torch.randn(200, 6, generator=generator)
+    features[:, :4] += 2 * torch.eye(4)[labels]
+    monitor._sample = Sample(torch.empty(200, 3, 16, 16, dtype=torch.uint8), labels.numpy())
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    bank, queries = order[:150], order[150:]
+    wanted = scored(Knn(ks=(20,)), features[bank], labels[bank], features[queries], labels[queries], num_classes=4)
+    assert monitor._knn(features) == pytest.approx(wanted.scores["top1@20"])
+    assert monitor._collapse._grace_steps == 2 * parts.steps_per_epoch == 8

@@ -187,6 +187,15 @@ def test_learning_rates() -> None:
     assert sum(len(group["params"]) for group in frozen._optimizer.param_groups) == 4
 
 
+def test_second_head_adds_as_much_to_the_loss_as_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, losses = UPERNET.changed(auxiliary=0.3), iter((2.0, 5.0))
+    training = SegmenterTraining(segmenter(settings), settings, num_steps=8, ignore=IGNORE, device=CPU)
+    monkeypatch.setattr(
+        "poa.tasks.segmentation.train.pixel_loss", lambda found, *_, **__: 0 * found.sum() + next(losses)
+    )
+    assert training.step(0, batch()) == pytest.approx(2.0 + 0.3 * 5.0)
+
+
 def test_second_head_adds_to_the_loss() -> None:
     def first_loss(weight: float) -> float:
         settings = UPERNET.changed(auxiliary=weight, drop_path=0.0)

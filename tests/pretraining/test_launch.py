@@ -1,0 +1,62 @@
+"""How processes of a run are started, and what one makes of its arguments. Real ones run in tests/cli/test_cli.py."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from poa.config import resolve
+from poa.pretraining import launch
+
+
+class Process:
+    """Stands in for a process that ends well at once."""
+
+    started: list[tuple[list[str], dict[str, str]]]
+
+    def __init__(self, command: list[str], *, env: dict[str, str]) -> None:
+        self.started.append((command, env))
+
+    def poll(self) -> int:
+        return 0
+
+    def kill(self) -> None:
+        pass
+
+    def wait(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_processes_are_told_all_they_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resume: bool) -> None:
+    Process.started = []
+    monkeypatch.setattr(launch.subprocess, "Popen", Process)
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = tiny.config(devices=3, out="runs/mine")
+    launch._run_processes(config, tmp_path, resume=resume)
+    assert [environment["RANK"] for _, environment in Process.started] == ["0", "1", "2"]
+    for command, environment in Process.started:
+        assert command[2:5] == ["poa.pretraining.launch", str(tmp_path), "resume" if resume else "start"]
+        assert environment["OMP_NUM_THREADS"] == "3"
+    assert resolve.resolve(file=tmp_path / "config.yaml") == config
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launch._run_processes(config, tmp_path, resume=resume)
+    assert Process.started[-1][1]["OMP_NUM_THREADS"] == "1", "the user's own number"
+
+
+@pytest.mark.parametrize(("word", "resume"), [("start", False), ("resume", True)])
+def test_a_process_does_as_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: str, resume: bool) -> None:
+    config = tiny.config(devices=2, out="runs/mine")
+    (tmp_path / "config.yaml").write_text(resolve.to_yaml(config))
+    seen: list[tuple[Any, bool]] = []
+    monkeypatch.setattr(launch.loop, "train", lambda given, *, resume: seen.append((given, resume)))
+    monkeypatch.setattr(launch, "make_printable", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["launch", str(tmp_path), word, "poa", "pretrain"])
+    monkeypatch.setenv("RANK", "1")
+    launch.main()
+    assert seen == [(config, resume)]
+    assert sys.argv == ["poa", "pretrain"]
