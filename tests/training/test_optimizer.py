@@ -8,7 +8,14 @@ from torch import nn
 
 from poa.config.pretraining import Config
 from poa.models.registry import family_of
-from poa.training.optimizer import build_adamw, clip_gradients, norm_parameters, parameter_groups, set_schedule
+from poa.training.optimizer import (
+    OPTIMIZERS,
+    build_adamw,
+    clip_gradients,
+    norm_parameters,
+    parameter_groups,
+    set_schedule,
+)
 from poa.training.schedules import StepValues
 
 VALUES = StepValues(lr=0.5, weight_decay=0.2, momentum=0.99, temperature=0.05, last_layer_lr=0.1)
@@ -228,3 +235,16 @@ def test_infinite_limit_only_measures() -> None:
     module.weight.grad = torch.tensor([[7.0]])
     assert clip_gradients([module], max_norm=float("inf"))[0].item() == 7.0
     assert module.weight.grad.item() == 7.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "published"),
+    [
+        ("adamw", {"betas": (0.9, 0.999), "eps": 1e-8}),
+        ("sgd", {"momentum": 0.9, "nesterov": False}),
+        ("lars", {"momentum": 0.9, "trust": 0.001}),
+    ],
+)
+def test_constants_are_as_published(kind: str, published: dict[str, Any]) -> None:
+    (group,) = OPTIMIZERS[kind]([{"params": [("weight", nn.Parameter(torch.zeros(2)))]}]).param_groups
+    assert {name: group[name] for name in published} == published
