@@ -113,6 +113,8 @@ def sizes(
 def extract(run: Path, /, *, size: Annotated[list[str], SEVERAL], out: Path | None = None) -> None:
     """Write sizes as plain timm models, each checked against the network that was trained.
 
+    A size that is there already, with the same weights, is kept: a command that was stopped can be run again.
+
     Args:
         run: Folder of the run.
         size: One or more sizes, such as 96x4.
