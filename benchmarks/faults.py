@@ -221,9 +221,9 @@ def wait(pid: int, seen: dict[str, float] | None = None) -> int | None:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
-        for part in PARTS if seen is not None else ():
-            if part not in seen and parts_of(pid, part):
-                seen[part] = time.monotonic() - began
+        if seen is not None:
+            here = [part for part in PARTS if part not in seen and parts_of(pid, part)]
+            seen.update(dict.fromkeys(here, time.monotonic() - began))
         time.sleep(0.01)
     for each in members(pid):
         os.kill(each, signal.SIGKILL)

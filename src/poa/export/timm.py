@@ -111,7 +111,8 @@ def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
 
 def _bytes_of(weights: Mapping[str, Tensor]) -> bytes:
     contiguous = {name: value.contiguous() for name, value in weights.items()}
-    return save(contiguous, metadata={"format": "pt"})
+    content: bytes = save(contiguous, metadata={"format": "pt"})
+    return content
 
 
 def model_card(*, task: str, name: str, summary: str, code: str, notes: str) -> str:
