@@ -131,10 +131,11 @@ CASES: dict[str, Case] = {
         {"out": Path("b"), "model": "swin", "method": "poa", "epochs": 3},
     ),
     "compare": (
-        "--sizes 64x3 96x4 --train a --test b --seeds 4 5 --vote-limit 7 --recipe vit-96 --config given.yaml --out o",
+        "--sizes 64x3 96x4 --train a --test b --seeds 4 5 --vote-limit 7 --recipe vit-96 "
+        "--config given.yaml --out o --data digits",
         "poa.experiments.compare.compare",
         {
-            "config": resolve.resolve({"out": "o", "epochs": 3}, recipe="vit-96"),
+            "config": resolve.resolve({"out": "o", "data": "digits", "epochs": 3}, recipe="vit-96"),
             **{"sizes": ("64x3", "96x4"), "train_on": "a", "test_on": "b", "seeds": (4, 5), "limit": 7},
         },
     ),
