@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poa import cli
-from poa.config import finetune, resolve, segmentation
+from poa.config import finetune, segmentation
 from poa.config.detection import Detection
 from poa.config.values import Settings
 from poa.evaluation.clustering import Cluster
@@ -125,24 +125,20 @@ CASES: dict[str, Case] = {
         {"sources": [ELSEWHERE], "images": "a", "out": Path("b"), "sizes": ("32x2",), "kinds": ("colours", "matches")}
         | {"limit": 7, "show": 3, "seed": 2, "workers": 2, "overwrite": True},
     ),
+    "polish": (
+        "--size 32x2 --epochs 3 --data a --out b",
+        "poa.experiments.polish.polish_settings",
+        {"run": Path("runs/mine"), "size": "32x2", "epochs": 3, "data": "a", "out": Path("b")},
+    ),
     "demo": (
         "--model swin --method poa --out b --epochs 3",
         "poa.experiments.demo.demo",
         {"out": Path("b"), "model": "swin", "method": "poa", "epochs": 3},
     ),
-    "compare": (
-        "--sizes 64x3 96x4 --train a --test b --seeds 4 5 --vote-limit 7 --recipe vit-96 "
-        "--config given.yaml --out o --data digits",
-        "poa.experiments.compare.compare",
-        {
-            "config": resolve.resolve({"out": "o", "data": "digits", "epochs": 3}, recipe="vit-96"),
-            **{"sizes": ("64x3", "96x4"), "train_on": "a", "test_on": "b", "seeds": (4, 5), "limit": 7},
-        },
-    ),
 }
-NO_SOURCE = {"evaluate disturbances", "demo", "compare"}
-TESTED_ELSEWHERE = {"pretrain", "sizes", "extract", "gradients", "recipes", "evaluate"}
-"""In test_cli; ``evaluate`` alone does nothing."""
+NO_SOURCE = {"evaluate disturbances", "demo"}
+TESTED_ELSEWHERE = {"pretrain", "sizes", "extract", "gradients", "recipes", "compare", "evaluate"}
+"""In test_cli and experiments/test_compare; ``evaluate`` alone does nothing."""
 
 
 class Arrived(Exception):  # noqa: N818  # nothing is wrong
@@ -159,6 +155,7 @@ def arrived(monkeypatch: pytest.MonkeyPatch, command: str, words: str, function:
 
     monkeypatch.setattr(function, work)
     monkeypatch.setattr("poa.models.source.model_source", lambda *given, **options: (*given, options))
+    monkeypatch.setattr("poa.models.run.load", lambda folder: folder)
     model = [] if command in NO_SOURCE else ["runs/mine"]
     with pytest.raises(Arrived) as caught:
         cli.main([*command.split(), *model, *words.split()])
@@ -170,9 +167,7 @@ def arrived(monkeypatch: pytest.MonkeyPatch, command: str, words: str, function:
 
 
 @pytest.mark.parametrize("command", CASES)
-def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("given.yaml").write_text("epochs: 3\n")
+def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     words, function, expected = CASES[command]
     assert arrived(monkeypatch, command, words, function) == expected
 
