@@ -110,7 +110,7 @@ def pretrain_within(minutes: float, *, recipe: str, given: Mapping[str, Any]) ->
         epochs = epochs_within(minutes, seconds=step_seconds(config, index), steps=steps)
     quiet = {
         "saving": {"every_epochs": max(1, epochs // 4), "keep_last": 1},
-        "monitor": {"every_epochs": epochs, "num_images": 256},  # scoring does not count
+        "monitor": {"every_epochs": epochs, "num_images": 256, "data": None},  # scoring does not count
     }
     done, began = steps_done(folder) if resume else 0, time.process_time()
     run = poa.pretrain(recipe=recipe, resume=resume, **{**given, **ALONE, **quiet, "epochs": epochs})

@@ -31,6 +31,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
 import poa
@@ -43,6 +44,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.cost import parameters
 from poa.experiments.runs import OverSeeds
+from poa.families.base import Family
 from poa.files import whole_file
 from poa.models.registry import family_of, only
 from poa.plots.figure import legend, save, style
@@ -65,7 +67,7 @@ PLAIN: Mapping[str, Mapping[str, Any]] = {
 }
 ENTRIES = (*ELASTIC, *PLAIN, "lightly-dino")
 COLOURS = ("#1f5fa8", "#c2571a", "#5aa469", "#8e5ea2", "#17a2b8", "#b03060", "#8a6d3b", "#5b5b5b", "#d4a017")
-WIDTHS, BLOCKS = range(8, 129, 8), ((1, 1, 1, 1), (1, 1, 2, 1), (2, 2, 2, 2))
+WIDTHS, BLOCKS = range(8, 65, 8), ((1, 1, 1, 1), (1, 1, 2, 1), (2, 2, 2, 2))
 """Of plain networks."""
 
 
@@ -173,21 +175,32 @@ def alone(size: Size) -> dict[str, Any]:
     return {"widths": (size.width,), "depth_min": size.depths, "depth_max": size.depths}
 
 
+def count(family: Family, size: Size) -> int:
+    """Parameters of a size."""
+    with torch.device("meta"):
+        return parameters(family.build(size))
+
+
 @cache
 def num_parameters(recipe: str, size: Size) -> int:
     """Of a size."""
-    return parameters(family_of(resolve(recipe=recipe)).build(size))
+    return count(family_of(resolve(recipe=recipe)), size)
 
 
 @cache
+def plain_networks() -> Mapping[Size, int]:
+    """Plain ResNets with their numbers of parameters."""
+    found = {}
+    for blocks in BLOCKS:
+        settings = {**alone(Size(WIDTHS[-1], blocks)), "widths": tuple(WIDTHS)}
+        family = family_of(resolve({"model": settings}, recipe=CONTRASTIVE))
+        found |= {size: count(family, size) for size in family.space.sizes}
+    return found
+
+
 def plain_like(wanted: int) -> Size:
-    """The plain ResNet whose number of parameters is nearest."""
-
-    def distance(size: Size) -> float:
-        config = resolve({"model": alone(size)}, recipe=CONTRASTIVE)
-        return abs(math.log(parameters(family_of(config).build(size)) / wanted))
-
-    return min((Size(width, blocks) for width in WIDTHS for blocks in BLOCKS), key=distance)
+    """The plain ResNet whose number of parameters is nearest, in proportion."""
+    return min(plain_networks(), key=lambda size: abs(math.log(plain_networks()[size] / wanted)))
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------
@@ -226,7 +239,7 @@ def result(training: Training, minutes: float, seed: int, given: argparse.Namesp
         "sizes": {
             place: {
                 "size": str(size),
-                "parameters": parameters(family.build(size)),
+                "parameters": count(family, size),
                 "knn": scores[named[place]]["top1@20"],
             }
             for place, size in training.sizes.items()

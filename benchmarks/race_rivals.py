@@ -94,9 +94,11 @@ class DINO(nn.Module):
         from lightly.models.modules.heads import DINOProjectionHead
 
         super().__init__()
-        head = DINOProjectionHead(backbone.num_features, freeze_last_layer=1, **DINO_HEAD)
-        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        heads = [DINOProjectionHead(backbone.num_features, freeze_last_layer=1, **DINO_HEAD) for _ in range(2)]
+        self.student = nn.ModuleDict({"backbone": backbone, "head": heads[0]})
+        self.teacher = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "head": heads[1]})
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
         self.criterion, self._num_locals = DINOLoss(output_dim=DINO_HEAD["output_dim"]), num_locals
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -162,8 +164,10 @@ def train_rival(kind: str, config: Config, minutes: float, folder: Path) -> Spen
         step(number)
     spent = Spent(epochs, (time.process_time() - began) / 60)
     family, views = family_of(config), config.views
+    network = family.build(family.space.intact)  # with the attention that timm has
+    network.load_state_dict(learner.exported.state_dict())
     write_model(
-        learner.exported.model,
+        network.model,
         Blueprint(*family.timm_config(family.space.intact)),
         folder,
         preprocessing=Preprocessing(views.global_size, config.scoring_resize, views.mean, views.std),

@@ -1,4 +1,4 @@
-"""Search the settings of a recipe: Optuna, each trial in the same CPU time, scored on images that are not trained on.
+r"""Search the settings of a recipe: Optuna, each trial in the same CPU time, scored on images that are not trained on.
 
 A part of the training images is trained on, another part is held out (`--images`, `--held-out`; balanced over classes,
 no image in both), and the test images are not needed. The score of a trial is the mean of the k-NN accuracies of the
@@ -6,7 +6,7 @@ smallest and the largest size on the held-out part. Each trial has as many epoch
 the cost of its steps, on one thread; scoring does not count. The recipe itself is trained first, on the same terms.
 
     pip install 'poa[search]'
-    python benchmarks/search.py --recipe convnext-small-data --train cifar10.zip/train --minutes 4 --trials 50 \\
+    python benchmarks/search.py --recipe convnext-small-data --train cifar10.zip/train --minutes 4 --trials 50 \
         --out runs/search
 
 The same command goes on after an interruption, also within a trial. All trials are in OUT/study.db and OUT/trials.csv,
@@ -141,7 +141,7 @@ def suggested(trial: Suggests, space: Mapping[str, Choice] = SPACE) -> dict[str,
 def settings_of(values: Mapping[str, Any], recipe: str) -> dict[str, Any]:
     """Nested settings, as they are laid over a recipe."""
     config = resolve(recipe=recipe)
-    ends = {
+    ends: dict[str, Callable[[float], list[float]]] = {
         "optimizer.teacher_momentum": lambda start: [start, max(start, config.optimizer.teacher_momentum[1])],
         "optimizer.weight_decay": lambda both: [both, both],
         "views.global_scale": lambda low: [low, max(low, config.views.global_scale[1])],
@@ -169,7 +169,8 @@ def divided(source: str, out: Path, *, images: int, held_out: int) -> tuple[str,
     labels = index.require_labels()
     if len(index) < images + held_out:
         raise UserError(
-            f"{source} has {len(index):,} images, and --images {images} with --held-out {held_out} are more. Lower them."
+            f"{source} has {len(index):,} images, fewer than --images {images} and --held-out {held_out} together. "
+            "Lower one."
         )
     chosen = spread(labels, images + held_out)
     is_held = np.zeros(len(chosen), np.bool_)
@@ -198,7 +199,9 @@ def outcome(settings: Mapping[str, Any], given: argparse.Namespace, out: Path, t
         UserError: The settings do not fit, or the run has diverged.
     """
     folder = out / "runs" / _digest([settings, given.recipe, given.minutes, train])
-    run, spent = pretrain_within(given.minutes, recipe=given.recipe, given={**settings, "data": train, "out": folder})
+    run, spent = pretrain_within(
+        given.minutes, recipe=given.recipe, given={**settings, "data": train, "out": str(folder)}
+    )
     sizes = run.sizes()
     scores = poa.evaluate_knn(run, train=train, test=held_out, sizes=[sizes[0], sizes[-1]])
     smallest, largest = (scores[size]["top1@20"] for size in (sizes[0], sizes[-1]))
