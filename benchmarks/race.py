@@ -190,7 +190,7 @@ def num_parameters(recipe: str, size: Size) -> int:
 @cache
 def plain_networks() -> Mapping[Size, int]:
     """Plain ResNets with their numbers of parameters."""
-    found = {}
+    found: dict[Size, int] = {}
     for blocks in BLOCKS:
         settings = {**alone(Size(WIDTHS[-1], blocks)), "widths": tuple(WIDTHS)}
         family = family_of(resolve({"model": settings}, recipe=CONTRASTIVE))

@@ -34,7 +34,7 @@ from poa.config.resolve import resolve
 from poa.data.index import ImageIndex, open_index
 from poa.data.sampler import spread
 from poa.errors import UserError
-from poa.files import one_writer, whole_file
+from poa.files import make_folder, one_writer, whole_file
 from poa.models.run import Paths
 
 CODING = ("losses.kind", "coding-rate")
@@ -92,14 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Search, or go on with it; returns the exit status."""
     given = parse(arguments)
     out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
     try:
         import optuna
     except ImportError:
         print("The search needs the package optuna: pip install 'poa[search]'.", file=sys.stderr)
         return 1
     try:
-        with one_writer(out):
+        with one_writer(make_folder(out, content="The study")):
             train, held_out = divided(given.train, out, images=given.images, held_out=given.held_out)
             search(optuna, given, out, lambda settings: outcome(settings, given, out, train, held_out))
     except UserError as error:
@@ -165,6 +164,7 @@ def divided(source: str, out: Path, *, images: int, held_out: int) -> tuple[str,
     Raises:
         UserError: There are too few images, or they have no labels.
     """
+    out.mkdir(parents=True, exist_ok=True)
     index = open_index(source)
     labels = index.require_labels()
     if len(index) < images + held_out:

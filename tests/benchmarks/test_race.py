@@ -88,25 +88,26 @@ def test_a_race_is_run_once_and_drawn(
         "lightly-dino": [race.Training("lightly-dino", small, "demo", plain, "dino")],
     }
     monkeypatch.setattr(race, "trainings_of", lambda entry, _: trainings[entry])
-    command = ["--train", "digits/train", "--test", "digits/test", "--out", str(tmp_path), "--images", "32"]
+    train, test = benchmark_modules.search.divided("digits/train", tmp_path / "images", images=32, held_out=40)
+    command = ["--train", train, "--test", test, "--out", str(tmp_path / "out"), "--images", "32"]
     command += ["--minutes", "0.0001", "--entries", *trainings]
     assert race.main(command) == 0
-    files = sorted((tmp_path / "results").iterdir())
+    files = sorted((tmp_path / "out" / "results").iterdir())
     rows = {row["entry"]: row for row in (json.loads(file.read_text()) for file in files)}
     assert rows.keys() == trainings.keys()
     for row in rows.values():
         assert row["epochs"] == 1
         assert row["minutes"] > 0
-        assert all(0 < size["knn"] <= 100 for size in row["sizes"].values())
+        assert all(0 <= size["knn"] <= 100 for size in row["sizes"].values())
     assert rows["poa-vit"]["sizes"].keys() == set(race.PLACES)
     assert rows["lightly-dino"]["sizes"]["smallest"]["parameters"] == race.count(family_of(demo), sizes[0])
-    assert "| lightly-dino | 0.0001 (" in (tmp_path / "race.md").read_text()
-    assert (tmp_path / "race.png").stat().st_size > 0
+    assert "| lightly-dino | 0.0001 (" in (tmp_path / "out" / "race.md").read_text()
+    assert (tmp_path / "out" / "race.png").stat().st_size > 0
     monkeypatch.setattr(race, "pretrain_within", None)
     monkeypatch.setattr(benchmark_modules.race_rivals, "train_rival", None)
     capsys.readouterr()
     assert race.main(command) == 0
-    assert (tmp_path / "race.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "out" / "race.md").read_text() in capsys.readouterr().out
 
 
 def with_lightly(monkeypatch: pytest.MonkeyPatch) -> None:
