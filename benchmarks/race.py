@@ -104,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in range(given.seeds):
                 for training in trainings:
                     rows.append(result(training, minutes, seed, given))
-                    report(rows, out)
+                    write(out / "race.md", table(rows))
+                draw(rows, out / "race.png")
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -262,12 +263,6 @@ def write(file: Path, text: str) -> None:
 
 
 # ---- table and picture -----------------------------------------------------------------------------------------------
-
-
-def report(rows: Sequence[Row], out: Path) -> None:
-    """Write table and picture of what is known so far."""
-    write(out / "race.md", table(rows))
-    draw(rows, out / "race.png")
 
 
 def table(rows: Sequence[Row]) -> str:
