@@ -87,6 +87,11 @@ def check_settings(config: Config, seeds: Sequence[int]) -> None:
         raise UserError(f"A comparison needs one or more --seeds, all different, got {got}.")
     if config.init is not None:
         raise UserError("A comparison starts every network from scratch; leave --init out.")
+    if config.distill.teacher:
+        raise UserError(
+            "A comparison does not count the cost of a further teacher; leave --distill.teacher out. SEED's teacher is "
+            "trained by the comparison itself."
+        )
     for seed in seeds:
         folder = Path(config.out, elastic_run(seed))
         if is_begun(folder):
