@@ -2,7 +2,7 @@ from statistics import fmean
 
 import pytest
 
-from poa.elastic.sampling import Published, Sandwich, Widening, by_cost
+from poa.elastic.sampling import Sandwich, Widening, by_cost
 from poa.elastic.space import SearchSpace, Size, SubnetSchedule
 
 SPACE = SearchSpace.grid([64, 96, 128], [2, 3, 4], bias=2.0)
@@ -11,12 +11,7 @@ STEPS = 400
 
 
 def widening(**over: bool) -> Widening:
-    return Widening(SPACE, seed=3, samples=2, shared=over.get("shared", False), num_steps=STEPS)
-
-
-def test_published_is_the_walk() -> None:
-    walk = SubnetSchedule(SPACE, seed=3, samples=2)
-    assert [Published(walk)(step, rank=1) for step in range(30)] == [walk(step, rank=1) for step in range(30)]
+    return Widening(SubnetSchedule(SPACE, seed=3, samples=2, shared=over.get("shared", False)), STEPS)
 
 
 def test_sandwich_has_the_smallest_and_what_the_walk_draws() -> None:
@@ -49,13 +44,13 @@ def test_widening_is_a_function_of_seed_step_and_rank() -> None:
 
 
 def test_a_run_of_one_step() -> None:
-    assert len(Widening(SPACE, seed=0, samples=1, shared=False, num_steps=1)(0)) == 1
+    assert len(Widening(SubnetSchedule(SPACE), num_steps=1)(0)) == 1
 
 
 @pytest.mark.parametrize("kind", ["published", "sandwich", "widening"])
 def test_mean_costs_are_those_of_what_is_drawn(kind: str) -> None:
     walk = SubnetSchedule(SPACE, seed=3, samples=1)
-    sampler = {"published": Published(walk), "sandwich": Sandwich(walk), "widening": widening()}[kind]
+    sampler = {"published": walk, "sandwich": Sandwich(walk), "widening": widening()}[kind]
     many = range(STEPS) if kind == "widening" else range(len(SPACE.entries[:-1]))
     found = fmean(sum(COSTS[size] for size in sampler(step)) for step in many)
     assert sampler.mean(COSTS) == pytest.approx(found, rel=0.05 if kind == "widening" else 1e-9)

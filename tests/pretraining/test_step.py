@@ -14,7 +14,8 @@ from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import FACTORS, RawViews, Views
-from poa.methods.poa import POA, Targets
+from poa.methods.objectives import Targets
+from poa.methods.poa import POA
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import train_step
 from poa.training.health import NonFiniteLoss
@@ -397,4 +398,4 @@ def part_of(target: Targets, *, rank: int, masks: Tensor) -> Targets:
     mine = torch.zeros(2, 2, len(masks) // 4, dtype=torch.bool)  # view, process, image
     mine[:, rank] = True
     rows = mine.flatten()
-    return Targets(target.globals[rows], target.patches[rows.repeat_interleave(masks.sum(1))], target.own[rows])
+    return Targets(target.globals[rows], target.patches[rows.repeat_interleave(masks.sum(1))])

@@ -1,4 +1,4 @@
-"""Which sizes the elastic student takes at a step, each way a pure function of (seed, step, rank)."""
+"""Other ways to choose the sizes of a step than the published one, like it pure functions of (seed, step, rank)."""
 
 import random
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
-from poa.elastic.space import SearchSpace, Size, SubnetSchedule
+from poa.elastic.space import Size, SubnetSchedule
 
 OPENING = 0.5
 """Share of a run in which a widening space opens."""
@@ -15,25 +15,6 @@ OPENING = 0.5
 def by_cost(size: Size) -> tuple[int, int]:
     """Orders sizes by the weights of their elastic blocks, or nearly so; equal ones by width."""
     return size.width**2 * sum(size.depths), size.width
-
-
-@dataclass(frozen=True)
-class Published:
-    """Sizes in the shuffled order of the weighted list (POA's official training code).
-
-    Attributes:
-        walk: That order.
-    """
-
-    walk: SubnetSchedule
-
-    def __call__(self, step: int, *, rank: int = 0) -> tuple[Size, ...]:
-        """Sizes that a process trains at a step (from 0)."""
-        return self.walk(step, rank=rank)
-
-    def mean(self, costs: Mapping[Size, float]) -> float:
-        """Cost of the elastic students of a step, on average over the run."""
-        return self.walk.samples * fmean(costs[size] for size in self.walk.space.entries[:-1])
 
 
 @dataclass(frozen=True)
@@ -71,23 +52,17 @@ class Widening:
     the course of training).
 
     Attributes:
-        space: The search space.
-        seed: Seed of the run.
-        samples: Elastic students a step.
-        shared: Every rank draws what rank 0 draws.
+        walk: The search space, the seed, and how many sizes are drawn for whom; its order plays no part.
         num_steps: Length of the run.
     """
 
-    space: SearchSpace
-    seed: int
-    samples: int
-    shared: bool
+    walk: SubnetSchedule
     num_steps: int
 
     @cached_property
     def _entries(self) -> tuple[Size, ...]:
         """The weighted list without the intact size, the largest first."""
-        return tuple(sorted(self.space.entries[:-1], key=by_cost, reverse=True))
+        return tuple(sorted(self.walk.space.entries[:-1], key=by_cost, reverse=True))
 
     def _open(self, step: int) -> tuple[Size, ...]:
         share = min(1.0, (step + 1) / max(1, round(OPENING * self.num_steps)))
@@ -95,10 +70,10 @@ class Widening:
 
     def __call__(self, step: int, *, rank: int = 0) -> tuple[Size, ...]:
         """Sizes that a process trains at a step (from 0), drawn from those that are open by then."""
-        generator = random.Random(f"widening {self.seed} {step} {0 if self.shared else rank}")
-        return tuple(generator.choices(self._open(step), k=self.samples))
+        generator = random.Random(f"widening {self.walk.seed} {step} {0 if self.walk.shared else rank}")
+        return tuple(generator.choices(self._open(step), k=self.walk.samples))
 
     def mean(self, costs: Mapping[Size, float]) -> float:
         """Cost of the elastic students of a step, on average over the run."""
         every = range(0, self.num_steps, max(1, self.num_steps // 100))
-        return self.samples * fmean(fmean(costs[size] for size in self._open(step)) for step in every)
+        return self.walk.samples * fmean(fmean(costs[size] for size in self._open(step)) for step in every)

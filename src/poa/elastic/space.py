@@ -3,10 +3,11 @@
 import random
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
+from statistics import fmean
 
 import numpy as np
 
@@ -147,3 +148,7 @@ class SubnetSchedule:
         picks = _shared_picks(len(self.space.entries) - 1, self.seed + (0 if self.shared else rank))
         places = range(step * self.samples, (step + 1) * self.samples)
         return tuple(self.space.entries[picks[place]] for place in places)
+
+    def mean(self, costs: Mapping[Size, float]) -> float:
+        """Cost of the elastic students of a step, on average over the run."""
+        return self.samples * fmean(costs[size] for size in self.space.entries[:-1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from poa.data.views import Views
-from poa.elastic.network import SubNetworks
+from poa.elastic.network import SubNetworks, state
 from poa.elastic.space import Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.families.base import Backbone
@@ -81,7 +81,7 @@ def elastic_students(
     sub_networks: SubNetworks | SwitchableNetworks, student: Branch, sizes: Sequence[Size], *, device: torch.device
 ) -> Iterator[Callable[..., Any]]:
     """The sub-network of each size as a function, cut out of the student in the precision of autocast."""
-    parameters = dict(student.named_parameters())
+    tensors = state(student)
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     for size in sizes:
-        yield sub_networks.bind(size, parameters, training=student.training, dtype=dtype)
+        yield sub_networks.bind(size, tensors, training=student.training, dtype=dtype)

@@ -1,86 +1,71 @@
 """How POA compares what the heads of two networks make of a batch: the kinds of ``LossSettings.kind``."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from poa.losses import prototypes as by_prototypes
 from poa.losses.coding_rate import coding_rate, disagreement
-from poa.losses.prototypes import MovingAverageCenter
+from poa.losses.prototypes import (
+    MovingAverageCenter,
+    cross_entropy,
+    local_cross_view,
+    masked_patch_loss,
+    same_view,
+    sinkhorn,
+)
+
+
+class HeadOutput(NamedTuple):
+    """What one projection head makes of a batch.
+
+    Attributes:
+        globals: Global crops, first views of all images, then second views.
+        locals: Local crops, crop by crop; no rows if there are none.
+        patches: Masked patches in row-major order of the masks.
+        prototypes: The head's prototypes; no rows if it has none.
+    """
+
+    globals: Float[Tensor, "crops dim"]
+    locals: Float[Tensor, "local_crops dim"]
+    patches: Float[Tensor, "masked dim"]
+    prototypes: Float[Tensor, "prototypes dim"]
+
+
+class Targets(NamedTuple):
+    """What one head of the teacher asks of the students.
+
+    Attributes:
+        globals: For each global crop, the distribution (or output) of the *other* view of the same image.
+        patches: For each masked patch, its own distribution (or output).
+    """
+
+    globals: Float[Tensor, "crops targets"]
+    patches: Float[Tensor, "masked targets"]
 
 
 class Objective(ABC):
-    """What students are asked for, and how far they are from it.
-
-    Outputs lie on the unit sphere; ``prototypes`` are those of the head that made them, no rows if it has none.
-    """
+    """What students are asked for, and how far one head of theirs is from it."""
 
     @abstractmethod
-    def asked(
-        self,
-        outputs: Float[Tensor, "rows dim"],
-        prototypes: Float[Tensor, "prototypes dim"],
-        *,
-        temperature: float,
-        center: MovingAverageCenter | None,
-    ) -> Float[Tensor, "rows targets"]:
-        """Targets from the teacher's outputs, without gradient."""
+    def targets(
+        self, teacher: HeadOutput, *, temperature: float, centers: Sequence[MovingAverageCenter | None]
+    ) -> Targets:
+        """Without gradient. ``centers`` are those of crops and of patches, where outputs are centred by an average."""
 
     @abstractmethod
-    def other_view(
-        self,
-        targets: Float[Tensor, "crops targets"],
-        outputs: Float[Tensor, "crops dim"],
-        prototypes: Float[Tensor, "prototypes dim"],
-    ) -> Float[Tensor, ""]:
-        """Global crops against targets of the other view of the same image, mean over crops."""
-
-    @abstractmethod
-    def local_crops(
-        self,
-        targets: Float[Tensor, "crops targets"],
-        outputs: Float[Tensor, "local_crops dim"],
-        prototypes: Float[Tensor, "prototypes dim"],
-    ) -> Float[Tensor, ""]:
-        """Local crops against targets of both global views of the same image, mean over pairs."""
-
-    @abstractmethod
-    def masked(
-        self,
-        targets: Float[Tensor, "masked targets"],
-        outputs: Float[Tensor, "masked dim"],
-        prototypes: Float[Tensor, "prototypes dim"],
-        *,
-        weights: Float[Tensor, "masked"],
-        num_images: int,
-    ) -> Float[Tensor, ""]:
-        """Masked patches against their own targets: the weighted sum, over the number of global crops."""
-
-    @abstractmethod
-    def same_view(
-        self,
-        asked: Float[Tensor, "rows dim"],
-        asked_prototypes: Float[Tensor, "prototypes dim"],
-        outputs: Float[Tensor, "rows dim"],
-        prototypes: Float[Tensor, "prototypes dim"],
-    ) -> Float[Tensor, ""]:
-        """A student against a larger one on the same crops, mean over rows; no gradient reaches the larger one."""
-
-    def spread(
-        self,
-        outputs: Float[Tensor, "crops dim"],  # noqa: ARG002
-        teacher: Float[Tensor, "crops dim"],  # noqa: ARG002
+    def terms(
+        self, student: HeadOutput, asked: Targets, *, patch_weights: Float[Tensor, "masked"]
     ) -> dict[str, Tensor]:
-        """Further terms, by name, that keep different images apart.
+        """Terms by name: ``global``, ``ibot``, with local crops ``local``, and what keeps different images apart."""
 
-        Args:
-            outputs: A student's, for the first views of all images, then for their second views.
-            teacher: The teacher's outputs for the same crops.
-        """
-        return {}
+    @abstractmethod
+    def same_view(self, student: HeadOutput, larger: HeadOutput) -> dict[str, Tensor]:
+        """Terms of a student against a larger one on the same crops, which no gradient reaches (Eq. 7)."""
 
 
 @dataclass(frozen=True)
@@ -93,37 +78,46 @@ class Prototypes(Objective):
 
     temperature: float
 
-    def asked(
-        self, outputs: Tensor, prototypes: Tensor, *, temperature: float, center: MovingAverageCenter | None
-    ) -> Tensor:
-        """By Sinkhorn-Knopp; or centred by a moving average, which then moves."""
-        if center is None:
-            return by_prototypes.sinkhorn(outputs, prototypes, temperature=temperature)
-        targets: Tensor = center(outputs, prototypes, temperature=temperature)
-        center.update(outputs, prototypes)
-        return targets
+    def targets(
+        self, teacher: HeadOutput, *, temperature: float, centers: Sequence[MovingAverageCenter | None]
+    ) -> Targets:
+        """By Sinkhorn-Knopp; or centred by moving averages, which then move."""
+        made = []
+        for rows, center in zip((_swapped(teacher.globals), teacher.patches), centers, strict=True):
+            made.append((center or sinkhorn)(rows, teacher.prototypes, temperature=temperature))
+            if center is not None:
+                center.update(rows, teacher.prototypes)
+        return Targets(*made)
 
-    def other_view(self, targets: Tensor, outputs: Tensor, prototypes: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return by_prototypes.cross_entropy(targets, outputs, prototypes, temperature=self.temperature)
+    def terms(
+        self, student: HeadOutput, asked: Targets, *, patch_weights: Float[Tensor, "masked"]
+    ) -> dict[str, Tensor]:
+        """Cross-entropies; that of local crops is the mean over pairs."""
+        prototypes, temperature, num_crops = student.prototypes, self.temperature, len(student.globals)
+        found = {
+            "global": cross_entropy(asked.globals, student.globals, prototypes, temperature=temperature),
+            "ibot": masked_patch_loss(
+                asked.patches,
+                student.patches,
+                prototypes,
+                weights=patch_weights,
+                num_images=num_crops,
+                temperature=temperature,
+            ),
+        }
+        if len(student.locals):
+            pairs = 2 * len(student.locals) / (num_crops // 2)
+            total = local_cross_view(asked.globals, student.locals, prototypes, temperature=temperature)
+            found["local"] = total / pairs
+        return found
 
-    def local_crops(self, targets: Tensor, outputs: Tensor, prototypes: Tensor) -> Tensor:
-        """Cross-entropy."""
-        pairs = 2 * len(outputs) / (len(targets) // 2)
-        return by_prototypes.local_cross_view(targets, outputs, prototypes, temperature=self.temperature) / pairs
-
-    def masked(
-        self, targets: Tensor, outputs: Tensor, prototypes: Tensor, *, weights: Tensor, num_images: int
-    ) -> Tensor:
-        """Cross-entropy."""
-        return by_prototypes.masked_patch_loss(
-            targets, outputs, prototypes, weights=weights, num_images=num_images, temperature=self.temperature
-        )
-
-    def same_view(self, asked: Tensor, asked_prototypes: Tensor, outputs: Tensor, prototypes: Tensor) -> Tensor:
-        """Cross-entropy; both sides at the students' temperature."""
+    def same_view(self, student: HeadOutput, larger: HeadOutput) -> dict[str, Tensor]:
+        """Cross-entropies; both sides at the students' temperature."""
         temperatures = {"teacher_temperature": self.temperature, "temperature": self.temperature}
-        return by_prototypes.same_view(asked, asked_prototypes, outputs, prototypes, **temperatures)
+        return {
+            name: same_view(asked, larger.prototypes, given, student.prototypes, **temperatures)
+            for name, asked, given in _same_crops(student, larger)
+        }
 
 
 @dataclass(frozen=True)
@@ -136,50 +130,48 @@ class CodingRate(Objective):
 
     distortion: float
 
-    def asked(
+    def targets(
         self,
-        outputs: Tensor,
-        prototypes: Tensor,  # noqa: ARG002
+        teacher: HeadOutput,
         *,
         temperature: float,  # noqa: ARG002
-        center: MovingAverageCenter | None,  # noqa: ARG002
-    ) -> Tensor:
+        centers: Sequence[MovingAverageCenter | None],  # noqa: ARG002
+    ) -> Targets:
         """The outputs themselves."""
-        return outputs.detach()
+        return Targets(_swapped(teacher.globals), teacher.patches)
 
-    def other_view(self, targets: Tensor, outputs: Tensor, prototypes: Tensor) -> Tensor:  # noqa: ARG002
-        """One minus the cosine."""
-        return disagreement(targets, outputs)
+    def terms(
+        self, student: HeadOutput, asked: Targets, *, patch_weights: Float[Tensor, "masked"]
+    ) -> dict[str, Tensor]:
+        """One minus the cosine, and minus the coding rate.
 
-    def local_crops(self, targets: Tensor, outputs: Tensor, prototypes: Tensor) -> Tensor:  # noqa: ARG002
-        """One minus the cosine; it is linear in the target, so that the mean of both views serves."""
-        both = torch.stack(targets.chunk(2)).mean(0)
-        return disagreement(both.repeat(len(outputs) // len(both), 1), outputs)
-
-    def masked(
-        self,
-        targets: Tensor,
-        outputs: Tensor,
-        prototypes: Tensor,  # noqa: ARG002
-        *,
-        weights: Tensor,
-        num_images: int,
-    ) -> Tensor:
-        """One minus the cosine."""
-        return disagreement(targets, outputs, weights=weights) / num_images
-
-    def same_view(
-        self,
-        asked: Tensor,
-        asked_prototypes: Tensor,  # noqa: ARG002
-        outputs: Tensor,
-        prototypes: Tensor,  # noqa: ARG002
-    ) -> Tensor:
-        """One minus the cosine."""
-        return disagreement(asked, outputs)
-
-    def spread(self, outputs: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Minus the coding rate, a view at a time, of the mean of student and teacher (official: ``expa_type`` 1)."""
-        views = zip(outputs.chunk(2), teacher.detach().chunk(2), strict=True)
+        Cosines are linear in the target, so that local crops are compared with the mean of both views. The rate is that
+        of the mean of student and teacher, a view at a time (official code, ``expa_type`` 1).
+        """
+        views = zip(student.globals.chunk(2), _swapped(asked.globals).chunk(2), strict=True)
         rates = [coding_rate((ours + theirs) / 2, distortion=self.distortion) for ours, theirs in views]
-        return {"rate": -torch.stack(rates).mean()}
+        patches = disagreement(asked.patches, student.patches, weights=patch_weights)
+        found = {
+            "global": disagreement(asked.globals, student.globals),
+            "ibot": patches / len(student.globals),
+            "rate": -torch.stack(rates).mean(),
+        }
+        if len(student.locals):
+            both = torch.stack(asked.globals.chunk(2)).mean(0)
+            found["local"] = disagreement(both.repeat(len(student.locals) // len(both), 1), student.locals)
+        return found
+
+    def same_view(self, student: HeadOutput, larger: HeadOutput) -> dict[str, Tensor]:
+        """One minus the cosine."""
+        return {name: disagreement(asked, given) for name, asked, given in _same_crops(student, larger)}
+
+
+def _swapped(crops: Float[Tensor, "crops dim"]) -> Float[Tensor, "crops dim"]:
+    """Rows of second views first."""
+    return torch.cat(crops.chunk(2)[::-1])
+
+
+def _same_crops(student: HeadOutput, larger: HeadOutput) -> list[tuple[str, Tensor, Tensor]]:
+    """Name of the term, and the outputs of the larger student and of the student, for each kind of crop there is."""
+    crops = [("same_global", larger.globals, student.globals), ("same_local", larger.locals, student.locals)]
+    return [each for each in crops if len(each[2])]

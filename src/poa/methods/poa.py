@@ -8,7 +8,7 @@ the intact student as a moving average and is exported: all sizes are cut from i
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,24 +24,8 @@ from poa.losses.prototypes import MovingAverageCenter, koleo, mask_weights
 from poa.methods.base import Branch, Method, elastic_students, named
 from poa.methods.frozen import Projected
 from poa.methods.layers import ProjectionHead, Projector
-from poa.methods.objectives import CodingRate, Objective, Prototypes
+from poa.methods.objectives import CodingRate, HeadOutput, Objective, Prototypes, Targets
 from poa.training.schedules import update_ema
-
-
-class HeadOutput(NamedTuple):
-    """What one projection head makes of a batch.
-
-    Attributes:
-        globals: Global crops, first views of all images, then second views.
-        locals: Local crops, crop by crop; no rows if there are none.
-        patches: Masked patches in row-major order of the masks.
-        prototypes: The head's prototypes; no rows if it has none.
-    """
-
-    globals: Float[Tensor, "crops dim"]
-    locals: Float[Tensor, "local_crops dim"]
-    patches: Float[Tensor, "masked dim"]
-    prototypes: Float[Tensor, "prototypes dim"]
 
 
 class BranchOutput(NamedTuple):
@@ -60,20 +44,6 @@ class BranchOutput(NamedTuple):
     patches: Float[Tensor, "crops patches width"]
     heads: tuple[HeadOutput, ...]
     projected: Projected | None = None
-
-
-class Targets(NamedTuple):
-    """What one head of the teacher asks of the students.
-
-    Attributes:
-        globals: For each global crop, the distribution (or output) of the *other* view of the same image.
-        patches: For each masked patch, its own distribution (or output).
-        own: For each global crop, the teacher's output for it.
-    """
-
-    globals: Float[Tensor, "crops targets"]
-    patches: Float[Tensor, "masked targets"]
-    own: Float[Tensor, "crops dim"]
 
 
 class Network(Branch):
@@ -206,16 +176,13 @@ class POA(Method):
     @torch.no_grad()
     def targets(self, views: Views, temperature: float) -> list[Targets]:
         """What the teacher asks, a head each; with moving averages the centres move too."""
-        asked = []
-        for number, head in enumerate(self.teacher(views, teacher=True).heads):
-            swapped = head.globals.unflatten(0, (2, -1)).flip(0).flatten(0, 1)
-            made: list[Tensor] = []
-            for rows, centers in ((swapped, self.cls_centers), (head.patches, self.patch_centers)):
-                center = centers[number] if len(centers) else None
-                assert center is None or isinstance(center, MovingAverageCenter)
-                made.append(self.objective.asked(rows, head.prototypes, temperature=temperature, center=center))
-            asked.append(Targets(made[0], made[1], head.globals))
-        return asked
+        heads = self.teacher(views, teacher=True).heads
+        pairs = list(zip(self.cls_centers, self.patch_centers, strict=True))
+        centers: list[Any] = pairs or [(None, None)] * len(heads)
+        return [
+            self.objective.targets(head, temperature=temperature, centers=pair)
+            for head, pair in zip(heads, centers, strict=True)
+        ]
 
     def _run(self, network: Callable[[Views], BranchOutput], views: Views) -> BranchOutput:
         if not self.checkpointing:
@@ -225,30 +192,16 @@ class POA(Method):
 
     def _terms(self, student: BranchOutput, targets: Sequence[Targets], views: Views) -> dict[str, Tensor]:
         """Terms of a student against the teacher, and KoLeo."""
-        objective, weights, num_crops = self.objective, mask_weights(views.masks), len(views.globals)
-        by_head = []
-        for head, target in zip(student.heads, targets, strict=True):
-            terms = {
-                "global": objective.other_view(target.globals, head.globals, head.prototypes),
-                "ibot": objective.masked(
-                    target.patches, head.patches, head.prototypes, weights=weights, num_images=num_crops
-                ),
-            }
-            if len(head.locals):
-                terms["local"] = objective.local_crops(target.globals, head.locals, head.prototypes)
-            by_head.append(terms | objective.spread(head.globals, target.own))
+        weights = mask_weights(views.masks)
+        by_head = [
+            self.objective.terms(head, asked, patch_weights=weights)
+            for head, asked in zip(student.heads, targets, strict=True)
+        ]
         return _mean(by_head) | {"koleo": self._koleo(student.cls)}
 
     def _same_view_terms(self, elastic: BranchOutput, larger: BranchOutput) -> dict[str, Tensor]:
         """Terms of the elastic student against the intact (or another larger) one on the same crops (Eq. 7)."""
-        same_view, by_head = self.objective.same_view, []
-        for student, teacher in zip(elastic.heads, larger.heads, strict=True):
-            asked, given = teacher.prototypes, student.prototypes
-            terms = {"same_global": same_view(teacher.globals, asked, student.globals, given)}
-            if len(student.locals):
-                terms["same_local"] = same_view(teacher.locals, asked, student.locals, given)
-            by_head.append(terms)
-        return _mean(by_head)
+        return _mean([self.objective.same_view(*heads) for heads in zip(elastic.heads, larger.heads, strict=True)])
 
     def _koleo(self, cls: Float[Tensor, "crops width"]) -> Tensor:
         """Mean over both views; neighbours are looked for among the images of this process, or of all."""

@@ -16,7 +16,7 @@ from poa.elastic.space import Size
 from poa.families.base import Backbone, Family
 from poa.losses.contrastive import Similarities, contrast
 from poa.losses.slimmable import online_distillation, width_weights
-from poa.methods.base import Branch, Method
+from poa.methods.base import Branch, Method, elastic_students
 
 Embed = Callable[[Tensor], Tensor]
 """From images to embeddings on the unit sphere."""
@@ -92,11 +92,8 @@ class SlimCLR(Method):
 
     def forward(self, views: Views, sizes: Sequence[Size], *, temperature: float) -> dict[str, Tensor]:  # noqa: ARG002
         """Unweighted losses of every active width, from two global crops an image."""
-        device = views.globals.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        tensors = state(self.student)
         active = (self.intact, *sizes)
-        networks = [self.networks.bind(size, tensors, training=self.training, dtype=dtype) for size in active]
+        networks = list(elastic_students(self.networks, self.student, active, device=views.globals.device))
         pairings = self.similarities(networks, *views.globals.chunk(2))
         losses: dict[str, Tensor] = {}
         for number, size in enumerate(active):

@@ -15,7 +15,7 @@ from poa.config.pretraining import ELASTIC, SELF_DISTILLED, SLIMMABLE, Config, V
 from poa.data.index import ImageIndex
 from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
-from poa.elastic.sampling import Published, Sandwich, Widening
+from poa.elastic.sampling import Sandwich, Widening
 from poa.elastic.space import Size, SubnetSchedule
 from poa.errors import UserError, counted
 from poa.families.base import Family
@@ -213,14 +213,14 @@ def subnets_of(config: Config, family: Family, *, steps_per_epoch: int) -> Subne
     return sampling_of(config, family, num_steps=config.epochs * steps_per_epoch)
 
 
-def sampling_of(config: Config, family: Family, *, num_steps: int) -> Published | Sandwich | Widening:
+def sampling_of(config: Config, family: Family, *, num_steps: int) -> SubnetSchedule | Sandwich | Widening:
     """How elastic students are drawn."""
     walk = SubnetSchedule(
         family.space, seed=config.seed, samples=config.elastic_samples, shared=config.same_sizes_on_all_ranks
     )
     if config.sampling == "widening":
-        return Widening(walk.space, walk.seed, walk.samples, walk.shared, num_steps)
-    return Sandwich(walk) if config.sampling == "sandwich" else Published(walk)
+        return Widening(walk, num_steps)
+    return Sandwich(walk) if config.sampling == "sandwich" else walk
 
 
 def _from_step(step: int, *, sizes: tuple[Size, ...], start: int, rank: int = 0) -> tuple[Size, ...]:  # noqa: ARG001
