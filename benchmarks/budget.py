@@ -15,13 +15,12 @@ import poa
 from poa.config.pretraining import Config
 from poa.config.resolve import of_run, resolve
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import batches
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.experiments.runs import steps_done
 from poa.models.run import Paths, Run, is_begun
 from poa.pretraining.build import assemble
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 
 ALONE: Mapping[str, Any] = {"device": "cpu", "devices": 1, "workers": 0}
 """One process does everything, so that its time is all there is."""
@@ -31,7 +30,7 @@ NO_LR = 1e-6
 """Learning rate of steps that are only timed, far in a run that has not begun: they should not diverge."""
 
 
-class Stopped(UserError):  # noqa: N818  # as NonFinite
+class StoppedError(UserError):
     """A run was asked to stop and has not come to its end."""
 
 
@@ -69,12 +68,10 @@ def step_seconds(config: Config, index: ImageIndex) -> float:
     parts = assemble(config.model_copy(update={"lr": NO_LR}), index, device=torch.device("cpu"))
 
     def step(number: int) -> None:
-        loader = batches(
+        loader = step_batches(
+            parts,
             index,
-            augmentation=parts.views,
-            masking=parts.masking,
             batch_size=config.batch_size,
-            seed=config.seed,
             start_step=number,
             num_steps=1,
             micro_batches=config.accumulate,
@@ -96,7 +93,7 @@ def pretrain_within(minutes: float, *, recipe: str, given: Mapping[str, Any]) ->
         given: What is laid over it, with ``data`` and ``out``.
 
     Raises:
-        Stopped: The user has asked to stop; the same call goes on.
+        StoppedError: The user has asked to stop; the same call goes on.
         UserError: A setting is not valid, or the run has diverged.
     """
     one_thread()
@@ -115,7 +112,7 @@ def pretrain_within(minutes: float, *, recipe: str, given: Mapping[str, Any]) ->
     done, began = steps_done(folder) if resume else 0, time.process_time()
     run = poa.pretrain(recipe=recipe, resume=resume, **{**given, **ALONE, **quiet, "epochs": epochs})
     if run.step < epochs * steps:
-        raise Stopped(f"{folder} was stopped before its end. Start the same command again to go on.")
+        raise StoppedError(f"{folder} was stopped before its end. Start the same command again to go on.")
     share = 1 - done / (epochs * steps)
     spent = (time.process_time() - began) / (60 * share) if share else minutes  # stopped just before the result
     return run, Spent(epochs, spent)

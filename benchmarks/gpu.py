@@ -24,7 +24,7 @@ import gpu_speed
 import gpu_train
 from measure import machine
 from poa import distributed
-from stages import DeviceLost, Record, Stage, latest, run_stages
+from stages import DeviceLostError, Record, Stage, latest, run_stages
 
 NAMES = ("checks", "speed", "memory", "loader", "training")
 SHARES = {"checks": 0.2, "speed": 0.24, "memory": 0.12, "loader": 0.08, "training": 0.36}
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stages = [stage for stage in stages_of(given, record, device) if stage.name in given.stages]
     try:
         run_stages(stages, record, seconds=60 * given.minutes, device=device, again=given.again)
-    except DeviceLost:
+    except DeviceLostError:
         left = given.minutes - (time.monotonic() - began) / 60
         kept = [each for each in sys.argv if each != "--again"]  # or it would be lost again and again
         command = [sys.executable, *kept, "--minutes", f"{left:.2f}"]

@@ -19,12 +19,11 @@ from timm.models import save_for_hf
 from poa.config.pretraining import Config
 from poa.config.resolve import resolve
 from poa.data.index import open_index
-from poa.data.loader import batches
 from poa.elastic.network import state
 from poa.models.run import Paths
 from poa.pretraining import launch
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 from poa.training.checkpoint import latest_checkpoint, load_checkpoint
 from stages import Figures, Work
 
@@ -205,12 +204,10 @@ def steps(config: Config, device: torch.device) -> list[dict[str, float]]:
     """What two steps in the middle of a run measure."""
     parts, index = prepared(config, device)
     first = config.epochs * parts.steps_per_epoch // 2
-    loader = batches(
+    loader = step_batches(
+        parts,
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=config.batch_size,
-        seed=config.seed,
         start_step=first,
         num_steps=2,
     )

@@ -17,10 +17,9 @@ from memory import steps_by_size, use_of
 from poa.config.resolve import resolve
 from poa.data.augment import augment
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import batches
 from poa.data.views import RawViews
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 from stages import Figures, Record, Work, free
 
 T = TypeVar("T")
@@ -126,7 +125,7 @@ def products(scale: Scale, device: torch.device, _: float) -> Iterator[Figures]:
             for _ in range(2)
         )
         with tf32(kind == "tf32"):
-            seconds = seconds_of(lambda one=one, other=other: one @ other, scale, device)  # type: ignore[misc]  # mypy
+            seconds = seconds_of(partial(torch.matmul, one, other), scale, device)
         yield {"precision": kind, "TFLOP/s": 2 * side**3 / seconds / 1e12, "peak": peak_of(device, kind)}
 
 
@@ -201,15 +200,12 @@ def built(name: str, scale: Scale, device: torch.device, **over: Any) -> tuple[P
 
 def crops(parts: Parts, index: ImageIndex, *, batch: int, step: int) -> RawViews:
     """One batch of crops as the workers make them."""
-    loader = batches(
+    loader = step_batches(
+        parts,
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=batch,
-        seed=parts.seed,
         start_step=step,
         num_steps=1,
-        pin_memory=parts.device.type == "cuda",
     )
     ((raw,),) = loader
     return raw
@@ -283,16 +279,13 @@ def loading(
         for number, content in enumerate(make_files(scale.photos)):
             (photos / f"{number:05}.jpg").write_bytes(content)
     parts, _ = built(next(iter(scale.networks)), scale, device)
-    loader = batches(
+    loader = step_batches(
+        parts,
         open_index(str(photos)),
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=scale.batch,
-        seed=0,
         start_step=0,
         num_steps=10_000,
         workers=workers,
-        pin_memory=device.type == "cuda",
     )
     for _ in range(1 + 3 * workers):  # what was prepared while they started
         next(loader)

@@ -14,14 +14,13 @@ from measure import wait
 from poa.config.pretraining import Config
 from poa.config.resolve import of_run, resolve
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import batches
 from poa.data.sampler import steps_per_epoch
 from poa.models.run import Paths
 from poa.pretraining import launch
 from poa.pretraining.build import assemble, workers_of
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 from poa.training.checkpoint import latest_checkpoint
-from stages import Figures, TimeIsUp, Work, at_most
+from stages import Figures, TimeIsUpError, Work, at_most
 
 SLACK = 0.85
 """Of the time, to be filled by steps; the rest is for the start, checkpoints and what the device does beside."""
@@ -58,7 +57,7 @@ def train(scale: Scale, device: torch.device, out: Path, deadline: float) -> Ite
     """Train, or go on with it, and score.
 
     Raises:
-        TimeIsUp: The run has not come to its end; another start resumes it.
+        TimeIsUpError: The run has not come to its end; another start resumes it.
     """
     ends = time.monotonic() + (deadline - time.monotonic()) * (1 - SCORING)
     resume = Paths(out).config.exists()
@@ -71,7 +70,7 @@ def train(scale: Scale, device: torch.device, out: Path, deadline: float) -> Ite
     try:
         with at_most(ends - time.monotonic()):
             launch.train(config, resume=resume)
-    except TimeIsUp:
+    except TimeIsUpError:
         if latest_checkpoint(Paths(out).checkpoints) is None:
             raise
         print("The time of the run is up. Start again to go on with it.", flush=True)
@@ -86,7 +85,7 @@ def train(scale: Scale, device: torch.device, out: Path, deadline: float) -> Ite
         steps = f"{run.step} of {num_steps}"
         yield {"size": size, "steps": steps, "seconds of training": seconds, "k-NN (20)": scores[size]["top1@20"]}
     if run.step < num_steps:
-        raise TimeIsUp
+        raise TimeIsUpError
 
 
 def fitting(scale: Scale, device: torch.device, out: Path, ends: float) -> tuple[Config, Figures]:
@@ -123,16 +122,13 @@ def settings(scale: Scale, device: torch.device, out: Path, *, epochs: int) -> C
 def step_seconds(scale: Scale, config: Config, index: ImageIndex, device: torch.device) -> tuple[float, float]:
     """Seconds of a step of a run, and of waiting for images in it."""
     parts = assemble(config, index, device=device)
-    loader = batches(
+    loader = step_batches(
+        parts,
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=config.batch_size,
-        seed=config.seed,
         start_step=parts.ibot_start,
         num_steps=scale.warm + scale.timed,
         workers=workers_of(config),
-        pin_memory=device.type == "cuda",
     )
     waited = began = 0.0
     for number in range(scale.warm + scale.timed):

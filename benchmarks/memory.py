@@ -18,10 +18,9 @@ import torch
 from measure import machine, wait
 from poa.config import resolve
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import batches
 from poa.elastic.space import Size
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 from poa.training.progress import memory_in_use
 
 MIB = 2**20
@@ -109,12 +108,10 @@ def use_of(parts: Parts, index: ImageIndex, *, batch_size: int, micro_batches: i
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)
     step = steps_by_size(parts)[-1]
-    loader = batches(
+    loader = step_batches(
+        parts,
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=batch_size,
-        seed=parts.seed,
         start_step=step,
         num_steps=2,
         micro_batches=micro_batches,

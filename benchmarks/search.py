@@ -29,7 +29,7 @@ import numpy as np
 import yaml
 
 import poa
-from budget import Stopped, pretrain_within
+from budget import StoppedError, pretrain_within
 from poa.config.resolve import resolve
 from poa.data.index import ImageIndex, open_index
 from poa.data.sampler import spread
@@ -195,7 +195,7 @@ def outcome(settings: Mapping[str, Any], given: argparse.Namespace, out: Path, t
     """Train in the time of a trial, and score.
 
     Raises:
-        Stopped: The user has asked to stop.
+        StoppedError: The user has asked to stop.
         UserError: The settings do not fit, or the run has diverged.
     """
     folder = out / "runs" / _digest([settings, given.recipe, given.minutes, train])
@@ -236,7 +236,7 @@ def search(optuna: Any, given: argparse.Namespace, out: Path, of_settings: Calla
         settings = settings_of(suggested(trial), given.recipe)
         try:
             found = of_settings(settings)
-        except Stopped:
+        except StoppedError:
             raise
         except UserError as error:
             trial.set_user_attr("error", str(error))

@@ -24,11 +24,11 @@ OVER = ("done", "failed", "skipped")
 """States in which a work is left alone by a second start."""
 
 
-class TimeIsUp(Exception):  # noqa: N818  # as KeyboardInterrupt
+class TimeIsUpError(Exception):
     """The time of a work has ended."""
 
 
-class DeviceLost(Exception):  # noqa: N818
+class DeviceLostError(Exception):
     """The device answers nothing any more in this process; a new process may go on."""
 
 
@@ -116,7 +116,7 @@ def run_stages(
     """Run what is not over, each stage up to its share of the seconds.
 
     Raises:
-        DeviceLost: The rest needs a new process.
+        DeviceLostError: The rest needs a new process.
     """
     left = [
         (stage, [each for each in stage.works if not record.is_over(stage.name, each, again=again)]) for stage in stages
@@ -144,7 +144,7 @@ def run_work(work: Work, stage: str, record: Record, *, deadline: float, device:
         with at_most(deadline - began):
             for figures in work.run(deadline):
                 record.add(stage, work.name, "figures", **figures)
-    except TimeIsUp:
+    except TimeIsUpError:
         record.add(stage, work.name, "no time", seconds=time.monotonic() - began)
     except Exception as error:
         lost = "CUDA error" in str(error) and not isinstance(error, torch.OutOfMemoryError)
@@ -153,16 +153,16 @@ def run_work(work: Work, stage: str, record: Record, *, deadline: float, device:
     else:
         record.add(stage, work.name, "done", seconds=time.monotonic() - began)
     if lost:
-        raise DeviceLost
+        raise DeviceLostError
     free(device)
 
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeIsUp inside after so many seconds; one may be inside another."""
+    """Raise TimeIsUpError inside after so many seconds; one may be inside another."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        raise TimeIsUp
+        raise TimeIsUpError
 
     began = time.monotonic()
     handler = signal.signal(signal.SIGALRM, end)

@@ -21,13 +21,12 @@ from poa.config import resolve
 from poa.config.pretraining import Config
 from poa.data.augment import augment
 from poa.data.index import open_index
-from poa.data.loader import batches
 from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
 from poa.losses.prototypes import prototype_logits, sinkhorn
 from poa.methods.poa import POA, BranchOutput
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 from poa.training.optimizer import clip_gradients
 
 TARGET = 1.25
@@ -168,12 +167,10 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     """Build what a run would, and one batch."""
     index = open_index(config.data)
     parts = assemble(config, index, device=device)
-    loader = batches(
+    loader = step_batches(
+        parts,
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=config.batch_size,
-        seed=config.seed,
         start_step=parts.ibot_start,  # with masks, as most of a run
         num_steps=1,
     )

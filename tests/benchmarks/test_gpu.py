@@ -73,7 +73,7 @@ def test_a_work_that_fails_or_takes_too_long_does_not_stop_the_others(stages: An
     text = (tmp_path / "summary.md").read_text()
     assert "- fails: failed. ValueError: no\n" in text
     assert "| works | NO |" in text
-    with pytest.raises(stages.DeviceLost):
+    with pytest.raises(stages.DeviceLostError):
         stages.run_stages([stages.Stage("three", 1.0, [stages.Work("lost", lost)])], record, seconds=60, device=CPU)
 
 

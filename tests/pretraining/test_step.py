@@ -12,12 +12,11 @@ from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.augment import augment
 from poa.data.index import open_index
-from poa.data.loader import batches
 from poa.data.views import FACTORS, RawViews, Views
 from poa.methods.objectives import Targets
 from poa.methods.poa import POA
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 from poa.training.health import NonFiniteLoss
 from processes import run_processes
 
@@ -39,12 +38,10 @@ def parts_of(config: Config) -> Parts:
 def batches_of(
     config: Config, parts: Parts, *, num_steps: int = 1, rank: int = 0, world_size: int = 1
 ) -> list[list[RawViews]]:
-    made = batches(
+    made = step_batches(
+        parts,
         open_index(config.data, limit=config.limit),
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=config.batch_size,
-        seed=config.seed,
         start_step=0,
         num_steps=num_steps,
         rank=rank,

@@ -29,7 +29,7 @@ from poa.models.teacher import Teacher
 from poa.pretraining import logger, loop
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.monitor import Monitor
-from poa.pretraining.step import StepResult, train_step
+from poa.pretraining.step import StepResult, step_batches, train_step
 
 STEPS = 3
 CPU = torch.device("cpu")
@@ -165,12 +165,10 @@ def config_of(method: str, path: str | None = None, value: Any = None) -> Config
 def learn(config: Config, parts: Parts) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """What is measured in some steps, and what is learnt."""
     index = open_index(config.data, limit=config.limit)
-    made = batches(
+    made = step_batches(
+        parts,
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=config.batch_size,
-        seed=config.seed,
         start_step=0,
         num_steps=STEPS,
         micro_batches=config.accumulate,

@@ -113,8 +113,9 @@ DEFAULTS = Options()
 
 def _add(kind: type[KnnSettings | FewShotSettings | RetrievalSettings]) -> None:
     """Make the command of a protocol, whose flags and help are its settings."""
+    usual: Settings = kind()
 
-    def command(model: Model, /, *, images: Images, settings: Settings = kind(), options: Options = DEFAULTS) -> None:  # noqa: B008
+    def command(model: Model, /, *, images: Images, settings: Settings = usual, options: Options = DEFAULTS) -> None:
         _score(model, kind.name, settings.given(), images.train, images.test, options)
 
     command.__annotations__["settings"] = Annotated[kind, FLAGS]
@@ -132,8 +133,8 @@ def linear(
     *,
     images: Images,
     classifier: Literal["own", "switchable", "slimmable"] = "own",
-    own: Annotated[LinearSettings, FLAGS] = LinearSettings(),  # noqa: B008
-    joint: Annotated[JointLinearSettings, FLAGS] = JointLinearSettings(),  # noqa: B008
+    own: Annotated[LinearSettings, FLAGS] = LinearSettings(),
+    joint: Annotated[JointLinearSettings, FLAGS] = JointLinearSettings(),
     options: Options = DEFAULTS,
 ) -> None:
     """Score by logistic regression on all training images, with the penalty chosen on a fifth of them.
@@ -159,7 +160,7 @@ def probe(
     /,
     *,
     images: Images,
-    settings: Annotated[ProbeSettings, FLAGS] = ProbeSettings(),  # noqa: B008
+    settings: Annotated[ProbeSettings, FLAGS] = ProbeSettings(),
     raw: Switch = False,
     options: Options = DEFAULTS,
 ) -> None:
@@ -178,7 +179,7 @@ def cluster(
     /,
     *,
     test: str,
-    settings: Annotated[ClusterSettings, FLAGS] = ClusterSettings(),  # noqa: B008
+    settings: Annotated[ClusterSettings, FLAGS] = ClusterSettings(),
     seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     options: Options = DEFAULTS,
 ) -> None:
@@ -214,7 +215,7 @@ def quality(
     /,
     *,
     data: str,
-    settings: Annotated[QualitySettings, FLAGS] = QualitySettings(),  # noqa: B008
+    settings: Annotated[QualitySettings, FLAGS] = QualitySettings(),
     options: Options = DEFAULTS,
 ) -> None:
     """Measure features without labels: RankMe, alignment, uniformity, neighbours, and CKA with the intact network.
@@ -244,7 +245,7 @@ def robustness(
     masks: Path | None = None,
     test_limit: int | None = None,
     kinds: Kinds = None,
-    settings: Annotated[RobustnessSettings, FLAGS] = RobustnessSettings(),  # noqa: B008
+    settings: Annotated[RobustnessSettings, FLAGS] = RobustnessSettings(),
     options: Options = DEFAULTS,
 ) -> None:
     """Score under conditions: hidden cells, shuffled cells, common corruptions, other backgrounds.

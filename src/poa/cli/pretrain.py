@@ -30,7 +30,7 @@ Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 def pretrain(
     *,
-    flags: Flags = Config(),  # noqa: B008  # frozen
+    flags: Flags = Config(),
     recipe: str | None = None,
     config: Path | None = None,
     resume: Switch = False,
@@ -68,7 +68,7 @@ def sizes(
     run: Path | None = None,
     /,
     *,
-    model: ModelFlags = ModelSettings(),  # noqa: B008  # frozen
+    model: ModelFlags = ModelSettings(),
     recipe: str | None = None,
     image_size: int | None = None,
     out: Path | None = None,
@@ -205,7 +205,7 @@ def compare(
     num_sizes: Annotated[tuple[int, ...] | None, SEVERAL, OWN] = None,
     all_sizes: Annotated[Switch, OWN] = False,
     seeds: Annotated[tuple[int, ...], SEVERAL, OWN] = (0, 1, 2),
-    flags: Flags = Config(),  # noqa: B008  # frozen
+    flags: Flags = Config(),
     recipe: str | None = None,
     config: Path | None = None,
     vote_limit: Annotated[int | None, OWN] = None,

@@ -38,7 +38,7 @@ def finetune(
     images: Images,
     preset: str = "small-data",
     save_every: Epochs = 1,
-    flags: Annotated[Finetune, OVER_PRESET] = Finetune(),  # noqa: B008  # frozen
+    flags: Annotated[Finetune, OVER_PRESET] = Finetune(),
     options: Options = DEFAULTS,
 ) -> None:
     """Fine-tune networks on labelled images, with all weights and a classifier, and test them after the last epoch.
@@ -56,7 +56,7 @@ def transfer(
     images: Images,
     preset: str,
     save_every: Epochs = 1,
-    flags: Annotated[Finetune, OVER_PRESET] = Finetune(),  # noqa: B008
+    flags: Annotated[Finetune, OVER_PRESET] = Finetune(),
     options: Options = DEFAULTS,
 ) -> None:
     """Fine-tune networks on another data set, as published: `finetune` with the settings of that data set.
@@ -89,7 +89,7 @@ def segmentation(
     ignore: int = 255,
     preset: str = "small-data",
     save_every: Epochs = 1,
-    flags: Annotated[Segmentation, OVER_PRESET] = Segmentation(),  # noqa: B008
+    flags: Annotated[Segmentation, OVER_PRESET] = Segmentation(),
     options: Options = DEFAULTS,
 ) -> None:
     """Segment images: train a head on each network (or all of it, --no-frozen), and report mIoU on test images.
@@ -127,7 +127,7 @@ def detection(
     preset: str = "small-data",
     together: Switch = False,
     save_every: Epochs = 1,
-    flags: Annotated[Detection, OVER_PRESET] = Detection(),  # noqa: B008
+    flags: Annotated[Detection, OVER_PRESET] = Detection(),
     options: Options = DEFAULTS,
 ) -> None:
     """Detect objects: train a detector with boxes and masks on each network, and report COCO's AP on test images.

@@ -374,6 +374,13 @@ class Config(Settings):
         """Branch of the method whose backbone is scored and exported."""
         return "teacher" if self.method in SELF_DISTILLED else "student"
 
+    def head_weights(self, width: int) -> int:
+        """Weights of all projection heads for features of a width, with their prototypes, if there are any."""
+        heads = self.heads
+        mlp = width * heads.hidden + heads.hidden**2 + heads.hidden * heads.bottleneck
+        prototypes = heads.prototypes if self.losses.kind == "prototypes" else (0,)
+        return sum(mlp + heads.bottleneck * number for number in prototypes)
+
     @property
     def scoring_resize(self) -> int:
         """Shorter side of an image before the centre crop for scoring, in pixels (256 for 224, as published)."""

@@ -258,10 +258,7 @@ def _masked(config: Config) -> float:
 
 
 def _heads(config: Config, size: Size, rows: float) -> float:
-    heads, width = config.heads, _width(config, size)
-    mlp = width * heads.hidden + heads.hidden**2 + heads.hidden * heads.bottleneck
-    prototypes = heads.prototypes if config.losses.kind == "prototypes" else (0,)  # one projector without any
-    return 2.0 * rows * sum(mlp + heads.bottleneck * number for number in prototypes)
+    return 2.0 * rows * config.head_weights(_width(config, size))
 
 
 def _width(config: Config, size: Size) -> int:

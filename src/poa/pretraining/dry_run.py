@@ -12,14 +12,13 @@ from rich.console import Console
 from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
-from poa.data.loader import batches
 from poa.features.images import open_images
 from poa.models import registry
 from poa.models import run as runs
 from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
 from poa.pretraining.logger import tensorboard_writer
 from poa.pretraining.loop import find_images, restore, show_start
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 from poa.training.health import explained_memory
 from poa.training.progress import bar, duration, memory_in_use
 
@@ -128,12 +127,10 @@ def _timed_steps(
     parts: Parts, config: Config, index: ImageIndex, advance: Callable[[], None]
 ) -> Iterator[tuple[float, float, float]]:
     """Train some steps; of each the seconds of training, of preparing its images in one process, and CPU seconds."""
-    loader = batches(
+    loader = step_batches(
+        parts,
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=config.batch_size,
-        seed=config.seed,
         start_step=parts.ibot_start,  # with masks, as most of the run will be
         num_steps=NUM_STEPS,
         world_size=config.devices * config.num_nodes,

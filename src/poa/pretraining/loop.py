@@ -11,7 +11,7 @@ from poa import distributed
 from poa.config.pretraining import Config
 from poa.config.resolve import learned
 from poa.data.index import ImageIndex
-from poa.data.loader import batches, read_or_none, why_bad
+from poa.data.loader import read_or_none, why_bad
 from poa.data.views import RawViews
 from poa.errors import UserError, counted
 from poa.features.images import note_darkness, open_images, tried
@@ -21,7 +21,7 @@ from poa.models.run import Paths, Run
 from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
 from poa.pretraining.logger import Logger
 from poa.pretraining.resume import changed_processes, identity
-from poa.pretraining.step import train_step
+from poa.pretraining.step import step_batches, train_step
 from poa.text import note, plain_console, shell_word, tell
 from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, restoring, save_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
@@ -145,19 +145,16 @@ def restore(parts: Parts, config: Config, index: ImageIndex, console: Console, *
 
 
 def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
-    return batches(
+    return step_batches(
+        parts,
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
         batch_size=config.batch_size,
-        seed=config.seed,
         start_step=start,
         num_steps=config.epochs * parts.steps_per_epoch - start,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         micro_batches=config.accumulate,
         workers=workers_of(config),
-        pin_memory=parts.device.type == "cuda",
     )
 
 

@@ -50,9 +50,8 @@ def _parameters(config: Config, family: Family) -> tuple[int, int]:
         with torch.device("meta"), InitialValuesLeftOut():
             return family.build(size)
 
-    intact, heads = family.space.intact, config.heads
+    intact = family.space.intact
     backbone = of_depth(intact, lambda size: Cost(parameters(built(size)), 0)).parameters
     if config.method not in SELF_DISTILLED:
         return backbone, 0
-    mlp = built(shallowest(intact)).num_features * heads.hidden + heads.hidden**2 + heads.hidden * heads.bottleneck
-    return backbone, sum(mlp + heads.bottleneck * prototypes for prototypes in heads.prototypes)
+    return backbone, config.head_weights(built(shallowest(intact)).num_features)

@@ -1,7 +1,7 @@
-"""One training step."""
+"""One training step, and the images of steps."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -11,11 +11,42 @@ from torch.nn.parallel import DistributedDataParallel
 
 from poa import distributed
 from poa.data.augment import augment
+from poa.data.index import ImageIndex
+from poa.data.loader import batches
 from poa.data.views import RawViews
 from poa.elastic.space import Size
 from poa.pretraining.build import Parts
 from poa.training.health import check_finite
 from poa.training.optimizer import clip_gradients, set_schedule
+
+
+def step_batches(
+    parts: Parts,
+    index: ImageIndex,
+    *,
+    batch_size: int,
+    start_step: int,
+    num_steps: int,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batches: int = 1,
+    workers: int = 0,
+) -> Iterator[list[RawViews]]:
+    """The micro-batches of this process for each of some steps, cropped and masked as in the run; see ``batches``."""
+    return batches(
+        index,
+        augmentation=parts.views,
+        masking=parts.masking,
+        batch_size=batch_size,
+        seed=parts.seed,
+        start_step=start_step,
+        num_steps=num_steps,
+        rank=rank,
+        world_size=world_size,
+        micro_batches=micro_batches,
+        workers=workers,
+        pin_memory=parts.device.type == "cuda",
+    )
 
 
 class StepResult(NamedTuple):
