@@ -13,7 +13,7 @@ from poa.config.pretraining import Config
 from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.views import FACTORS, RawViews, Views
-from poa.methods.objectives import Targets
+from poa.losses.objective import Targets
 from poa.methods.poa import POA
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import step_batches, train_step

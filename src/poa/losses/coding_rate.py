@@ -5,11 +5,16 @@ prototypes, temperatures and centring. All take rows on the unit sphere and comp
 under autocast.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from poa import distributed
+from poa.losses.objective import HeadOutput, Objective, Targets, same_crops, swapped
 
 
 def disagreement(
@@ -54,3 +59,49 @@ def coding_rate(features: Float[Tensor, "rows width"], *, distortion: float) -> 
 
 def _wide(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class CodingRate(Objective):
+    """Cosines between outputs, and the coding rate of a student's outputs (SimDINO, arXiv 2502.10385).
+
+    Attributes:
+        distortion: See :func:`coding_rate`.
+    """
+
+    distortion: float
+
+    def targets(
+        self,
+        teacher: HeadOutput,
+        *,
+        temperature: float,  # noqa: ARG002
+        centers: Sequence[Any],  # noqa: ARG002
+    ) -> Targets:
+        """The outputs themselves."""
+        return Targets(swapped(teacher.globals), teacher.patches)
+
+    def terms(
+        self, student: HeadOutput, asked: Targets, *, patch_weights: Float[Tensor, "masked"]
+    ) -> dict[str, Tensor]:
+        """One minus the cosine, and minus the coding rate.
+
+        Cosines are linear in the target, so that local crops are compared with the mean of both views. The rate is that
+        of the mean of student and teacher, a view at a time (official code, ``expa_type`` 1).
+        """
+        views = zip(student.globals.chunk(2), swapped(asked.globals).chunk(2), strict=True)
+        rates = [coding_rate((ours + theirs) / 2, distortion=self.distortion) for ours, theirs in views]
+        patches = disagreement(asked.patches, student.patches, weights=patch_weights)
+        found = {
+            "global": disagreement(asked.globals, student.globals),
+            "ibot": patches / len(student.globals),
+            "rate": -torch.stack(rates).mean(),
+        }
+        if len(student.locals):
+            both = torch.stack(asked.globals.chunk(2)).mean(0)
+            found["local"] = disagreement(both.repeat(len(student.locals) // len(both), 1), student.locals)
+        return found
+
+    def same_view(self, student: HeadOutput, larger: HeadOutput) -> dict[str, Tensor]:
+        """One minus the cosine."""
+        return {name: disagreement(asked, given) for name, asked, given in same_crops(student, larger)}

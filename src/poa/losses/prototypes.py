@@ -3,12 +3,17 @@
 All compute in float32 (float64 stays), also under autocast.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from poa.distributed import max_over_ranks, sum_over_ranks
+from poa.losses.objective import HeadOutput, Objective, Targets, same_crops, swapped
 
 _EPSILON = 1e-8
 
@@ -241,3 +246,53 @@ def _nearest(
     similarity = rows @ candidates.T
     similarity.diagonal(offset).fill_(-torch.inf)
     return similarity.argmax(1)
+
+
+@dataclass(frozen=True)
+class Prototypes(Objective):
+    """Cross-entropy between distributions over prototypes (DINOv2; POA, Sec. 3).
+
+    Attributes:
+        temperature: Divides the students' logits.
+    """
+
+    temperature: float
+
+    def targets(self, teacher: HeadOutput, *, temperature: float, centers: Sequence[Any]) -> Targets:
+        """By Sinkhorn-Knopp; or centred by moving averages, which then move."""
+        made = []
+        for rows, center in zip((swapped(teacher.globals), teacher.patches), centers, strict=True):
+            made.append((center or sinkhorn)(rows, teacher.prototypes, temperature=temperature))
+            if center is not None:
+                center.update(rows, teacher.prototypes)
+        return Targets(*made)
+
+    def terms(
+        self, student: HeadOutput, asked: Targets, *, patch_weights: Float[Tensor, "masked"]
+    ) -> dict[str, Tensor]:
+        """Cross-entropies; that of local crops is the mean over pairs."""
+        prototypes, temperature, num_crops = student.prototypes, self.temperature, len(student.globals)
+        found = {
+            "global": cross_entropy(asked.globals, student.globals, prototypes, temperature=temperature),
+            "ibot": masked_patch_loss(
+                asked.patches,
+                student.patches,
+                prototypes,
+                weights=patch_weights,
+                num_images=num_crops,
+                temperature=temperature,
+            ),
+        }
+        if len(student.locals):
+            pairs = 2 * len(student.locals) / (num_crops // 2)
+            total = local_cross_view(asked.globals, student.locals, prototypes, temperature=temperature)
+            found["local"] = total / pairs
+        return found
+
+    def same_view(self, student: HeadOutput, larger: HeadOutput) -> dict[str, Tensor]:
+        """Cross-entropies; both sides at the students' temperature."""
+        temperatures = {"teacher_temperature": self.temperature, "temperature": self.temperature}
+        return {
+            name: same_view(asked, larger.prototypes, given, student.prototypes, **temperatures)
+            for name, asked, given in same_crops(student, larger)
+        }

@@ -20,11 +20,12 @@ from poa.config.pretraining import HeadSettings, LossSettings
 from poa.data.views import Views
 from poa.elastic.space import Size
 from poa.families.base import Backbone, Family
-from poa.losses.prototypes import MovingAverageCenter, koleo, mask_weights
+from poa.losses.coding_rate import CodingRate
+from poa.losses.objective import HeadOutput, Objective, Targets
+from poa.losses.prototypes import MovingAverageCenter, Prototypes, koleo, mask_weights
 from poa.methods.base import Branch, Method, elastic_students, named
 from poa.methods.frozen import Projected
 from poa.methods.layers import ProjectionHead, Projector
-from poa.methods.objectives import CodingRate, HeadOutput, Objective, Prototypes, Targets
 from poa.training.schedules import update_ema
 
 
