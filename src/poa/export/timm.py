@@ -216,7 +216,7 @@ def _config(model: Any, blueprint: Blueprint, preprocessing: Preprocessing) -> d
         "num_classes": num_classes,
         "num_features": int(model.num_features),
         **({} if classes is None else {"label_names": list(map(unicode_text, classes))}),
-        "model_args": {**blueprint.arguments, **({} if classes is None else {"num_classes": num_classes})},
+        "model_args": {name: value for name, value in blueprint.arguments.items() if name != "num_classes"},
         "pretrained_cfg": {
             "tag": "poa" if classes is None else "poa_finetuned",
             "num_classes": num_classes,

@@ -1,0 +1,121 @@
+"""Folders in the hands of Hugging Face's transformers, which builds its own models around timm's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+from transformers.utils import logging
+
+import tiny
+from poa.data.images import Preprocessing
+from poa.elastic.space import SearchSpace, Size
+from poa.export.timm import Blueprint, write_finetuned, write_size
+from poa.families.base import Family
+from poa.families.slim_resnet import SlimResNet
+from poa.models.registry import family_of
+from poa.tasks.classification.train import with_head
+from trained import randomise
+
+CLASSES = ("cat", "dog_2", "emu")
+logging.disable_progress_bar()
+
+
+def families() -> dict[str, Family]:
+    slim = SlimResNet(SearchSpace.grid((16, 32), [(1, 1, 1, 1)]), image_size=32)
+    return {name: family_of(tiny.config(name)) for name in tiny.FAMILIES} | {"slim-resnet": slim}
+
+
+FAMILIES = families()
+PHOTOS = [Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 50, 3), np.uint8)) for number in range(2)]
+
+
+def preprocessing(family: Family) -> Preprocessing:
+    return Preprocessing(family.image_size, family.image_size * 5 // 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def extracted(family: Family, folder: Path) -> Path:
+    size = family.space.sizes[0]
+    network = family.build(size)
+    randomise(network)
+    network.eval()
+    return write_size(
+        network,
+        network,
+        family=family,
+        size=size,
+        folder=folder,
+        preprocessing=preprocessing(family),
+        source="a test",
+    )
+
+
+def finetuned(family: Family, folder: Path, *, head: str = "linear") -> Path:
+    model, blueprint = classifier(family, family.space.sizes[0], head)
+    write_finetuned(model, blueprint, name="x", folder=folder, preprocessing=preprocessing(family), source="a test")
+    return folder
+
+
+def classifier(family: Family, size: Size, head: str) -> tuple[nn.Module, Blueprint]:
+    architecture, arguments = family.timm_config(size)
+    arguments = {**arguments, "num_classes": len(CLASSES)}
+    model: Any = timm.create_model(architecture, **arguments)
+    model = randomise(with_head(model, head, num_classes=len(CLASSES), seed=0))
+    own = None if head == "linear" else model.pretrained_cfg["classifier"]
+    return model, Blueprint(architecture, arguments, CLASSES, own)
+
+
+def loaded(folder: Path, **options: Any) -> tuple[nn.Module, Tensor]:
+    """timm's model, and photos as transformers prepares them for it, which is as timm does."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval()
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    found: Tensor = AutoImageProcessor.from_pretrained(folder)(PHOTOS)["pixel_values"]
+    assert torch.equal(found, torch.stack([prepare(photo) for photo in PHOTOS]))
+    return model, found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_features_of_a_size(name: str, tmp_path: Path) -> None:
+    folder = extracted(FAMILIES[name], tmp_path / "model")
+    model, images = loaded(folder)
+    assert torch.equal(AutoModel.from_pretrained(folder)(images).pooler_output, model(images))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.inference_mode()
+def test_classes_of_a_finetuned_model(name: str, tmp_path: Path) -> None:
+    folder = finetuned(FAMILIES[name], tmp_path / "model")
+    model, images = loaded(folder)
+    found = AutoModelForImageClassification.from_pretrained(folder)
+    assert torch.equal(found(images).logits, model(images))
+    assert found.config.id2label == dict(enumerate(CLASSES))
+
+
+@torch.inference_mode()
+def test_pipelines(tmp_path: Path) -> None:
+    folder = finetuned(FAMILIES["vit"], tmp_path / "model")
+    (logits,) = loaded(folder)[0](loaded(folder)[1][:1])
+    labels = pipeline("image-classification", model=str(folder), device="cpu")(PHOTOS[0])
+    expected = [CLASSES[number] for number in logits.argsort(descending=True)]
+    assert [each["label"] for each in labels] == expected
+    folder = extracted(FAMILIES["vit"], tmp_path / "size")
+    model, images = loaded(folder)
+    features = pipeline("image-feature-extraction", model=str(folder), pool=True, device="cpu")(PHOTOS[0])
+    assert torch.equal(torch.tensor(features), model(images[:1]))
+
+
+@torch.inference_mode()
+def test_a_model_without_a_classifier_gets_no_random_one(tmp_path: Path) -> None:
+    """Not even one with two layers of a classifier beside it, which timm and transformers cannot build."""
+    size, mlp = extracted(FAMILIES["vit"], tmp_path / "size"), finetuned(FAMILIES["vit"], tmp_path / "mlp", head="mlp")
+    for folder in (size, mlp):
+        with pytest.raises(ValueError, match="no classifier"):
+            AutoModelForImageClassification.from_pretrained(folder)
+    model, images = loaded(mlp)
+    assert torch.equal(AutoModel.from_pretrained(mlp)(images).pooler_output, model(images))
