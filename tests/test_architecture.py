@@ -34,7 +34,7 @@ FLOORS = (
     {"models"},
     {"features"},
     {"evaluation"},
-    {"robustness", "tasks", "pictures", "pretraining"},
+    {"robustness", "tasks", "pictures", "pretraining", "choice"},
     {"experiments"},
     {"cli"},
     {"__init__", "__main__"},

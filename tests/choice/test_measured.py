@@ -1,0 +1,95 @@
+"""Measurements on disk."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import tiny
+from poa.choice.measured import FOLDER, Measured, Measurement, Setup, load, machine_of, save
+from poa.data.images import Preprocessing
+from poa.errors import UserError
+from poa.models.registry import family_of
+from poa.models.source import ModelSource
+
+RGB = (0.5, 0.5, 0.5)
+PREPROCESSING = Preprocessing(16, 16, RGB, RGB)
+SETUP = Setup(machine_of("cpu"), "cpu", "torch", "2.14.0", threads=1, batch=1, image_size=16)
+ONE = Measurement(0.5, 0.75, 30, 2000.0, 4096, 1024, 250, 1000, "2026-01-02T03:04:05+00:00")
+
+
+def source(folder: Path, **over: object) -> ModelSource:
+    """The sizes of a run that needs no checkpoint, since nothing asks for a network."""
+    family = family_of(tiny.config(**over))
+    names = tuple(map(str, family.space.sizes))
+    return ModelSource("run", names, nn.Module, nn.Module, "", PREPROCESSING, folder / "eval", family=family)
+
+
+def single(folder: Path, width: int) -> ModelSource:
+    network = nn.Linear(width, 1)
+    known = ("name", ("model",), lambda _: network, nn.Module, "", PREPROCESSING)
+    return ModelSource(*known, out=folder / "eval" / "model")
+
+
+def test_measurements_are_read_as_they_were_written(tmp_path: Path) -> None:
+    mine = source(tmp_path)
+    assert load(mine) == []
+    path = save(mine, Measured(SETUP, {"64x3": ONE, "32x2": replace(ONE, memory_bytes=None, macs=None)}))
+    assert path.parent == tmp_path / "eval" / FOLDER
+    (found,) = load(mine)
+    assert found.setup == SETUP
+    assert found.networks == {"32x2": replace(ONE, memory_bytes=None, macs=None), "64x3": ONE}
+    assert list(found.networks) == ["32x2", "64x3"]
+    assert found.date == ONE.date
+
+
+def test_later_measurements_take_the_place_of_earlier_ones_of_the_same_networks(tmp_path: Path) -> None:
+    mine, later = source(tmp_path), replace(ONE, ms=0.25)
+    first = save(mine, Measured(SETUP, {"32x2": ONE, "64x3": ONE}))
+    assert save(mine, Measured(SETUP, {"64x3": later})) == first
+    assert [each.networks for each in load(mine)] == [{"32x2": ONE, "64x3": later}]
+
+
+def test_setups_have_files_of_their_own_and_those_of_this_machine_come_first(tmp_path: Path) -> None:
+    mine = source(tmp_path)
+    later = replace(ONE, date="2026-02-02T00:00:00+00:00")
+    latest = replace(ONE, date="2026-03-03T00:00:00+00:00")
+    for setup, each in (
+        (SETUP, ONE),
+        (replace(SETUP, threads=2), later),
+        (replace(SETUP, machine="another processor, 64 cores"), latest),
+    ):
+        save(mine, Measured(setup, {"32x2": each}))
+    assert [each.date for each in load(mine)] == [later.date, ONE.date, latest.date]
+
+
+def test_measurements_of_another_network_of_the_same_name_do_not_count(tmp_path: Path) -> None:
+    deeper = source(tmp_path, model={"depth_max": 4})
+    save(source(tmp_path), Measured(SETUP, {"32x2": ONE}))
+    assert load(deeper) == []
+    save(deeper, Measured(SETUP, {"64x3": ONE}))
+    assert [each.networks for each in load(deeper)] == [{"64x3": ONE}]
+
+
+def test_a_folder_is_known_by_the_shapes_of_its_network(tmp_path: Path) -> None:
+    save(single(tmp_path, 8), Measured(SETUP, {"model": ONE}))
+    assert len(load(single(tmp_path, 8))) == 1
+    assert load(single(tmp_path, 16)) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"setup": {}, "networks": {"32x2": {"ms": 1}}}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    mine = source(tmp_path)
+    path = save(mine, Measured(SETUP, {"32x2": ONE}))
+    path.write_text(content, encoding="utf-8")
+    for read in (lambda: load(mine), lambda: save(mine, Measured(SETUP, {"32x2": ONE}))):
+        with pytest.raises(UserError, match=rf"^{path} is damaged or not a file of measurements\. Delete it"):
+            read()
+
+
+def test_setups_are_told_in_words() -> None:
+    machine = replace(SETUP, machine="Some processor, 2 cores")
+    assert str(machine) == "PyTorch 2.14.0 on Some processor, 2 cores, 1 thread, batch 1, 16 pixels"
+    onnx = replace(machine, runtime="onnx", version="1.20", device="cuda", machine="Some GPU", batch=64)
+    assert str(onnx) == "ONNX Runtime 1.20 on Some GPU, batch 64, 16 pixels"
