@@ -10,6 +10,8 @@ Example:
     run.extract("96x4", out="model")
     run.features("photo.jpg", size="96x4")
     poa.evaluate("runs/mine", "linear", train="labelled/train", test="labelled/test")
+    folders = poa.finetune("runs/mine", train="labelled/train", sizes="96x4")
+    poa.predict(folders["96x4"], "photos", out="labels.csv")
     ```
 """
 
@@ -25,7 +27,17 @@ if TYPE_CHECKING:
     from poa.evaluation.results import Scores
     from poa.models.run import Run
 
-__all__ = ["UserError", "evaluate", "evaluate_knn", "load", "pretrain"]
+__all__ = [
+    "UserError",
+    "detect",
+    "evaluate",
+    "evaluate_knn",
+    "finetune",
+    "load",
+    "predict",
+    "pretrain",
+    "segment",
+]
 
 # torch is imported by the functions that need it, so that the command line answers at once.
 
@@ -122,9 +134,10 @@ def evaluate(
     from poa.evaluation.sweep import SweepOptions
     from poa.models.source import model_source
 
-    given = subject if isinstance(subject, str | PathLike) else subject.folder
     chosen = scoring.protocol_of(protocol, settings)
-    source = model_source(str(given), branch=branch, image_size=image_size, out=None if out is None else Path(out))
+    source = model_source(
+        _path_of(subject), branch=branch, image_size=image_size, out=None if out is None else Path(out)
+    )
     options = SweepOptions(sizes, name, workers, overwrite, max_bad_share=max_bad_share)
     parts = (None if train is None else fspath(train)), fspath(test)
     results = scoring.evaluate(source, chosen, train=parts[0], test=parts[1], limit=limit, options=options)
@@ -143,3 +156,158 @@ def evaluate_knn(
         **options: Such as ``sizes``, ``branch``, ``ks``.
     """
     return evaluate(run, "knn", train=train, test=test, **options)
+
+
+def finetune(
+    subject: "Run | str | PathLike[str]", *, train: str | PathLike[str], preset: str = "small-data", **options: Any
+) -> dict[str, Path]:
+    """Fine-tune networks on labelled images, as ``poa finetune`` does.
+
+    Args:
+        subject: A run or its folder; a folder that timm loads; or a timm name.
+        train: Labelled images.
+        preset: Settings to start from.
+        **options: Other values for them, by their names in ``poa.config.finetune.Finetune``, and ``sizes``, ``branch``,
+            ``name``, ``image_size``, ``out``, ``limit``, ``workers``, ``overwrite``, ``max_bad_share`` and
+            ``save_every`` as of the command.
+
+    Returns:
+        The folder of each model, by the name of its network.
+
+    Raises:
+        UserError: An argument is not valid, or a training diverged.
+    """
+    from poa.config.finetune import PRESETS
+    from poa.config.values import preset_of
+    from poa.tasks.evaluate import finetune_networks
+    from poa.tasks.train import train_models
+
+    return train_models(_path_of(subject), finetune_networks, preset_of(PRESETS, preset), options, train=fspath(train))
+
+
+def segment(
+    subject: "Run | str | PathLike[str]",
+    *,
+    train: str | PathLike[str],
+    masks: str | PathLike[str],
+    classes: str | PathLike[str] | None = None,
+    ignore: int = 255,
+    preset: str = "small-data",
+    **options: Any,
+) -> dict[str, Path]:
+    """Train networks to segment images, as ``poa segment`` does.
+
+    Args:
+        subject: A run or its folder; a folder that timm loads; or a timm name.
+        train: Images.
+        masks: Their masks, named like them: PNG files of class ids.
+        classes: Text file with the names of the classes.
+        ignore: Id of pixels without a class.
+        preset: Settings to start from.
+        **options: Other values for them, by their names in ``poa.config.segmentation.Segmentation``, and those that
+            ``finetune`` takes too.
+
+    Returns:
+        The folder of each model, by the name of its network.
+
+    Raises:
+        UserError: An argument is not valid, or a training diverged.
+    """
+    from poa.config.segmentation import PRESETS
+    from poa.config.values import preset_of
+    from poa.tasks.evaluate import segment_networks
+    from poa.tasks.segmentation.masks import MaskedImages
+    from poa.tasks.train import train_models
+
+    parts = {
+        "train": MaskedImages(fspath(train), fspath(masks)),
+        "classes": None if classes is None else Path(classes),
+        "ignore": ignore,
+    }
+    settings = preset_of(PRESETS, preset)
+    given = {"image_size": options.get("crop", settings.crop) or None, **options}
+    return train_models(_path_of(subject), segment_networks, settings, given, **parts)
+
+
+def detect(
+    subject: "Run | str | PathLike[str]",
+    *,
+    train: str | PathLike[str],
+    annotations: str | PathLike[str],
+    together: bool = False,
+    preset: str = "small-data",
+    **options: Any,
+) -> dict[str, Path]:
+    """Train a detector on each network, as ``poa detect`` does.
+
+    Args:
+        subject: A run or its folder; a folder that timm loads; or a timm name.
+        train: Images.
+        annotations: Their objects: a file in COCO's format.
+        together: Train one detector for all widths of a slimmable network.
+        preset: Settings to start from.
+        **options: Other values for them, by their names in ``poa.config.detection.Detection``, and those that
+            ``finetune`` takes too.
+
+    Returns:
+        The folder of each model, by the name of its network.
+
+    Raises:
+        UserError: An argument is not valid, or a training diverged.
+    """
+    from poa.config.detection import PRESETS
+    from poa.config.values import preset_of
+    from poa.tasks.detection.data import CocoImages
+    from poa.tasks.evaluate import detect_networks
+    from poa.tasks.train import train_models
+
+    parts = {"train": CocoImages(fspath(train), Path(annotations)), "together": together}
+    return train_models(_path_of(subject), detect_networks, preset_of(PRESETS, preset), options, **parts)
+
+
+def predict(
+    model: str | PathLike[str],
+    images: str | PathLike[str],
+    *,
+    out: str | PathLike[str],
+    all_classes: bool = False,
+    min_score: float | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Write what a trained model says of images, as ``poa predict`` does.
+
+    Args:
+        model: A folder that ``finetune``, ``segment`` or ``detect`` wrote.
+        images: The images; labels are not needed.
+        out: A CSV file for labels, a folder for masks, a JSON file in COCO's format for boxes.
+        all_classes: Of a classifier, write the probability of each class.
+        min_score: Of a detector, leave out objects with a lower score.
+        limit: Take only a class-balanced part of the images.
+        workers: Processes that decode images.
+        overwrite: Replace what is there.
+
+    Returns:
+        Where the predictions are.
+
+    Raises:
+        UserError: An argument is not valid, or no image can be read.
+    """
+    from poa.tasks import predict as predicting
+
+    written = predicting.predict(
+        fspath(model),
+        fspath(images),
+        out=Path(out),
+        all_classes=all_classes,
+        min_score=min_score,
+        limit=limit,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    return written.path
+
+
+def _path_of(subject: "Run | str | PathLike[str]") -> str:
+    return str(subject if isinstance(subject, str | PathLike) else subject.folder)

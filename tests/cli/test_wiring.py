@@ -112,6 +112,29 @@ CASES: dict[str, Case] = {
             "save_every": 3,
         },
     ),
+    "finetune": (
+        f"--train a {GENERAL} --preset imagenet-vit-s --save-every 3 --epochs 2",
+        "poa.tasks.evaluate.finetune_networks",
+        {**SWEEP, "train": "a", "config": finetune.PRESETS["imagenet-vit-s"].changed(epochs=2), "save_every": 3},
+    ),
+    "segment": (
+        f"--train a --masks b {GENERAL} --classes f --ignore 11 --preset small-data-upernet --save-every 3 --epochs 2",
+        "poa.tasks.evaluate.segment_networks",
+        {**SWEEP, "config": SMALL.changed(epochs=2), "train": MaskedImages("a", "b"), "classes": Path("f")}
+        | {"ignore": 11, "save_every": 3},
+    ),
+    "detect": (
+        f"--train a --annotations b {GENERAL} --preset small-data --together --save-every 3 --epochs 2",
+        "poa.tasks.evaluate.detect_networks",
+        {**SWEEP, "config": Detection(epochs=2), "train": CocoImages("a", Path("b")), "together": True}
+        | {"save_every": 3},
+    ),
+    "predict": (
+        "a --out b --all-classes --min-score 0.5 --limit 7 --workers 2 --overwrite",
+        "poa.tasks.predict.predict",
+        {"model": "runs/mine", "images": "a", "out": Path("b"), "all_classes": True, "min_score": 0.5, "limit": 7}
+        | {"workers": 2, "overwrite": True},
+    ),
     "embed": (
         "--data a --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite",
         "poa.features.embed.embed",

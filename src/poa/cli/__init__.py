@@ -7,7 +7,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
-from poa.cli import evaluate, inspect, pretrain, tasks
+from poa.cli import evaluate, inspect, pretrain, supervised, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
@@ -30,6 +30,10 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     pretrain.demo,
     pretrain.recipes,
     pretrain.compare,
+    supervised.finetune,
+    supervised.segment,
+    supervised.detect,
+    supervised.predict,
     inspect.embed,
     inspect.pictures,
 )

@@ -1,10 +1,10 @@
 """The command ``poa evaluate``: a sub-command for each way to score networks, and what they show."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from cyclopts import App, Parameter, validators
 
@@ -99,6 +99,10 @@ class Options:
             text = f"Results are written to {source.out} in the current folder; --out FOLDER names another place."
             tell(plain_console(stderr=True), text)
         return source
+
+    def at(self, image_size: int) -> Self:
+        """With a size of images where none is given and this one is not 0."""
+        return replace(self, image_size=self.image_size or image_size or None)
 
     def of_sweep(self) -> "SweepOptions":
         """Those that all sweeps take."""

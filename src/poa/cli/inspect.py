@@ -1,5 +1,6 @@
 """The commands ``poa embed`` and ``poa pictures``: features of images as files, and as pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,10 +65,15 @@ def embed(
     for name, path in written.paths.items():
         images, width = written.shape[name]
         say(f"{path}: {counted(images, 'image')}, {width} values each")
-    if written.bad:
-        more = f" and {len(written.bad) - _MOST_NAMED:,} more" if len(written.bad) > _MOST_NAMED else ""
-        named = ", ".join(written.bad[:_MOST_NAMED])
-        say(f"Left out, since they could not be read: {counted(len(written.bad), 'image')}: {named}{more}")
+    say_bad(written.bad)
+
+
+def say_bad(names: Sequence[str]) -> None:
+    """Print which images could not be read, if any."""
+    if names:
+        more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+        named = ", ".join(names[:_MOST_NAMED])
+        say(f"Left out, since they could not be read: {counted(len(names), 'image')}: {named}{more}")
 
 
 def pictures(

@@ -16,6 +16,7 @@ from poa.config.finetune import TRANSFER, Finetune
 from poa.config.segmentation import PRESETS as SEGMENTATION
 from poa.config.segmentation import Segmentation
 from poa.config.values import preset_of
+from poa.text import note, plain_console
 
 if TYPE_CHECKING:
     from poa.evaluation.results import Results
@@ -43,6 +44,8 @@ def finetune(
 ) -> None:
     """Fine-tune networks on labelled images, with all weights and a classifier, and test them after the last epoch.
 
+    `poa finetune` trains the same models without test images.
+
     Args:
         preset: Settings to start from: small-data, or published ones such as imagenet-vit-s, semi-10 or cifar10-s.
     """
@@ -61,6 +64,8 @@ def transfer(
 ) -> None:
     """Fine-tune networks on another data set, as published: `finetune` with the settings of that data set.
 
+    `poa finetune` trains the same models without test images.
+
     Args:
         preset: Data set and size: cifar10, cifar100, inat18, inat19, flowers or cars, then -s or -b.
     """
@@ -74,7 +79,8 @@ def _finetune(model: str, settings: Finetune, images: Images, save_every: int, o
     source = options.source(model)
     sweep = partial(finetune_networks, source, settings, train=images.train, test=images.test, limit=options.limit)
     files = [("Models", "models", "one folder for each network, in the format of timm")]
-    _show(partial(sweep, save_every=save_every), source, options, headline="top1", files=files)
+    sweep = partial(sweep, save_every=save_every)
+    _show(sweep, source, options, verb="finetune", headline="top1", files=files)
 
 
 def segmentation(
@@ -94,6 +100,8 @@ def segmentation(
 ) -> None:
     """Segment images: train a head on each network (or all of it, --no-frozen), and report mIoU on test images.
 
+    `poa segment` trains the same models without test images.
+
     Args:
         train: Images to train on: a folder, an archive or a folder in one (a.zip/train), a list.
         train_masks: Their masks, named like them: PNG files of class ids.
@@ -108,12 +116,13 @@ def segmentation(
     from poa.tasks.segmentation.masks import MaskedImages
 
     settings = flags.over(preset_of(SEGMENTATION, preset))
-    source = replace(options, image_size=options.image_size or settings.crop or None).source(model)
+    source = options.at(settings.crop).source(model)
     parts = MaskedImages(train, train_masks), MaskedImages(test, test_masks)
     sweep = partial(segment_networks, source, settings, train=parts[0], test=parts[1], classes=classes, ignore=ignore)
     pictures = ("Pictures", "pictures", "test images with true and predicted masks")
     files = [("Classes", "classes.csv", "IoU of each"), _MODELS, pictures]
-    _show(partial(sweep, limit=options.limit, save_every=save_every), source, options, headline="miou", files=files)
+    sweep = partial(sweep, limit=options.limit, save_every=save_every)
+    _show(sweep, source, options, verb="segment", headline="miou", files=files)
 
 
 def detection(
@@ -132,6 +141,7 @@ def detection(
 ) -> None:
     """Detect objects: train a detector with boxes and masks on each network, and report COCO's AP on test images.
 
+    `poa detect` trains the same models without test images.
     --image-size is the size for which the network is made; images are resized by --sides, --test-side and --longest.
     --limit takes images evenly spread over the file.
 
@@ -151,7 +161,8 @@ def detection(
     sweep = partial(detect_networks, source, settings, train=parts[0], test=parts[1], together=together)
     pictures = ("Pictures", "pictures", "test images with true and detected objects")
     files = [("Detections", "detections", "in the format of pycocotools"), _MODELS, pictures]
-    _show(partial(sweep, limit=options.limit, save_every=save_every), source, options, headline="box_ap", files=files)
+    sweep = partial(sweep, limit=options.limit, save_every=save_every)
+    _show(sweep, source, options, verb="detect", headline="box_ap", files=files)
 
 
 def _show(
@@ -159,10 +170,16 @@ def _show(
     source: "ModelSource",
     options: Options,
     *,
+    verb: str,
     headline: str,
     files: Sequence[tuple[str, str, str]],
 ) -> None:
-    """Run a sweep and print its scores and files: what each is, its name beside the scores, and more about it."""
+    """Run a sweep and print its scores and files: what each is, its name beside the scores, and more about it.
+
+    ``verb`` is the command that trains without a test.
+    """
+    sentence = f"This command trains and tests. To train the same models without test images, use `poa {verb}`."
+    note(plain_console(stderr=True), sentence)
 
     def show(results: "Results", path: Path) -> None:
         further = [f"{what}: {path.parent / name}, {text}" for what, name, text in files]

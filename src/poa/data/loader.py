@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from poa.config.pretraining import ViewSettings
-from poa.data.images import BadImage, centre_crop, decode
+from poa.data.images import BadImage, centre_crop, decode, image_tensor
 from poa.data.masks import Masking, masks_for
 from poa.data.sampler import draws
 from poa.data.views import RawViews, collate, make_crops, sample_generator
@@ -106,6 +106,26 @@ def images_for_scoring(
             f"Images resized to {resize} pixels are too small for crops of {size}. Resize to {size} pixels or more."
         )
     return prepare(_ScoringPlan(index, size, resize, batch_size, start), workers=workers)
+
+
+def whole_images(
+    index: Images, *, workers: int = 0, start: int = 0
+) -> Iterator[UInt8[Tensor, "1 3 _height _width"] | None]:
+    """The images of an index in order from ``start`` on, each of its own size; None for one that cannot be read."""
+    return prepare(_WholePlan(index, start), workers=workers)
+
+
+@dataclass(frozen=True)
+class _WholePlan(Plan[Any]):
+    index: Images
+    start: int
+
+    def __len__(self) -> int:
+        return max(0, len(self.index) - self.start)
+
+    def make(self, number: int) -> Tensor | None:
+        image = read_or_none(self.index, self.start + number)
+        return None if image is None else image_tensor(image)
 
 
 @dataclass(frozen=True)

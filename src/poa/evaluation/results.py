@@ -149,7 +149,7 @@ class ResultFiles:
                 if overwrite:
                     self._remove(self._paths())
                 elif reasons := [why for path in self._paths() if (why := self._outdated(path))]:
-                    told = [f"{reasons[0]} The scores there are kept in {self._set_aside()}, and computed again."]
+                    told = [f"{reasons[0]} The results there are kept in {self._set_aside()}, and computed again."]
         distributed.barrier()
         self._read()
         return told
@@ -312,7 +312,7 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
     if differing := _differing(found, wanted):
         listed = ", ".join(f"{name} ({found.get(name)} before, {wanted.get(name)} now)" for name in differing)
         raise UserError(
-            f"{path} holds scores made with other settings: {listed}. "
+            f"{path} holds results made with other settings: {listed}. "
             "Choose another --name to keep both, or replace them with --overwrite."
         )
 

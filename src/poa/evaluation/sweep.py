@@ -60,6 +60,11 @@ class Scorer(ABC):
         """All that the scores depend on besides weights and images, as far as JSON can hold it."""
 
     @property
+    def of_the_others(self) -> str:
+        """What is said where images could not be read."""
+        return "The scores are those of the remaining images."
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """All that the scores depend on: results of other settings are refused."""
         texts = {what: each.text for what, each in self.identities.items()}
@@ -158,7 +163,7 @@ def sweep(source: ModelSource, scorer: Scorer, names: Sequence[str], options: Sw
     results = files.finish()
     for what, left_out in results.left_out.items():
         if left_out.number:
-            options.tell(f"{left_out.describe(what)} The scores are those of the remaining images.")
+            options.tell(f"{left_out.describe(what)} {scorer.of_the_others}")
     if distributed.is_main():
         scorer.finish(results, folder)
     files.require(names, done=scorer.done)

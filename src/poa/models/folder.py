@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,3 +116,29 @@ def memory_of_machine() -> int | None:
 def _rgb(values: Any) -> tuple[float, float, float]:
     red, green, blue = map(float, values)
     return red, green, blue
+
+
+def load_model(folder: Path) -> Any:
+    """The timm model of a folder with its weights and its classifier, in evaluation mode, without gradients."""
+    model_in(folder, flag="The model of")
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"The model of {folder} has no weights: {file.name} is missing. Restore the file.")
+    try:
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # of timm, torch and safetensors about files that others may have written
+        raise UserError(
+            f"The weights in {file} cannot be loaded ({first_line(error)}). Restore the file, or write the model again."
+        ) from None
+    return model.eval().requires_grad_(False)
+
+
+def weights_of(path: Path) -> str:
+    """What results know the model of a folder, or of a file, by: a digest of its files of weights and settings."""
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
+    digest = sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            digest.update(file_digest(content, "sha256").digest())
+    return f"{path.resolve().name}, sha256 {digest.hexdigest()[:16]}"

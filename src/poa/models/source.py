@@ -22,7 +22,7 @@ from poa.errors import UserError, first_line, nearest
 from poa.export.timm import Blueprint
 from poa.families.base import Family, Features
 from poa.models import hub, registry, weights
-from poa.models.folder import made_for, model_in
+from poa.models.folder import Made, made_for, model_in
 from poa.models.run import Run, is_run, load
 from poa.models.tensors import check_taken
 from poa.training.checkpoint import digest_of
@@ -106,7 +106,7 @@ def model_source(
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size must be at least 1, got {image_size}.")
     timm_name, state, of_what = _source(name, folder, is_trained=branch == "teacher")
-    label = folder.resolve().name if folder.is_dir() else name.rpartition("/")[2]
+    label = _label(name)
     create = partial(_create, name, timm_name, image_size=image_size)
     model = create(state, num_classes=0).requires_grad_(False)
     made = made_for(model, name=name)
@@ -126,15 +126,28 @@ def model_source(
         network=lambda _: network,
         timm_model=trainable,
         weights=of_what if state else f"{of_what}, sha256 {_digest(model.state_dict())}",
-        preprocessing=Preprocessing(
-            side,
-            floor(side / (made.crop_share or DEFAULT_CROP_PCT) + 1e-6),
-            mean=made.mean,
-            std=made.std,
-        ),
+        preprocessing=resized_for(side, made),
         out=out or Path("eval", label),
         branch=branch,
     )
+
+
+def resized_for(side: int, made: Made) -> Preprocessing:
+    """How images are prepared for a timm model at ``side`` pixels, which need not be those that it is made for."""
+    resize = floor(side / (made.crop_share or DEFAULT_CROP_PCT) + 1e-6)
+    return Preprocessing(side, resize, mean=made.mean, std=made.std)
+
+
+def _label(name: str) -> str:
+    """What a folder or a timm network is called in results."""
+    folder = registry.folder_of(name)
+    return folder.resolve().name if folder.is_dir() else name.rpartition("/")[2]
+
+
+def trained_folder(name: str) -> Path:
+    """Where networks go that are trained further: ``trained`` in the folder of a run, else ``trained/NAME``."""
+    folder = registry.folder_of(name)
+    return folder / "trained" if is_run(folder) else Path("trained", _label(name))
 
 
 def run_source(

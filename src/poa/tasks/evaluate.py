@@ -1,8 +1,9 @@
 """Networks of a source trained for a task and tested: the images are opened and checked, then one sweep does the rest.
 
-Under the folder of the results, scores are in ``<task>.json`` and ``.csv`` and models in ``models``. A network with
-scores is not trained again, and one that was stopped resumes from its last checkpoint, with the same result. All raise
-``NotScored`` if some trainings diverged, and other kinds of ``UserError`` if images and settings do not fit together.
+Under the folder of the results, scores are in ``<task>.json`` and ``.csv`` and models in ``models``. Without test
+images there are no scores. A network that is in the results is not trained again, and one that was stopped resumes from
+its last checkpoint, with the same result. All raise ``NotScored`` if some trainings diverged, and other kinds of
+``UserError`` if images and settings do not fit together.
 """
 
 from pathlib import Path
@@ -39,22 +40,26 @@ from poa.tasks.training import Task
 from poa.text import plain_console, tell
 from poa.training.progress import bar
 
+_CALLED = {"train": "training", "test": "test"}
+"""What images are called in sentences, by what they are for."""
+
 
 def finetune_networks(
     source: ModelSource,
     config: Finetune,
     *,
     train: str,
-    test: str,
+    test: str | None = None,
     limit: int | None = None,
     save_every: int = 1,
     options: SweepOptions = DEFAULTS,
 ) -> Results:
     """Train networks on labelled images, or a class-balanced ``limit`` of them, all weights and a new classifier."""
-    check_out(source.out, train, test)
-    indexes = open_images(train, limit=limit, console=options.console), open_images(test, console=options.console)
-    note_darkness(*indexes, console=options.console)
-    images = labelled(*indexes)
+    check_out(source.out, train, *filter(None, [test]))
+    train_index = open_images(train, limit=limit, console=options.console)
+    test_index = None if test is None else open_images(test, console=options.console)
+    note_darkness(*filter(None, [train_index, test_index]), console=options.console)
+    images = labelled(train_index, test_index)
     task = Classification(source, options, save_every, config, *images)
     training_transform(config, source.preprocessing)
     steps_per_epoch(len(task.images.labels), config.batch_size)
@@ -66,7 +71,7 @@ def segment_networks(
     config: Segmentation,
     *,
     train: MaskedImages,
-    test: MaskedImages,
+    test: MaskedImages | None = None,
     classes: Path | None = None,
     ignore: int = IGNORED,
     limit: int | None = None,
@@ -79,13 +84,17 @@ def segment_networks(
     all have one). IoU by class is written to ``classes.csv``, pictures to ``pictures``.
     """
     names = None if classes is None else read_names(classes)
-    check_out(source.out, train.images, train.masks, test.images, test.masks)
-    train_pairs = train.open(limit=limit, ignore=ignore, console=options.console)
-    test_pairs = test.open(ignore=ignore, console=options.console)
-    note_darkness(train_pairs.images, test_pairs.images, console=options.console)
-    overlap_of({"train": train_pairs.identity, "test": test_pairs.identity})  # before all masks are read
-    found = _statistics(train_pairs, "training", options), _statistics(test_pairs, "test", options)
-    options.check_readable({"train": found[0].left_out, "test": found[1].left_out})
+    given = {"train": train} if test is None else {"train": train, "test": test}
+    check_out(source.out, *(path for each in given.values() for path in (each.images, each.masks)))
+    pairs = {
+        part: each.open(limit=limit if part == "train" else None, ignore=ignore, console=options.console)
+        for part, each in given.items()
+    }
+    note_darkness(*(each.images for each in pairs.values()), console=options.console)
+    overlap_of({part: each.identity for part, each in pairs.items()})  # before all masks are read
+    read = {part: _statistics(each, part, options) for part, each in pairs.items()}
+    options.check_readable({part: each.left_out for part, each in read.items()})
+    found = read["train"], read.get("test")
     known = class_names(*found, names=names)
     config = _resolved(config, source.preprocessing.image_size, *found)
     return _run(SegmentationTask(source, options, save_every, config, *found, known))
@@ -96,7 +105,7 @@ def detect_networks(
     config: Detection,
     *,
     train: CocoImages,
-    test: CocoImages,
+    test: CocoImages | None = None,
     limit: int | None = None,
     together: bool = False,
     save_every: int = 1,
@@ -108,25 +117,27 @@ def detect_networks(
     memorised, which is shown. What is detected is written to ``detections``, pictures to ``pictures``.
     """
     coco_tools()
-    check_out(source.out, train.images, test.images)
+    given = {"train": train} if test is None else {"train": train, "test": test}
+    check_out(source.out, *(each.images for each in given.values()))
     names = source.choose(options.sizes)
     if together:
         check_slimmable(source, names)
-    found = train.read(has_masks=config.has_masks, limit=limit), test.read(has_masks=config.has_masks)
-    check_categories(*found)
-    train_images, test_images = (
-        _readable(annotations, named.images, part, options)
-        for annotations, named, part in zip(found, (train, test), ("train", "test"), strict=True)
-    )
-    note_darkness(train_images.index, test_images.index, console=options.console)
-    steps_per_epoch(len(train_images), config.batch_size)
-    parts = (source, options, save_every, config, train_images, test_images)
+    read = {
+        part: each.read(has_masks=config.has_masks, limit=limit if part == "train" else None)
+        for part, each in given.items()
+    }
+    if "test" in read:
+        check_categories(read["train"], read["test"])
+    found = {part: _readable(read[part], each.images, part, options) for part, each in given.items()}
+    note_darkness(*(each.index for each in found.values()), console=options.console)
+    steps_per_epoch(len(found["train"]), config.batch_size)
+    parts = (source, options, save_every, config, found["train"], found.get("test"))
     return _run(SlimmableDetectionTask(*parts, names) if together else DetectionTask(*parts))
 
 
 def _readable(annotations: Annotations, images: str, part: str, options: SweepOptions) -> InstanceImages:
     """Images that can be read, after all checks."""
-    console, called = options.console or plain_console(stderr=True), "training" if part == "train" else part
+    console, called = options.console or plain_console(stderr=True), _CALLED[part]
     check_objects(annotations, part=called)
     found = find_images(annotations, images, console=console)
     with bar(f"reading {called} images", total=len(found), console=console) as advance:
@@ -147,20 +158,22 @@ def _run(task: Task) -> Results:
 
 def _statistics(pairs: Pairs, part: str, options: SweepOptions) -> PairStatistics:
     console = options.console or plain_console(stderr=True)
-    with bar(f"reading {part} masks", total=len(pairs), console=console) as advance:
+    with bar(f"reading {_CALLED[part]} masks", total=len(pairs), console=console) as advance:
         return statistics(pairs, workers=options.workers, advance=advance)
 
 
-def _resolved(config: Segmentation, image_size: int, train: PairStatistics, test: PairStatistics) -> Segmentation:
+def _resolved(
+    config: Segmentation, image_size: int, train: PairStatistics, test: PairStatistics | None
+) -> Segmentation:
     """The settings with the window and its stride as they will be used, after checking them against the images."""
     crop = config.crop or image_size
     stride = config.stride or max(1, round(crop * 2 / 3))
     if stride > crop:
         raise UserError(f"With --stride {stride}, windows of {crop} pixels leave gaps. Set --stride to at most {crop}.")
     steps_per_epoch(len(train.pairs), config.batch_size)
-    name, side = test.smallest
+    name, side = ("", crop) if test is None else test.smallest
     side = min(scaled_sides(side, side, shorter=config.resize))
-    if not config.whole and side < crop:
+    if test is not None and not config.whole and side < crop:
         after = " after --resize" if config.resize else ""
         raise UserError(
             f"The shorter side of the test image {name!r} has {side} pixels{after}, less than the window of {crop}. "

@@ -161,6 +161,11 @@ class Task(Scorer):
             yield name, outcome
 
     @property
+    def of_the_others(self) -> str:
+        """Without a test there are no scores."""
+        return super().of_the_others if "test" in self.identities else "The models were trained on the others."
+
+    @property
     def folder(self) -> Path:
         """Of all results."""
         return results_file(self.source, self.name, self.options.name).parent

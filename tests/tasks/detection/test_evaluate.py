@@ -260,7 +260,7 @@ def test_one_detector_for_all_widths(
     assert json.loads((folder / "detection.json").read_text())["settings"]["together"] == list(names)
     assert detect() == found
     assert len(begun) == 1
-    with pytest.raises(UserError, match=r"scores made with other settings: together \(.* before, None now\)"):
+    with pytest.raises(UserError, match=r"results made with other settings: together \(.* before, None now\)"):
         detect(together=False)
 
 

@@ -39,8 +39,10 @@ class Labelled:
         return Labelled(ImageIndex(self.index.folder, chosen), self.labels[rows])
 
 
-def labelled(train: ImageIndex, test: ImageIndex) -> tuple[Labelled, Labelled]:
-    """Training and test images; classes are those of the training images, matched by name."""
+def labelled(train: ImageIndex, test: ImageIndex | None) -> tuple[Labelled, Labelled | None]:
+    """Training and perhaps test images; classes are those of the training images, matched by name."""
+    if test is None:
+        return Labelled(train, train.require_labels()), None
     train_labels, test_labels = matched_labels(train, test)
     return Labelled(train, train_labels), Labelled(test, test_labels)
 

@@ -212,7 +212,7 @@ class Classification(Task):
 
     config: Finetune
     train: Labelled
-    test: Labelled
+    test: Labelled | None
 
     name = "finetune"
     done = "fine-tuned"
@@ -220,7 +220,8 @@ class Classification(Task):
     @property
     def identities(self) -> Mapping[str, Identity]:
         """The images that are trained on, and those to test on."""
-        return {"train": self.images.index.identity, "test": self.test.index.identity}
+        test = {} if self.test is None else {"test": self.test.index.identity}
+        return {"train": self.images.index.identity, **test}
 
     @property
     def choices(self) -> Mapping[str, Any]:
@@ -233,7 +234,7 @@ class Classification(Task):
         return self.train.take(draw_rows(self.train.labels, self.config))
 
     def evaluate(self, name: str, work: Path) -> Outcome:
-        """Fine-tune a network, test it and write it."""
+        """Fine-tune a network, test it if there are test images, and write it."""
         config, preprocessing, images = self.config, self.source.preprocessing, self.images
         classes, device, workers = images.index.classes, distributed.this_device(), self.options.workers
         model = self.source.timm_model(name, num_classes=len(classes), drop_path=config.drop_path)
@@ -241,10 +242,18 @@ class Classification(Task):
         an_epoch = steps_per_epoch(len(images.labels), config.batch_size) * config.batch_size
         with self.hooks(name, work, epochs=config.epochs, images=an_epoch) as hooks:
             model, summary = finetune(model, images, config, preprocessing, device=device, workers=workers, hooks=hooks)
-            tested, ranks = ranks_of(model, self.test, preprocessing=preprocessing, device=device, workers=workers)
+            outcome = self._outcome(model, images, summary)
         folder = self.folder / "models" / name
         write_finetuned(model, plan, name=name, folder=folder, preprocessing=preprocessing, source=self.origin)
+        return outcome
+
+    def _outcome(self, model: nn.Module, images: Labelled, summary: EpochSummary) -> Outcome:
+        """Scores of a fine-tuned model, if there are test images."""
         details = {"training_loss": summary.loss, "training_images": float(len(images.labels))}
-        read = np.setdiff1d(np.arange(len(images.labels)), summary.bad)
-        left_out = {"train": images.index.left_out(read), "test": self.test.index.left_out(tested)}
+        left_out = {"train": images.index.left_out(np.setdiff1d(np.arange(len(images.labels)), summary.bad))}
+        if self.test is None:
+            return Outcome({}, details=details, left_out=left_out)
+        device, preprocessing, workers = distributed.this_device(), self.source.preprocessing, self.options.workers
+        tested, ranks = ranks_of(model, self.test, preprocessing=preprocessing, device=device, workers=workers)
+        left_out["test"] = self.test.index.left_out(tested)
         return replace(Outcome.of_ranks(ranks, details), left_out=left_out)

@@ -18,7 +18,8 @@ BOXES, MASKS = "bbox", "segm"
 """Kinds of average precision, as pycocotools calls them."""
 _STATISTICS = {0: "ap", 1: "ap50", 2: "ap75", 3: "ap_small", 4: "ap_medium", 5: "ap_large", 8: "ar100"}
 """Places in the summary of pycocotools. AR: the recall with up to 100 detections an image, mean over IoUs."""
-_IN_MASK = 0.5
+IN_MASK = 0.5
+"""Least value of a pixel that belongs to an object."""
 _DECIMALS, _SCORE_DECIMALS = 2, 6
 
 
@@ -46,7 +47,7 @@ def box_entries(
 def mask_entries(boxes: Iterable[Entry], masks: Float[Tensor, "found 1 height width"]) -> list[Entry]:
     """The same detections with masks in place of boxes: pycocotools takes areas from the masks then."""
     tools, entries = coco_tools(), []
-    for entry, mask in zip(boxes, (masks[:, 0] >= _IN_MASK).byte().cpu().numpy(), strict=True):
+    for entry, mask in zip(boxes, (masks[:, 0] >= IN_MASK).byte().cpu().numpy(), strict=True):
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of NumPy, about pycocotools
             code = tools.encode(np.asfortranarray(mask))
         segmentation = {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}

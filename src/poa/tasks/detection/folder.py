@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
 
@@ -18,6 +19,7 @@ from poa import errors
 from poa.data.images import Preprocessing
 from poa.export.timm import Blueprint, model_card, num_parameters, save_weights, unlike, write_model
 from poa.files import whole_folder
+from poa.models.folder import load_model
 from poa.tasks import maps
 from poa.tasks.detection import cascade, model
 from poa.tasks.detection.model import DetectorPlan
@@ -93,6 +95,43 @@ def write_detector(
         (unfinished / PROGRAM).write_text(program(), encoding="utf-8")
         (unfinished / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         _check(network, unfinished, side=plan.side)
+
+
+class ReadDetector(NamedTuple):
+    """A detector that was written: in evaluation mode, its plan, and the names of its categories by id."""
+
+    network: Any
+    plan: DetectorPlan
+    categories: Mapping[int, str]
+
+
+def is_detector(folder: Path) -> bool:
+    """Whether a folder holds a detector."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def read_detector(folder: Path) -> ReadDetector:
+    """What ``write_detector`` wrote to a folder, on the CPU; a ``UserError`` if it is not there or damaged.
+
+    The program beside it is not run: who changes it could do anything.
+    """
+    backbone = load_model(folder)
+    try:
+        about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        plan = DetectorPlan(**about["plan"])
+        categories = {int(each["id"]): str(each["name"]) for each in about["categories"]}
+        weights = load_file(folder / HEAD)
+        weights |= {f"{_BACKBONE}{name}": value for name, value in backbone.state_dict().items()}
+        with torch.random.fork_rng(devices=[]):
+            network = model.build_detector(backbone, plan)
+        network.load_state_dict(weights)
+        assert len(categories) == plan.num_classes, "its categories are not as many as its classes"
+    except Exception as error:  # of files that others may have written
+        raise errors.UserError(
+            f"The detector in {folder} cannot be loaded ({errors.first_line(error)}). Restore its files, or train it "
+            "again with `poa detect`."
+        ) from None
+    return ReadDetector(network.eval().requires_grad_(False), plan, categories)
 
 
 def program() -> str:

@@ -209,19 +209,19 @@ class DetectionTask(Task):
     Attributes:
         config: How to train and to test.
         train: Images to train on.
-        test: Images to test on.
+        test: Images to test on, if any.
     """
 
     config: Detection
     train: InstanceImages
-    test: InstanceImages
+    test: InstanceImages | None
     name = "detection"
     may_memorise = True
 
     @property
     def identities(self) -> Mapping[str, Identity]:
         """Images with their annotations."""
-        return {"train": self.train.identity, "test": self.test.identity}
+        return {"train": self.train.identity, **({} if self.test is None else {"test": self.test.identity})}
 
     @property
     def choices(self) -> Mapping[str, Any]:
@@ -236,6 +236,7 @@ class DetectionTask(Task):
     @cached_property
     def truth(self) -> Mapping[str, Any]:
         """What pycocotools compares detections with, read once for all networks."""
+        assert self.test is not None
         return truth_of(self.test.annotations)
 
     @property
@@ -245,7 +246,7 @@ class DetectionTask(Task):
         return detector_plan(self.config, num_classes=len(categories), mean=own.mean, std=own.std)
 
     def evaluate(self, name: str, work: Path) -> Outcome:
-        """Train a detector on a network, test it and write it."""
+        """Train a detector on a network, test it if there are test images, and write it."""
         backbone, blueprint = backbone_of(self.source, name, drop_path=self.config.drop_path)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
@@ -260,12 +261,11 @@ class DetectionTask(Task):
             return train(network, self.train, config, device=device, narrower=narrower, workers=workers, hooks=hooks)
 
     def assess(self, name: str, network: Any, blueprint: Blueprint, summary: EpochSummary) -> Outcome:
-        """Test a trained detector, write it and what it found, and draw some test images."""
-        device, workers, own = distributed.this_device(), self.options.workers, self.source.preprocessing
-        with bar(f"{name} test images", total=len(self.test), console=self.console) as advance:
-            found = detect(network, self.test, device=device, workers=workers, advance=advance)
-        scores = self._scores(name, found)
-        self._draw(name, found, scores)
+        """Test a trained detector if there are test images, and write it."""
+        outcome = self._trained(network, summary)
+        if self.test is not None:
+            outcome = self._tested(name, network, self.test, outcome)
+        own = self.source.preprocessing
         write_detector(
             network,
             blueprint,
@@ -276,20 +276,35 @@ class DetectionTask(Task):
             name=name,
             source=self.origin,
         )
+        return outcome
+
+    def _trained(self, network: Any, summary: EpochSummary) -> Outcome:
+        """What is known before a test."""
         details = {
             "training_loss": summary.loss,
             "training_images": float(len(self.train)),
             "training_objects": float(self.train.annotations.num_objects),
-            "test_images": float(len(found.images)),
             "absent_training_images": float(self.train.num_absent),
-            "absent_test_images": float(self.test.num_absent),
-            "detections": float(len(found.boxes)),
             "detector_parameters": float(num_parameters(network)),
         }
+        return Outcome({}, details=details, left_out={"train": self.train.left_out(summary.bad)})
+
+    def _tested(self, name: str, network: Any, test: InstanceImages, trained: Outcome) -> Outcome:
+        """Scores of a detector; writes what it found, and draws some test images."""
+        device, workers = distributed.this_device(), self.options.workers
+        with bar(f"{name} test images", total=len(test), console=self.console) as advance:
+            found = detect(network, test, device=device, workers=workers, advance=advance)
+        scores = self._scores(name, found)
+        self._draw(name, test, found, scores)
+        details = {
+            "test_images": float(len(found.images)),
+            "absent_test_images": float(test.num_absent),
+            "detections": float(len(found.boxes)),
+        }
         read = set(found.images)
-        unread = [number for number, each in enumerate(self.test.annotations.images) if each.id not in read]
-        left_out = {"train": self.train.left_out(summary.bad), "test": self.test.left_out(unread)}
-        return Outcome(scores, details=details, left_out=left_out)
+        unread = [number for number, each in enumerate(test.annotations.images) if each.id not in read]
+        left_out = {**trained.left_out, "test": test.left_out(unread)}
+        return Outcome(scores, details={**trained.details, **details}, left_out=left_out)
 
     def _scores(self, name: str, found: Detections) -> Mapping[str, float]:
         """COCO's average precision of the files of detections, which are written first."""
@@ -302,19 +317,19 @@ class DetectionTask(Task):
             scores |= average_precision(self.truth, file, kind=kind, images=found.images)
         return scores
 
-    def _draw(self, name: str, found: Detections, scores: Mapping[str, float]) -> None:
+    def _draw(self, name: str, test: InstanceImages, found: Detections, scores: Mapping[str, float]) -> None:
         """A sheet of some test images with true and detected objects."""
         if not found.examples:
             return
         called = list(self.train.annotations.categories.values())
         rows = []
         for each in found.examples:
-            truth, detected = self.test.read(each.i), each.detected
+            truth, detected = test.read(each.i), each.detected
             true_masks = None if truth.masks is None else truth.masks.bool().numpy()
             masks = detected["masks"][:, 0].gt(0.5).numpy() if "masks" in detected else None
             rows.append(
                 ImageWithObjects(
-                    self.test.annotation(each.i).file_name,
+                    test.annotation(each.i).file_name,
                     truth.image.mul(255).round().byte().permute(1, 2, 0).numpy(),
                     Objects(truth.boxes.numpy(), [called[label - 1] for label in truth.labels], true_masks),
                     Objects(detected["boxes"].numpy(), [called[label - 1] for label in detected["labels"]], masks),

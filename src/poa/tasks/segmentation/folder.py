@@ -1,8 +1,9 @@
 """A segmentation network as a folder: the backbone for timm, the head beside it, and how they fit together."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from poa.config.segmentation import Segmentation
 from poa.data.images import Preprocessing
-from poa.errors import counted
+from poa.errors import UserError, counted, first_line
 from poa.export.timm import (
     Blueprint,
     images_note,
@@ -23,11 +25,15 @@ from poa.export.timm import (
     write_model,
 )
 from poa.files import whole_folder
+from poa.models.folder import load_model
+from poa.tasks.maps import Maps
 from poa.tasks.segmentation.model import LinearHead, Segmenter
 from poa.text import markdown_text, python_literal, unicode_text
 
 HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "segmenter.pt2", "segmentation.json"
 _LARGEST_BATCH = 4096
+_OF_TEST = ("resize", "stride", "whole", "test_scales", "test_flip")
+"""Settings by which masks are predicted; older folders do not have them."""
 _CODE_LINEAR = """import timm, torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
@@ -53,12 +59,13 @@ def write_segmenter(
     source: str,
     classes: tuple[str, ...],
     ignore: int,
+    settings: Segmentation,
     preprocessing: Preprocessing,
 ) -> None:
     """Write a network, moved to the CPU, and check that what is read back does the same (else a ``RuntimeError``).
 
     ``source`` says where the backbone comes from, ``classes`` are in the order of the scores, pixels of id ``ignore``
-    have none, and the size of ``preprocessing`` is that of the windows.
+    have none, ``settings`` say how masks are predicted, and the size of ``preprocessing`` is that of the windows.
     """
     network = network.cpu().eval()
     maps, is_linear = network.maps, isinstance(network.head, LinearHead)
@@ -71,6 +78,7 @@ def write_segmenter(
         "multiple": maps.multiple,
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
+        "prediction": settings.model_dump(mode="json", include=set(_OF_TEST)),
     }
     window = preprocessing.image_size + -preprocessing.image_size % maps.multiple
     images = torch.randn(2, 3, window, window, generator=torch.Generator().manual_seed(0))
@@ -98,6 +106,63 @@ def write_segmenter(
         save_weights(_head(network).state_dict(), unfinished / HEAD)
         (unfinished / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         (_check_linear if is_linear else _write_program)(network, unfinished, images)
+
+
+class ReadSegmenter(NamedTuple):
+    """A segmentation network that was written.
+
+    Attributes:
+        network: In evaluation mode.
+        classes: Their names, in the order of the scores.
+        ignore: Id of pixels without a class.
+        settings: How masks are predicted.
+        preprocessing: Its size is that of the windows.
+    """
+
+    network: Segmenter
+    classes: tuple[str, ...]
+    ignore: int
+    settings: Segmentation
+    preprocessing: Preprocessing
+
+
+def is_segmenter(folder: Path) -> bool:
+    """Whether a folder holds a segmentation network."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def read_segmenter(folder: Path) -> ReadSegmenter:
+    """What ``write_segmenter`` wrote to a folder, on the CPU; a ``UserError`` if it is not there or damaged."""
+    backbone = load_model(folder)
+    try:
+        about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        weights = load_file(folder / HEAD)
+        window, ignore, classes = int(about["window"]), int(about["ignore"]), tuple(map(str, about["classes"]))
+        settings = Segmentation(
+            crop=window, **{"stride": max(1, round(window * 2 / 3))} | about.get("prediction", {}), **_built(weights)
+        )
+        maps = Maps(backbone, image_size=(window, window))
+        is_last = len(about["indices"]) < len(maps.indices)
+        network = Segmenter(
+            maps, settings.changed(taps="last" if is_last else "all", auxiliary=0.0), num_classes=len(classes)
+        )
+        _head(network).load_state_dict(weights)
+        (red, green, blue), deviations = map(float, about["mean"]), tuple(map(float, about["std"]))
+        preprocessing = Preprocessing(window, window, (red, green, blue), (deviations[0], deviations[1], deviations[2]))
+    except Exception as error:  # of files that others may have written
+        raise UserError(
+            f"The segmentation network in {folder} cannot be loaded ({first_line(error)}). Restore its files, or train "
+            "it again with `poa segment`."
+        ) from None
+    network = network.eval().requires_grad_(False)
+    return ReadSegmenter(network, classes, ignore, settings, preprocessing)
+
+
+def _built(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of the head that has these weights."""
+    if "fuse.0.weight" not in weights:
+        return {"head": "linear"}
+    return {"head": "upernet", "channels": len(weights["fuse.0.weight"])}
 
 
 def _head(network: Segmenter) -> nn.Module:

@@ -218,7 +218,7 @@ def statistics(pairs: Pairs, *, workers: int = 0, advance: Callable[[int], None]
     return PairStatistics(pairs.take(good), left_out, pairs.identity, pixels, examples, smallest)
 
 
-def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[str] | None) -> tuple[str, ...]:
+def class_names(train: PairStatistics, test: PairStatistics | None, *, names: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the classes, after checking that the masks have no others.
 
     ``names`` are in the order of the ids; without them, classes are called by their ids, up to the highest one in the
@@ -246,7 +246,7 @@ def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[
         )
     known = tuple(map(str, range(seen[-1] + 1))) if names is None else tuple(names)
     why = f"the highest of the training masks is {seen[-1]}" if names is None else f"there are {len(known)} class names"
-    for each in (train, test):
+    for each in (train,) if test is None else (train, test):
         strange = [number for number in each.pixels if number != ignore and not 0 <= number < len(known)]
         if strange:
             raise UserError(
@@ -254,7 +254,7 @@ def class_names(train: PairStatistics, test: PairStatistics, *, names: Sequence[
                 f"{strange[0]}, but {why}, so ids must be from 0 to {len(known) - 1}. Correct the masks or the "
                 f"names, or leave these pixels out with --ignore {strange[0]}."
             )
-    if not set(test.pixels) - {ignore}:
+    if test is not None and not set(test.pixels) - {ignore}:
         raise UserError(
             f"The test masks in {test.pairs.masks.source} hold only id {ignore}, which is ignored. "
             "Give masks with classes, or another --ignore."

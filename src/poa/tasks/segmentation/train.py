@@ -167,13 +167,13 @@ class SegmentationTask(Task):
     Attributes:
         config: With the crop and the stride that are used.
         train: Images to train on.
-        test: Images to test on.
+        test: Images to test on, if any.
         classes: Names by id.
     """
 
     config: Segmentation
     train: PairStatistics
-    test: PairStatistics
+    test: PairStatistics | None
     classes: tuple[str, ...]
 
     name = "segmentation"
@@ -181,7 +181,7 @@ class SegmentationTask(Task):
     @property
     def identities(self) -> Mapping[str, Identity]:
         """Images with their masks."""
-        return {"train": self.train.identity, "test": self.test.identity}
+        return {"train": self.train.identity, **({} if self.test is None else {"test": self.test.identity})}
 
     @property
     def choices(self) -> Mapping[str, Any]:
@@ -200,25 +200,16 @@ class SegmentationTask(Task):
         return replace(self.source.preprocessing, image_size=self.config.crop, resize=self.config.crop)
 
     def evaluate(self, name: str, work: Path) -> Outcome:
-        """Train a head on a network, test it, write it and draw some test images."""
+        """Train a head on a network, test it if there are test images, and write it."""
         config, preprocessing, workers = self.config, self.preprocessing, self.options.workers
         pairs, device = self.train.pairs, distributed.this_device()
         network, blueprint = self._network(name)
         an_epoch = steps_per_epoch(len(pairs), config.batch_size) * config.batch_size
         with self.hooks(name, work, epochs=config.epochs, images=an_epoch) as hooks:
             summary = train(network, pairs, config, preprocessing, device=device, workers=workers, hooks=hooks)
-        with bar(f"{name} test images", total=len(self.test.pairs), console=self.console) as advance:
-            found = evaluate(
-                network,
-                self.test.pairs,
-                config,
-                preprocessing,
-                num_classes=len(self.classes),
-                device=device,
-                workers=workers,
-                advance=advance,
-            )
-        self._draw(name, found)
+        outcome = self._trained(network, summary)
+        if self.test is not None:
+            outcome = self._tested(name, network, self.test, outcome)
         write_segmenter(
             network,
             blueprint,
@@ -227,12 +218,15 @@ class SegmentationTask(Task):
             source=self.origin,
             classes=self.classes,
             ignore=pairs.ignore,
+            settings=config,
             preprocessing=preprocessing,
         )
-        return self._outcome(found, network, summary)
+        return outcome
 
     def finish(self, results: Results, folder: Path) -> None:
         """Write ``classes.csv``: the IoU of each class, a line a class, a column a network."""
+        if self.test is None:
+            return
         networks = list(results.in_order().scores)
         with whole_file(folder / "classes.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -250,10 +244,11 @@ class SegmentationTask(Task):
         return Segmenter(maps, config, num_classes=len(self.classes)), blueprint
 
     def _draw(self, name: str, found: Evaluation) -> None:
+        """A sheet of some test images with true and predicted masks."""
         rows = []
         for each in found.examples:
             image = F.interpolate(each.pair.image, tuple(each.pair.mask.shape), mode="nearest")
-            truth = each.pair.mask.masked_fill(each.pair.mask == self.test.pairs.ignore, -1)
+            truth = each.pair.mask.masked_fill(each.pair.mask == self.train.pairs.ignore, -1)
             rows.append(
                 ImageWithMasks(each.name, image[0].permute(1, 2, 0).numpy(), truth.numpy(), each.predicted.numpy())
             )
@@ -268,20 +263,35 @@ class SegmentationTask(Task):
         names = {str(number): name for number, name in enumerate(self.classes)}
         return replace(part.left_out, classes=tuple(names.get(each, each) for each in part.left_out.classes))
 
-    def _outcome(self, found: Evaluation, network: Segmenter, summary: EpochSummary) -> Outcome:
-        """Scores of all test images together, which are no means over images."""
-        measured = agreement(found.counts)
-        of_class = zip(self.classes, measured.iou.tolist(), measured.iou.isfinite().tolist(), strict=True)
+    def _trained(self, network: Segmenter, summary: EpochSummary) -> Outcome:
+        """What is known before a test."""
         details = {
             "training_loss": summary.loss,
             "training_images": float(len(self.train.pairs)),
-            "test_images": float(len(self.test.pairs)),
             "head_parameters": float(sum(each.numel() for each in network.head.parameters())),
-            **{f"iou {name}": value for name, value, occurs in of_class if occurs},
         }
+        return Outcome({}, details=details, left_out={"train": self._left_out(self.train)})
+
+    def _tested(self, name: str, network: Segmenter, test: PairStatistics, trained: Outcome) -> Outcome:
+        """Scores of all test images together, which are no means over images; some images are drawn."""
+        with bar(f"{name} test images", total=len(test.pairs), console=self.console) as advance:
+            found = evaluate(
+                network,
+                test.pairs,
+                self.config,
+                self.preprocessing,
+                num_classes=len(self.classes),
+                device=distributed.this_device(),
+                workers=self.options.workers,
+                advance=advance,
+            )
+        self._draw(name, found)
+        measured = agreement(found.counts)
+        of_class = zip(self.classes, measured.iou.tolist(), measured.iou.isfinite().tolist(), strict=True)
+        iou = {f"iou {name}": value for name, value, occurs in of_class if occurs}
         return Outcome(
             {"miou": measured.miou, "pixel_accuracy": measured.pixel_accuracy},
-            details=details,
-            left_out={"train": self._left_out(self.train), "test": self._left_out(self.test)},
+            details={**trained.details, "test_images": float(len(test.pairs)), **iou},
+            left_out={**trained.left_out, "test": self._left_out(test)},
             ends=intervals(found.counts),
         )
