@@ -35,6 +35,7 @@ FLOORS = (
     {"features"},
     {"evaluation"},
     {"robustness", "tasks", "pictures", "pretraining", "choice"},
+    {"shipping"},
     {"experiments"},
     {"cli"},
     {"__init__", "__main__"},

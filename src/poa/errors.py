@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+DISTRIBUTION = "poa"
+"""What pip calls this library."""
+
 
 class UserError(ValueError):
     """A mistake in the input. The command line prints its text alone, without a traceback."""
@@ -37,3 +40,13 @@ def counted(number: int, noun: str) -> str:
         return f"1 {noun}"
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number:,} {plural}"
+
+
+def installing(extra: str) -> str:
+    """How to install the packages of an extra of this distribution."""
+    return f"Install it with: pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def lacking(what: str, package: str, *, extra: str) -> UserError:
+    """The error of something asked for that needs a package which is not installed."""
+    return UserError(f"{what} needs the package {package}, which is not installed. {installing(extra)}.")

@@ -7,7 +7,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
-from poa.cli import evaluate, inspect, pretrain, supervised, tasks
+from poa.cli import evaluate, inspect, pretrain, ship, supervised, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
@@ -25,6 +25,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     pretrain.pretrain,
     pretrain.sizes,
     pretrain.extract,
+    ship.export,
     pretrain.polish,
     pretrain.gradients,
     pretrain.demo,

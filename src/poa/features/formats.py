@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import open_memmap
 
-from poa.errors import UserError
+from poa.errors import UserError, installing
 
 AT_ONCE = 2**26
 """Bytes of features that are in memory at a time."""
@@ -53,7 +53,7 @@ def check_parquet() -> None:
     """See that the library for Parquet files is installed."""
     if find_spec("pyarrow") is None:
         raise UserError(
-            "Parquet files need pyarrow, which is not installed: pip install 'poa[embed]'. "
+            f"Parquet files need pyarrow, which is not installed. {installing('embed')}. "
             "Or choose an --out that ends in .npy or .safetensors."
         )
 

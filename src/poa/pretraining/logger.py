@@ -16,7 +16,7 @@ from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
 from poa.data.loader import why_bad
 from poa.data.views import RawViews
-from poa.errors import UserError, counted
+from poa.errors import UserError, counted, installing
 from poa.files import whole_file
 from poa.models.run import Paths
 from poa.pretraining.build import Parts
@@ -242,8 +242,7 @@ def tensorboard_writer() -> type["SummaryWriter"]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
-            "TensorBoard is requested but not installed. Install it with: pip install 'poa[track]', or turn "
-            "TensorBoard off."
+            f"TensorBoard is requested but not installed. {installing('track')}, or turn TensorBoard off."
         ) from error
     return SummaryWriter
 

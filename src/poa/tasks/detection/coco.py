@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from poa.data.content import short_digest
-from poa.errors import UserError, counted
+from poa.errors import UserError, counted, installing
 from poa.text import normal_form
 
 _FORMAT = (
@@ -314,9 +314,7 @@ def coco_tools() -> Any:
     try:
         from pycocotools import mask
     except ImportError:
-        raise UserError(
-            "Detection needs pycocotools, which is not installed. Install it with: pip install 'poa[detect]'"
-        ) from None
+        raise UserError(f"Detection needs pycocotools, which is not installed. {installing('detect')}.") from None
     return mask
 
 

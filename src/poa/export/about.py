@@ -1,0 +1,91 @@
+"""What a user of an exported file has to know, as it is written into the file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from poa.data.images import Preprocessing
+from poa.errors import UserError
+from poa.text import unicode_text
+
+Task = Literal["features", "classification", "segmentation", "detection"]
+Precision = Literal["fp32", "fp16", "int8"]
+KEY = "poa"
+"""Name of the one entry among the metadata of a file."""
+OUTPUTS: Mapping[Task, tuple[str, ...]] = {
+    "features": ("features",),
+    "classification": ("logits",),
+    "segmentation": ("scores",),
+    "detection": ("boxes", "labels", "scores"),
+}
+"""Names of what comes out of a file."""
+INPUT = "images"
+"""Name of what goes in."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Of one file.
+
+    Attributes:
+        name: Of the network, such as ``96x4``.
+        task: What comes out, see ``OUTPUTS``: one feature vector an image, logits of the classes, scores of each class
+            for each pixel, or boxes.
+        classes: Names of the classes in the order of the outputs.
+        preprocessing: How images are resized, cropped and normalised.
+        pixels: Whether the file takes pixels, uint8 of batch x height x width x 3, and normalises them itself; else it
+            takes normalised float32 of batch x 3 x height x width.
+        precision: Of the computation inside.
+        weights: Where the weights come from, in words.
+    """
+
+    name: str
+    task: Task
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    pixels: bool
+    precision: Precision
+    weights: str
+
+    def metadata(self) -> dict[str, str]:
+        """For a file: one JSON object, so that any language can read it."""
+        content = asdict(self) | {
+            "classes": list(map(unicode_text, self.classes)),
+            "weights": unicode_text(self.weights),
+        }
+        prepared = {"interpolation": "bicubic, antialiased", "crop": "centre", **content["preprocessing"]}
+        layout = "batch x height x width x 3" if self.pixels else "batch x 3 x height x width"
+        entry = {
+            **content,
+            "preprocessing": prepared,
+            "input": f"{INPUT}: RGB, {'uint8' if self.pixels else 'float32, normalised'}, {layout}",
+            "outputs": list(OUTPUTS[self.task]),
+        }
+        return {KEY: json.dumps(entry)}
+
+
+def read_about(metadata: Mapping[str, str], *, file: str) -> About:
+    """Read what ``About.metadata`` wrote.
+
+    Raises:
+        UserError: The file was not written by ``poa export``.
+    """
+    try:
+        entry = json.loads(metadata[KEY])
+        prepared = entry["preprocessing"]
+        return About(
+            str(entry["name"]),
+            entry["task"],
+            tuple(map(str, entry["classes"])),
+            Preprocessing(
+                int(prepared["image_size"]), int(prepared["resize"]), tuple(prepared["mean"]), tuple(prepared["std"])
+            ),
+            bool(entry["pixels"]),
+            entry["precision"],
+            str(entry["weights"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{file} does not say how images are prepared for it. Give a file that `poa export` wrote."
+        ) from None

@@ -1,0 +1,1 @@
+"""Networks of every kind to files that run elsewhere."""

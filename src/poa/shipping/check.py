@@ -1,0 +1,101 @@
+"""What an exported file has to do: the same as the network that it was made from, as nearly as its precision allows."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from poa.data.augment import normalise
+from poa.data.images import Preprocessing, centre_crop
+from poa.data.index import ImageIndex
+from poa.data.loader import read_or_none
+from poa.errors import UserError
+from poa.export.about import Precision
+
+BATCHES = (1, 2, 5)
+"""In which the images of the comparison go through a file, so that no size of a batch is frozen in it."""
+TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-5, "fp16": 2e-2}
+"""Largest difference allowed, as a share of the largest value that the network gives."""
+LEAST_COSINE = 0.9
+"""Between the outputs of an int8 file and of the network, in the mean over images."""
+_AT_ONCE = 32
+
+
+class Agreement(NamedTuple):
+    """How near the outputs of a file are to those of the network.
+
+    Attributes:
+        difference: The largest, as a share of the largest value of the network.
+        cosine: In the mean over images.
+    """
+
+    difference: float
+    cosine: float
+
+
+def agreement(found: Float[Tensor, "..."], expected: Float[Tensor, "images *_"]) -> Agreement:
+    """Compare outputs for the same images; what is not finite, or not of that shape, agrees in nothing."""
+    if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
+        return Agreement(float("inf"), 0.0)
+    most = float((found - expected).abs().max()) / max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
+    cosines = torch.cosine_similarity(found.flatten(1).double(), expected.flatten(1).double(), dim=1)
+    return Agreement(most, float(cosines.mean()))
+
+
+def refusal(found: Agreement, precision: Precision, *, tolerance: float | None) -> str | None:
+    """Why a file must not be used, or None."""
+    allowed = TOLERANCES.get(precision) if tolerance is None else tolerance
+    if allowed is not None and not found.difference <= allowed:
+        return (
+            f"its outputs differ by up to {found.difference:.1e} of the largest value, more than {allowed:.0e}; if "
+            f"that is good enough, give a higher --tolerance"
+        )
+    if precision == "int8" and not found.cosine >= LEAST_COSINE:
+        return (
+            f"the cosine between its outputs and those of the network is {found.cosine:.3f}, less than {LEAST_COSINE}; "
+            "calibrate on more images or on others (--calibrate), or take fp16"
+        )
+    return None
+
+
+def sample(index: ImageIndex, preprocessing: Preprocessing, *, most: int) -> UInt8[Tensor, "images 3 side side"]:
+    """Images evenly spread over an index, prepared as for a test; those that cannot be read are left out.
+
+    Raises:
+        UserError: None can be read.
+    """
+    chosen = np.linspace(0, len(index) - 1, min(most, len(index))).round().astype(int)
+    opened = (read_or_none(index, int(number)) for number in chosen)
+    crops = [
+        centre_crop(image, size=preprocessing.image_size, resize_to=preprocessing.resize)
+        for image in opened
+        if image is not None
+    ]
+    if not crops:
+        raise UserError(f"None of the images tried in {index.source} can be read. Check that the files are images.")
+    return torch.cat(crops)
+
+
+def as_input(
+    images: UInt8[Tensor, "images 3 side side"], preprocessing: Preprocessing, *, pixels: bool
+) -> npt.NDArray[Any]:
+    """Images as a file takes them."""
+    if pixels:
+        return images.permute(0, 2, 3, 1).contiguous().numpy()
+    return normalise(images, mean=preprocessing.mean, std=preprocessing.std).numpy()
+
+
+@torch.inference_mode()
+def outputs(
+    network: nn.Module, images: UInt8[Tensor, "images 3 side side"], preprocessing: Preprocessing
+) -> Float[Tensor, "images *_"]:
+    """What the network itself gives."""
+    parts = [
+        network(normalise(some, mean=preprocessing.mean, std=preprocessing.std))
+        for some in torch.split(images, _AT_ONCE)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,147 @@
+"""What can be exported: sizes of a run, networks of timm, and the models that tasks wrote."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from poa.config.pretraining import Config
+from poa.data.images import Preprocessing
+from poa.errors import UserError, counted
+from poa.export.about import About, Precision, Task
+from poa.models import registry
+from poa.models.folder import weights_of
+from poa.models.run import is_run, load
+from poa.models.source import ModelSource, model_source
+from poa.tasks.classification.folder import is_classifier, read_classifier
+from poa.tasks.detection.folder import is_detector
+from poa.tasks.segmentation.folder import is_segmenter, read_segmenter
+
+FOLDER = "exported"
+"""Where files are written, in the folder of a run or of a model."""
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A network to export, in evaluation mode, on the CPU.
+
+    Attributes:
+        name: Of its files.
+        network: From normalised images to one tensor.
+        task: What that tensor is.
+        preprocessing: How images are prepared.
+        weights: Where they come from, in words.
+        classes: Names of the classes in the order of the outputs.
+    """
+
+    name: str
+    network: nn.Module
+    task: Task
+    preprocessing: Preprocessing
+    weights: str
+    classes: tuple[str, ...] = ()
+
+    def about(self, precision: Precision, *, pixels: bool) -> About:
+        """What a file of it says."""
+        return About(self.name, self.task, self.classes, self.preprocessing, pixels, precision, self.weights)
+
+
+@dataclass(frozen=True)
+class Exportables:
+    """The networks that a name stands for.
+
+    Attributes:
+        names: The chosen ones.
+        network: Makes that of a name.
+        out: Folder for their files, unless another is asked for.
+        data: Images that they were trained on, where that is known.
+    """
+
+    names: tuple[str, ...]
+    network: Callable[[str], Exportable]
+    out: Path
+    data: str | None = None
+
+
+class _Pooled(nn.Module):
+    """The features of images, without those of patches."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """One vector an image."""
+        features: Tensor = self.network(images).cls
+        return features
+
+
+def exportables(given: str, *, sizes: str | Sequence[str] = (), image_size: int | None = None) -> Exportables:
+    """What a name stands for: a run, a folder that we or timm wrote, or a timm name.
+
+    Args:
+        given: The name.
+        sizes: ``all``, or names of sizes; may be left out where there is one network.
+        image_size: Side of the images, in pixels.
+
+    Raises:
+        UserError: There is no such network, or it cannot be exported.
+    """
+    folder = registry.folder_of(given)
+    if is_run(folder):
+        config = load(folder).config
+        return _of_source(model_source(given, image_size=image_size), sizes, folder / FOLDER, config)
+    if is_detector(folder):
+        raise UserError(
+            f"{given} is a detector. What it computes depends on the objects that it finds, which torch.export cannot "
+            "trace. Use its own program: the README.md of the folder says how."
+        )
+    if is_segmenter(folder):
+        return _of_task(_segmenter, given, folder, sizes, image_size)
+    if is_classifier(folder):
+        return _of_task(_classifier, given, folder, sizes, image_size)
+    source = model_source(given, image_size=image_size)
+    out = folder / FOLDER if folder.is_dir() else Path(FOLDER, source.names[0])
+    return _of_source(source, sizes, out, None)
+
+
+def _of_source(source: ModelSource, sizes: str | Sequence[str], out: Path, config: Config | None) -> Exportables:
+    if not sizes and len(source.names) > 1:
+        raise UserError(
+            f"{source.name} has {counted(len(source.names), 'size')}. Choose those to export: --size all, or names "
+            f"such as --size {source.names[0]} {source.names[-1]}."
+        )
+
+    def network(name: str) -> Exportable:
+        pooled = _Pooled(source.network(name)).cpu().eval().requires_grad_(False)
+        return Exportable(name, pooled, "features", source.preprocessing, source.weights)
+
+    names = tuple(dict.fromkeys(source.choose(sizes or source.names)))
+    return Exportables(names, network, out, None if config is None else config.data)
+
+
+def _of_task(
+    read: Callable[[Path, str, int | None], Exportable],
+    given: str,
+    folder: Path,
+    sizes: str | Sequence[str],
+    image_size: int | None,
+) -> Exportables:
+    if sizes and list(sizes) not in (["all"], list("all")):
+        raise UserError(f"{given} holds a single network. Leave out --size.")
+    name = folder.resolve().name
+    return Exportables((name,), lambda _: read(folder, name, image_size), folder / FOLDER)
+
+
+def _classifier(folder: Path, name: str, image_size: int | None) -> Exportable:
+    found = read_classifier(folder, image_size=image_size)
+    return Exportable(name, found.network, "classification", found.preprocessing, weights_of(folder), found.classes)
+
+
+def _segmenter(folder: Path, name: str, image_size: int | None) -> Exportable:
+    """For windows of one size, which are made larger inside as the backbone needs."""
+    found = read_segmenter(folder)
+    side, own = image_size or found.preprocessing.image_size, found.preprocessing
+    prepared = Preprocessing(side, side, own.mean, own.std)
+    return Exportable(name, found.network, "segmentation", prepared, weights_of(folder), found.classes)
