@@ -35,6 +35,7 @@ from poa.tasks.segmentation.masks import (
     read_names,
     statistics,
 )
+from poa.tasks.segmentation.predict import usual_stride
 from poa.tasks.segmentation.train import SegmentationTask
 from poa.tasks.training import Task
 from poa.text import plain_console, tell
@@ -167,7 +168,7 @@ def _resolved(
 ) -> Segmentation:
     """The settings with the window and its stride as they will be used, after checking them against the images."""
     crop = config.crop or image_size
-    stride = config.stride or max(1, round(crop * 2 / 3))
+    stride = config.stride or usual_stride(crop)
     if stride > crop:
         raise UserError(f"With --stride {stride}, windows of {crop} pixels leave gaps. Set --stride to at most {crop}.")
     steps_per_epoch(len(train.pairs), config.batch_size)

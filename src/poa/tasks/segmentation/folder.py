@@ -28,6 +28,7 @@ from poa.files import whole_folder
 from poa.models.folder import load_model
 from poa.tasks.maps import Maps
 from poa.tasks.segmentation.model import LinearHead, Segmenter
+from poa.tasks.segmentation.predict import usual_stride
 from poa.text import markdown_text, python_literal, unicode_text
 
 HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "segmenter.pt2", "segmentation.json"
@@ -139,7 +140,7 @@ def read_segmenter(folder: Path) -> ReadSegmenter:
         weights = load_file(folder / HEAD)
         window, ignore, classes = int(about["window"]), int(about["ignore"]), tuple(map(str, about["classes"]))
         settings = Segmentation(
-            crop=window, **{"stride": max(1, round(window * 2 / 3))} | about.get("prediction", {}), **_built(weights)
+            crop=window, **{"stride": usual_stride(window)} | about.get("prediction", {}), **_built(weights)
         )
         maps = Maps(backbone, image_size=(window, window))
         is_last = len(about["indices"]) < len(maps.indices)

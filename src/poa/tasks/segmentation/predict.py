@@ -23,6 +23,11 @@ Scorer = Callable[[Tensor], Tensor]
 """From normalised images to scores of each class for each pixel."""
 
 
+def usual_stride(window: int) -> int:
+    """Distance between windows where none is set: they overlap by a third."""
+    return max(1, round(window * 2 / 3))
+
+
 def starts(side: int, *, window: int, stride: int) -> tuple[int, ...]:
     """Where windows begin along a side that is no shorter; the last one is moved back to end with the image."""
     steps = ceil((side - window) / stride)
