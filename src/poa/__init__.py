@@ -282,7 +282,7 @@ def predict(
     """Write what a trained model says of images, as ``poa predict`` does.
 
     Args:
-        model: A folder that ``finetune``, ``segment`` or ``detect`` wrote.
+        model: A folder that ``finetune``, ``segment`` or ``detect`` wrote, or an exported file (.onnx, .pt2).
         images: The images; labels are not needed.
         out: A CSV file for labels, a folder for masks, a JSON file in COCO's format for boxes.
         all_classes: Of a classifier, write the probability of each class.

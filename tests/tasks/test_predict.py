@@ -22,6 +22,8 @@ from poa.config.segmentation import Segmentation
 from poa.data.augment import normalise
 from poa.errors import UserError
 from poa.evaluation.sweep import SweepOptions
+from poa.export.program import example, portable, traced, write_program
+from poa.shipping.networks import exportables
 from poa.tasks import evaluate, predict
 from poa.tasks.classification.predict import LabelPredictor
 from poa.tasks.detection import train as detection_training
@@ -115,6 +117,20 @@ def test_masks_are_those_of_the_test(root: Path, tmp_path: Path) -> None:
         hits, total = hits + int((mask == truth)[kept].sum()), total + int(kept.sum())
     scores = json.loads((root / "segmentation/segmentation.json").read_text())["scores"]["16x2"]
     assert 100 * hits / total == pytest.approx(scores["pixel_accuracy"])
+
+
+def test_masks_of_an_exported_file(root: Path, tmp_path: Path) -> None:
+    """Are those of the folder, since the file says how masks are predicted."""
+    network = exportables(model(root, "segmentation")).network("16x2")
+    side, about = network.preprocessing.image_size, network.about("fp32", pixels=False)
+    program = traced(portable(network.network, network.preprocessing, half=False, pixels=False),
+                     example(side, pixels=False), name="16x2")  # fmt: skip
+    write_program(program, tmp_path / "16x2.pt2", about.metadata())
+    for name, given in (("folder", model(root, "segmentation")), ("file", str(tmp_path / "16x2.pt2"))):
+        predict.predict(given, str(root / "bb/images"), out=tmp_path / name)
+    for number in range(3):
+        masks = [np.array(Image.open(tmp_path / name / f"{number}.png")) for name in ("folder", "file")]
+        assert np.array_equal(*masks)
 
 
 def test_masks_can_be_trained_on(root: Path, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def predict(
     detector a JSON file in COCO's format, with masks where it has them. The same command resumes after a stop.
 
     Args:
-        model: A folder that `poa finetune`, `poa segment` or `poa detect` wrote.
+        model: A folder that `poa finetune`, `poa segment` or `poa detect` wrote, or an exported file (.onnx, .pt2).
         images: A folder of images, an archive or a folder in one (a.zip/test), a list.
         out: File or folder to write.
         all_classes: Of a classifier, write the probability of each class, in columns of their names.

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from poa.data.images import Preprocessing
 from poa.errors import UserError
@@ -38,6 +38,9 @@ class About:
             takes normalised float32 of batch x 3 x height x width.
         precision: Of the computation inside.
         weights: Where the weights come from, in words.
+        windows: Of a segmentation network, how masks are predicted: shorter side of images before they are cut into
+            windows (``resize``, 0 for their own), distance between windows (``stride``), and over which scales and
+            mirror images scores are averaged (``test_scales``, ``test_flip``).
     """
 
     name: str
@@ -47,6 +50,7 @@ class About:
     pixels: bool
     precision: Precision
     weights: str
+    windows: Mapping[str, Any] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, str]:
         """For a file: one JSON object, so that any language can read it."""
@@ -84,6 +88,7 @@ def read_about(metadata: Mapping[str, str], *, file: str) -> About:
             bool(entry["pixels"]),
             entry["precision"],
             str(entry["weights"]),
+            dict(entry.get("windows", {})),
         )
     except (KeyError, TypeError, ValueError):
         raise UserError(

@@ -1,8 +1,9 @@
 """What can be exported: sizes of a run, networks of timm, and the models that tasks wrote."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from poa.models.source import ModelSource, model_source
 from poa.tasks.classification.folder import is_classifier, read_classifier
 from poa.tasks.detection.folder import is_detector
 from poa.tasks.segmentation.folder import is_segmenter, read_segmenter
+from poa.tasks.segmentation.predict import usual_stride
 
 FOLDER = "exported"
 """Where files are written, in the folder of a run or of a model."""
@@ -33,6 +35,7 @@ class Exportable:
         preprocessing: How images are prepared.
         weights: Where they come from, in words.
         classes: Names of the classes in the order of the outputs.
+        windows: Of a segmentation network, how masks are predicted.
     """
 
     name: str
@@ -41,10 +44,12 @@ class Exportable:
     preprocessing: Preprocessing
     weights: str
     classes: tuple[str, ...] = ()
+    windows: Mapping[str, Any] = field(default_factory=dict)
 
     def about(self, precision: Precision, *, pixels: bool) -> About:
         """What a file of it says."""
-        return About(self.name, self.task, self.classes, self.preprocessing, pixels, precision, self.weights)
+        parts = self.classes, self.preprocessing, pixels, precision, self.weights, self.windows
+        return About(self.name, self.task, *parts)
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,9 @@ def _classifier(folder: Path, name: str, image_size: int | None) -> Exportable:
 def _segmenter(folder: Path, name: str, image_size: int | None) -> Exportable:
     """For windows of one size, which are made larger inside as the backbone needs."""
     found = read_segmenter(folder)
-    side, own = image_size or found.preprocessing.image_size, found.preprocessing
+    own, how = found.preprocessing, found.settings
+    side = image_size or own.image_size
     prepared = Preprocessing(side, side, own.mean, own.std)
-    return Exportable(name, found.network, "segmentation", prepared, weights_of(folder), found.classes)
+    stride = usual_stride(side) if how.whole or side != own.image_size else how.stride
+    windows = {"resize": how.resize, "stride": stride, "test_scales": how.test_scales, "test_flip": how.test_flip}
+    return Exportable(name, found.network, "segmentation", prepared, weights_of(folder), found.classes, windows)

@@ -19,9 +19,10 @@ from poa.models.folder import model_in
 from poa.models.registry import folder_of
 from poa.models.run import is_run
 from poa.tasks.classification.folder import is_classifier
-from poa.tasks.classification.predict import label_predictor
+from poa.tasks.classification.predict import LabelPredictor, label_predictor
 from poa.tasks.detection.boxes import box_predictor
 from poa.tasks.detection.folder import is_detector
+from poa.tasks.exported import read_exported
 from poa.tasks.predictor import Part, Predictor
 from poa.tasks.segmentation.folder import is_segmenter
 from poa.tasks.segmentation.png import mask_predictor
@@ -66,7 +67,7 @@ def predict(
     beside it. Images that cannot be read are left out.
 
     Args:
-        model: A folder that ``poa finetune``, ``segment`` or ``detect`` wrote.
+        model: A folder that ``poa finetune``, ``segment`` or ``detect`` wrote, or a file of ``poa export``.
         images: The images; labels are not needed.
         out: A CSV file for labels, a folder for masks, a JSON file for boxes.
         all_classes: For a classifier: write the probability of each class.
@@ -102,8 +103,13 @@ def predict(
 
 
 def open_model(name: str, *, all_classes: bool = False, min_score: float | None = None) -> Predictor:
-    """The trained model in a folder, on the device of this process; a ``UserError`` if there is none."""
+    """The trained model in a folder, on the device of this process, or in a file; a ``UserError`` if there is none."""
     path, device = folder_of(name), distributed.this_device()
+    if path.is_file():
+        predictor = read_exported(path, all_classes=all_classes)
+        _check_option("--all-classes", all_classes, is_right=predictor.kind == LabelPredictor.kind, only="a classifier")
+        _check_option("--min-score", min_score is not None, is_right=False, only="a detector")
+        return predictor
     if is_run(path):
         raise UserError(
             f"{name} is the folder of a run, whose sizes give features. Train one for a task with `poa finetune`, `poa "
@@ -113,7 +119,7 @@ def open_model(name: str, *, all_classes: bool = False, min_score: float | None 
         what = "is not the folder of one model: it has no config.json" if path.exists() else "does not exist"
         raise UserError(
             f"{name} {what}. Give a folder that `poa finetune`, `poa segment` or `poa detect` wrote, such as "
-            "RUN/trained/finetune/models/96x4."
+            "RUN/trained/finetune/models/96x4, or a file of `poa export`."
         )
     has_labels = not (is_detector(path) or is_segmenter(path))
     _check_option("--all-classes", all_classes, is_right=has_labels, only="a classifier")
