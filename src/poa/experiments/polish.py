@@ -36,7 +36,7 @@ def polish_settings(
     if config.method in SLIMMABLE:
         raise UserError(
             f"{run.folder} is a run of {config.method}, and a slimmable ResNet cannot be polished. Fine-tune its sizes "
-            "with `poa evaluate finetune`."
+            "with `poa finetune`."
         )
     if wanted == run.space.intact:
         raise UserError(f"{wanted} is the largest size of {run.folder}, which is the teacher. Choose a smaller --size.")
