@@ -20,7 +20,7 @@ from poa.config.pretraining import Config
 from poa.data.augment import augment
 from poa.data.images import Preprocessing
 from poa.data.index import open_index
-from poa.data.loader import batches
+from poa.data.loader import Cropping, CropSchedule, batches
 from poa.data.masks import Masking
 from poa.data.sampler import steps_per_epoch
 from poa.data.views import Views
@@ -185,14 +185,14 @@ def _prepared(kind: str, config: Config, *, num_steps: int) -> tuple[SimCLR | DI
     backbone = family.build(family.space.intact)
     learner = SimCLR(backbone, config.batch_size) if kind == "simclr" else DINO(backbone, views.num_locals)
     optimizer = learner.train().optimizer()
-    masking = Masking(grid=family.mask_grid(views.global_size), share=0.0, ratio=(0.0, 0.0))
-    drawn: dict[str, Any] = {"masking": masking, "batch_size": config.batch_size, "seed": config.seed}
+    whole = Cropping(views, Masking(grid=family.mask_grid(views.global_size), share=0.0, ratio=(0.0, 0.0)))
+    drawn: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
 
     def step(number: int) -> None:
         for group in optimizer.param_groups:
             warm = round(learner.warmup * num_steps)
             group["lr"] = cosine(number, base=learner.lr, final=0.0, num_steps=num_steps, warmup_steps=warm)
-        ((raw,),) = batches(index, augmentation=views, start_step=number, num_steps=1, **drawn)
+        ((raw,),) = batches(index, crops=CropSchedule(whole, whole), start_step=number, num_steps=1, **drawn)
         crops = augment(raw, augmentation=views, device=CPU)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             loss = learner(crops)

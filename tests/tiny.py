@@ -21,6 +21,11 @@ SETTINGS: dict[str, Any] = {
     "optimizer": {"warmup_epochs": 1, "freeze_last_layer_epochs": 0},
     "monitor": {"num_images": 64},
 }
+CHEAPER: dict[str, Any] = {
+    "losses": {"ibot": 0.0},
+    "views": {"global_size": 32, "small_size": 16, "small_epochs": 1.0, "drop_patches": 0.25},
+}
+"""Steps that cost less, for a ViT."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": {
         "model": {

@@ -14,15 +14,16 @@ from PIL import Image
 from poa.config.pretraining import ViewSettings
 from poa.data.images import centre_crop
 from poa.data.index import ImageIndex, open_index
-from poa.data.loader import batches, images_for_scoring
+from poa.data.loader import Cropping, CropSchedule, batches, images_for_scoring
 from poa.data.masks import Masking
 from poa.data.sampler import draws
 from poa.data.views import RawViews
 from poa.errors import UserError
 
+USUAL = Cropping(ViewSettings(global_size=16, local_size=10, num_locals=2), Masking(4))
+SMALL = Cropping(ViewSettings(global_size=12, local_size=10, num_locals=2), Masking(3, dropped=0.5))
 SETTINGS: dict[str, Any] = {
-    "augmentation": ViewSettings(global_size=16, local_size=10, num_locals=2),
-    "masking": Masking(4),
+    "crops": CropSchedule(USUAL, USUAL),
     "batch_size": 4,
     "seed": 3,
     "start_step": 0,
@@ -60,8 +61,8 @@ def folder_index(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
 
 
 def same(first: RawViews, second: RawViews) -> bool:
-    tensors = zip(first[:-1], second[:-1], strict=True)
-    return first.bad == second.bad and all(torch.equal(one, other) for one, other in tensors)
+    alike = first.bad == second.bad and str(first.kept) == str(second.kept)
+    return alike and all(torch.equal(one, other) for one, other in zip(first[:5], second[:5], strict=True))
 
 
 def joined(parts: list[RawViews]) -> RawViews:
@@ -72,7 +73,8 @@ def joined(parts: list[RawViews]) -> RawViews:
         return torch.cat(rows, dim=1).flatten(0, 1)
 
     bad = tuple(number for part in parts for number in part.bad)
-    return RawViews(**{name: join(name, 2) for name in RawViews._fields[:-1]}, bad=bad)
+    kept = None if parts[0].kept is None else join("kept", 2)
+    return RawViews(**{name: join(name, 2) for name in RawViews._fields[:5]}, bad=bad, kept=kept)
 
 
 def test_workers_change_nothing_and_start_without_warning(folder_index: ImageIndex) -> None:
@@ -120,18 +122,29 @@ def test_a_worker_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, error: E
         next(batches(Fake(), **SETTINGS))
 
 
-def test_resuming_at_any_step_changes_nothing() -> None:
-    whole = list(batches(Fake(5), **SETTINGS))
+@pytest.mark.parametrize("crops", [CropSchedule(USUAL, USUAL), CropSchedule(USUAL, SMALL, 2)])
+def test_resuming_at_any_step_changes_nothing(crops: CropSchedule) -> None:
+    settings = {**SETTINGS, "crops": crops}
+    whole = list(batches(Fake(5), **settings))
     for start in (1, 3):
-        rest = list(batches(Fake(5), **{**SETTINGS, "start_step": start, "num_steps": 4 - start}))
+        rest = list(batches(Fake(5), **{**settings, "start_step": start, "num_steps": 4 - start}))
         assert all(same(one[0], other[0]) for one, other in zip(whole[start:], rest, strict=True))
 
 
-def test_ranks_and_micro_batches_share_the_same_global_batch() -> None:
-    whole = [step[0] for step in batches(Fake(5), **SETTINGS)]
-    ranks = [list(batches(Fake(5), rank=rank, world_size=2, micro_batches=2, **SETTINGS)) for rank in range(2)]
+@pytest.mark.parametrize("crops", [CropSchedule(USUAL, USUAL), CropSchedule(USUAL, SMALL, 2)])
+def test_ranks_and_micro_batches_share_the_same_global_batch(crops: CropSchedule) -> None:
+    settings = {**SETTINGS, "crops": crops}
+    whole = [step[0] for step in batches(Fake(5), **settings)]
+    ranks = [list(batches(Fake(5), rank=rank, world_size=2, micro_batches=2, **settings)) for rank in range(2)]
     for number, batch in enumerate(whole):
         assert same(joined([part for rank in ranks for part in rank[number]]), batch)
+
+
+def test_crops_are_small_up_to_their_last_step() -> None:
+    found = [step[0] for step in batches(Fake(), **{**SETTINGS, "crops": CropSchedule(USUAL, SMALL, 2)})]
+    assert [batch.globals.shape[-1] for batch in found] == [12, 12, 16, 16]
+    assert [batch.masks.shape[1] for batch in found] == [9, 9, 16, 16]
+    assert [None if batch.kept is None else batch.kept.shape for batch in found] == [(8, 4), (8, 4), None, None]
 
 
 def test_seeds_and_epochs_differ() -> None:
@@ -142,7 +155,8 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_a_bad_image_is_replaced_by_the_next_good_one_and_named() -> None:
-    settings = {**SETTINGS, "augmentation": ViewSettings(global_size=16, local_size=10, num_locals=0), "num_steps": 2}
+    without = Cropping(ViewSettings(global_size=16, local_size=10, num_locals=0), Masking(4))
+    settings = {**SETTINGS, "crops": CropSchedule(without, without), "num_steps": 2}
     damaged = (draws(0, num_images=11, batch_size=4, seed=3)[1].index,)
     damaged += ((damaged[0] + 1) % 11,)
     found = [step[0] for step in batches(Fake(*damaged), **settings)]

@@ -1,10 +1,11 @@
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from poa.data.masks import Masking, block_mask, masks_for
+from poa.data.masks import Masking, block_mask, kept_for, masks_for
 from poa.errors import UserError
 
 
@@ -51,6 +52,24 @@ def test_masks_depend_on_seed_and_step() -> None:
     first = masks_for(range(8), masking=Masking(8), batch_size=8, seed=0, step=0)
     assert not torch.equal(first, masks_for(range(8), masking=Masking(8), batch_size=8, seed=1, step=0))
     assert not torch.equal(first, masks_for(range(8), masking=Masking(8), batch_size=8, seed=0, step=1))
+
+
+def test_as_many_patches_of_each_crop_are_kept_by_chance() -> None:
+    settings: dict[str, Any] = {"masking": Masking(6, dropped=0.4), "batch_size": 200, "seed": 5, "step": 7}
+    kept = kept_for(range(200), **settings)
+    assert kept is not None
+    assert kept.shape == (400, 22)  # 0.6 * 36, rounded
+    assert (kept.diff(dim=1) > 0).all()
+    often = kept.flatten().bincount(minlength=36) / 400
+    assert often.sub(22 / 36).abs().max() < 0.1  # 4 standard deviations
+    assert len({str(row.tolist()) for row in kept}) == 400
+    assert not masks_for(range(200), **settings).any()
+    part = kept_for(range(40, 44), **settings)
+    assert part is not None
+    assert torch.equal(part, torch.cat([kept[40:44], kept[240:244]]))
+    assert not torch.equal(kept, kept_for(range(200), **{**settings, "step": 8}))
+    assert not torch.equal(kept, kept_for(range(200), **{**settings, "seed": 6}))
+    assert kept_for(range(200), **{**settings, "masking": Masking(6)}) is None
 
 
 def test_share_zero_hides_nothing() -> None:

@@ -226,6 +226,28 @@ def test_masked_patches_keep_their_positions(family: ViT, image_size: int) -> No
     assert positions[0].std(0).min() > 0.01  # there are positions to lose
 
 
+@pytest.mark.parametrize("family", [VIT, replace(VIT, register_tokens=3), replace(VIT, resize_positions="official")])
+def test_patches_that_are_left_out_take_no_part(family: ViT) -> None:
+    """As if no token could attend to them."""
+    backbone, images = noisy(family), torch.randn(3, 3, 16, 16)
+    kept = torch.tensor([[0, 2], [1, 2], [0, 3]])
+    found = backbone.visible(images, kept)
+    prefix = backbone.model.num_prefix_tokens
+    seen = torch.zeros(3, prefix + 4, dtype=torch.bool).scatter(1, kept + prefix, True)
+    seen[:, :prefix] = True
+    tokens = tokens_into_blocks(backbone, images, None)
+    for block in backbone.model.blocks:
+        tokens = block(tokens, attn_mask=seen[:, None, None])
+    tokens = backbone.model.norm(tokens)
+    torch.testing.assert_close(found.cls, tokens[:, 0])
+    torch.testing.assert_close(found.patches, tokens[:, prefix:] * seen[:, prefix:, None])
+    found.cls.sum().backward()
+    assert backbone.mask_token.grad is not None
+    everything = backbone.visible(images, torch.arange(4).expand(3, -1))
+    assert torch.equal(everything.cls, backbone(images).cls)
+    assert torch.equal(everything.patches, backbone(images).patches)
+
+
 def test_an_empty_mask_is_no_mask_and_still_gives_the_mask_token_a_gradient() -> None:
     backbone, images = noisy(VIT), torch.randn(2, 3, 32, 32)
     features = backbone(images, torch.zeros(2, 16, dtype=torch.bool))

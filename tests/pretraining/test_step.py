@@ -269,12 +269,13 @@ SAME_SIZES: dict[str, Any] = {
 }
 OTHER_SIZES: dict[str, Any] = {"same_sizes_on_all_ranks": False, "seed": 2, "optimizer": {"clip": UNCLIPPED}}
 RATE = tiny.merged(SAME_SIZES, {"losses": {"kind": "coding-rate"}})
-EQUAL = [*tiny.FAMILIES, "coding rate"]  # the same sizes on both processes
+CHEAPER = tiny.merged(SAME_SIZES, tiny.CHEAPER)
+EQUAL = [*tiny.FAMILIES, "coding rate", "cheaper steps"]  # the same sizes on both processes
 CASES = [*EQUAL, "other sizes"]
 
 
 def settings_of(case: str) -> Config:
-    further = {"other sizes": OTHER_SIZES, "coding rate": RATE}.get(case)
+    further = {"other sizes": OTHER_SIZES, "coding rate": RATE, "cheaper steps": CHEAPER}.get(case)
     return tiny.config(case, **SAME_SIZES) if further is None else tiny.config(**further)
 
 
@@ -387,7 +388,8 @@ def merge(first: RawViews, second: RawViews) -> RawViews:
 
     num = [2, 2, 2, 2, 2]  # two views, and two local crops
     joined = [crops(ours, theirs, n) for ours, theirs, n in zip(first[:5], second[:5], num, strict=True)]
-    return RawViews(*joined, first.bad + second.bad)
+    kept = None if first.kept is None or second.kept is None else crops(first.kept, second.kept, 2)
+    return RawViews(*joined, first.bad + second.bad, kept)
 
 
 def part_of(target: Targets, *, rank: int, masks: Tensor) -> Targets:

@@ -57,6 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "distill": {},
     TAUGHT: {"distill": {"teacher": "frozen"}},
     "poa by coding rate": {"losses": {"kind": "coding-rate"}},
+    "poa with cheaper steps": tiny.CHEAPER,
 }
 """Settings of each method, or of a method in another way, whose name begins with it."""
 POA: dict[str, Any] = {
@@ -124,6 +125,9 @@ ROWS = [
     ("slimclr-mocov2", "slim.queue", 64),
     ("poa by coding rate", "losses.rate", 0.5),
     ("poa by coding rate", "losses.distortion", 0.2),
+    ("poa with cheaper steps", "views.small_size", 24),
+    ("poa with cheaper steps", "views.small_epochs", 0.5),
+    ("poa with cheaper steps", "views.drop_patches", 0.5),
     ("seed", "distill.queue", 64),
     ("seed", "distill.student_temperature", 0.1),
     ("seed", "distill.teacher_temperature", 0.1),
@@ -281,7 +285,7 @@ def test_images_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     found = looped(monkeypatch, tmp_path / "run", **over, monitor={"num_images": 4})
     index = open_index(config.data, limit=32)
     parts = assemble(config, index, device=CPU)
-    given: dict[str, Any] = {"augmentation": parts.views, "masking": parts.masking, "batch_size": 16, "start_step": 0}
+    given: dict[str, Any] = {"crops": parts.crops, "batch_size": 16, "start_step": 0}
     wanted = list(batches(index, **given, seed=3, num_steps=4, micro_batches=2))
     others = list(batches(index, **given, seed=0, num_steps=4, micro_batches=2))
     assert [len(batch) for batch in found.batches] == [2] * 4

@@ -110,6 +110,10 @@ class ViewSettings(Settings):
     """Side of a global crop, in pixels; also the image size of the networks."""
     global_scale: AreaRange = (0.32, 1.0)
     """Range of a global crop's share of the image area."""
+    small_size: Pixels | None = None
+    """Side of the global crops in the first small_epochs, in pixels: steps on smaller crops cost less."""
+    small_epochs: NotNegative = 0.0
+    """Epochs at the start with global crops of small_size."""
     local_size: Pixels = 96
     """Side of a local crop, in pixels."""
     local_scale: AreaRange = (0.05, 0.32)
@@ -140,6 +144,9 @@ class ViewSettings(Settings):
     """Share of the global crops that get a mask."""
     mask_ratio: tuple[Share, Share] = (0.1, 0.5)
     """Range of the share of patches hidden in a masked crop."""
+    drop_patches: ShareBelowOne = 0.0
+    """Share of the patches of each global crop that the students do not compute at all, chosen by chance, in the place
+    of masks (ViT); needs --losses.ibot 0."""
 
     @property
     def crop_sizes(self) -> tuple[int, ...]:
@@ -152,8 +159,13 @@ class ViewSettings(Settings):
         return (self.global_scale,) * 2 + (self.local_scale,) * self.num_locals
 
     def check(self) -> None:
-        """See that the blur's kernel fits into each crop."""
-        smallest = min(self.crop_sizes)
+        """See that the two settings of small crops go together, and that the blur's kernel fits into each crop."""
+        if (0 < (self.small_size or 0) < self.global_size) != (self.small_epochs > 0):
+            raise UserError(
+                f"Small crops need --views.small-size, below --views.global-size {self.global_size}, and "
+                f"--views.small-epochs, got {self.small_size} and {self.small_epochs:g}. Set both, or neither."
+            )
+        smallest = min(*self.crop_sizes, self.small_size or self.global_size)
         if self.blur_kernel > smallest:
             raise UserError(
                 f"A blur kernel of {self.blur_kernel} pixels is larger than a crop of {smallest}. "

@@ -26,6 +26,7 @@ IN_EPOCHS = (
     "optimizer.freeze_last_layer_epochs",
     "losses.ibot_start_epoch",
     "losses.teacher_temperature_epochs",
+    "views.small_epochs",
     "slim.slow_start_epochs",
 )
 """Settings that alter what is learned and are counted in epochs from the start; in a recipe they suit its length."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poa.config.pretraining import ViewSettings
 from poa.data.images import BadImage, centre_crop, decode, image_tensor
-from poa.data.masks import Masking, masks_for
+from poa.data.masks import Masking, kept_for, masks_for
 from poa.data.sampler import draws
 from poa.data.views import RawViews, collate, make_crops, sample_generator
 from poa.data.workers import Plan, prepare
@@ -31,6 +31,32 @@ class Images(Protocol):
         """The encoded file of an image."""
 
 
+class Cropping(NamedTuple):
+    """How the crops of an image are made, and what of them is hidden."""
+
+    views: ViewSettings
+    masking: Masking
+
+
+@dataclass(frozen=True)
+class CropSchedule:
+    """How the crops of each step are made: smaller at first, if so asked.
+
+    Attributes:
+        usual: From step ``small_steps`` on.
+        small: Before it.
+        small_steps: From how many steps on crops have their usual size.
+    """
+
+    usual: Cropping
+    small: Cropping
+    small_steps: int = 0
+
+    def at(self, step: int) -> Cropping:
+        """Of one step."""
+        return self.usual if step >= self.small_steps else self.small
+
+
 class ScoringImages(NamedTuple):
     """A batch of images as evaluation sees them."""
 
@@ -45,8 +71,7 @@ class ScoringImages(NamedTuple):
 def batches(
     index: Images,
     *,
-    augmentation: ViewSettings,
-    masking: Masking,
+    crops: CropSchedule,
     batch_size: int,
     seed: int,
     start_step: int,
@@ -65,8 +90,7 @@ def batches(
 
     Args:
         index: The images.
-        augmentation: How crops are made.
-        masking: How much of them is hidden.
+        crops: How crops are made, and how much of them is hidden.
         batch_size: Images of a step over all processes.
         seed: Of the run.
         start_step: First step.
@@ -87,9 +111,7 @@ def batches(
             f"A batch of {batch_size} images cannot be divided evenly over {world_size} processes with {micro_batches} "
             f"micro-batches each. Use a multiple of {parts}, such as {lower} or {lower + parts}."
         )
-    plan = _TrainingPlan(
-        index, augmentation, masking, batch_size, seed, start_step, num_steps, rank, micro_batches, parts
-    )
+    plan = _TrainingPlan(index, crops, batch_size, seed, start_step, num_steps, rank, micro_batches, parts)
     items = prepare(plan, workers=workers, pin_memory=pin_memory)
     return ([next(items) for _ in range(micro_batches)] for _ in range(num_steps))
 
@@ -133,8 +155,7 @@ class _TrainingPlan(Plan[RawViews]):
     """The micro-batches of one process."""
 
     index: Images
-    augmentation: ViewSettings
-    masking: Masking
+    crops: CropSchedule
     batch_size: int
     seed: int
     start_step: int
@@ -152,16 +173,17 @@ class _TrainingPlan(Plan[RawViews]):
         length = self.batch_size // self.parts
         first = (self.rank * self.micro_batches + part) * length
         batch = draws(step, num_images=len(self.index), batch_size=self.batch_size, seed=self.seed)
+        views, masking = self.crops.at(step)
         samples, bad = [], []
         for draw in batch[first : first + length]:
             image, replaced = read_or_next(self.index, draw.index)
             bad += replaced
             generator = sample_generator(self.seed, step, draw.position)
-            samples.append(make_crops(image, augmentation=self.augmentation, generator=generator))
-        masks = masks_for(
-            range(first, first + length), masking=self.masking, batch_size=self.batch_size, seed=self.seed, step=step
-        )
-        return collate(samples, masks=masks, bad=tuple(bad))
+            samples.append(make_crops(image, augmentation=views, generator=generator))
+        of_crops: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "step": step}
+        masks = masks_for(range(first, first + length), masking=masking, **of_crops)
+        kept = kept_for(range(first, first + length), masking=masking, **of_crops)
+        return collate(samples, masks=masks, bad=tuple(bad), kept=kept)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Masks of the patches that are hidden from the students (block-wise, as in BEiT and iBOT)."""
+"""Which patches are hidden from the students (block-wise, as in BEiT and iBOT), and which they do not compute."""
 
 import math
 import random
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from poa.errors import UserError
@@ -31,6 +31,8 @@ class Masking:
     """Least area of one block, in patches."""
     max_block: float = 0.5
     """Greatest area of one block, as a share of all patches."""
+    dropped: float = 0.0
+    """Share of the patches of every global crop that the students do not compute; no crop has a mask then."""
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
     """Least and greatest height-to-width ratio of a block."""
 
@@ -70,7 +72,7 @@ def masks_for(
         True where a patch is hidden; a row for the first crop of each image, then a row for the second of each.
     """
     num_crops = 2 * batch_size
-    num_masked = int(num_crops * masking.share)
+    num_masked = 0 if masking.dropped else int(num_crops * masking.share)
     edges = np.linspace(*masking.ratio, num_masked + 1)
     order = _permutation(num_crops, seed=seed, step=step)
     masks = np.zeros((2 * len(positions), masking.grid, masking.grid), dtype=np.bool_)
@@ -82,6 +84,22 @@ def masks_for(
         ratio = generator.uniform(edges[interval], edges[interval + 1])
         masks[row] = block_mask(max(1, int(masking.grid**2 * ratio)), masking=masking, generator=generator)
     return torch.from_numpy(masks.reshape(len(masks), -1))
+
+
+def kept_for(
+    positions: Sequence[int], *, masking: Masking, batch_size: int, seed: int, step: int
+) -> Int[Tensor, "crops kept"] | None:
+    """The patches of the global crops of some images that students compute, ascending; None for all.
+
+    As many of each crop, chosen by chance with random numbers of the crop, in the rows of :func:`masks_for`.
+    """
+    if not masking.dropped:
+        return None
+    patches = masking.grid**2
+    number = max(1, round(patches * (1.0 - masking.dropped)))
+    crops = [view * batch_size + position for view in range(2) for position in positions]
+    rows = [sorted(random.Random(f"kept {seed} {step} {crop}").sample(range(patches), number)) for crop in crops]
+    return torch.tensor(rows).view(len(crops), number)
 
 
 def block_mask(target: int, *, masking: Masking, generator: random.Random) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -42,6 +42,8 @@ class Views(NamedTuple):
     """The first local crop of all images, then the second, ...; may have no rows."""
     masks: Bool[Tensor, "crops patches"]
     """For each global crop, which patches are hidden from the students."""
+    kept: Int[Tensor, "crops kept"] | None = None
+    """For each global crop, the patches that students compute, ascending; None for all."""
 
 
 class RawViews(NamedTuple):
@@ -55,6 +57,7 @@ class RawViews(NamedTuple):
     masks: Bool[Tensor, "crops patches"]
     bad: tuple[int, ...]
     """Indices of images that could not be read and were replaced by the next one."""
+    kept: Int[Tensor, "crops kept"] | None = None
 
 
 class SampleCrops(NamedTuple):
@@ -144,7 +147,13 @@ def colour_parameters(uniforms: npt.NDArray[np.float64], augmentation: ViewSetti
     return parameters
 
 
-def collate(samples: Sequence[SampleCrops], *, masks: Bool[Tensor, "crops patches"], bad: tuple[int, ...]) -> RawViews:
+def collate(
+    samples: Sequence[SampleCrops],
+    *,
+    masks: Bool[Tensor, "crops patches"],
+    bad: tuple[int, ...],
+    kept: Int[Tensor, "crops kept"] | None = None,
+) -> RawViews:
     """Lay the crops of some images out as one batch, all first crops before all second ones."""
     parameters = torch.from_numpy(np.stack([sample.parameters for sample in samples], axis=1))
     return RawViews(
@@ -154,4 +163,5 @@ def collate(samples: Sequence[SampleCrops], *, masks: Bool[Tensor, "crops patche
         parameters[2:].flatten(0, 1),
         masks,
         bad,
+        kept,
     )

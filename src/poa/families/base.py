@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -76,6 +76,12 @@ class Backbone(nn.Module):
         self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
     ) -> Features:
         """Features of a batch of images, the masked patches hidden."""
+        raise NotImplementedError
+
+    def visible(
+        self, images: Float[Tensor, "batch channels height width"], kept: Int[Tensor, "batch kept"]
+    ) -> Features:
+        """Features of a batch of images of which only some patches are computed; zeros for the other patches."""
         raise NotImplementedError
 
     def hide(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from timm.layers import Attention, DropPath, GluMlp, LayerScale
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -100,9 +100,23 @@ class ViTBackbone(Backbone):
         self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
     ) -> Features:
         """Features after the final norm; masked patches are replaced before positions are added."""
+        return self._features(self._embed(self.hide(self.model.patch_embed(images), mask)))
+
+    def visible(
+        self, images: Float[Tensor, "batch channels height width"], kept: Int[Tensor, "batch kept"]
+    ) -> Features:
+        """Patches are left out after positions are added, so that those that stay know where they are."""
+        maps = self.model.patch_embed(images)
+        nothing = kept.new_zeros(maps.shape[0], maps.shape[1] * maps.shape[2], dtype=torch.bool)
+        tokens = self._embed(self.hide(maps, nothing))  # the mask token gets a gradient, as processes in step need it
+        prefix, patches = tokens.tensor_split([self.model.num_prefix_tokens], dim=1)
+        places = kept[:, :, None].expand(-1, -1, patches.shape[2])
+        cls, seen = self._features(torch.cat([prefix, patches.gather(1, places)], dim=1))
+        return Features(cls, seen.new_zeros(patches.shape).scatter(1, places, seen))
+
+    def _features(self, tokens: Float[Tensor, "batch tokens width"]) -> Features:
         vit = self.model
-        x = self._embed(self.hide(vit.patch_embed(images), mask))
-        x = vit.norm(vit.blocks(vit.norm_pre(x)))
+        x = vit.norm(vit.blocks(vit.norm_pre(tokens)))
         return Features(x[:, 0], x[:, vit.num_prefix_tokens :])
 
 

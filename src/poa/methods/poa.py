@@ -61,8 +61,11 @@ class Network(Branch):
         )
 
     def forward(self, views: Views, *, teacher: bool = False) -> BranchOutput:
-        """Run all views; the teacher sees global crops only, and no masks."""
-        cls, patches = self.backbone(views.globals, None if teacher else views.masks)
+        """Run all views; the teacher sees global crops only, and these whole."""
+        if views.kept is None or teacher:
+            cls, patches = self.backbone(views.globals, None if teacher else views.masks)
+        else:
+            cls, patches = self.backbone.visible(views.globals, views.kept)
         local = cls[:0] if teacher or not len(views.locals) else self.backbone(views.locals, None).cls
         rows = (cls, local, patches[views.masks])
         stacked, lengths = torch.cat(rows), [len(each) for each in rows]  # one pass through each head

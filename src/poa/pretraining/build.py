@@ -13,7 +13,7 @@ from torch import nn
 from poa import distributed
 from poa.config.pretraining import ELASTIC, SELF_DISTILLED, SLIMMABLE, Config, ViewSettings
 from poa.data.index import ImageIndex
-from poa.data.masks import Masking
+from poa.data.loader import CropSchedule
 from poa.data.sampler import steps_per_epoch
 from poa.elastic.sampling import Sandwich, Widening
 from poa.elastic.space import Size, SubnetSchedule
@@ -29,6 +29,7 @@ from poa.methods.taught import TaughtPOA
 from poa.models.init import LoadReport, start_from
 from poa.models.registry import drop_path_of, family_of
 from poa.models.teacher import Teacher, teacher_of
+from poa.pretraining.crops import crops_of
 from poa.pretraining.gradients import GradientDiagnosis
 from poa.pretraining.memory import check_memory
 from poa.training.optimizer import OPTIMIZERS, norm_parameters, parameter_groups
@@ -67,7 +68,7 @@ class Parts:
     schedules: Schedules
     subnets: Subnets
     views: ViewSettings
-    masking: Masking
+    crops: CropSchedule
     dtype: torch.dtype
     device: torch.device
     steps_per_epoch: int
@@ -87,7 +88,6 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
         UserError: Settings do not fit the images or the device, or trained weights do not fit the network.
     """
     views, every = config.views, config.monitor.gradients_every
-    views.check()
     dtype = precision_of(config, device)
     # on the CPU the fused attention kernel is several times slower in bf16 than matrix products and a softmax
     family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
@@ -120,7 +120,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
         schedules=schedules_of(config, steps_per_epoch=epoch),
         subnets=subnets_of(config, family, steps_per_epoch=epoch),
         views=views,
-        masking=Masking(grid=family.mask_grid(views.global_size), share=views.mask_share, ratio=views.mask_ratio),
+        crops=crops_of(config, family, steps_per_epoch=epoch),
         dtype=dtype,
         device=device,
         steps_per_epoch=epoch,

@@ -35,8 +35,7 @@ def step_batches(
     """The micro-batches of this process for each of some steps, cropped and masked as in the run; see ``batches``."""
     return batches(
         index,
-        augmentation=parts.views,
-        masking=parts.masking,
+        crops=parts.crops,
         batch_size=batch_size,
         seed=parts.seed,
         start_step=start_step,

@@ -1,0 +1,52 @@
+"""How the crops of each step of a run are made."""
+
+from poa.config.pretraining import SELF_DISTILLED, Config, ViewSettings
+from poa.data.loader import Cropping, CropSchedule
+from poa.data.masks import Masking
+from poa.errors import UserError
+from poa.families.base import Family
+from poa.families.vit import ViT
+
+
+def crops_of(config: Config, family: Family, *, steps_per_epoch: int) -> CropSchedule:
+    """Smaller global crops in the first epochs, as in FastDINOv2 (arXiv 2507.03779), if so asked.
+
+    Raises:
+        UserError: Settings of the crops do not fit the network or the loss.
+    """
+    views = config.views
+    views.check()
+    if views.drop_patches:
+        _check_dropping(config, family)
+    side = views.global_size if views.small_size is None else views.small_size
+    family.check_image_size(side, setting="views.small-size")
+    small = views.model_copy(update={"global_size": side})
+    steps = round(views.small_epochs * steps_per_epoch)
+    return CropSchedule(_cropping(views, family), _cropping(small, family), steps)
+
+
+def _cropping(views: ViewSettings, family: Family) -> Cropping:
+    masking = Masking(
+        grid=family.mask_grid(views.global_size),
+        share=views.mask_share,
+        ratio=views.mask_ratio,
+        dropped=views.drop_patches,
+    )
+    return Cropping(views, masking)
+
+
+def _check_dropping(config: Config, family: Family) -> None:
+    """What is left out cannot be predicted, and only a ViT can leave anything out."""
+    asked = f"--views.drop-patches {config.views.drop_patches:g}"
+    if not isinstance(family, ViT) or config.method not in SELF_DISTILLED:
+        raise UserError(
+            f"{asked} works with --model vit and --method {' or '.join(SELF_DISTILLED)}, got a {type(family).__name__} "
+            f"and {config.method}. Leave it out."
+        )
+    if config.losses.ibot:
+        raise UserError(f"{asked} leaves no patches for the students to predict. Add --losses.ibot 0, or leave it out.")
+    if config.distill.teacher and config.distill.patch_weight:
+        raise UserError(
+            f"{asked} leaves patches without features to compare with the frozen teacher's. Add "
+            "--distill.patch-weight 0, or leave it out."
+        )

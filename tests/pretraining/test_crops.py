@@ -1,0 +1,72 @@
+"""Crops of a run's steps, from its settings."""
+
+from typing import Any
+
+import pytest
+
+import tiny
+from poa.data.loader import CropSchedule
+from poa.errors import UserError
+from poa.models.registry import family_of
+from poa.pretraining.crops import crops_of
+
+
+def made(family: str = "vit", **over: Any) -> CropSchedule:
+    config = tiny.config(family, **over)
+    return crops_of(config, family_of(config), steps_per_epoch=4)
+
+
+def test_small_crops_come_first() -> None:
+    """And have masks of their own grid."""
+    crops = made(views={"global_size": 32, "small_size": 16, "small_epochs": 1.5, "mask_share": 0.3})
+    assert [crops.at(step).views.global_size for step in (0, 5, 6, 7)] == [16, 16, 32, 32]
+    assert [crops.at(step).masking.grid for step in (5, 6)] == [2, 4]
+    assert {crops.at(step).masking.share for step in (5, 6)} == {0.3}
+    assert {crops.at(step).views.local_size for step in (5, 6)} == {8}
+
+
+def test_all_crops_are_alike_by_default() -> None:
+    crops = made()
+    assert crops.at(0) == crops.at(100)
+    assert crops.at(0).masking.dropped == 0
+
+
+WHOLE = {"ibot": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "over", "told"),
+    [
+        ("vit", {"views": {"small_size": 8}}, "and --views.small-epochs, got 8 and 0"),
+        ("vit", {"views": {"small_epochs": 1.0}}, "got None and 1. Set both, or neither"),
+        (
+            "vit",
+            {"views": {"small_size": 16, "small_epochs": 1.0}},
+            "below --views.global-size 16, and .*, got 16 and 1",
+        ),
+        (
+            "vit",
+            {"views": {"global_size": 32, "small_size": 20, "small_epochs": 1.0}},
+            "20 is not a multiple of the patch size 8. Set --views.small-size to 16 or 24",
+        ),
+        ("vit", {"views": {"drop_patches": 0.5}}, r"--views.drop-patches 0.5 leaves .* Add --losses.ibot 0"),
+        (
+            "swin",
+            {"views": {"drop_patches": 0.5}, "losses": WHOLE},
+            "works with --model vit and .*, got a Swin and poa",
+        ),
+        (
+            "vit",
+            {"views": {"drop_patches": 0.5}, "losses": WHOLE, "method": "distill", "distill": {"teacher": "x"}},
+            "--method poa or single, got a ViT and distill",
+        ),
+        (
+            "vit",
+            {"views": {"drop_patches": 0.5}, "losses": WHOLE, "distill": {"teacher": "x"}},
+            "frozen teacher's. Add --distill.patch-weight 0",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(family: str, over: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        made(family, **over)
