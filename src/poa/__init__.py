@@ -26,11 +26,13 @@ from poa.errors import UserError
 
 if TYPE_CHECKING:
     from poa.evaluation.results import Scores
+    from poa.models.cut import CutWeights
     from poa.models.run import Run
     from poa.shipping.export import Result
 
 __all__ = [
     "UserError",
+    "cut",
     "detect",
     "evaluate",
     "evaluate_knn",
@@ -77,18 +79,37 @@ def _without_paths(value: Any) -> Any:
     return fspath(value) if isinstance(value, PathLike) else value
 
 
-def load(folder: str | PathLike[str]) -> "Run":
+def load(folder: str | PathLike[str], *, checkpoint: int | None = None) -> "Run":
     """Open a run, for its sizes, features and models.
 
     Args:
         folder: The ``out`` of a pre-training.
+        checkpoint: The step of the checkpoint to use; the newest by default.
 
     Raises:
-        UserError: The folder is not a run.
+        UserError: The folder is not a run, or has no such checkpoint.
     """
     from poa.models.run import load as load_run
 
-    return load_run(fspath(folder))
+    return load_run(fspath(folder), checkpoint=checkpoint)
+
+
+def cut(weights: str | PathLike[str], *, image_size: int | None = None, **model: Any) -> "CutWeights":
+    """Trained weights of others, out of which sizes are cut without any training: ``cut(...).extract("96x4")``.
+
+    Such sizes have lost most of what the whole network knew; see ``poa extract --from``.
+
+    Args:
+        weights: A folder that timm loads, a timm name, or a file of weights.
+        image_size: Side of the images, in pixels; that of the weights by default.
+        **model: The network and its sizes, as ``model`` of ``pretrain``.
+
+    Raises:
+        UserError: The weights cannot be read, or their network cannot be cut.
+    """
+    from poa.models.cut import CutWeights
+
+    return CutWeights(fspath(weights), model=model, image_size=image_size)
 
 
 def evaluate(
@@ -102,6 +123,7 @@ def evaluate(
     name: str | None = None,
     image_size: int | None = None,
     out: str | PathLike[str] | None = None,
+    checkpoint: int | None = None,
     limit: int | None = None,
     workers: int = 0,
     overwrite: bool = False,
@@ -121,6 +143,7 @@ def evaluate(
         name: Folder of the results in ``out``.
         image_size: Side of the images, in pixels.
         out: Folder of all results; ``eval`` in a run, else ``eval/NAME``.
+        checkpoint: The step of the run's checkpoint to use; that of a run given as such, else the newest by default.
         limit: Take only a class-balanced part of the training images.
         workers: Processes that decode images.
         overwrite: Forget results of that name.
@@ -138,9 +161,9 @@ def evaluate(
     from poa.models.source import model_source
 
     chosen = scoring.protocol_of(protocol, settings)
-    source = model_source(
-        _path_of(subject), branch=branch, image_size=image_size, out=None if out is None else Path(out)
-    )
+    step = _step_of(subject, branch) if checkpoint is None else {"checkpoint": checkpoint}
+    place = None if out is None else Path(out)
+    source = model_source(_path_of(subject), branch=branch, image_size=image_size, out=place, **step)
     options = SweepOptions(sizes, name, workers, overwrite, max_bad_share=max_bad_share)
     parts = (None if train is None else fspath(train)), fspath(test)
     results = scoring.evaluate(source, chosen, train=parts[0], test=parts[1], limit=limit, options=options)
@@ -185,7 +208,8 @@ def finetune(
     from poa.tasks.evaluate import finetune_networks
     from poa.tasks.train import train_models
 
-    return train_models(_path_of(subject), finetune_networks, preset_of(PRESETS, preset), options, train=fspath(train))
+    given = {**_step_of(subject, **options), **options}
+    return train_models(_path_of(subject), finetune_networks, preset_of(PRESETS, preset), given, train=fspath(train))
 
 
 def segment(
@@ -228,7 +252,7 @@ def segment(
         "ignore": ignore,
     }
     settings = preset_of(PRESETS, preset)
-    given = {"image_size": options.get("crop", settings.crop) or None, **options}
+    given = {"image_size": options.get("crop", settings.crop) or None, **_step_of(subject, **options), **options}
     return train_models(_path_of(subject), segment_networks, settings, given, **parts)
 
 
@@ -265,7 +289,8 @@ def detect(
     from poa.tasks.train import train_models
 
     parts = {"train": CocoImages(fspath(train), Path(annotations)), "together": together}
-    return train_models(_path_of(subject), detect_networks, preset_of(PRESETS, preset), options, **parts)
+    given = {**_step_of(subject, **options), **options}
+    return train_models(_path_of(subject), detect_networks, preset_of(PRESETS, preset), given, **parts)
 
 
 def predict(
@@ -354,3 +379,8 @@ def export_models(
 
 def _path_of(subject: "Run | str | PathLike[str]") -> str:
     return str(subject if isinstance(subject, str | PathLike) else subject.folder)
+
+
+def _step_of(subject: "Run | str | PathLike[str]", branch: str = "teacher", **_: Any) -> dict[str, int | None]:
+    """The checkpoint of a run that was opened at one, as an option; other branches have none."""
+    return {} if isinstance(subject, str | PathLike) or branch != "teacher" else {"checkpoint": subject.asked_step}

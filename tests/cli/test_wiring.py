@@ -26,11 +26,11 @@ from poa.tasks.detection.data import CocoImages
 from poa.tasks.segmentation.masks import MaskedImages
 
 Case = tuple[str, str, dict[str, Any]]
-SOURCE = ("runs/mine", {"branch": "untrained", "image_size": 32, "out": Path("there")})
-ELSEWHERE = SOURCE[0], {"branch": "untrained", "image_size": 32}
+SOURCE = ("runs/mine", {"branch": "untrained", "image_size": 32, "out": Path("there"), "checkpoint": 8})
+ELSEWHERE = SOURCE[0], {"branch": "untrained", "image_size": 32, "checkpoint": 8}
 """Of commands whose --out is for something else."""
-GENERAL = "--sizes 32x2 64x3 --branch untrained --name mine --image-size 32 --out there --limit 7 --workers 2 "
-GENERAL += "--overwrite --max-bad-share 0.2"
+GENERAL = "--sizes 32x2 64x3 --branch untrained --name mine --image-size 32 --out there --limit 7 --checkpoint 8 "
+GENERAL += "--workers 2 --overwrite --max-bad-share 0.2"
 SWEEP = {"source": SOURCE, "limit": 7, "options": (("32x2", "64x3"), "mine", 2, True, 0.2)}
 LABELLED = f"--train a --test b {GENERAL}"
 SCORING = "poa.evaluation.evaluate.evaluate"
@@ -136,14 +136,15 @@ CASES: dict[str, Case] = {
         | {"workers": 2, "overwrite": True},
     ),
     "embed": (
-        "--data a --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite",
+        "--data a --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite "
+        "--checkpoint 8",
         "poa.features.embed.embed",
         {"source": ELSEWHERE, "data": "a", "out": Path("b"), "sizes": ("32x2",), "patches": True}
         | {"limit": 7, "workers": 2, "overwrite": True},
     ),
     "pictures": (
         "--images a --out b --sizes 32x2 --kinds colours matches --limit 7 --show 3 --seed 2 --branch untrained "
-        "--image-size 32 --workers 2 --overwrite",
+        "--image-size 32 --workers 2 --overwrite --checkpoint 8",
         "poa.pictures.draw.draw",
         {"sources": [ELSEWHERE], "images": "a", "out": Path("b"), "sizes": ("32x2",), "kinds": ("colours", "matches")}
         | {"limit": 7, "show": 3, "seed": 2, "workers": 2, "overwrite": True},

@@ -25,6 +25,7 @@ from poa.data.images import Preprocessing
 from poa.elastic.network import SubNetworks
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
+from poa.export.card import Origin
 from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
 from poa.families.convnext import ConvNeXt
@@ -107,7 +108,7 @@ def write(folder: Path, *, family: Family = FAMILY, size: Size | None = None, **
     size = size or family.space.sizes[0]
     network, elastic = sub_network(family, size)
     preprocessing = Preprocessing(family.image_size, family.image_size * 5 // 4, MEAN, STD)
-    arguments: dict[str, Any] = {"preprocessing": preprocessing, "source": "a test", **over}
+    arguments: dict[str, Any] = {"preprocessing": preprocessing, "origin": Origin("a test"), **over}
     return write_size(arguments.pop("network", network), elastic, family=family, size=size, folder=folder, **arguments)
 
 
@@ -200,9 +201,9 @@ def test_the_folder_explains_itself(tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
     card = (folder / "README.md").read_text()
-    assert "16x2" in card
-    assert "a test" in card
-    assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in card
+    assert "# 16x2\n" in card
+    assert "| part | of 32x3: width 16 of 32; blocks, counted from 0: 0, 2 of 3 |" in card
+    assert "| from | a test |" in card
     network, _ = sub_network(FAMILY, Size(16, (2,)))
     assert f"{sum(parameter.numel() for parameter in network.model.parameters()):,} parameters" in card
     assert json.loads((folder / "config.json").read_text())["num_features"] == 16
@@ -211,10 +212,9 @@ def test_the_folder_explains_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a b", "a#b?c", "100%41", 'a"\\b'])
 def test_odd_names_of_folders(name: str, tmp_path: Path) -> None:
-    card = (write(tmp_path / name) / "README.md").read_text("utf-8")
-    names: dict[str, Any] = {}
-    exec(card.split("```")[1].removeprefix("python"), names)
-    assert names["model"].embed_dim == 16
+    folder = write(tmp_path / name)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).embed_dim == 16
+    assert str(tmp_path) not in (folder / "README.md").read_text("utf-8")
 
 
 def test_a_folder_that_others_cannot_open(tmp_path: Path) -> None:
@@ -245,22 +245,36 @@ def test_a_folder_in_use_is_left_alone(kind: str, tmp_path: Path) -> None:
 def test_what_a_stopped_command_wrote_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "model")
     when = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    capsys.readouterr()
-    assert write(folder) == folder
-    shown = capsys.readouterr().err.replace("\n", " ")
-    assert f"Note: {folder} already holds this model, with the same weights. It is kept." in shown
+
+    def told(**over: Any) -> str:
+        assert write(folder, **over) == folder
+        return capsys.readouterr().err.replace("\n", " ")
+
+    assert f"Note: {folder} already holds this model, with the same weights. It is kept." in told()
+    assert "It is kept; --overwrite writes its README.md again." in told(origin=Origin("scored meanwhile"))
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == when
-    with pytest.raises(UserError, match="already exists"):
-        write(folder, source="another step")
-    (folder / "mine").touch()
-    with pytest.raises(UserError, match="already exists"):
-        write(folder)
-    (folder / "mine").unlink()
+    assert "It is kept, and its README.md is written again." in told(origin=Origin("scored later"), overwrite=True)
+    assert "scored later" in (folder / "README.md").read_text()
     weights = (folder / "model.safetensors").read_bytes()
     for content in (weights[:-1], weights[:-1] + b"x"):
         (folder / "model.safetensors").write_bytes(content)
-        with pytest.raises(UserError, match="already exists"):
+        with pytest.raises(UserError, match=r"already exists\. Choose another --out, or replace .* with --overwrite"):
             write(folder)
+
+
+def test_models_alone_are_overwritten(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    (folder / "exported").mkdir()
+    write(folder, size=FAMILY.space.intact, overwrite=True)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).embed_dim == 32
+    assert not (folder / "exported").exists(), "files made of the old weights are left"
+    (folder / "notes").write_text("mine")
+    with pytest.raises(UserError, match="also holds notes, which is no part of a model and would be lost"):
+        write(folder, overwrite=True)
+    for other in (tmp_path, folder / "notes"):
+        with pytest.raises(UserError, match=r"holds no model, so that --overwrite does not replace it\. Choose"):
+            write(other, overwrite=True)
+    assert (folder / "notes").read_text() == "mine"
 
 
 def test_a_model_that_differs_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """Folders in the hands of Hugging Face's transformers, which builds its own models around timm's."""
 
+import ast
+import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,13 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.utils import logging
 
 import tiny
 from poa.data.images import Preprocessing
 from poa.elastic.space import SearchSpace, Size
+from poa.export.card import Origin
 from poa.export.timm import Blueprint, write_finetuned, write_size
 from poa.families.base import Family
 from poa.families.slim_resnet import SlimResNet
@@ -51,13 +56,15 @@ def extracted(family: Family, folder: Path) -> Path:
         size=size,
         folder=folder,
         preprocessing=preprocessing(family),
-        source="a test",
+        origin=Origin("a test"),
     )
 
 
 def finetuned(family: Family, folder: Path, *, head: str = "linear") -> Path:
     model, blueprint = classifier(family, family.space.sizes[0], head)
-    write_finetuned(model, blueprint, name="x", folder=folder, preprocessing=preprocessing(family), source="a test")
+    write_finetuned(
+        model, blueprint, name="x", folder=folder, preprocessing=preprocessing(family), origin=Origin("a test")
+    )
     return folder
 
 
@@ -70,12 +77,17 @@ def classifier(family: Family, size: Size, head: str) -> tuple[nn.Module, Bluepr
     return model, Blueprint(architecture, arguments, CLASSES, own)
 
 
-def loaded(folder: Path, **options: Any) -> tuple[nn.Module, Tensor]:
+def programs(folder: Path) -> dict[str, str]:
+    """On the card, by what is above them."""
+    return dict(re.findall(r"### (.*)\n(?:.*\n\n)?```python\n((?:.*\n)*?)```", (folder / "README.md").read_text()))
+
+
+def loaded(folder: Path, photos: Sequence[Image.Image] = PHOTOS) -> tuple[nn.Module, Tensor]:
     """timm's model, and photos as transformers prepares them for it, which is as timm does."""
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval()
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    found: Tensor = AutoImageProcessor.from_pretrained(folder)(PHOTOS)["pixel_values"]
-    assert torch.equal(found, torch.stack([prepare(photo) for photo in PHOTOS]))
+    found: Tensor = AutoImageProcessor.from_pretrained(folder)(photos)["pixel_values"]
+    assert torch.equal(found, torch.stack([prepare(photo) for photo in photos]))
     return model, found
 
 
@@ -98,16 +110,24 @@ def test_classes_of_a_finetuned_model(name: str, tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_pipelines(tmp_path: Path) -> None:
-    folder = finetuned(FAMILIES["vit"], tmp_path / "model")
-    (logits,) = loaded(folder)[0](loaded(folder)[1][:1])
-    labels = pipeline("image-classification", model=str(folder), device="cpu")(PHOTOS[0])
-    expected = [CLASSES[number] for number in logits.argsort(descending=True)]
-    assert [each["label"] for each in labels] == expected
-    folder = extracted(FAMILIES["vit"], tmp_path / "size")
-    model, images = loaded(folder)
-    features = pipeline("image-feature-extraction", model=str(folder), pool=True, device="cpu")(PHOTOS[0])
-    assert torch.equal(torch.tensor(features), model(images[:1]))
+def test_a_copied_folder_is_used_as_its_card_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = finetuned(FAMILIES["vit"], tmp_path / "classes"), extracted(FAMILIES["vit"], tmp_path / "size")
+    for folder in written:
+        here = shutil.copytree(folder, tmp_path / f"{folder.name}-copy")
+        shutil.rmtree(folder)
+        monkeypatch.chdir(here)
+        PHOTOS[0].save("photo.jpg", quality=100)
+        names: dict[str, Any] = {}
+        exec(programs(here)["transformers"], names)
+        model, (pixels, _) = loaded(here, photos=[Image.open("photo.jpg"), PHOTOS[1]])
+        expected = model(pixels[None])
+        if folder == written[0]:
+            order = [CLASSES[number] for number in expected[0].argsort(descending=True)]
+            assert [each["label"] for each in ast.literal_eval(capsys.readouterr().out)] == order
+        else:
+            assert torch.equal(names["features"], expected)
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from poa.elastic.space import SearchSpace, Size
 from poa.elastic.switchable import Switchable, SwitchableNetworks, state
 from poa.errors import UserError
 from poa.evaluation.cost import flops, parameters
+from poa.export.card import Origin
 from poa.export.timm import write_size
 from poa.families.slim_resnet import SlimResNet, SlimResNetBackbone
 
@@ -193,7 +194,7 @@ def test_export_of_every_width(kind: str, tmp_path: Path) -> None:
             size=size,
             folder=tmp_path / str(size),
             preprocessing=preprocessing,
-            source="test",
+            origin=Origin("test"),
         )
         model = timm.create_model(f"local-dir:{tmp_path / str(size)}", pretrained=True, num_classes=7)
         assert model(IMAGES).shape == (4, 7)

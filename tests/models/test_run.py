@@ -23,6 +23,7 @@ from poa.data.images import centre_crop
 from poa.errors import UserError
 from poa.models import run as runs
 from poa.models.run import Run
+from poa.models.source import model_source
 from poa.training.checkpoint import load_checkpoint, save_checkpoint
 
 SIZES = ("32x2", "32x3", "48x2", "48x3", "64x2", "64x3")
@@ -45,7 +46,8 @@ def images(number: int = 4, side: int = 16) -> Tensor:
 
 
 def test_the_public_names_need_no_torch_to_be_imported() -> None:
-    assert set(poa.__all__) == {"UserError", "evaluate", "evaluate_knn", "load", "pretrain"}
+    trained = {"finetune", "segment", "detect", "predict"}
+    assert set(poa.__all__) == {"UserError", "cut", "evaluate", "evaluate_knn", "load", "pretrain"} | trained
     program = (
         "import sys, poa; assert all(hasattr(poa, name) for name in poa.__all__); assert 'torch' not in sys.modules"
     )
@@ -211,13 +213,44 @@ def test_models_go_into_the_run_unless_told_otherwise(run: Run, tmp_path: Path) 
     assert run.extract("32x3", out=str(tmp_path / "other")) == tmp_path / "other"
 
 
-def test_sizes_can_be_scored(run: Run) -> None:
+def test_sizes_can_be_scored(run: Run, tmp_path: Path) -> None:
+    """And the scores of these weights, but not those of others, are on the model card."""
     digits = Path("digits")
     scores = poa.evaluate_knn(
         run.folder, train=digits / "train", test=digits / "test", sizes=["32x2", "64x3"], limit=200
     )
     assert set(map(str, scores)) == {"32x2", "64x3"}
-    assert (run.folder / "eval/knn/knn.json").exists()
+    file = run.folder / "eval/knn/knn.json"
+    found = json.loads(file.read_text())
+    for name, content in (("damaged", "{"), ("other", json.dumps(found | {"settings": {"weights": "teacher"}}))):
+        (run.folder / "eval" / name).mkdir()
+        (run.folder / "eval" / name / "knn.json").write_text(content)
+    card = (run.extract("32x2", out=tmp_path / "model") / "README.md").read_text()
+    low, high = found["intervals"]["32x2"]["top1@20"]
+    assert f"top1@20 {scores['32x2']['top1@20']:.1f} % ({low:.1f} to {high:.1f})" in card
+    assert "- knn, train: digits/train, limited to 200 images (200 images); test: digits/test (445 images);" in card
+    assert card.count("top1@20") == 1
+    assert "| images | digits, 64 images, digest" in card
+    assert "| length | 4 steps of 16 images, of a training of 1 epoch |" in card
+
+
+def test_a_checkpoint_by_its_step(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    later = load_checkpoint(copy / "checkpoints/step-00000004.pt")
+    for value in later["method"].values():
+        value += 1
+    save_checkpoint(copy / "checkpoints", 8, later)
+    newest, earlier = poa.load(copy), poa.load(copy, checkpoint=4)
+    assert (newest.step, earlier.step, poa.load(copy, checkpoint=8).weights) == (8, 4, newest.weights)
+    assert torch.equal(earlier.features(images(), size="32x2"), poa.load(folder).features(images(), size="32x2"))
+    assert earlier.weights == poa.load(folder).weights == model_source(str(copy), checkpoint=4).weights
+    assert earlier.weights != newest.weights
+    with pytest.raises(UserError, match=r"has no checkpoint of step 5\. It has those of 4, 8: choose one of them, or"):
+        model_source(str(copy), checkpoint=5)
+    with pytest.raises(UserError, match=r"names a step of a run, but branch untrained was not trained\. Leave out"):
+        model_source(str(copy), branch="untrained", checkpoint=4)
+    with pytest.raises(UserError, match=r"names a step of a run, but resnet18 is not the folder of a run\. Leave out"):
+        model_source("resnet18", checkpoint=4)
 
 
 def test_a_size_that_the_run_has_not(run: Run) -> None:

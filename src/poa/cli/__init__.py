@@ -44,7 +44,7 @@ for command in COMMANDS:
     app.command(command)
 app.command(evaluate.evaluate)
 
-WITH_MODEL_SETTINGS = ("pretrain", "sizes", "compare")
+WITH_MODEL_SETTINGS = ("pretrain", "sizes", "extract", "compare")
 """Commands in which --model is short for --model.name: cyclopts takes either a value or further settings."""
 
 

@@ -74,6 +74,7 @@ class Options:
         name: Folder of the results in --out; by default named after the protocol and the branch.
         image_size: Side of the images in pixels; by default the size that the network is made for.
         out: Folder of all results; by default RUN/eval, or eval/NAME for other networks.
+        checkpoint: Step of the run's checkpoint to use; the newest by default.
         limit: Use only so many training images, balanced over classes (test images where no training images are used).
         workers: Processes that decode images.
         overwrite: Replace earlier results of that name.
@@ -85,6 +86,7 @@ class Options:
     name: str | None = None
     image_size: int | None = None
     out: Path | None = None
+    checkpoint: int | None = None
     limit: int | None = None
     workers: int = 0
     overwrite: Switch = False
@@ -94,7 +96,9 @@ class Options:
         """The networks that are meant."""
         from poa.models.source import model_source
 
-        source = model_source(model, branch=self.branch, image_size=self.image_size, out=self.out)
+        source = model_source(
+            model, branch=self.branch, image_size=self.image_size, out=self.out, checkpoint=self.checkpoint
+        )
         if self.out is None and source.family is None:  # not in a folder of its own
             text = f"Results are written to {source.out} in the current folder; --out FOLDER names another place."
             tell(plain_console(stderr=True), text)

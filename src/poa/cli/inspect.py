@@ -28,6 +28,7 @@ def embed(
     patches: Switch = False,
     branch: Branch = "teacher",
     image_size: int | None = None,
+    checkpoint: int | None = None,
     limit: int | None = None,
     workers: int = 0,
     overwrite: Switch = False,
@@ -44,6 +45,7 @@ def embed(
         patches: Also write one feature for each patch.
         branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
         image_size: Side of the images in pixels; by default the size that the network is made for.
+        checkpoint: Step of the run's checkpoint to use; the newest by default.
         limit: Use only so many images, balanced over classes.
         workers: Processes that decode images.
         overwrite: Replace existing files.
@@ -52,7 +54,7 @@ def embed(
     from poa.models.source import model_source
 
     written = embedding.embed(
-        model_source(model, branch=branch, image_size=image_size),
+        model_source(model, branch=branch, image_size=image_size, checkpoint=checkpoint),
         data,
         out=out,
         sizes=sizes,
@@ -87,6 +89,7 @@ def pictures(
     seed: int = 0,
     branch: Branch = "teacher",
     image_size: int | None = None,
+    checkpoint: int | None = None,
     workers: int = 0,
     overwrite: Switch = False,
 ) -> None:
@@ -107,6 +110,7 @@ def pictures(
         branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
         image_size: Side of the images in pixels; by default the size that the network is made for. Larger images show
             more patches.
+        checkpoint: Step of the checkpoint to use, of runs; the newest by default.
         workers: Processes that decode images.
         overwrite: Replace earlier pictures in --out.
     """
@@ -114,7 +118,7 @@ def pictures(
     from poa.pictures import draw
 
     page = draw.draw(
-        [model_source(name, branch=branch, image_size=image_size) for name in model],
+        [model_source(name, branch=branch, image_size=image_size, checkpoint=checkpoint) for name in model],
         images,
         out=out,
         sizes=sizes,

@@ -11,7 +11,7 @@ from poa.cli.evaluate import say
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
 from poa.errors import UserError, counted
-from poa.text import plain_console, python_literal
+from poa.text import note, plain_console, python_literal
 
 if TYPE_CHECKING:
     from poa.experiments.plan import Training
@@ -71,6 +71,7 @@ def sizes(
     model: ModelFlags = ModelSettings(),
     recipe: str | None = None,
     image_size: int | None = None,
+    checkpoint: int | None = None,
     out: Path | None = None,
 ) -> None:
     """List every size of a run, or of a network before any run: parameters, FLOPs, how often it is trained, scores.
@@ -82,6 +83,7 @@ def sizes(
         model: The network, as in `poa pretrain`.
         recipe: The network of a shipped recipe; --model flags override it.
         image_size: Side of the images in pixels, for FLOPs.
+        checkpoint: Step of the checkpoint whose scores are shown as the run's; the newest by default.
         out: Also write the table to this .csv or .json file.
     """
     given = model.model_dump(exclude_unset=True)
@@ -100,7 +102,7 @@ def sizes(
         family = family_of(resolve.resolve({"model": given, "views": views}, recipe=recipe))
         rows = scoring.rows_of(family, {})
     else:
-        rows = scoring.rows(load(run))
+        rows = scoring.rows(load(run, checkpoint=checkpoint))
     if out is not None:
         write(rows, out)
     shown = fitting(rows, scoring.headline(rows))
@@ -110,24 +112,62 @@ def sizes(
         say(f"{counted(hidden, 'more score')}: {where}.")
 
 
-def extract(run: Path, /, *, size: Annotated[list[str], SEVERAL], out: Path | None = None) -> None:
-    """Write sizes as plain timm models, each checked against the network that was trained.
+def extract(
+    run: Path | None = None,
+    /,
+    *,
+    size: Annotated[list[str], SEVERAL],
+    out: Path | None = None,
+    checkpoint: int | None = None,
+    overwrite: Switch = False,
+    licence: Annotated[str, Parameter(show_default=False)] = "unknown",
+    push_to_hub: str | None = None,
+    weights: Annotated[str | None, Parameter(name="--from")] = None,
+    model: ModelFlags = ModelSettings(),
+    image_size: int | None = None,
+) -> None:
+    """Write sizes as models that timm and transformers load, each checked against the network that was trained.
 
     A size that is there already, with the same weights, is kept: a command that was stopped can be run again.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run; leave it out with --from.
         size: One or more sizes, such as 96x4.
-        out: Folder to write (one size); RUN/models/SIZE by default.
+        out: Folder to write (one size); RUN/models/SIZE by default, models/NAME/SIZE with --from.
+        checkpoint: Step of the checkpoint to use; the newest by default.
+        overwrite: Replace another model in that folder, or the card of the same one.
+        licence: Licence of the weights, for the model card, such as apache-2.0.
+        push_to_hub: Upload the folder to the Hugging Face hub under this name, such as me/my-model; of several sizes to
+            NAME-SIZE each. New repositories are private.
+        weights: Cut sizes out of trained weights without any training: a folder that timm loads, a timm name or a file.
+        model: With --from, the network and its sizes, as in `poa pretrain`.
+        image_size: With --from, side of the images in pixels; that of the weights by default.
     """
-    from poa.models.run import load
-
-    loaded = load(run)
+    given = model.model_dump(exclude_unset=True)
+    if (run is None) == (weights is None):
+        raise UserError("Give either the folder of a run, or --from WEIGHTS to cut sizes without any training.")
+    if run is not None and (given or image_size):
+        raise UserError("--model and --image-size go with --from: a run knows its network. Leave them out.")
+    if weights is not None and checkpoint is not None:
+        raise UserError("--checkpoint names a step of a run, and --from takes no run. Leave out --checkpoint.")
     if out is not None and len(size) > 1:
-        raise UserError(f"--out takes one size, got {len(size)}. Leave it out to write each to {run}/models/SIZE.")
+        default = f"{run}/models/SIZE" if run is not None else "models/NAME/SIZE"
+        raise UserError(f"--out takes one size, got {len(size)}. Leave it out to write each to {default}.")
+    from poa.models.cut import COST, CutWeights
+    from poa.models.hub import upload
+    from poa.models.run import Run, load
+
+    source: Run | CutWeights
+    if weights is not None:
+        source = CutWeights(weights, model=given, image_size=image_size)
+        note(plain_console(stderr=True), COST)
+    elif run is not None:
+        source = load(run, checkpoint=checkpoint)
     for name in size:
-        folder = loaded.extract(name, out=out)
+        folder = source.extract(name, out=out, overwrite=overwrite, licence=licence)
         say(f"{folder}: timm.create_model({python_literal(f'local-dir:{folder}')}, pretrained=True)")
+        if push_to_hub is not None:
+            say(f"Uploaded: {upload(folder, push_to_hub if len(size) == 1 else f'{push_to_hub}-{name}')}")
 
 
 def polish(

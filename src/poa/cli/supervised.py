@@ -40,6 +40,7 @@ class TrainingOptions(Options):
         name: Folder of the models in --out; by default named after the task and the branch.
         image_size: Side of the images in pixels; by default the size that the network is made for.
         out: Folder of all trained models; by default RUN/trained, or trained/NAME for other networks.
+        checkpoint: Step of the run's checkpoint to use; the newest by default.
         limit: Use only so many training images, balanced over classes.
         workers: Processes that decode images.
         overwrite: Replace earlier models of that name.
@@ -51,7 +52,7 @@ class TrainingOptions(Options):
         from poa.models.source import model_source, trained_folder
 
         out = self.out or trained_folder(model)
-        return model_source(model, branch=self.branch, image_size=self.image_size, out=out)
+        return model_source(model, branch=self.branch, image_size=self.image_size, out=out, checkpoint=self.checkpoint)
 
 
 DEFAULTS = TrainingOptions()

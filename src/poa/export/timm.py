@@ -1,4 +1,4 @@
-"""Models as folders that timm (and the Hugging Face hub) loads, each compared with what was trained."""
+"""Models as folders that timm and transformers load, each compared with what was trained."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,44 +12,62 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from poa.data.images import Preprocessing
+from poa.elastic.plan import even_blocks
 from poa.elastic.space import Size
 from poa.errors import UserError, counted
+from poa.export.card import CARD, Origin, Use, model_card
 from poa.families.base import Backbone, Family, Features
-from poa.files import for_models, whole_folder
-from poa.text import markdown_text, note, plain_console, python_literal, unicode_text
+from poa.files import for_models, whole_file, whole_folder
+from poa.text import note, plain_console, unicode_text
 
 CLASSIFIER = "classifier.safetensors"
 """File of a classifier that timm cannot build."""
-_CARD = """---
-library_name: timm
-tags: [{task}, timm]
----
-# {name}
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_OURS = {CONFIG, WEIGHTS, CLASSIFIER, CARD, "exported"}
+"""What is in the folder of a model; ``exported`` is made of it."""
+TIMM = """import timm
+from PIL import Image
 
-{summary}
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+{found} = model(prepare(Image.open("photo.jpg").convert("RGB"))[None])"""
+_TIMM_CLASSES = f"""{TIMM.format(found="scores")}
+names = model.pretrained_cfg["label_names"]
+print(names[int(scores.argmax())])"""
+_TIMM_MLP = f"""{TIMM.format(found="features")}
 
-```python
-{code}
-```
-
-{notes}
-"""
-_CODE_SIZE = """import timm
-
-model = timm.create_model({folder}, pretrained=True)  # num_classes=10 adds a classifier"""
-_CODE_FINETUNED = """import timm
-
-model = timm.create_model({folder}, pretrained=True)
-classes = model.pretrained_cfg["label_names"]"""
-_NOTE_MLP = """The model returns features. Its classifier, two layers with GELU between them, is a separate file:
-
-```python
 from safetensors.torch import load_file
+from torch import nn
 
-weights = load_file({file})  # 0.weight, 0.bias, 2.weight, 2.bias
-```
+weights = load_file("{CLASSIFIER}")
+first, last = weights["0.weight"], weights["2.weight"]
+classifier = nn.Sequential(nn.Linear(*first.T.shape), nn.GELU(), nn.Linear(*last.T.shape))
+classifier.load_state_dict(weights)
+scores = classifier(features)
+print(model.pretrained_cfg["label_names"][int(scores.argmax())])"""
+_TRANSFORMERS = """from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
 
-"""
+prepare, model = AutoImageProcessor.from_pretrained("."), AutoModel.from_pretrained(".")
+features = model(**prepare(Image.open("photo.jpg").convert("RGB"))).pooler_output"""
+_TRANSFORMERS_CLASSES = """from transformers import pipeline
+
+print(pipeline("image-classification", model=".")("photo.jpg"))"""
+_ONNX = """from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+image = Image.open("photo.jpg").convert("RGB")
+shorter = min(image.size)
+image = image.resize([{resize} * side // shorter for side in image.size], Image.Resampling.BICUBIC)
+left, top = (round((side - {side}) / 2) for side in image.size)
+pixels = np.asarray(image.crop((left, top, left + {side}, top + {side})), np.float32) / 255
+pixels = (pixels - np.float32({mean})) / np.float32({std})
+session = onnxruntime.InferenceSession(next(Path("exported").glob("*.onnx")))
+({found},) = session.run(None, {{"images": pixels.transpose(2, 0, 1)[None]}})"""
+_MAKE_ONNX = "`poa export . --format onnx`, run here once, writes a file that needs neither poa nor torch."
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +96,7 @@ def write_model(
     card: str,
     reference: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Write a timm model, moved to the CPU, with ``card`` as its README.md; a folder that is there is replaced.
+    """Write a timm model, moved to the CPU, with ``card`` as its model card; a folder that is there is replaced.
 
     What timm then loads has to give the same features as ``reference``, bit for bit (by default as the model itself),
     else a ``RuntimeError`` is raised and nothing is left.
@@ -97,10 +115,10 @@ def _files(model: nn.Module, blueprint: Blueprint, preprocessing: Preprocessing,
     own = {key.removeprefix(prefix): value for key, value in state.items() if prefix and key.startswith(prefix)}
     rest = {key: value for key, value in state.items() if not (prefix and key.startswith(prefix))}
     return {
-        "model.safetensors": _bytes_of(rest),
+        WEIGHTS: _bytes_of(rest),
         **({CLASSIFIER: _bytes_of(own)} if prefix else {}),
-        "config.json": (json.dumps(_config(model, blueprint, preprocessing), indent=1) + "\n").encode(),
-        "README.md": card.encode(),
+        CONFIG: (json.dumps(_config(model, blueprint, preprocessing), indent=1) + "\n").encode(),
+        CARD: card.encode(),
     }
 
 
@@ -113,16 +131,6 @@ def _bytes_of(weights: Mapping[str, Tensor]) -> bytes:
     contiguous = {name: value.contiguous() for name, value in weights.items()}
     content: bytes = save(contiguous, metadata={"format": "pt"})
     return content
-
-
-def model_card(*, task: str, name: str, summary: str, code: str, notes: str) -> str:
-    """The README.md of a model, as the Hugging Face hub shows it; ``task`` is one of the hub's."""
-    return _CARD.format(task=task, name=markdown_text(name), summary=summary, code=code, notes=notes)
-
-
-def local_dir(folder: Path) -> str:
-    """What timm's ``create_model`` is given to load a folder, as a Python program has it."""
-    return python_literal(f"local-dir:{folder}")
 
 
 def unlike(folder: Path) -> RuntimeError:
@@ -143,28 +151,32 @@ def write_size(
     size: Size,
     folder: Path,
     preprocessing: Preprocessing,
-    source: str,
+    origin: Origin,
+    overwrite: bool = False,
 ) -> Path:
-    """Write a size of a run as a plain timm model, compared with the same size run in place (``elastic``).
+    """Write a size as a plain timm model, compared with the same size run in place (``elastic``).
 
     The folder must be new or empty, or hold just this already, as a command that was stopped left it; then it is kept,
-    and a note says so. ``source`` says on the model card where the weights come from.
+    and a note says so. With ``overwrite`` it may also hold another model that was written here.
     """
     blueprint = Blueprint(*family.timm_config(size))
     card = model_card(
         task="image-feature-extraction",
         name=str(size),
-        summary=f"{type(network.model).__name__} of size {size} (width x depth), cut out of one elastic pre-training "
-        f"({markdown_text(source)}).\n{num_parameters(network.model):,} parameters, {preprocessing.image_size} pixels, "
+        summary=f"{type(network.model).__name__} of size {size} (width x depth), cut out of one elastic network. "
+        f"{num_parameters(network.model):,} parameters, {network.num_features} features an image, "
         "no classifier.",
-        code=_CODE_SIZE.format(folder=local_dir(folder)),
-        notes=images_note(preprocessing),
+        uses=uses(preprocessing, found="features"),
+        preprocessing=preprocessing,
+        model=network_facts(network.model, blueprint) | _cut_facts(family, size),
+        origin=origin,
     )
     if for_models(folder).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not _holds(folder, _files(network.model, blueprint, preprocessing, card)):
-            raise UserError(f"{folder} already exists. Choose another --out, or delete it first.")
-        note(plain_console(stderr=True), f"{folder} already holds this model, with the same weights. It is kept.")
-        return folder
+        files = _files(network.model, blueprint, preprocessing, card)
+        if _holds(folder, {name: content for name, content in files.items() if name != CARD}):
+            _keep(folder, card, overwrite=overwrite)
+            return folder
+        _check_replaceable(folder, overwrite=overwrite)
     write_model(
         network.model,
         blueprint,
@@ -177,34 +189,97 @@ def write_size(
 
 
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
-    """Whether a folder has these files, with this content, and no others."""
-    return (
-        folder.is_dir()
-        and {path.name for path in folder.iterdir()} == files.keys()
-        and all(path.is_file() and path.read_bytes() == files[path.name] for path in folder.iterdir())
-    )
+    """Whether a folder has these files, with this content."""
+    return all((folder / name).is_file() and (folder / name).read_bytes() == files[name] for name in files)
+
+
+def _keep(folder: Path, card: str, *, overwrite: bool) -> None:
+    """Leave a model as it is, and say so; with ``overwrite`` renew its card, which may tell of fewer scores."""
+    file, told = folder / CARD, "It is kept."
+    if not _holds(folder, {CARD: card.encode()}):
+        told = f"It is kept; --overwrite writes its {CARD} again."
+        if overwrite:
+            with whole_file(file) as temporary:
+                temporary.write_text(card, encoding="utf-8")
+            told = f"It is kept, and its {CARD} is written again."
+    note(plain_console(stderr=True), f"{folder} already holds this model, with the same weights. {told}")
+
+
+def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """See that a folder may be replaced: it is to be, and all in it is part of models or made of them."""
+    if not overwrite:
+        raise UserError(f"{folder} already exists. Choose another --out, or replace the model there with --overwrite.")
+    if not folder.is_dir() or not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no model, so that --overwrite does not replace it. Choose another --out.")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS)
+    if others:
+        raise UserError(
+            f"{folder} also holds {others[0]}, which is no part of a model and would be lost. Move it elsewhere, or "
+            "choose another --out."
+        )
 
 
 def write_finetuned(
-    model: nn.Module, blueprint: Blueprint, *, name: str, folder: Path, preprocessing: Preprocessing, source: str
+    model: nn.Module, blueprint: Blueprint, *, name: str, folder: Path, preprocessing: Preprocessing, origin: Origin
 ) -> None:
     """Write a fine-tuned model with the names of its classes."""
-    mlp = "" if blueprint.classifier is None else _NOTE_MLP.format(file=python_literal(str(folder / CLASSIFIER)))
+    classes = blueprint.classes or ()
+    ways = uses(preprocessing, found="logits")
+    if blueprint.classifier is not None:
+        before = "The model returns features. Its classifier, two layers with GELU between them, is a separate file."
+        ways = [Use("timm", _TIMM_MLP, before), *uses(preprocessing, found="features")[1:2], *ways[2:]]
     card = model_card(
         task="image-classification",
         name=name,
-        summary=f"{type(model).__name__}, fine-tuned on {counted(len(blueprint.classes or ()), 'class')} "
-        f"({markdown_text(source)}).\n"
-        f"{num_parameters(model):,} parameters, {preprocessing.image_size} pixels.",
-        code=_CODE_FINETUNED.format(folder=local_dir(folder)),
-        notes=f"{mlp}{images_note(preprocessing)}",
+        summary=f"{type(model).__name__}, fine-tuned on {counted(len(classes), 'class')}. "
+        f"{num_parameters(model):,} parameters.",
+        uses=ways,
+        preprocessing=preprocessing,
+        model=network_facts(model, blueprint),
+        origin=origin,
+        classes=classes,
     )
     write_model(model, blueprint, folder, preprocessing=preprocessing, card=card)
 
 
-def images_note(preprocessing: Preprocessing) -> str:
-    """How a model card says what images have to be."""
-    return f"Images: RGB in 0..1, mean {preprocessing.mean}, standard deviation {preprocessing.std}."
+def uses(preprocessing: Preprocessing, *, found: str) -> list[Use]:
+    """How timm, transformers and ONNX Runtime load a model that gives ``features``, or ``logits`` of classes."""
+    is_classifier = found == "logits"
+    onnx = _ONNX.format(
+        resize=preprocessing.resize,
+        side=preprocessing.image_size,
+        mean=list(preprocessing.mean),
+        std=list(preprocessing.std),
+        found=found,
+    )
+    return [
+        Use("timm", _TIMM_CLASSES if is_classifier else TIMM.format(found=found)),
+        Use("transformers", _TRANSFORMERS_CLASSES if is_classifier else _TRANSFORMERS),
+        Use("ONNX Runtime", onnx, _MAKE_ONNX),
+    ]
+
+
+def network_facts(model: Any, blueprint: Blueprint) -> dict[str, str]:
+    """What a card says about a timm model: how timm builds it, and how large it is."""
+    arguments = {name: value for name, value in blueprint.arguments.items() if name != "num_classes"}
+    told = ", ".join(f"{name} {json.dumps(value)}" for name, value in arguments.items())
+    return {
+        "architecture": f"{blueprint.architecture} of timm {timm.__version__}" + (f" with {told}" if told else ""),
+        "parameters": f"{num_parameters(model):,}",
+        "features": str(int(model.num_features)),
+    }
+
+
+def _cut_facts(family: Family, size: Size) -> dict[str, str]:
+    """Which part of the intact network a size is."""
+    intact = family.space.intact
+    if size == intact:
+        return {"part": "all of the network that was trained"}
+    kept = [
+        f"{', '.join(map(str, even_blocks(whole.blocks, part.blocks)))} of {whole.blocks}"
+        for whole, part in zip(family.stages(intact), family.stages(size), strict=True)
+    ]
+    return {"part": f"of {intact}: width {size.width} of {intact.width}; blocks, counted from 0: {'; '.join(kept)}"}
 
 
 def _config(model: Any, blueprint: Blueprint, preprocessing: Preprocessing) -> dict[str, Any]:

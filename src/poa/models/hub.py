@@ -1,4 +1,4 @@
-"""Trained weights and settings by timm's names: the only place that connects to servers, and how that is forbidden."""
+"""The only place that connects to servers, and how that is forbidden: weights by timm's names, models for the hub."""
 
 import time
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from urllib.request import Request, urlopen
 
 import timm
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, create_repo, upload_folder
 
-from poa.errors import first_line
+from poa.errors import UserError, first_line
 
 PREFIXES = ("hf-hub:", "hf_hub:")
 """Begin names of models of the hub that timm does not list."""
@@ -36,6 +36,31 @@ def create_model(name: str, **arguments: Any) -> Any:
             return timm.create_model(name, **arguments)
     except OSError as error:
         raise ConnectionError(unreachable or first_line(error)) from None
+
+
+def upload(folder: Path, name: str) -> str:
+    """Hand the folder of a model to the hub; the address of its page.
+
+    A repository of that name which is not there yet is made, and is private.
+
+    Args:
+        folder: All files in it are uploaded.
+        name: Of the repository: ``OWNER/MODEL``, or ``MODEL`` of the user who is logged in.
+
+    Raises:
+        UserError: That is not possible; says why.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{folder} is not uploaded to {name}: HF_HUB_OFFLINE is set. Unset it and try again.")
+    try:
+        page = create_repo(name, private=True, exist_ok=True)
+        upload_folder(repo_id=page.repo_id, folder_path=folder, commit_message=f"Add {folder.resolve().name}")
+    except Exception as error:  # of the client of the hub, and of the network
+        raise UserError(
+            f"{folder} is written, but could not be uploaded to {name} ({first_line(error)}). Log in with `hf auth "
+            "login`, check the name and the connection, and run the same command again."
+        ) from None
+    return str(page)
 
 
 def _why_unreachable() -> str | None:

@@ -28,12 +28,14 @@ from poa.elastic.plan import skeleton
 from poa.elastic.space import SearchSpace, Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError, first_line
+from poa.export.card import UNKNOWN, Origin
 from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
 from poa.files import LOCK, for_models, one_writer, whole_file
+from poa.models.origin import evaluations_of, facts_of, inherited_by
 from poa.models.registry import family_of
 from poa.text import shell_word
-from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, step_of
+from poa.training.checkpoint import at_step, check_settings, digest_of, latest_checkpoint, load_checkpoint, step_of
 
 OF_NETWORK = ("method", "model.", "views.global_size", "views.mean", "views.std")
 """Beginnings of the names of settings that say which network a checkpoint holds, and how it sees images."""
@@ -199,10 +201,12 @@ class Run:
     Attributes:
         folder: The folder of the run.
         config: Its settings.
+        asked_step: The step of the checkpoint that is wanted; the newest if not given.
     """
 
     folder: Path
     config: Config
+    asked_step: int | None = None
 
     @property
     def paths(self) -> Paths:
@@ -225,28 +229,40 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Path:
-        """The newest checkpoint."""
+        """The checkpoint that is asked for, or the newest."""
         newest = latest_checkpoint(self.paths.checkpoints)
         if newest is None:
             raise UserError(f"{self.folder} has no checkpoint yet. Wait for the first, or resume with --resume.")
-        return newest
+        return newest if self.asked_step is None else at_step(self.paths.checkpoints, self.asked_step)
 
     @property
     def step(self) -> int:
-        """Steps done at the newest checkpoint."""
+        """Steps done at the checkpoint."""
         return step_of(self.checkpoint)
 
-    @cached_property
+    @property
+    def weights(self) -> str:
+        """What results know the parameters by that are scored."""
+        return f"teacher at step {self.step}, sha256 {digest_of(self.checkpoint)}"
+
+    @property
     def teacher(self) -> Backbone:
         """The intact backbone that is evaluated and extracted: the teacher's, or the student's after a distillation."""
+        return self._saved[0]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the weights were trained on, how and how long, for model cards."""
+        return self._saved[1]
+
+    @cached_property
+    def _saved(self) -> tuple[Backbone, dict[str, str]]:
         whole = load_checkpoint(self.checkpoint)
         check_settings(whole, resolve.learned(self.config), self.checkpoint, of=OF_NETWORK)
         state = whole.get("method", {})
         prefix = f"{self.config.exported_branch}.backbone."
-        return self._intact(
-            {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
-            file=self.checkpoint,
-        )
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        return self._intact(weights, file=self.checkpoint), facts_of(self.config, step=self.step, state=whole)
 
     def _intact(self, weights: dict[str, Tensor], *, file: Path) -> Backbone:
         backbone = skeleton(self._sub_networks.whole)
@@ -330,15 +346,16 @@ class Run:
         views = self.config.views
         return Preprocessing(views.global_size, self.config.scoring_resize, views.mean, views.std)
 
-    def extract(self, size: str | Size, *, out: str | Path | None = None) -> Path:
-        """Write a size as a plain timm model, after checking it against the elastic sub-network.
-
-        ``timm.create_model("local-dir:DIR", pretrained=True)`` loads it without this package.
+    def extract(
+        self, size: str | Size, *, out: str | Path | None = None, overwrite: bool = False, licence: str = UNKNOWN
+    ) -> Path:
+        """Write a size as a model that timm and transformers load, after checking it against the elastic sub-network.
 
         Args:
             size: Such as ``384x12``.
-            out: Folder to write; ``models/<size>`` of the run by default. Must be new or empty, or hold this size as it
-                is in the newest checkpoint.
+            out: Folder to write; ``models/<size>`` of the run by default. New, empty, or with this very size in it.
+            overwrite: Also replace another model in that folder.
+            licence: Of the weights, for the model card.
 
         Returns:
             The folder.
@@ -347,31 +364,36 @@ class Run:
             UserError: The size does not exist, or the folder is in use or cannot be written.
         """
         wanted = self.space.find(str(size))
-        folder = Path(out) if out is not None else self.paths.models / str(wanted)
-        elastic = self._sub_networks.bind(wanted, state(self.teacher), training=False)
+        scored = evaluations_of(self.paths.scores, str(wanted), weights=self.weights)
+        summary = f"run {self.folder.resolve().name}, step {self.step}"
         return write_size(
             self.network(wanted),
-            elastic,
+            self._sub_networks.bind(wanted, state(self.teacher), training=False),
             family=self.family,
             size=wanted,
-            folder=folder,
+            folder=Path(out) if out is not None else self.paths.models / str(wanted),
             preprocessing=self.preprocessing,
-            source=f"run {self.folder.name}, step {self.step}",
+            origin=Origin(summary, self.facts, inherited_by(self.config), tuple(scored), licence),
+            overwrite=overwrite,
         )
 
 
-def load(folder: str | Path) -> Run:
+def load(folder: str | Path, *, checkpoint: int | None = None) -> Run:
     """Open a run.
 
     Args:
         folder: The ``--out`` of a pre-training.
+        checkpoint: The step of the checkpoint to use; the newest by default.
 
     Raises:
-        UserError: The folder is not a run.
+        UserError: The folder is not a run, or has no such checkpoint.
     """
     paths = Paths(Path(folder))
     if not paths.config.exists():
         raise UserError(
             f"{folder} is not the folder of a run: it has no config.yaml. Give the --out of a pre-training."
         )
-    return Run(paths.folder, resolve.of_run(paths.config))
+    run = Run(paths.folder, resolve.of_run(paths.config), checkpoint)
+    if checkpoint is not None:
+        _ = run.checkpoint  # a wrong step is told before anything else happens
+    return run

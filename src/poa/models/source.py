@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from poa.data.content import short_digest
 from poa.data.images import Preprocessing
 from poa.errors import UserError, first_line, nearest
+from poa.export.card import Origin
 from poa.export.timm import Blueprint
 from poa.families.base import Family, Features
 from poa.models import hub, registry, weights
 from poa.models.folder import Made, made_for, model_in
+from poa.models.origin import inherited_by, licence_of
 from poa.models.run import Run, is_run, load
 from poa.models.tensors import check_taken
-from poa.training.checkpoint import digest_of
 
 BRANCHES = ("teacher", "initial", "untrained")
 """Which parameters: the trained ones, those that a run began with, or freshly drawn ones."""
@@ -50,6 +51,7 @@ class ModelSource:
         out: Folder under which evaluations are written.
         branch: One of ``BRANCHES``.
         family: That of a run; None for a plain timm model.
+        origin: Where the weights come from, for model cards.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelSource:
     out: Path
     branch: str = "teacher"
     family: Family | None = None
+    origin: Callable[[], Origin] = lambda: Origin("")
 
     def choose(self, sizes: str | Sequence[str]) -> tuple[str, ...]:
         """Names of networks out of ``all`` or a list of names, which may also be one text with commas."""
@@ -82,7 +85,12 @@ class ModelSource:
 
 
 def model_source(
-    name: str, *, branch: str = "teacher", image_size: int | None = None, out: Path | None = None
+    name: str,
+    *,
+    branch: str = "teacher",
+    image_size: int | None = None,
+    out: Path | None = None,
+    checkpoint: int | None = None,
 ) -> ModelSource:
     """The networks that a name stands for.
 
@@ -93,14 +101,17 @@ def model_source(
             trained weights, for sizes cut out of these.
         image_size: Side of the images, in pixels; by default the size that the network is made for.
         out: Folder under which evaluations are written; ``eval`` in a run, else ``eval/NAME``.
+        checkpoint: The step of the run's checkpoint to use; the newest by default.
 
     Raises:
         UserError: There is no such network, its weights cannot be loaded, or it cannot process images of that size.
     """
     _check_branch(branch)
     folder = registry.folder_of(name)
+    if checkpoint is not None:
+        _check_has_steps(name, folder, branch)
     if is_run(folder):
-        return run_source(load(folder), branch=branch, image_size=image_size, out=out)
+        return run_source(load(folder, checkpoint=checkpoint), branch=branch, image_size=image_size, out=out)
     if branch == "initial":
         raise UserError(f"{name} is not the folder of a run, so it has no initial sizes. Leave out --branch initial.")
     if image_size is not None and image_size < 1:
@@ -129,6 +140,7 @@ def model_source(
         preprocessing=resized_for(side, made),
         out=out or Path("eval", label),
         branch=branch,
+        origin=lambda: Origin(f"{branch} weights of {label}", inherited={label: licence_of(name)} if state else {}),
     )
 
 
@@ -171,18 +183,31 @@ def run_source(
         out=out or run.paths.scores,
         branch=branch,
         family=run.family,
+        origin=partial(_origin_of_run, run, branch),
     )
+
+
+def _origin_of_run(run: Run, branch: str) -> Origin:
+    facts = run.facts if branch == "teacher" else {}
+    inherited = {} if branch == "untrained" else inherited_by(run.config)
+    return Origin(f"{branch} of run {run.folder.resolve().name}", facts, inherited)
 
 
 def _of_branch(run: Run, branch: str) -> tuple[Callable[[str], nn.Module], str]:
     """Where the networks of a branch come from, and what their weights are."""
     if branch == "teacher":
-        return run.network, f"teacher at step {run.step}, sha256 {digest_of(run.checkpoint)}"
+        return run.network, run.weights
     if branch == "initial":
         cut = run.initial(run.space.intact)  # where there is none, that is said before images are read
         return run.initial, f"initial, from {run.config.init}, sha256 {_digest(cut.state_dict())}"
     model = repr(run.config.model.model_dump(exclude_defaults=True)).encode()
     return run.untrained, f"untrained, seed {run.config.seed}, model {short_digest(model)}"
+
+
+def _check_has_steps(name: str, folder: Path, branch: str) -> None:
+    if not is_run(folder) or branch != "teacher":
+        whose = f"branch {branch} was not trained" if is_run(folder) else f"{name} is not the folder of a run"
+        raise UserError(f"--checkpoint names a step of a run, but {whose}. Leave out --checkpoint.")
 
 
 def _check_branch(branch: str) -> None:

@@ -62,7 +62,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         show_start(parts, config, console)
         for sentence in warnings_of(config, num_images=len(index)):
             note(console, sentence)
-        save = partial(_save, parts, config, paths, images=index.fingerprint)
+        save = partial(_save, parts, config, paths, images=index.fingerprint, num_images=len(index))
         with logger, _advised(paths, is_low=parts.dtype.itemsize < 4):
             done = _loop(parts, config, logger, loader, save, start=start)
             out = shell_word(config.out)
@@ -207,13 +207,14 @@ def _advised(paths: Paths, *, is_low: bool) -> Iterator[None]:
         raise type(error)(f"{error} {advice}") from None
 
 
-def _save(parts: Parts, config: Config, paths: Paths, step: int, *, images: str) -> None:
+def _save(parts: Parts, config: Config, paths: Paths, step: int, *, images: str, num_images: int) -> None:
     state = {
         "step": step,
         "method": parts.method.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
         "scaler": parts.scaler.state_dict(),
         "images": images,
+        "num_images": num_images,
         **identity(config),
     }
     if not distributed.is_main():

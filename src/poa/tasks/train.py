@@ -10,7 +10,7 @@ from poa.evaluation.results import Results, results_file
 from poa.evaluation.sweep import SweepOptions
 from poa.models.source import model_source, trained_folder
 
-_OF_SOURCE, _OF_TASK = ("branch", "image_size", "out"), ("limit", "save_every")
+_OF_SOURCE, _OF_TASK = ("branch", "image_size", "out", "checkpoint"), ("limit", "save_every")
 _OF_SWEEP = ("sizes", "name", "workers", "overwrite", "max_bad_share")
 
 

@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -20,7 +20,9 @@ from poa.errors import UserError
 from poa.evaluation.protocol import Outcome
 from poa.evaluation.results import results_file
 from poa.evaluation.sweep import Scorer, SweepOptions
+from poa.export.card import Evaluation, Origin, put_scores
 from poa.features.extract import Progress
+from poa.models.origin import how_scored, in_words, places
 from poa.models.source import ModelSource
 from poa.text import plain_console
 from poa.training.checkpoint import saver, unfinished
@@ -155,7 +157,7 @@ class Task(Scorer):
         """Train and test networks; the training of some may diverge."""
         for name in names:
             try:
-                outcome: Outcome | UserError = self.evaluate(name, work)
+                outcome: Outcome | UserError = self.told(name, self.evaluate(name, work))
             except NonFinite as error:  # after other errors the checkpoint is worth keeping, and all trainings end
                 outcome = error
             yield name, outcome
@@ -176,9 +178,21 @@ class Task(Scorer):
         return self.options.console or plain_console(stderr=True)
 
     @property
-    def origin(self) -> str:
-        """Where the networks come from, for model cards."""
-        return f"{self.source.name}, {self.source.weights}"
+    def origin(self) -> Origin:
+        """Where the networks come from and what they were trained on, for model cards."""
+        before, identity = self.source.origin(), self.identities["train"]
+        pretraining = {f"pre-training: {what}": text for what, text in before.facts.items()}
+        trained = {"trained on": f"{places(identity.source)}, {identity.text}", "settings": in_words(self.choices)}
+        return replace(before, facts={**pretraining, **trained})
+
+    def told(self, name: str, outcome: Outcome) -> Outcome:
+        """The same scores, once they are on the card of the model."""
+        sources = {what: identity.source for what, identity in self.identities.items()}
+        texts = {what: identity.text for what, identity in self.identities.items()}
+        if outcome.scores:
+            how = how_scored(texts, sources)
+            put_scores(self.folder / "models" / name, Evaluation(self.name, how, outcome.scores, outcome.intervals()))
+        return outcome
 
     @contextmanager
     def hooks(self, name: str, work: Path, *, epochs: int, images: int) -> Iterator[Hooks]:

@@ -126,6 +126,21 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder)), None)
 
 
+def at_step(folder: Path, step: int) -> Path:
+    """The checkpoint of a step.
+
+    Raises:
+        UserError: There is none; says which there are.
+    """
+    there = {step_of(path): path for path in checkpoints(folder)}
+    if step not in there:
+        raise UserError(
+            f"{folder} has no checkpoint of step {step}. It has those of {', '.join(map(str, there)) or 'no step'}: "
+            "choose one of them, or leave out --checkpoint for the newest. (--saving.keep-every-epochs keeps more.)"
+        )
+    return there[step]
+
+
 def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[str, Any] | None:
     """The newest checkpoint of a training to resume, if there is one; ``what`` was begun, such as ``training``.
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,15 @@ def predicted(scores: torch.Tensor) -> torch.Tensor:
     return scores.argmax(dim=1)
 
 
-def test_linear_models_load_as_their_card_says(whole: tuple[Path, Scores], data: dict[str, MaskedImages]) -> None:
+def test_linear_models_load_as_their_card_says(
+    whole: tuple[Path, Scores], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = whole[0] / "segmentation/models/32x1"
     card = (folder / "README.md").read_text()
-    assert "with a linear head for 3 classes (runs/mine, teacher at step 5)" in card
+    assert "with a linear head for 3 classes. " in card
+    assert f"miou {whole[1]['32x1']['miou']:.1f} % (" in card
+    assert "/" not in re.search(r"trained on \| (.*), \d+ images", card)[1]
+    monkeypatch.chdir(shutil.copytree(folder, tmp_path / "copy"))
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     images = torch.randn(2, 3, 24, 48)
     names = {"images": images}
@@ -120,8 +126,11 @@ def test_linear_models_load_as_their_card_says(whole: tuple[Path, Scores], data:
     assert (about["indices"], about["window"], about["multiple"], about["mean"]) == ([0], 24, 8, list(MEAN))
 
 
-def test_loaded_model_scores_the_same(whole: tuple[Path, Scores], data: dict[str, MaskedImages]) -> None:
+def test_loaded_model_scores_the_same(
+    whole: tuple[Path, Scores], data: dict[str, MaskedImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = whole[0] / "segmentation/models/16x1"
+    monkeypatch.chdir(folder)
     names: dict[str, Any] = {"images": torch.zeros(1, 3, 24, 24)}
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     hits = total = 0
@@ -141,11 +150,14 @@ def test_loaded_model_scores_the_same(whole: tuple[Path, Scores], data: dict[str
     assert 100 * hits / total == pytest.approx(whole[1]["16x1"]["pixel_accuracy"])
 
 
-def test_upernet_models_load_as_a_program(tmp_path: Path, data: dict[str, MaskedImages]) -> None:
+def test_upernet_models_load_as_a_program(
+    tmp_path: Path, data: dict[str, MaskedImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = SETTINGS.changed(head="upernet", channels=4, frozen=False, epochs=1)
     run(tmp_path, data, settings, sizes="16x1")
     folder = tmp_path / "segmentation/models/16x1"
     names: dict[str, Any] = {"images": torch.randn(3, 3, 24, 24)}
+    monkeypatch.chdir(folder)
     with torch.no_grad():
         exec(re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1], names)
     assert names["scores"].shape == (3, 3, 24, 24)

@@ -244,7 +244,7 @@ class Classification(Task):
             model, summary = finetune(model, images, config, preprocessing, device=device, workers=workers, hooks=hooks)
             outcome = self._outcome(model, images, summary)
         folder = self.folder / "models" / name
-        write_finetuned(model, plan, name=name, folder=folder, preprocessing=preprocessing, source=self.origin)
+        write_finetuned(model, plan, name=name, folder=folder, preprocessing=preprocessing, origin=self.origin)
         return outcome
 
     def _outcome(self, model: nn.Module, images: Labelled, summary: EpochSummary) -> Outcome:

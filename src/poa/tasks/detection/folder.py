@@ -17,20 +17,21 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from poa import errors
 from poa.data.images import Preprocessing
-from poa.export.timm import Blueprint, model_card, num_parameters, save_weights, unlike, write_model
+from poa.export.card import Origin, Use, model_card
+from poa.export.timm import Blueprint, network_facts, num_parameters, save_weights, unlike, write_model
 from poa.files import whole_folder
 from poa.models.folder import load_model
 from poa.tasks import maps
 from poa.tasks.detection import cascade, model
 from poa.tasks.detection.model import DetectorPlan
-from poa.text import markdown_text, python_literal, unicode_text
+from poa.text import unicode_text
 
 HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "detector.py", "detection.json"
 _BACKBONE = "backbone.maps.model."
 """What the names of the backbone's weights begin with."""
 _CODE = """import sys
 
-sys.path.insert(0, {folder})
+sys.path.insert(0, ".")
 from detector import load
 
 detector = load()
@@ -66,12 +67,12 @@ def write_detector(
     categories: Mapping[int, str],
     preprocessing: Preprocessing,
     name: str,
-    source: str,
+    origin: Origin,
 ) -> None:
     """Write a detector, moved to the CPU, and check that what is read back does the same (else a ``RuntimeError``).
 
     ``categories`` are names by id, in the order of the labels; ``preprocessing`` is that of square images for the
-    backbone alone; ``source`` says where the backbone comes from.
+    backbone alone; ``origin`` says where the backbone comes from.
     """
     network = network.cpu().eval()
     found = "`boxes` (left, top, right, bottom), `labels`, `scores`" + (" and `masks`" if plan.has_masks else "")
@@ -79,10 +80,14 @@ def write_detector(
         task="object-detection",
         name=name,
         summary=f"{plan.head} on {type(network.backbone.maps.model).__name__} for "
-        f"{errors.counted(plan.num_classes, 'class')} ({markdown_text(source)}).\n"
-        f"{num_parameters(network):,} parameters, images of {plan.side} pixels on their shorter side.",
-        code=_CODE.format(folder=python_literal(str(folder))),
-        notes=_NOTES.format(found=found),
+        f"{errors.counted(plan.num_classes, 'class')}. {num_parameters(network):,} parameters, images of {plan.side} "
+        "pixels on their shorter side.",
+        uses=[Use("torchvision", _CODE, _NOTES.format(found=found))],
+        preprocessing=preprocessing,
+        model=network_facts(network.backbone.maps.model, blueprint),
+        origin=origin,
+        classes=tuple(categories.values()),
+        further="That is for the backbone alone; the detector prepares its images itself.",
     )
     about = {
         "categories": [{"id": number, "name": unicode_text(called)} for number, called in categories.items()],

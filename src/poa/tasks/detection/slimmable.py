@@ -167,7 +167,7 @@ class SlimmableDetectionTask(DetectionTask):
             backbone = self._plain(Size.parse(name))
             described = blueprint(self.source, name, backbone)
             network = extract_detector(detectors, Size.parse(name), backbone, self.plan)
-            yield name, self.assess(name, network, described, summary)
+            yield name, self.told(name, self.assess(name, network, described, summary))
 
     def _plain(self, size: Size) -> nn.Module:
         """The timm model of a width on the current default device, with whatever weights."""

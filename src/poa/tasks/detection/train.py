@@ -274,7 +274,7 @@ class DetectionTask(Task):
             categories=self.train.annotations.categories,
             preprocessing=replace(own, resize=own.image_size),
             name=name,
-            source=self.origin,
+            origin=self.origin,
         )
         return outcome
 

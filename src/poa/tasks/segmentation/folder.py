@@ -14,22 +14,14 @@ from torch import Tensor, nn
 from poa.config.segmentation import Segmentation
 from poa.data.images import Preprocessing
 from poa.errors import UserError, counted, first_line
-from poa.export.timm import (
-    Blueprint,
-    images_note,
-    local_dir,
-    model_card,
-    num_parameters,
-    save_weights,
-    unlike,
-    write_model,
-)
+from poa.export.card import Origin, Use, model_card
+from poa.export.timm import Blueprint, network_facts, num_parameters, save_weights, unlike, write_model
 from poa.files import whole_folder
 from poa.models.folder import load_model
 from poa.tasks.maps import Maps
 from poa.tasks.segmentation.model import LinearHead, Segmenter
 from poa.tasks.segmentation.predict import usual_stride
-from poa.text import markdown_text, python_literal, unicode_text
+from poa.text import unicode_text
 
 HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "segmenter.pt2", "segmentation.json"
 _LARGEST_BATCH = 4096
@@ -39,15 +31,15 @@ _CODE_LINEAR = """import timm, torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
-backbone = timm.create_model({model}, pretrained=True).eval()
+backbone = timm.create_model("local-dir:.", pretrained=True).eval()
 head = torch.nn.Sequential(torch.nn.BatchNorm2d({channels}), torch.nn.Conv2d({channels}, {num_classes}, 1)).eval()
-head.load_state_dict(load_file({head}))
+head.load_state_dict(load_file("{head}"))
 maps = backbone.forward_intermediates(images, indices={indices}, norm=True, intermediates_only=True)
 maps = torch.cat([interpolate(each, maps[0].shape[2:], mode="bilinear") for each in maps], dim=1)
 scores = interpolate(head(maps), images.shape[2:], mode="bilinear")"""
 _CODE_PROGRAM = """import torch
 
-segmenter = torch.export.load({program}).module()
+segmenter = torch.export.load("{program}").module()
 scores = segmenter(images)  # of {window}x{window} pixels, any number of them"""
 
 
@@ -57,7 +49,7 @@ def write_segmenter(
     folder: Path,
     *,
     name: str,
-    source: str,
+    origin: Origin,
     classes: tuple[str, ...],
     ignore: int,
     settings: Segmentation,
@@ -65,7 +57,7 @@ def write_segmenter(
 ) -> None:
     """Write a network, moved to the CPU, and check that what is read back does the same (else a ``RuntimeError``).
 
-    ``source`` says where the backbone comes from, ``classes`` are in the order of the scores, pixels of id ``ignore``
+    ``origin`` says where the backbone comes from, ``classes`` are in the order of the scores, pixels of id ``ignore``
     have none, ``settings`` say how masks are predicted, and the size of ``preprocessing`` is that of the windows.
     """
     network = network.cpu().eval()
@@ -84,9 +76,8 @@ def write_segmenter(
     window = preprocessing.image_size + -preprocessing.image_size % maps.multiple
     images = torch.randn(2, 3, window, window, generator=torch.Generator().manual_seed(0))
     code = (_CODE_LINEAR if is_linear else _CODE_PROGRAM).format(
-        model=local_dir(folder),
-        head=python_literal(str(folder / HEAD)),
-        program=python_literal(str(folder / PROGRAM)),
+        head=HEAD,
+        program=PROGRAM,
         channels=sum(maps.levels[number].channels for number in network.seen),
         num_classes=len(classes),
         indices=_indices(network),
@@ -96,10 +87,14 @@ def write_segmenter(
     card = model_card(
         task="image-segmentation",
         name=name,
-        summary=f"{type(maps.model).__name__} with {head} ({markdown_text(source)}).\n"
-        f"{num_parameters(maps, network.head):,} parameters, windows of {preprocessing.image_size} pixels.",
-        code=code,
-        notes=f"{images_note(preprocessing)} Sides are multiples of {maps.multiple} pixels.\n"
+        summary=f"{type(maps.model).__name__} with {head}. {num_parameters(maps, network.head):,} parameters, windows "
+        f"of {preprocessing.image_size} pixels.",
+        uses=[Use("timm" if is_linear else "torch", code, "`images`: a batch of normalised images, see below.")],
+        preprocessing=preprocessing,
+        model=network_facts(maps.model, blueprint),
+        origin=origin,
+        classes=classes,
+        further=f"Larger images are segmented window by window. Sides are multiples of {maps.multiple} pixels.\n"
         f"The names of the classes, in the order of the scores, are `classes` in `{DESCRIPTION}`.",
     )
     with whole_folder(folder) as unfinished:

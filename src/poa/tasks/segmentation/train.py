@@ -215,7 +215,7 @@ class SegmentationTask(Task):
             blueprint,
             self.folder / "models" / name,
             name=name,
-            source=self.origin,
+            origin=self.origin,
             classes=self.classes,
             ignore=pairs.ignore,
             settings=config,
