@@ -99,7 +99,7 @@ def test_features_of_a_size(name: str, tmp_path: Path) -> None:
     assert torch.equal(AutoModel.from_pretrained(folder)(images).pooler_output, model(images))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", tiny.FAMILIES)
 @torch.inference_mode()
 def test_classes_of_a_finetuned_model(name: str, tmp_path: Path) -> None:
     folder = finetuned(FAMILIES[name], tmp_path / "model")
