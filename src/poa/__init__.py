@@ -374,7 +374,8 @@ def export_models(
 
     images = labelled(None if train is None else fspath(train), None if test is None else fspath(test), limit)
     wish = Wish(formats, precisions, labelled=images, **_without_paths(further))
-    return export(exportables(_path_of(subject), sizes=sizes, image_size=image_size), wish)
+    networks = exportables(_path_of(subject), sizes=sizes, image_size=image_size, **_step_of(subject))
+    return export(networks, wish)
 
 
 def _path_of(subject: "Run | str | PathLike[str]") -> str:

@@ -82,21 +82,24 @@ class _Pooled(nn.Module):
         return features
 
 
-def exportables(given: str, *, sizes: str | Sequence[str] = (), image_size: int | None = None) -> Exportables:
+def exportables(
+    given: str, *, sizes: str | Sequence[str] = (), image_size: int | None = None, checkpoint: int | None = None
+) -> Exportables:
     """What a name stands for: a run, a folder that we or timm wrote, or a timm name.
 
     Args:
         given: The name.
         sizes: ``all``, or names of sizes; may be left out where there is one network.
         image_size: Side of the images, in pixels.
+        checkpoint: The step of the run's checkpoint to use; the newest by default.
 
     Raises:
         UserError: There is no such network, or it cannot be exported.
     """
     folder = registry.folder_of(given)
-    if is_run(folder):
-        config = load(folder).config
-        return _of_source(model_source(given, image_size=image_size), sizes, folder / FOLDER, config)
+    if is_run(folder) or checkpoint is not None:  # which only a run has
+        source = model_source(given, image_size=image_size, checkpoint=checkpoint)
+        return _of_source(source, sizes, folder / FOLDER, load(folder).config)
     if is_detector(folder):
         raise UserError(
             f"{given} is a detector. What it computes depends on the objects that it finds, which torch.export cannot "
