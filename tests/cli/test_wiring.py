@@ -149,6 +149,12 @@ CASES: dict[str, Case] = {
         {"sources": [ELSEWHERE], "images": "a", "out": Path("b"), "sizes": ("32x2",), "kinds": ("colours", "matches")}
         | {"limit": 7, "show": 3, "seed": 2, "workers": 2, "overwrite": True},
     ),
+    "export": (
+        "--size 32x2 --format program --precision fp16 --image-size 32 --checkpoint 8 --with-preprocessing "
+        "--calibrate a --images b --tolerance 0.1 --train c --test d --limit 7 --max-loss 2 --out e --overwrite",
+        "poa.shipping.networks.exportables",
+        {"given": "runs/mine", "sizes": ("32x2",), "image_size": 32, "checkpoint": 8},
+    ),
     "polish": (
         "--size 32x2 --epochs 3 --data a --out b",
         "poa.experiments.polish.polish_settings",
