@@ -97,12 +97,16 @@ def test_models_are_those_of_a_training_with_test_images(
 ) -> None:
     for module, sheet in ((segmentation_training, "mask_sheet"), (detection_training, "object_sheet")):
         monkeypatch.setattr(module, sheet, lambda *_, **__: None)
-    assert with_test(command, tmp_path, data)["16x1"]
+    scores = with_test(command, tmp_path, data)["16x1"]
     found, expected = (root / KINDS[command] / "models/16x1" for root in (trained[0], tmp_path))
     assert {path.name for path in found.iterdir()} == {path.name for path in expected.iterdir()}
     for file in expected.glob("*.safetensors"):
         weights = load_file(file)
         assert all(torch.equal(value, weights[name]) for name, value in load_file(found / file.name).items()), file
+    if command == "finetune":  # what it says is what was scored
+        rows = library.predict(found, "digits/test", out=tmp_path / "labels.csv").read_text().splitlines()[1:]
+        right = [row.split("/")[0] == row.split(",")[1] for row in rows]
+        assert 100 * sum(right) / len(right) == pytest.approx(scores["top1"])
 
 
 @pytest.mark.parametrize("command", KINDS)
