@@ -96,7 +96,7 @@ def test_what_a_stranger_needs(tmp_path: Path) -> None:
         licence="my: own",
     )
     card = (written(tmp_path / "model", origin=origin) / "README.md").read_text("utf-8")
-    assert "\nlicense: 'my: own'\n" in card
+    assert "\nlicense: 'my: own'\ntags: [image-classification, timm, transformers]\n---\n" in card
     for line in (
         "| from | run \\<i\\>, step 4 |",
         "| images | a\\|b, 64 images |",

@@ -23,7 +23,7 @@ _CARD = """---
 library_name: timm
 pipeline_tag: {task}
 license: {licence}
-tags: [{task}, timm, transformers]
+tags: [{tags}]
 ---
 # {name}
 
@@ -140,6 +140,7 @@ def model_card(
     )
     return _CARD.format(
         task=task,
+        tags=", ".join([task, "timm", *(each.title for each in uses if each.title == "transformers")]),
         licence=_yaml(origin.licence),
         name=markdown_text(name),
         summary=summary,

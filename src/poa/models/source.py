@@ -188,9 +188,10 @@ def run_source(
 
 
 def _origin_of_run(run: Run, branch: str) -> Origin:
-    facts = run.facts if branch == "teacher" else {}
-    inherited = {} if branch == "untrained" else inherited_by(run.config)
-    return Origin(f"{branch} of run {run.folder.resolve().name}", facts, inherited)
+    summary, facts = f"{branch} of run {run.folder.resolve().name}", {}
+    if branch == "teacher":
+        summary, facts = f"{summary}, step {run.step}", run.facts
+    return Origin(summary, facts, {} if branch == "untrained" else inherited_by(run.config))
 
 
 def _of_branch(run: Run, branch: str) -> tuple[Callable[[str], nn.Module], str]:
