@@ -20,10 +20,11 @@ import tiny
 from poa.data.images import Preprocessing
 from poa.elastic.space import SearchSpace, Size
 from poa.export.card import Origin
-from poa.export.timm import Blueprint, write_finetuned, write_size
+from poa.export.timm import Blueprint, write_finetuned, write_model, write_size
 from poa.families.base import Family
 from poa.families.slim_resnet import SlimResNet
 from poa.models.registry import family_of
+from poa.models.source import any_size
 from poa.tasks.classification.train import with_head
 from trained import randomise
 
@@ -128,6 +129,19 @@ def test_a_copied_folder_is_used_as_its_card_says(
             assert [each["label"] for each in ast.literal_eval(capsys.readouterr().out)] == order
         else:
             assert torch.equal(names["features"], expected)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+@torch.inference_mode()
+def test_backbones_of_tasks_take_images_of_any_size(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    architecture, arguments = family.timm_config(family.space.sizes[0])
+    model: Any = timm.create_model(architecture, **arguments)
+    blueprint = Blueprint(architecture, {**arguments, **any_size(model)})
+    write_model(randomise(model), blueprint, tmp_path / "model", preprocessing=preprocessing(family), card="")
+    images = torch.randn(1, 3, 2 * family.image_size, 3 * family.image_size)
+    found = AutoModel.from_pretrained(tmp_path / "model")(images).pooler_output
+    assert torch.equal(found, loaded(tmp_path / "model")[0](images))
 
 
 @torch.inference_mode()

@@ -43,12 +43,21 @@ def test_the_command(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("poa.models.hub.create_repo", lambda name, **_: pytest.fail("uploaded"))
+    uploaded: list[tuple[Path, str]] = []
+
+    def upload(folder: Path, name: str) -> str:
+        uploaded.append((folder, name))
+        return f"https://hub/{name}"
+
+    monkeypatch.setattr("poa.models.hub.upload", upload)
     words = ["extract", "--from", folder, "--model.width-min", "32", "--model.depth-min", "2", "--size", "32x2", "48x3"]
     with pytest.raises(SystemExit, match="0"):
-        cli.main([*words, "--licence", "mit"])
+        cli.main([*words, "--licence", "mit", "--push-to-hub", "me/x"])
     out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in out.splitlines()] == ["models/theirs/32x2", "models/theirs/48x3"]
+    folders = [Path("models/theirs/32x2"), Path("models/theirs/48x3")]
+    assert [line.split(":")[0] for line in out.splitlines()[::2]] == list(map(str, folders))
+    assert out.splitlines()[1::2] == ["Uploaded: https://hub/me/x-32x2", "Uploaded: https://hub/me/x-48x3"]
+    assert uploaded == list(zip(folders, ("me/x-32x2", "me/x-48x3"), strict=True))
     assert "Note: A size that is cut without training has lost most of what" in err.replace("\n", " ")
     assert "\nlicense: mit\n" in Path("models/theirs/32x2/README.md").read_text()
 

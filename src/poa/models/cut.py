@@ -13,7 +13,7 @@ from poa.errors import UserError
 from poa.export.card import UNKNOWN, Origin
 from poa.export.timm import write_size
 from poa.families.base import Backbone, Family
-from poa.models import registry
+from poa.models import hub, registry
 from poa.models.folder import made_for
 from poa.models.init import fit
 from poa.models.origin import base_name, licence_of
@@ -52,8 +52,8 @@ class CutWeights:
             raise UserError(f"{name} is a file of weights, which does not name its network. Add --model NAME.")
         side = image_size or _side(self._source)
         views = {"num_locals": 0} | ({} if side is None else {"global_size": side})
-        given = {"model": {"name": name} | dict(model or {}), "init": name, "views": views}
-        self.config = resolve(given)
+        network = {"name": _network_of(name, self._source)} | dict(model or {})
+        self.config = resolve({"model": network, "init": name, "views": views})
 
     @cached_property
     def family(self) -> Family:
@@ -119,6 +119,12 @@ class CutWeights:
             origin=origin,
             overwrite=overwrite,
         )
+
+
+def _network_of(name: str, source: TrainedWeights) -> str:
+    """What ``--model`` names it by; models of the hub are not in timm's list, but their architectures are."""
+    known: Any = source.model
+    return str(known.pretrained_cfg["architecture"]) if name.startswith(hub.PREFIXES) else name
 
 
 def _side(source: TrainedWeights) -> int | None:
