@@ -58,8 +58,11 @@ class About:
             "classes": list(map(unicode_text, self.classes)),
             "weights": unicode_text(self.weights),
         }
-        prepared = {"interpolation": "bicubic, antialiased", "crop": "centre", **content["preprocessing"]}
-        layout = "batch x height x width x 3" if self.pixels else "batch x 3 x height x width"
+        fit = "none: the image is made to fit into the square, with zeros to the right and below"
+        crop = fit if self.task == "detection" else "centre"
+        prepared = {"interpolation": "bicubic, antialiased", "crop": crop, **content["preprocessing"]}
+        batch = 1 if self.task == "detection" else "batch"
+        layout = f"{batch} x height x width x 3" if self.pixels else f"{batch} x 3 x height x width"
         entry = {
             **content,
             "preprocessing": prepared,

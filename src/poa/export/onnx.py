@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from poa.errors import UserError, first_line, lacking
 from poa.export.about import INPUT
@@ -19,6 +20,9 @@ CALIBRATED_AT_ONCE = 8
 """Images of a batch in calibration."""
 QUANTISED = ("Conv", "MatMul", "Gemm")
 """Operations computed in int8. Attention itself and norms, a few percent of the time, stay in float32."""
+
+
+_OPSET_OF_ONE = 17
 
 
 def check_onnx(*, what: str = "--format onnx") -> None:
@@ -62,6 +66,34 @@ def write_onnx(
             f"{file.name} cannot be written: torch.onnx cannot translate the network ({first_line(error)}). Choose "
             "--format program, or another network."
         ) from error
+    _tidy(model)
+    _save(model, file, metadata)
+
+
+@torch.no_grad()
+def write_onnx_of_one(
+    network: nn.Module, image: Tensor, file: Path, *, outputs: Sequence[str], metadata: Mapping[str, str]
+) -> None:
+    """Write a network that takes one image, and gives any number of rows in each output, such as a detector.
+
+    torch's older exporter traces it, since the newer one cannot follow what depends on the objects that are found.
+
+    Raises:
+        UserError: It cannot either.
+    """
+    import onnx
+
+    rows = {name: {0: "objects"} for name in outputs}
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": list(outputs), "dynamic_axes": rows}
+    try:
+        with quiet_exporters():
+            torch.onnx.export(network, (image,), file, dynamo=False, opset_version=_OPSET_OF_ONE, **names)
+    except Exception as error:  # as above
+        raise UserError(
+            f"{file.name} cannot be written: torch.onnx cannot translate the network ({first_line(error)}). Use its "
+            "folder; the README.md there says how."
+        ) from error
+    model = onnx.load(file)
     _tidy(model)
     _save(model, file, metadata)
 

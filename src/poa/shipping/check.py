@@ -1,12 +1,12 @@
 """What an exported file has to do: the same as the network that it was made from, as nearly as its precision allows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from poa.data.augment import normalise
@@ -22,7 +22,10 @@ TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-5, "fp16": 2e-2}
 """Largest difference allowed, as a share of the largest value that the network gives."""
 LEAST_COSINE = 0.9
 """Between the outputs of an int8 file and of the network, in the mean over images."""
-_AT_ONCE = 32
+
+
+Outputs = Sequence[Tensor]
+"""All that comes out for some images, each with the rows of all of them."""
 
 
 class Agreement(NamedTuple):
@@ -37,13 +40,21 @@ class Agreement(NamedTuple):
     cosine: float
 
 
-def agreement(found: Float[Tensor, "..."], expected: Float[Tensor, "images *_"]) -> Agreement:
-    """Compare outputs for the same images; what is not finite, or not of that shape, agrees in nothing."""
+def agreement(found: Outputs, expected: Outputs) -> Agreement:
+    """Compare outputs for the same images, of several the worst."""
+    each = [_agreement(*pair) for pair in zip(found, expected, strict=True)]
+    return Agreement(max(one.difference for one in each), min(one.cosine for one in each))
+
+
+def _agreement(found: Tensor, expected: Tensor) -> Agreement:
+    """What is not finite, or not of that shape, agrees in nothing; nothing agrees with nothing."""
     if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
         return Agreement(float("inf"), 0.0)
-    most = float((found - expected).abs().max()) / max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
-    cosines = torch.cosine_similarity(found.flatten(1).double(), expected.flatten(1).double(), dim=1)
-    return Agreement(most, float(cosines.mean()))
+    if not expected.numel():
+        return Agreement(0.0, 1.0)
+    rows, wanted = (each.reshape(len(each), -1).double() for each in (found, expected))
+    most = float((rows - wanted).abs().max()) / max(float(wanted.abs().max()), torch.finfo(torch.float32).tiny)
+    return Agreement(most, float(torch.cosine_similarity(rows, wanted, dim=1).mean()))
 
 
 def refusal(found: Agreement, precision: Precision, *, tolerance: float | None) -> str | None:
@@ -91,11 +102,15 @@ def as_input(
 
 @torch.inference_mode()
 def outputs(
-    network: nn.Module, images: UInt8[Tensor, "images 3 side side"], preprocessing: Preprocessing
-) -> Float[Tensor, "images *_"]:
-    """What the network itself gives."""
+    network: nn.Module, images: UInt8[Tensor, "images 3 side side"], preprocessing: Preprocessing, *, at_once: int = 32
+) -> Outputs:
+    """What the network itself gives, for some images ``at_once``."""
     parts = [
         network(normalise(some, mean=preprocessing.mean, std=preprocessing.std))
-        for some in torch.split(images, _AT_ONCE)
+        for some in torch.split(images, at_once)
     ]
-    return torch.cat(parts)
+    return [torch.cat(each) for each in zip(*(_several(part) for part in parts), strict=True)]
+
+
+def _several(found: Tensor | Outputs) -> Outputs:
+    return [found] if isinstance(found, Tensor) else found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from rich.console import Console
 from torch import Tensor
 
@@ -19,9 +19,9 @@ from poa.export.openvino import check_openvino
 from poa.export.program import check_executorch
 from poa.features.images import open_images
 from poa.files import make_folder
-from poa.shipping.check import BATCHES, Agreement, agreement, as_input, outputs, refusal, sample
-from poa.shipping.maker import ENDINGS, PRECISIONS, Maker
-from poa.shipping.networks import Exportable, Exportables
+from poa.shipping.check import BATCHES, Agreement, Outputs, agreement, as_input, outputs, refusal, sample
+from poa.shipping.maker import ENDINGS, Maker
+from poa.shipping.networks import PRECISIONS, Exportable, Exportables
 from poa.shipping.scores import Labelled, Scored, open_labelled, score
 from poa.text import note, plain_console
 from poa.training.progress import Bars
@@ -97,7 +97,7 @@ class _Reference(NamedTuple):
     """What the files of a network are compared with."""
 
     images: UInt8[Tensor, "images 3 side side"]
-    outputs: Float[Tensor, "images *_"]
+    outputs: Outputs
     score: float | None
 
 
@@ -108,7 +108,7 @@ def export(given: Exportables, wish: Wish, *, console: Console | None = None) ->
         UserError: Something asked for does not exist or is not possible. Nothing is written then.
     """
     console = console or plain_console(stderr=True)
-    combinations, out = _combinations(wish, console), Path(wish.out or given.out)
+    combinations, out = _combinations(given, wish, console), Path(wish.out or given.out)
     targets = {
         (name, *each): out / _file_name(name, *each, pixels=wish.pixels)
         for name in given.names
@@ -133,26 +133,27 @@ def export(given: Exportables, wish: Wish, *, console: Console | None = None) ->
     return Result(tuple(found), refused, opened.compared.source)
 
 
-def _combinations(wish: Wish, console: Console) -> list[tuple[str, Precision]]:
+def _combinations(given: Exportables, wish: Wish, console: Console) -> list[tuple[str, Precision]]:
     """Formats with those of the precisions that they have; packages that these need are there."""
-    for what, given, known in (
+    for what, asked, known in (
         ("--format", wish.formats, tuple(ENDINGS)),
         ("--precision", wish.precisions, PRECISIONS["onnx"]),
     ):
-        unknown = [each for each in given if each not in known]
-        if unknown or not given:
-            raise UserError(f"{what} must be one or more of {', '.join(known)}, got {', '.join(given) or 'none'}.")
+        if not asked or not set(asked) <= set(known):
+            raise UserError(f"{what} must be one or more of {', '.join(known)}, got {', '.join(asked) or 'none'}.")
     checks = {"onnx": check_onnx, "openvino": check_openvino, "executorch": check_executorch}
     found = list[tuple[str, Precision]]()
     for kind in dict.fromkeys(wish.formats):
         if kind in checks:
             checks[kind]()
-        own = [precision for precision in PRECISIONS[kind] if precision in wish.precisions]
+        possible = given.precisions.get(kind, ())
+        own = [precision for precision in possible if precision in wish.precisions]
         lacking = [precision for precision in wish.precisions if precision not in own]
         if not own:
+            choices = "; ".join(f"--format {name}: {', '.join(known)}" for name, known in given.precisions.items())
             raise UserError(
-                f"--format {kind} has no {' or '.join(lacking)}. Choose --precision {' or '.join(PRECISIONS[kind])}, "
-                "or --format onnx."
+                f"{given.names[0]} cannot be exported with --format {kind} --precision {' '.join(lacking)}. Choose "
+                f"from {choices}."
             )
         if lacking:
             note(console, f"--format {kind} has no {' and no '.join(lacking)}; it is written in {', '.join(own)}.")
@@ -192,8 +193,8 @@ def _of_network(
     needs_score = opened.scored is not None and any(precision == "int8" for _, precision in targets)
     reference = _Reference(
         images,
-        outputs(network.network, images, prepared),
-        score(lambda some: outputs(network.network, some, prepared), network, opened.scored)
+        outputs(network.network, images, prepared, at_once=1 if network.task == "detection" else 32),
+        score(lambda some: outputs(network.network, some, prepared)[0], network, opened.scored)
         if opened.scored is not None and needs_score
         else None,
     )
@@ -228,7 +229,7 @@ def _checked(
         UserError: It does something else than the network.
     """
     file, prepared = written[0], network.preprocessing
-    single = file.suffix == ".pte"
+    single = file.suffix == ".pte" or network.task == "detection"
 
     def run(images: Tensor) -> Tensor:
         given = as_input(images, prepared, pixels=wish.pixels)
@@ -236,7 +237,7 @@ def _checked(
 
     given = as_input(reference.images, prepared, pixels=wish.pixels)
     reply = run_apart(file, given, batches=() if single else BATCHES, batch=1, is_timed=True)
-    found = agreement(reply.outputs[0], reference.outputs)
+    found = agreement(reply.outputs, reference.outputs)
     why = refusal(found, precision, tolerance=wish.tolerance)
     scores = None
     if why is None and precision == "int8" and scored is not None and reference.score is not None:

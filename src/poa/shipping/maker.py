@@ -9,22 +9,16 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from poa.export.about import OUTPUTS, Precision
-from poa.export.onnx import write_int8, write_onnx
+from poa.export.onnx import write_int8, write_onnx, write_onnx_of_one
 from poa.export.openvino import write_openvino
 from poa.export.program import example, portable, traced, write_executorch, write_program
 from poa.shipping.networks import Exportable
 
 ENDINGS: Mapping[str, str] = {"onnx": ".onnx", "program": ".pt2", "executorch": ".pte", "openvino": ".xml"}
 """Of the files of each format."""
-PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
-    "onnx": ("fp32", "fp16", "int8"),
-    "program": ("fp32", "fp16"),
-    "executorch": ("fp32",),
-    "openvino": ("fp32", "fp16", "int8"),
-}
-"""In which precisions each format is written."""
 
 
 class Maker:
@@ -66,10 +60,14 @@ class Maker:
         return self._network.about(precision, pixels=self._pixels).metadata()
 
     def _traced(self, half: bool, any_batch: bool = True) -> torch.export.ExportedProgram:
-        network, preprocessing = self._network, self._network.preprocessing
-        images = example(preprocessing.image_size, pixels=self._pixels, batch=2 if any_batch else 1)
-        module = portable(network.network, preprocessing, half=half, pixels=self._pixels)
-        return traced(module, images, name=network.name, any_batch=any_batch)
+        module, images = self._parts(half=half, batch=2 if any_batch else 1)
+        return traced(module, images, name=self._network.name, any_batch=any_batch)
+
+    def _parts(self, *, half: bool, batch: int) -> tuple[nn.Module, Tensor]:
+        """What is written, and images that it can be traced with."""
+        prepared = self._network.preprocessing
+        module = portable(self._network.network, prepared, half=half, pixels=self._pixels)
+        return module, example(prepared.image_size, pixels=self._pixels, batch=batch)
 
     def _as_onnx(self, precision: Precision) -> Path:
         file, metadata = self._folder / f"base-{precision}.onnx", self._metadata(precision)
@@ -77,6 +75,13 @@ class Maker:
             assert self._calibration is not None
             write_int8(self._onnx("fp32"), file, images=self._calibration, metadata=metadata)
         else:
-            program = self._program(precision == "fp16")
-            write_onnx(program, file, outputs=OUTPUTS[self._network.task], metadata=metadata)
+            self._write(file, half=precision == "fp16", metadata=metadata)
         return file
+
+    def _write(self, file: Path, *, half: bool, metadata: Mapping[str, str]) -> None:
+        outputs = OUTPUTS[self._network.task]
+        if self._network.task == "detection":
+            module, image = self._parts(half=half, batch=1)
+            write_onnx_of_one(module, image, file, outputs=outputs, metadata=metadata)
+        else:
+            write_onnx(self._program(half), file, outputs=outputs, metadata=metadata)

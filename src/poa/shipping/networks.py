@@ -1,11 +1,12 @@
 """What can be exported: sizes of a run, networks of timm, and the models that tasks wrote."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 
 from poa.config.pretraining import Config
 from poa.data.images import Preprocessing
@@ -16,12 +17,21 @@ from poa.models.folder import weights_of
 from poa.models.run import is_run, load
 from poa.models.source import ModelSource, model_source
 from poa.tasks.classification.folder import is_classifier, read_classifier
-from poa.tasks.detection.folder import is_detector
+from poa.tasks.detection.folder import is_detector, read_detector
 from poa.tasks.segmentation.folder import is_segmenter, read_segmenter
 from poa.tasks.segmentation.predict import usual_stride
 
 FOLDER = "exported"
 """Where files are written, in the folder of a run or of a model."""
+PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "program": ("fp32", "fp16"),
+    "executorch": ("fp32",),
+    "openvino": ("fp32", "fp16", "int8"),
+}
+"""In which precisions each format is written."""
+OF_DETECTORS: Mapping[str, tuple[Precision, ...]] = {"onnx": ("fp32",)}
+"""The same for detectors, whose operations depend on the objects that are found."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,8 @@ class Exportable:
 
     Attributes:
         name: Of its files.
-        network: From normalised images to one tensor.
-        task: What that tensor is.
+        network: From normalised images to one tensor; a detector gives several, for one image.
+        task: What comes out.
         preprocessing: How images are prepared.
         weights: Where they come from, in words.
         classes: Names of the classes in the order of the outputs.
@@ -61,12 +71,14 @@ class Exportables:
         network: Makes that of a name.
         out: Folder for their files, unless another is asked for.
         data: Images that they were trained on, where that is known.
+        precisions: In which precisions each format can be written.
     """
 
     names: tuple[str, ...]
     network: Callable[[str], Exportable]
     out: Path
     data: str | None = None
+    precisions: Mapping[str, tuple[Precision, ...]] = field(default_factory=lambda: PRECISIONS)
 
 
 class _Pooled(nn.Module):
@@ -80,6 +92,28 @@ class _Pooled(nn.Module):
         """One vector an image."""
         features: Tensor = self.network(images).cls
         return features
+
+
+class OneImage(nn.Module):
+    """A detector of torchvision on one image that is prepared already: boxes in its pixels, labels from 1, scores.
+
+    Args:
+        detector: In evaluation mode; masks are left out.
+        side: Of the image.
+    """
+
+    def __init__(self, detector: nn.Module, *, side: int) -> None:
+        super().__init__()
+        self.detector: Any = detector
+        self._sides = [(side, side)]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of what is found in a normalised image."""
+        detector = self.detector
+        maps = detector.backbone(images)
+        regions, _ = detector.rpn(ImageList(images, self._sides), maps, None)
+        ((found,), _) = detector.roi_heads(maps, regions, self._sides, None)
+        return found["boxes"], found["labels"], found["scores"]
 
 
 def exportables(
@@ -101,10 +135,7 @@ def exportables(
         source = model_source(given, image_size=image_size, checkpoint=checkpoint)
         return _of_source(source, sizes, folder / FOLDER, load(folder).config)
     if is_detector(folder):
-        raise UserError(
-            f"{given} is a detector. What it computes depends on the objects that it finds, which torch.export cannot "
-            "trace. Use its own program: the README.md of the folder says how."
-        )
+        return replace(_of_task(_detector, given, folder, sizes, image_size), precisions=OF_DETECTORS)
     if is_segmenter(folder):
         return _of_task(_segmenter, given, folder, sizes, image_size)
     if is_classifier(folder):
@@ -156,3 +187,16 @@ def _segmenter(folder: Path, name: str, image_size: int | None) -> Exportable:
     stride = usual_stride(side) if how.whole or side != own.image_size else how.stride
     windows = {"resize": how.resize, "stride": stride, "test_scales": how.test_scales, "test_flip": how.test_flip}
     return Exportable(name, found.network, "segmentation", prepared, weights_of(folder), found.classes, windows)
+
+
+def _detector(folder: Path, name: str, image_size: int | None) -> Exportable:
+    """For square images of one size, those of the shorter side that it was tested with by default."""
+    found = read_detector(folder)
+    multiple = found.network.backbone.maps.multiple
+    side = image_size or found.plan.side + -found.plan.side % multiple
+    if side % multiple:
+        raise UserError(f"--image-size {side}: {folder} takes sides that are multiples of {multiple} pixels.")
+    (red, green, blue), (first, second, third) = found.plan.mean, found.plan.std
+    prepared = Preprocessing(side, side, (red, green, blue), (first, second, third))
+    network = OneImage(found.network, side=side).eval()
+    return Exportable(name, network, "detection", prepared, weights_of(folder), tuple(found.categories.values()))

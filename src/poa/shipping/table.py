@@ -1,5 +1,7 @@
 """The table of exported files."""
 
+import math
+
 from rich.table import Table
 from rich.text import Text
 
@@ -13,26 +15,27 @@ def table(result: Result) -> Table:
     found = plain_table()
     found.add_column("file", overflow="fold")
     has_scores = any(each.scores for each in result.files)
-    headings = ["MB", "difference", "cosine", "ms", *(["score %"] if has_scores else [])]
+    headings = ["MB", "differs", "cosine", "ms", *(["score", "loss"] if has_scores else [])]
     for heading in headings:
         found.add_column(heading, justify="right", no_wrap=True)
     for each in result.files:
-        scores = "-" if each.scores is None else f"{each.scores[0]:.1f} > {each.scores[1]:.1f}"
+        before, after = each.scores or (math.nan, math.nan)
+        scores = [f"{after:.1f}", f"{before - after:+.1f}"] if each.scores else ["-", "-"]
         found.add_row(
             Text(one_line(each.file.name)),
             f"{each.num_bytes / 1e6:.2f}",
             f"{each.agreement.difference:.0e}",
             f"{each.agreement.cosine:.4f}",
             f"{each.milliseconds:.2f}",
-            *([scores] if has_scores else []),
+            *(scores if has_scores else []),
         )
     return found
 
 
 def legend(result: Result) -> str:
     """What the columns are."""
-    scores = "; score: network > file" if any(each.scores for each in result.files) else ""
+    scores = "; score: of the file in %, and loss to the network" if any(each.scores for each in result.files) else ""
     return (
-        f"difference: the largest, as a share of the network's largest output, on images of {one_line(result.images)}; "
-        f"ms: one image, one thread{scores}"
+        f"differs: largest difference to the network, as a share of its largest output, on images of "
+        f"{one_line(result.images)}; ms: one image, one thread{scores}"
     )

@@ -197,7 +197,8 @@ def _predicted(heads: Any, features: Mapping[str, Tensor], boxes: Boxes, image_s
 
 def _refined(coder: Any, changes: Tensor, boxes: Boxes, image_shapes: Sides) -> Boxes:
     """Boxes as a stage changes them, cut off at the edges of their image."""
-    changed = coder.decode_single(changes, torch.cat(boxes)).split([len(each) for each in boxes])
+    # shapes, unlike lengths, stay numbers of boxes when a network is traced
+    changed = coder.decode_single(changes, torch.cat(boxes)).split([each.shape[0] for each in boxes])
     return [clip_boxes_to_image(each, shape) for each, shape in zip(changed, image_shapes, strict=True)]
 
 
