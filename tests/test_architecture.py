@@ -36,7 +36,7 @@ FLOORS = (
     {"evaluation"},
     {"robustness", "tasks", "pictures", "pretraining", "choice"},
     {"shipping"},
-    {"experiments"},
+    {"experiments", "report"},
     {"cli"},
     {"__init__", "__main__"},
 )

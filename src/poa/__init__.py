@@ -42,6 +42,7 @@ __all__ = [
     "predict",
     "pretrain",
     "segment",
+    "write_report",
 ]
 
 # torch is imported by the functions that need it, so that the command line answers at once.
@@ -182,6 +183,13 @@ def evaluate_knn(
         **options: Such as ``sizes``, ``branch``, ``ks``.
     """
     return evaluate(run, "knn", train=train, test=test, **options)
+
+
+def write_report(*subjects: "Run | str | PathLike[str]", **options: Any) -> Path:
+    """Write one offline HTML file to explore all sizes, as ``poa report`` does; see ``poa.report.write``."""
+    from poa.report import write
+
+    return write.write_report(list(map(_path_of, subjects)), **options)
 
 
 def finetune(

@@ -155,6 +155,12 @@ CASES: dict[str, Case] = {
         "poa.shipping.networks.exportables",
         {"given": "runs/mine", "sizes": ("32x2",), "image_size": 32, "checkpoint": 8},
     ),
+    "report": (
+        "--images a --out b.html --sizes 32x2 --kinds colours matches --limit 7 --show 3",
+        "poa.report.write.write_report",
+        {"subjects": ("runs/mine",), "images": "a", "out": Path("b.html"), "sizes": ("32x2",)}
+        | {"kinds": ("colours", "matches"), "limit": 7, "show": 3},
+    ),
     "polish": (
         "--size 32x2 --epochs 3 --data a --out b",
         "poa.experiments.polish.polish_settings",

@@ -56,7 +56,7 @@ def source(run: Run) -> ModelSource:
 
 def draw(sources: list[ModelSource], out: Path, **options: Any) -> Path:
     images = options.pop("images", "digits/test")
-    return picturing.draw(sources, images, out=out, console=Console(quiet=True), **{"limit": 30, **options})
+    return picturing.draw(sources, images, out=out, console=Console(quiet=True), **{"limit": 30, **options}).page
 
 
 def test_pictures_and_page(run: Run, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     supervised.predict,
     inspect.embed,
     inspect.pictures,
+    inspect.report,
 )
 for command in TRAININGS:
     evaluate.evaluate.command(command)

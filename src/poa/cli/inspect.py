@@ -1,4 +1,4 @@
-"""The commands ``poa embed`` and ``poa pictures``: features of images as files, and as pictures."""
+"""The commands ``poa embed``, ``poa pictures`` and ``poa report``: features as files, pictures, one page of all."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +117,7 @@ def pictures(
     from poa.models.source import model_source
     from poa.pictures import draw
 
-    page = draw.draw(
+    drawn = draw.draw(
         [model_source(name, branch=branch, image_size=image_size, checkpoint=checkpoint) for name in model],
         images,
         out=out,
@@ -128,6 +128,46 @@ def pictures(
         seed=seed,
         workers=workers,
         overwrite=overwrite,
+        console=plain_console(stderr=True),
+    )
+    say(f"Page: {drawn.page}")
+
+
+def report(
+    *model: str,
+    out: Path | None = None,
+    images: str | None = None,
+    sizes: Names = (),
+    kinds: Kinds = ("attention", "colours", "neighbours", "matches", "prototypes"),
+    limit: int | None = None,
+    show: int = 8,
+) -> None:
+    """Write one HTML file to explore all sizes of a run: scores and costs, a budget, training curves, pictures.
+
+    Example: poa report runs/mine --images PHOTOS --sizes 96x4 128x6
+
+    The file works offline and can be passed on. Scores and times are those that are there: `poa evaluate` and `poa
+    measure` make them. Further models are shown beside the first.
+
+    Args:
+        model: Folders of runs; extracted sizes or other folders that timm loads; timm names. One or several.
+        out: File to write, RUN/report.html by default.
+        images: Also show what sizes see in these images, as `poa pictures` does.
+        sizes: Sizes to show pictures of: `all`, or names such as 96x4; the smallest and the largest by default.
+        kinds: Kinds of pictures; all by default.
+        limit: Number of images that are searched for neighbours and images of prototypes; up to 1,000 by default.
+        show: Number of images that are shown one by one.
+    """
+    from poa.report.write import write_report
+
+    page = write_report(
+        model,
+        out=out,
+        images=images,
+        sizes=sizes,
+        kinds=kinds,
+        limit=limit,
+        show=show,
         console=plain_console(stderr=True),
     )
     say(f"Page: {page}")

@@ -1,8 +1,9 @@
 """Scores and costs of the networks of a source, on frozen features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from poa.data.sources import check_out
 from poa.errors import UserError, nearest
@@ -13,7 +14,7 @@ from poa.evaluation.knn import Knn
 from poa.evaluation.linear import FewShot, Linear
 from poa.evaluation.probe import Probe
 from poa.evaluation.protocol import Protocol
-from poa.evaluation.results import Intervals, Results, size_of
+from poa.evaluation.results import Intervals, Results, Scores, size_of
 from poa.evaluation.retrieval import Retrieval
 from poa.evaluation.sweep import DEFAULTS, FrozenFeatures, SweepOptions, sweep
 from poa.families.base import Family
@@ -76,29 +77,75 @@ def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
     return PROTOCOLS[name](**settings)
 
 
+class Evaluation(NamedTuple):
+    """Results in a folder, and what its scores are called before their own names."""
+
+    prefix: str
+    results: Results
+
+
 def rows(run: Run) -> list[SizeRow]:
-    """All sizes with their costs and all scores so far.
+    """All sizes with their costs, and all scores so far with their intervals.
 
     Scores carry the name of their evaluation, unless it is ``knn``, those of an earlier checkpoint its step,
     and those of another run or of a run that was trained again that they are of other weights.
     """
-    known: dict[str, dict[str, float]] = {}
-    files = [(path, protocol) for protocol in SHOWN for path in run.paths.scores.glob(f"*/{protocol}.json")]
+    scores, intervals = named_scores(evaluations_of_run(run))
+    return rows_of(run.family, scores, intervals=intervals)
+
+
+def network_rows(source: ModelSource) -> list[SizeRow]:
+    """The same of single networks: a folder that timm loads, or a timm model."""
+    scores, intervals = named_scores(evaluations_of_network(source))
+    return [_row_of_network(source, name, scores.get(name, {}), intervals.get(name, {})) for name in source.names]
+
+
+def evaluations_of_run(run: Run) -> list[Evaluation]:
+    """All evaluations of a run, in the order of ``poa sizes``."""
+    return _evaluations(run.paths.scores, partial(_marks_of_run, run))
+
+
+def evaluations_of_network(source: ModelSource) -> list[Evaluation]:
+    """All evaluations of a single network."""
+
+    def marks(weights: str) -> list[str]:
+        return [] if weights == source.weights or weights.startswith("untrained ") else ["other weights"]
+
+    return _evaluations(source.out, marks)
+
+
+def named_scores(evaluations: Sequence[Evaluation]) -> tuple[Scores, Intervals]:
+    """All scores and intervals of each network."""
+    scores: Scores = {}
+    intervals: Intervals = {}
+    for prefix, results in evaluations:
+        for size, values in results.scores.items():
+            scores.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in values.items()})
+        for size, pairs in results.intervals.items():
+            intervals.setdefault(size, {}).update({f"{prefix}{name}": pair for name, pair in pairs.items()})
+    return scores, intervals
+
+
+def _evaluations(folder: Path, marks_of: Callable[[str], list[str]]) -> list[Evaluation]:
+    """Those in a folder; ``marks_of`` says in how far their weights are others than those at hand."""
+    found = []
+    files = [(path, protocol) for protocol in SHOWN for path in folder.glob(f"*/{protocol}.json")]
     for path, protocol in sorted(files, key=lambda file: _place(*file)):
         results = Results.read(path)
         evaluation = path.parent.name
-        weights, _, digest = results.settings["weights"].partition(", sha256 ")
-        teacher, _, step = weights.partition(" at step ")
         marks = [] if evaluation == Knn.name else [evaluation]
         marks += [] if protocol == Knn.name or evaluation.startswith(protocol) else [protocol]
-        if teacher == "teacher" and step != str(run.step):
-            marks.append(f"step {step}")
-        elif teacher == "teacher" and digest and digest != digest_of(run.checkpoint):
-            marks.append("other weights")
-        prefix = "".join(f"{mark} " for mark in marks)
-        for size, values in results.scores.items():
-            known.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in values.items()})
-    return rows_of(run.family, known)
+        marks += marks_of(results.settings["weights"])
+        found.append(Evaluation("".join(f"{mark} " for mark in marks), results))
+    return found
+
+
+def _marks_of_run(run: Run, weights_and_digest: str) -> list[str]:
+    weights, _, digest = weights_and_digest.partition(", sha256 ")
+    teacher, _, step = weights.partition(" at step ")
+    if teacher == "teacher" and step != str(run.step):
+        return [f"step {step}"]
+    return ["other weights"] if teacher == "teacher" and digest and digest != digest_of(run.checkpoint) else []
 
 
 def _place(path: Path, protocol: str) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -27,7 +28,7 @@ from poa.models.run import is_run, load
 from poa.models.source import ModelSource
 from poa.pictures.attention import Outputs, outputs_of
 from poa.pictures.kinds import KINDS, Head, ImageSet, NetworkOutputs, Views, partners_of
-from poa.pictures.page import write
+from poa.pictures.page import Section, write
 from poa.pictures.patches import region_of
 from poa.pictures.prototypes import heads_of
 from poa.text import plain_console
@@ -43,6 +44,13 @@ _NEED_ALL = {"neighbours", "matches", "prototypes"}
 """Kinds for which more images are wanted than are shown one by one."""
 
 
+class Drawn(NamedTuple):
+    """What was written: the page, and what it shows."""
+
+    page: Path
+    sections: Sequence[Section]
+
+
 def draw(
     sources: Sequence[ModelSource],
     images: str,
@@ -56,8 +64,8 @@ def draw(
     workers: int = 0,
     overwrite: bool = False,
     console: Console | None = None,
-) -> Path:
-    """Draw the outputs of networks side by side, and return the page that is written with all pictures.
+) -> Drawn:
+    """Draw the outputs of networks side by side, as PNG files and a page of all of them.
 
     Args:
         sources: Whose networks.
@@ -97,7 +105,7 @@ def draw(
     if not any(section.pictures for section in sections):
         raise UserError("Nothing could be drawn. " + " ".join(note for each in sections for note in each.notes))
     about = f"{', '.join(network.label for network in networks)}. {counted(len(names), 'image')} from {index.source}."
-    return write(out, f"What {', '.join(_short(each) for each in sources)} sees", about, sections)
+    return Drawn(write(out, f"What {', '.join(_short(each) for each in sources)} sees", about, sections), sections)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,159 @@
+"""What the page shows of runs, folders and timm models: costs, scores, measurements, commands, model cards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from poa.choice.measured import Setup
+from poa.elastic.plan import even_blocks
+from poa.elastic.space import Size
+from poa.errors import counted
+from poa.evaluation.evaluate import headline
+from poa.models.source import ModelSource
+from poa.plots.sizes import score_label
+from poa.plots.tables import SizeRow, score_names
+from poa.report import content
+from poa.report.content import Blocks, Command, Content, Cost, Point, Score
+from poa.report.subjects import Subject
+from poa.text import one_line, python_literal, shell_word, unicode_text
+
+PARAMETERS = Cost("parameters", "params M", "parameters in millions", "M parameters")
+GMACS = Cost("gmacs", "GMACs", "GMACs for one image (half the FLOPs)", "GMACs")
+MEGABYTES = Cost("mb", "MB", "MB of weights in fp32", "MB")
+_HERE = "\ue000"
+"""Stands for the name of the size in a command: a character that is nobody's."""
+
+
+def content_of(subjects: Sequence[Subject]) -> Content:
+    """All networks of all subjects as points."""
+    setups = list(dict.fromkeys(_key(each.setup) for subject in subjects for each in subject.measured))
+    times = {f"ms {number}": setup for number, setup in enumerate(setups)}
+    names = list(dict.fromkeys(name for subject in subjects for name in _scores_of(subject.rows)))
+    return Content(
+        costs=[*_time_costs(times), PARAMETERS, GMACS, MEGABYTES],
+        scores=[Score(name, score_label(name)) for name in names],
+        subjects=[content.Subject(each.name, each.about, commands(each.source)) for each in subjects],
+        points=[_point(place, each, row, times) for place, each in enumerate(subjects) for row in each.rows],
+        notes=[*_notes(times), *_unlike(subjects, names)],
+    )
+
+
+def _key(setup: Setup) -> Setup:
+    """Networks for images of other sizes share a column of times: each has its own."""
+    return replace(setup, image_size=0)
+
+
+def _time_costs(times: Mapping[str, Setup]) -> list[Cost]:
+    """Headings say in what the setups differ; the first is that of the newest measurement on this machine."""
+    said = {key: _said(setup) for key, setup in times.items()}
+    differ = [len(set(parts)) > 1 for parts in zip(*said.values(), strict=True)]
+    costs = []
+    for key, parts in said.items():
+        heading = ", ".join(["ms", *(part for part, differs in zip(parts, differ, strict=True) if differs)])
+        costs.append(Cost(key, heading, heading, "ms"))
+    return costs
+
+
+def _said(setup: Setup) -> tuple[str, ...]:
+    threads, batch = counted(setup.threads, "thread"), f"batch {setup.batch}"
+    return f"{setup.runtime} {setup.version}", one_line(setup.machine), threads, batch
+
+
+def _notes(times: Mapping[str, Setup]) -> list[str]:
+    """How the numbers were taken."""
+    if not times:
+        return ["Times are not measured yet: run `poa measure`, and write this page again."]
+    costs = zip(_time_costs(times), times.values(), strict=True)
+    return [f"{cost.heading}: median time of a batch, {', '.join(_said(setup))}." for cost, setup in costs]
+
+
+def _unlike(subjects: Sequence[Subject], names: Sequence[str]) -> list[str]:
+    """Which scores of the subjects cannot be compared."""
+    notes = []
+    for name in names:
+        known = {subject.name: dict(subject.taken[name]) for subject in subjects if name in subject.taken}
+        first, *others = known
+        if unlike := [other for other in others if known[other] != known[first]]:
+            notes.append(
+                f"{name}: that of {', '.join(unlike)} was taken on other images or with other settings than that of "
+                f"{first}. They cannot be compared."
+            )
+    return notes
+
+
+def _scores_of(rows: Sequence[SizeRow]) -> list[str]:
+    """Those to look at first, then the others."""
+    first = headline(rows)
+    return [*first, *(name for name in score_names(rows) if name not in first)]
+
+
+def _point(place: int, subject: Subject, row: SizeRow, times: Mapping[str, Setup]) -> Point:
+    name = str(row.size)
+    taken = {key: _ms(subject, setup, name) for key, setup in times.items()}
+    costs = {
+        **{key: value for key, value in taken.items() if value is not None},
+        PARAMETERS.key: row.parameters / 1e6,
+        **({} if row.flops is None else {GMACS.key: row.flops / 2e9}),
+        MEGABYTES.key: 4 * row.parameters / 1e6,
+    }
+    return Point(
+        subject=place,
+        name=one_line(name),
+        depth=sum(row.depths) if row.depths else None,
+        intact=row.intact,
+        costs={key: float(f"{value:.5g}") for key, value in costs.items()},
+        scores=dict(row.scores),
+        intervals={key: pair for key, pair in row.intervals.items() if key in row.scores},
+        blocks=_blocks(subject.source, row.size),
+        card=_card(subject, name),
+    )
+
+
+def _ms(subject: Subject, setup: Setup, name: str) -> float | None:
+    """Of a network in a setup, at the image size of its scores where it was measured at several."""
+    own = subject.source.preprocessing.image_size
+    found = [each for each in subject.measured if _key(each.setup) == setup and name in each.networks]
+    best = max(found, key=lambda each: each.setup.image_size == own, default=None)
+    return None if best is None else best.networks[name].ms
+
+
+def _blocks(source: ModelSource, size: Size | str) -> list[Blocks]:
+    if source.family is None or not isinstance(size, Size):
+        return []
+    whole = source.family.stages(source.family.space.intact)
+    return [
+        Blocks(stage.blocks, even_blocks(stage.blocks, part.blocks))
+        for stage, part in zip(whole, source.family.stages(size), strict=True)
+    ]
+
+
+def _card(subject: Subject, name: str) -> str:
+    """Of an extracted size, or of the folder that the subject is; empty where there is none."""
+    folder = Path(subject.source.name) if subject.run is None else subject.run.paths.models / name
+    try:
+        return unicode_text((folder / "README.md").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return ""
+
+
+def commands(source: ModelSource) -> list[Command]:
+    """What can be done with a network, as commands to copy."""
+    subject = shell_word(source.name)
+    if source.family is None:
+        return [
+            Command(
+                "Load it in Python", (f"timm.create_model({python_literal(_timm_name(source))}, pretrained=True)",)
+            ),
+        ]
+    model = python_literal(f"local-dir:{Path(source.name, 'models', _HERE)}")
+    lines = {
+        "Write as a timm model": f"poa extract {subject} --size {_HERE}",
+        "Load it in Python": f"timm.create_model({model}, pretrained=True)",
+        "Train it a little longer": f"poa polish {subject} --size {_HERE}",
+        "See what it sees": f"poa pictures {subject} --sizes {_HERE} --images IMAGES --out pictures",
+    }
+    return [Command(title, tuple(line.split(_HERE))) for title, line in lines.items()]
+
+
+def _timm_name(source: ModelSource) -> str:
+    return f"local-dir:{source.name}" if Path(source.name).is_dir() else source.name
