@@ -18,13 +18,14 @@ import torch
 import yaml
 
 import poa as library
-from command import SIZES, STEPS, TINY, one_thread, poa, tiny_file
+from command import SIZES, STEPS, TINY, dashed, one_thread, poa, tiny_file
 from poa import files
 from poa.config import resolve
 from poa.errors import UserError
 from poa.models.run import Run
 from poa.pretraining import launch
 from poa.training.progress import duration
+from trained import assert_same, features_of, from_folder, made, saved
 
 KNN = ("--train", "digits/train", "--test", "digits/test", "--limit", "100", "--k", "5", "20")
 
@@ -216,6 +217,10 @@ def listening(parent: int) -> set[str]:
 def test_two_devices_start_two_processes_and_stop_on_request(
     at: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They begin with the network and the weights in a folder."""
+    model = made()
+    config = from_folder("vit", saved(model, at / "model"), data="digits/train")
+    (at / "from-folder.yaml").write_text(yaml.safe_dump(dashed(config)))
     found_meanwhile: list[object] = []
 
     def stop_after_a_step() -> None:
@@ -229,11 +234,10 @@ def test_two_devices_start_two_processes_and_stop_on_request(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
-
     monkeypatch.setattr(sys, "argv", ["poa", "pretrain", "as typed"])
     stopper = threading.Thread(target=stop_after_a_step, daemon=True)
     stopper.start()
-    assert poa("pretrain", "--config", tiny_file(at), "--out", "run", "--devices", "2", "--epochs", "10") == 0
+    assert poa("pretrain", "--config", "from-folder.yaml", "--out", "run", "--devices", "2", "--epochs", "10") == 0
     stopper.join()
     reachable, told = found_meanwhile
     assert reachable in ({"0100007F"}, {"00000000000000000000000001000000"}), "not loopback, or not loopback only"
@@ -245,7 +249,11 @@ def test_two_devices_start_two_processes_and_stop_on_request(
     assert (at / "run/command.txt").read_text() == "poa pretrain 'as typed'\n"
     errors = capfd.readouterr().err
     assert errors.count(f"stopped and saved at step {last} of 40") == 1, errors
+    assert errors.count("tensors loaded") == 1
     assert "FutureWarning" not in errors
+    begun = library.load("run")
+    assert begun.config.model.name == "vit_base_patch16_224"
+    assert_same(begun.initial(begun.space.intact).model.state_dict(), features_of(model))
     assert poa("pretrain", "--out", "run", "--resume", "--devices", "1") == 0
     assert steps(at / "run") == list(range(1, 41))
 

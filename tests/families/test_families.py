@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import pytest
@@ -80,28 +81,33 @@ def assert_timm_equals_elastic(
 
 
 def of_each_depth(family: Family) -> list[Size]:
-    """One size of each depth of the third stage, the rest in turn, and the intact one."""
+    """One size of about a dozen depths of the third stage, evenly spread, the rest in turn, and the intact one."""
     by_depth: dict[int, list[Size]] = {}
     for size in family.space.sizes:
         by_depth.setdefault(size.depths[-1], []).append(size)
-    chosen = [sizes[number % len(sizes)] for number, sizes in enumerate(by_depth.values())]
+    spread = list(by_depth.values())[:: ceil(len(by_depth) / 13)]
+    chosen = [sizes[number % len(sizes)] for number, sizes in enumerate(spread)]
     return [*chosen, family.space.intact]
 
 
-NUM_SIZES = {"swin": 14, "resnet": 32, "convnext": 20}
+NUM_SIZES = {"swin": 14, "resnet": 12, "convnext": 11}
 
 
 @pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize("name", NUM_SIZES)
-def test_the_timm_model_of_every_depth_equals_the_elastic_sub_network_bit_for_bit(name: str) -> None:
-    """14 of the published Swin's 39 sizes, 32 of the ResNet's 465 and 20 of a ConvNeXt's 57, seen at few pixels."""
+def test_the_timm_model_of_a_depth_equals_the_elastic_sub_network_bit_for_bit(name: str) -> None:
+    """14 of the published Swin's 39 sizes, 12 of the ResNet's 465 and 11 of a ConvNeXt's 57, seen at few pixels.
+
+    Which blocks the other depths keep is tested in ``test_sizes.py``.
+    """
     family = narrowed(name)
     assert len(family.space.sizes) == len(published(name).space.sizes)
     intact, nets = noisy(family), sub_networks(family)
     sizes = of_each_depth(family)
     assert len(set(sizes)) == NUM_SIZES[name]
-    for stage in range(len(sizes[0].depths)):
-        assert {size.depths[stage] for size in sizes} == {size.depths[stage] for size in family.space.sizes}
+    *earlier, last = ({size.depths[stage] for size in sizes} for stage in range(len(sizes[0].depths)))
+    of_all = [{size.depths[stage] for size in family.space.sizes} for stage in range(len(sizes[0].depths))]
+    assert [*earlier, {min(last), max(last)}] == [*of_all[:-1], {min(of_all[-1]), max(of_all[-1])}]
     assert {size.width for size in sizes} == {size.width for size in family.space.sizes}
     for size in sizes:
         assert_timm_equals_elastic(name, family, nets, intact, size, sides=(64,) if name == "convnext" else (32,))

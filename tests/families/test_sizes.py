@@ -49,6 +49,25 @@ def kept_blocks(family: Family, size: str, prefix: str) -> list[int]:
     return [numbers[block] for block in range(len(numbers))]
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix", "stage"),
+    [
+        ("swin", "model.layers.2.blocks.", 0),
+        ("resnet", "model.layer2.", 0),
+        ("resnet", "model.layer3.", 1),
+        ("convnext", "model.stages.2.blocks.", 0),
+    ],
+)
+def test_every_depth_keeps_blocks_in_order_from_the_first_to_the_last(name: str, prefix: str, stage: int) -> None:
+    family = narrowed(name)
+    last = family.space.intact.depths[stage] - 1
+    for size in family.space.sizes:
+        sources = [family.source(f"{prefix}{block}.weight", size) for block in range(size.depths[stage])]
+        kept = [int(source.removeprefix(prefix).split(".")[0]) for source in sources]
+        assert kept == sorted(set(kept))
+        assert (kept[0], kept[-1]) == (0, last)
+
+
 def test_kept_blocks_of_swin() -> None:
     """Of the third stage, as the official code keeps them; other stages keep all."""
     family = narrowed("swin")

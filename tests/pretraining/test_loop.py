@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,21 +91,24 @@ class Interrupted(NamedTuple):
         return self.folder.with_suffix(".err").read_text()
 
 
-def run_and_signal(
-    folder: Path, number: signal.Signals, *, steps: Mapping[str, int], whom: str
-) -> dict[str, Interrupted]:
-    """Pre-train each family in a process and a process group of its own, and wait for the end of all they start.
+Case = tuple[str, signal.Signals, int, str]
+"""Family, signal, before which step, and to whom: the process, or all of its group, as from a terminal."""
+Runs = dict[tuple[str, signal.Signals], Interrupted]
+
+
+def run_and_signal(folder: Path, cases: Sequence[Case]) -> Runs:
+    """Pre-train for each case in a process and a process group of its own, and wait for the end of all they start.
 
     One family loads its images in workers, which take seconds to start.
     """
-    folder.mkdir()
     (folder / "program.py").write_text(PROGRAM)
-    cases = [
-        (settings(family, folder / family, workers=2 if family == "vit" else 0), int(number), step, whom)
-        for family, step in steps.items()
+    folders = [folder / f"{family}-{number:d}" for family, number, *_ in cases]
+    given = [
+        (settings(family, out, workers=2 if family == "vit" else 0), int(number), step, whom)
+        for (family, number, step, whom), out in zip(cases, folders, strict=True)
     ]
     done = subprocess.run(
-        [sys.executable, str(folder / "program.py"), json.dumps(cases)],
+        [sys.executable, str(folder / "program.py"), json.dumps(given)],
         capture_output=True,
         text=True,
         check=False,
@@ -114,8 +117,8 @@ def run_and_signal(
         start_new_session=True,
     )
     assert done.returncode == 0, done.stderr
-    ended = zip(steps.items(), map(int, done.stdout.split()), strict=True)
-    return {family: Interrupted(folder / family, step, status) for (family, step), status in ended}
+    ended = zip(cases, folders, map(int, done.stdout.split()), strict=True)
+    return {(family, number): Interrupted(out, step, status) for (family, number, step, _), out, status in ended}
 
 
 def assert_same_state(found: Any, expected: Any) -> None:
@@ -180,25 +183,20 @@ def test_the_same_settings_give_the_same_run_also_with_workers(whole: Whole, tmp
 
 
 @pytest.fixture(scope="module")
-def asked_to_stop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interrupted]:
-    """The signal reaches the workers too, as that of a terminal or a scheduler does."""
-    folder, steps = tmp_path_factory.mktemp("stopped") / "runs", dict.fromkeys(STOPPED, 4)
-    return run_and_signal(folder, signal.SIGTERM, steps=steps, whom="group")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """By family and signal; one program runs them all, as it has to import everything.
 
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Interrupted]:
-    """Their workers end too: as long as one lives, it holds on to the output that is waited for."""
-    folder = tmp_path_factory.mktemp("killed") / "runs"
-    steps = {family: random.Random().randrange(2, STEPS) for family in KILLED}
-    return run_and_signal(folder, signal.SIGKILL, steps=steps, whom="process")
+    A request to stop reaches the workers too. Those of a killed run end too: as long as one lives, it holds on to the
+    output that is waited for.
+    """
+    stopped: list[Case] = [(family, signal.SIGTERM, 4, "group") for family in STOPPED]
+    killed: list[Case] = [(family, signal.SIGKILL, random.Random().randrange(2, STEPS), "process") for family in KILLED]
+    return run_and_signal(tmp_path_factory.mktemp("interrupted"), [*stopped, *killed])
 
 
 @pytest.mark.parametrize("family", STOPPED)
-def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(
-    whole: Whole, asked_to_stop: dict[str, Interrupted], family: str
-) -> None:
-    run = asked_to_stop[family]
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(whole: Whole, interrupted: Runs, family: str) -> None:
+    run = interrupted[family, signal.SIGTERM]
     assert run.status == 0, run.said
     stopped = poa.load(run.folder).step
     assert stopped == len(read_metrics(run.folder / "metrics.jsonl")) == 6
@@ -209,8 +207,8 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(
 
 
 @pytest.mark.parametrize("family", KILLED)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(whole: Whole, killed: dict[str, Interrupted], family: str) -> None:
-    run = killed[family]
+def test_a_killed_run_goes_on_as_if_it_had_not_been(whole: Whole, interrupted: Runs, family: str) -> None:
+    run = interrupted[family, signal.SIGKILL]
     assert run.status == -signal.SIGKILL, run.said
     assert len(read_metrics(run.folder / "metrics.jsonl")) == run.step
     assert poa.load(run.folder).step == run.step // 2 * 2
