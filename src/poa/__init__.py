@@ -16,18 +16,20 @@ Example:
     ```
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poa.config.protocols import MAX_BAD_SHARE
+from poa.config.values import without_paths
 from poa.errors import UserError
 
 if TYPE_CHECKING:
     from poa.evaluation.results import Scores
     from poa.models.cut import CutWeights
     from poa.models.run import Run
+    from poa.plots.tables import Value
     from poa.shipping.export import Result
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "predict",
     "pretrain",
     "segment",
+    "sizes",
     "write_report",
 ]
 
@@ -68,16 +71,9 @@ def pretrain(
     from poa.config.resolve import resolve
     from poa.pretraining import launch
 
-    settings = _without_paths(given)
+    settings = without_paths(given)
     file = None if config is None else fspath(config)
     return launch.train(resolve(settings, recipe=recipe, file=file, resume=resume), resume=resume)
-
-
-def _without_paths(value: Any) -> Any:
-    """Settings with texts for paths."""
-    if isinstance(value, Mapping):
-        return {name: _without_paths(below) for name, below in value.items()}
-    return fspath(value) if isinstance(value, PathLike) else value
 
 
 def load(folder: str | PathLike[str], *, checkpoint: int | None = None) -> "Run":
@@ -111,6 +107,14 @@ def cut(weights: str | PathLike[str], *, image_size: int | None = None, **model:
     from poa.models.cut import CutWeights
 
     return CutWeights(fspath(weights), model=model, image_size=image_size)
+
+
+def sizes(*subjects: "Run | str | PathLike[str]") -> "list[dict[str, Value]]":
+    """What is known of the networks of runs, folders and timm names, as ``poa sizes --out FILE.json`` writes it."""
+    from poa.choice.subjects import subjects as opened
+    from poa.plots.tables import records
+
+    return records(opened([_path_of(each) for each in subjects]).rows)
 
 
 def evaluate(
@@ -381,7 +385,7 @@ def export_models(
     from poa.shipping.scores import labelled
 
     images = labelled(None if train is None else fspath(train), None if test is None else fspath(test), limit)
-    wish = Wish(formats, precisions, labelled=images, **_without_paths(further))
+    wish = Wish(formats, precisions, labelled=images, **without_paths(further))
     networks = exportables(_path_of(subject), sizes=sizes, image_size=image_size, **_step_of(subject))
     return export(networks, wish)
 

@@ -43,6 +43,12 @@ def one_line(name: str) -> str:
     return _CONTROLS.sub(lambda found: _escaped(found[0]), unicode_text(name))
 
 
+def shortened(text: str, most: int = 16) -> str:
+    """A name in one line of at most so many letters; the middle of longer ones is left out."""
+    text = one_line(text)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - 1 - most // 2) :]}"
+
+
 def csv_cell(name: str) -> str:
     """For CSV: one line, after an apostrophe where a spreadsheet would take it for a formula."""
     text = one_line(name)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 import poa as library
 from command import SIZES, poa, tiny_file
+from poa.choice.measured import Measured, Measurement, Setup, save
 from poa.errors import UserError
 from poa.evaluation import evaluate
 from poa.evaluation.results import results_file
@@ -53,7 +55,7 @@ def cells(out: str, size: str) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "words", "headline", "shown"),
     [
-        ("knn", (*IMAGES, "--k", "5", "20"), "top1@20", ["top1@5", "top1@20", "top5@5", "top5@20"]),
+        ("knn", (*IMAGES, "--k", "5", "20"), "top1@20", ["top1@20", "top1@5", "top5@5", "top5@20"]),
         ("linear", (*IMAGES, "--strengths", "0.1", "0.01"), "top1", ["top1", "top5"]),
         (
             "few-shot",
@@ -71,8 +73,12 @@ def test_commands(
     assert poa("evaluate", name, run, *words) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    assert out.splitlines()[0].split() == ["size", "params", "M", "GFLOPs", "weight", *shown]
+    facts, found = ["size", "params", "M", "GFLOPs", "weight"], out.splitlines()[0].split()
+    assert found == [*facts, *shown][: len(found)]
+    assert len(found) >= len(facts) + 2
     folder = run / "eval" / name
+    number = len(facts) + len(shown) - len(found)
+    assert (f"more {'score' if number == 1 else 'scores'}: see {folder}/{name}.csv." in out) == (number > 0)
     assert out.splitlines()[-2:] == [f"Scores: {folder}/{name}.csv", f"Map: {folder}/{name}.png"]
     assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for kind in ("csv", "json", "png")}
     content = json.loads((folder / f"{name}.json").read_text())
@@ -104,13 +110,16 @@ def test_all_scores_in_one_table(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert poa("sizes", run) == 0
     out = capsys.readouterr().out
     heading, columns, *_ = out.splitlines()
-    assert heading.split() == ["untrained", "linear", "retrieval", "mine"]
-    assert columns.split()[5:] == ["top1@20", "top1@20", "top1", "map", "top1@5"]
     assert max(map(len, out.splitlines())) <= 80
     names = ["top1@20", "untrained top1@20", "linear top1", "retrieval map"]
     names += ["mine top1@5", "linear-untrained top1", "mine linear top1"]
     assert evaluate.headline(evaluate.rows(library.load(run))) == names
-    more = 3 * 2 + 3 * 2 + 4 - 5
+    shown = columns.split()[5:]
+    assert len(shown) >= 3
+    assert shown == [name.rpartition(" ")[2] for name in names[: len(shown)]]
+    assert heading.split() == [name.rpartition(" ")[0] for name in names[1 : len(shown)]]
+    assert "±: half of the 95 % interval over test images" in out.splitlines()
+    more = 3 * 2 + 3 * 2 + 4 - len(shown)
     assert out.splitlines()[-1] == f"{more} more scores: --out FILE.csv or FILE.json writes all."
     assert poa("sizes", run, "--out", "sizes.csv") == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"{more} more scores: see sizes.csv."
@@ -155,8 +164,53 @@ def test_an_extracted_size_scores_as_the_size_of_the_run(
     assert (found["scores"], found["intervals"]) == (expected["scores"], expected["intervals"])
     assert found["settings"]["weights"] != expected["settings"]["weights"]
     assert out.splitlines()[-1] == "Scores: eval/32x3/knn/knn.csv"
-    assert cells(out, "32x3")[:4] == ["32x3", "0.045", "0.000", "-"]
+    assert cells(out, "32x3")[:4] == ["32x3", "0.045", "0.000", f"{expected['scores']['32x3']['top1@20']:.1f}"]
     assert (run / "eval/knn/knn.csv").read_text() == Path("eval/32x3/knn/knn.csv").read_text()
+
+
+def test_subjects_beside_one_another(made: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sizes of a run, an extracted one and a timm name; with times where these can be compared."""
+    folder = made / "32x3"
+    assert poa("evaluate", "knn", run, *IMAGES, "--k", "20") == 0
+    assert poa("evaluate", "knn", folder, *IMAGES, "--k", "20") == 0
+    common, other = (Setup("a processor", "cpu", "torch", "2.14", threads, 1, 16) for threads in (1, 2))
+    measured = Measurement(0.5, 0.6, 9, 2000.0, None, 184_000, 45_000, 10**5, "2026-01-01")
+    save(model_source(str(run)), Measured(other, {"32x2": measured}))
+    for source, milliseconds in ((str(run), 0.5), (str(folder), 0.7)):
+        save(model_source(source), Measured(common, {"32x3": replace(measured, ms=milliseconds)}))
+    capsys.readouterr()
+    given = ("--out", "all.csv", "--plot", "all.png", "--cost", "ms", "--score", "top5@20")
+    assert poa("sizes", run, folder, "resnet10t", *given) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-3:] == [
+        "±: half of the 95 % interval over test images",
+        f"ms: {common}",
+        "Chart: all.png",
+    ]
+    assert Path("all.png").read_bytes().startswith(b"\x89PNG")
+    rows = lines_of(Path("all.csv"))
+    assert [(row["subject"], row["size"], row["milliseconds"], row["megabytes"]) for row in rows] == [
+        *(("run", size, *(("0.5", "0.184") if size == "32x3" else ("", ""))) for size in SIZES),
+        ("32x3", "32x3", "0.7", "0.184"),
+        ("resnet10t", "resnet10t", "", ""),
+    ]
+    of_run = json.loads((run / "eval/knn/knn.json").read_text())["intervals"]["32x3"]["top1@20"]
+    assert [float(rows[1][f"top1@20_{end}"]) for end in ("low", "high")] == of_run
+    assert float(rows[4]["top1@20"]) == float(rows[1]["top1@20"])
+    same = library.sizes(library.load(run), folder, "resnet10t")
+    assert [{name: "" if x is None else str(x) for name, x in each.items()} for each in same] == rows
+    with pytest.raises(UserError, match="No network is named"):
+        library.sizes()
+    assert poa("evaluate", "knn", run, *IMAGES, "--k", "20", "--sizes", "32x3") == 0
+    assert f"ms: {common}" in capsys.readouterr().out.splitlines()
+    for words, told in (
+        ((run, run), "run is named twice. Name each run or network once."),
+        ((run, "--cost", "ms"), "Add --plot FILE.png"),
+        ((run, "--score", "top1@7"), "No size has a score 'top1@7'. Did you mean"),
+        (("--recipe", "demo", "--plot", "a.png"), "Leave out --plot"),
+    ):
+        assert poa("sizes", *words) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_timm_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +218,7 @@ def test_a_timm_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     words = ("resnet10t", *IMAGES, "--branch", "untrained", "--image-size", "32", "--k", "20")
     assert poa("evaluate", "knn", *words) == 0
     shown = capsys.readouterr()
-    assert cells(shown.out, "resnet10t")[1:4] == ["4.9", "0.045", "-"]
+    assert cells(shown.out, "resnet10t")[1:3] == ["4.9", "0.045"]
     assert "Results are written to eval/resnet10t in the current folder; --out" in shown.err
     (line,) = lines_of(Path("eval/resnet10t/untrained/knn.csv"))
     assert (line["size"], line["width"], line["depth"]) == ("resnet10t", "", "")

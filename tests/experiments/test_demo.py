@@ -26,6 +26,7 @@ def test_demo_trains_scores_extracts_and_draws(
     assert len(timm.create_model(f"local-dir:{out}/models/128x6", pretrained=True).blocks) == 6
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
+    assert printed.count(" ±") == 12
     assert "12 sizes, k-NN" in printed
     assert f"poa sizes {out}" in printed.replace("\n", "")
 

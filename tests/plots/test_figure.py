@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from poa.errors import UserError
-from poa.plots.figure import Cell, Row, legend, printable, sheet, shortened
+from poa.plots.figure import Cell, Row, heading, legend, printable, sheet
+from poa.text import shortened
 
 
 def grey(value: int, side: int = 8) -> np.ndarray:
@@ -55,3 +56,11 @@ def test_words() -> None:
     assert shortened("abcdef", 5) == "ab…ef"
     assert shortened("abcde", 5) == "abcde"
     assert len(shortened("x" * 99)) == 16
+
+
+def test_long_titles_are_broken_into_lines() -> None:
+    axes = Figure(figsize=(4, 3)).add_subplot()
+    heading(axes, "a name of many words " * 4)
+    lines = axes.get_title(loc="left").splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 32

@@ -1,47 +1,25 @@
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from plots.rows import PAPER, SMALL, colours, make_rows
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.plots import sizes
-from poa.plots.figure import printable, save
-from poa.plots.sizes import accuracy_plot, gradient_plot, map_of_rows, size_map
+from poa.plots.figure import save
+from poa.plots.sizes import accuracy_plot, front, points
 from poa.plots.tables import SizeRow
-
-SMALL = SearchSpace.grid((64, 128, 192), (3, 4, 5, 6))
-PAPER = SearchSpace.grid(tuple(range(384, 1025, 64)), tuple(range(12, 25)))
 
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "save", partial(save, dpi=50))  # drawing takes most of the time
-
-
-def make_rows(space: SearchSpace, *, low: float = 60.0, score: str = "top1@20") -> list[SizeRow]:
-    generator = np.random.default_rng(0)
-    return [
-        SizeRow(
-            size,
-            parameters=12 * size.width**2 * size.depths[0],
-            scores={score: low + 3 * np.log2(size.width * size.depths[0] / 1000) + generator.normal() / 4},
-        )
-        for size in space.sizes
-    ]
-
-
-def colours(path: Path) -> int:
-    """Number of different colours in a picture, none of them transparent."""
-    pixels = imread(path)
-    assert (pixels[..., 3] == 1).all()
-    return len(np.unique(pixels.reshape(-1, 4), axis=0))
 
 
 @pytest.mark.parametrize("space", [SMALL, PAPER], ids=["12", "143"])
@@ -79,10 +57,55 @@ def test_more_is_drawn_with_a_baseline(tmp_path: Path) -> None:
     assert np.array_equal(imread(tmp_path / "a.png"), imread(tmp_path / "c.png"))
 
 
-def test_front_leaves_out_beaten_sizes() -> None:
-    values = [(1, 10.0), (2, 9.0), (3, 12.0), (4, 12.0), (5, 13.0)]
-    rows = [SizeRow(Size(1, (number,)), number, scores={"a": value}) for number, value in values]
-    assert [row.parameters for row in sizes._front(rows, "a")] == [1, 3, 5]
+def test_front_leaves_out_beaten_sizes_and_what_may_be_chance() -> None:
+    values = [(1, 10.0), (2, 9.0), (3, 12.0), (4, 12.0), (5, 13.0), (6, 15.0)]
+
+    def found(half: float) -> list[float]:
+        ends = {value: {"a": (value - half, value + half)} if half else {} for _, value in values}
+        rows = [SizeRow(Size(1, (n,)), n, scores={"a": value}, intervals=ends[value]) for n, value in values]
+        return [each.cost for each in front(points(rows, "a", "parameters"))]
+
+    assert found(0.0) == [1, 3, 5, 6]
+    assert found(1.0) == [1, 3, 6]  # 2 points are more than the root of 1 + 1, one is not
+    assert found(2.0) == [1, 5]
+    assert found(9.0) == [1]
+
+
+def drawn_by(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Any]]:
+    """The further arguments of each call of a method of axes."""
+    calls: list[dict[str, Any]] = []
+    method = getattr(Axes, name)
+
+    def noted(self: Axes, *args: Any, **options: Any) -> Any:
+        calls.append(options | {"args": args})
+        return method(self, *args, **options)
+
+    monkeypatch.setattr(Axes, name, noted)
+    return calls
+
+
+def test_intervals_are_drawn_and_no_line_through_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars, lines = drawn_by(monkeypatch, "errorbar"), drawn_by(monkeypatch, "plot")
+    accuracy_plot(make_rows(SMALL, half=30.0), out=tmp_path / "a.png", title="")
+    assert [call["yerr"] for call in bars] == [pytest.approx([30.0] * 12)]
+    assert not [call for call in lines if call.get("drawstyle")]
+    accuracy_plot(make_rows(PAPER, half=0.5), out=tmp_path / "b.png", title="")
+    assert bars[1]["yerr"] == pytest.approx([0.5])  # one for all
+    (line,) = (call for call in lines if call.get("drawstyle"))
+    assert 2 < len(line["args"][0]) < 20
+
+
+def test_subjects_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, legends = drawn_by(monkeypatch, "annotate"), list[Any]()
+    monkeypatch.setattr(sizes, "legend", lambda *_, **given: legends.append(given["labels"]))
+    several = [replace(row, subject=name) for name in ("_a", "$b$") for row in make_rows(SMALL, half=1.0)]
+    network = SizeRow("resnet18", 10**7, scores={"top1@20": 70.0}, subject="resnet18", milliseconds=3.0)
+    accuracy_plot([*several, network], out=tmp_path / "a.png", title="")
+    assert [call["args"][0].split()[0] for call in named] == ["192x6", "192x6", "resnet18"]
+    assert {" _a", " $b$", " resnet18"} < set(legends[0])
+    accuracy_plot([*several, network], out=tmp_path / "b.png", title="", cost="ms")  # where only it was measured
+    assert named[-1]["args"][:2] == ("resnet18  70.0", (3.0, 70.0))
+    assert named[0]["args"][1][1] == pytest.approx(several[-1].scores["top1@20"] + 1.0)  # above the bar
 
 
 def test_which_score_is_drawn() -> None:
@@ -100,87 +123,6 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         accuracy_plot([SizeRow(Size(1, (1,)), 1)], out=tmp_path / "a.png", title="")
     with pytest.raises(UserError, match=r"score 'top1@2'\. Did you mean 'top1@20'"):
         accuracy_plot(make_rows(SMALL), out=tmp_path / "a.png", title="", score="top1@2")
-    with pytest.raises(UserError, match="no scores to draw"):
-        size_map({}, tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"score 'top1@20' has milliseconds a batch, so .* `poa measure`"):
+        accuracy_plot(make_rows(SMALL), out=tmp_path / "a.png", title="", cost="ms")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "scores",
-    [
-        {str(row.size): row.scores["top1@20"] for row in make_rows(PAPER)},
-        {str(row.size): row.scores["top1@20"] for row in make_rows(SMALL)[:-3]},
-        {"64x2-3": 10.0},
-    ],
-    ids=["143", "incomplete", "one"],
-)
-def test_size_map(tmp_path: Path, scores: dict[str, float]) -> None:
-    size_map(scores, tmp_path / "new" / "map.png", title="k-NN")
-    assert colours(tmp_path / "new" / "map.png") > 100
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["map.png"]
-
-
-def test_a_map_needs_several_widths_and_depths(tmp_path: Path) -> None:
-    rows = make_rows(SMALL)
-    assert map_of_rows(rows, "top1@20", out=tmp_path / "a.png", title="k-NN")
-    size_map(
-        {str(row.size): row.scores["top1@20"] for row in rows},
-        tmp_path / "b.png",
-        title="k-NN",
-        label="k-NN top-1 accuracy in % (k = 20)",
-    )
-    assert np.array_equal(imread(tmp_path / "a.png"), imread(tmp_path / "b.png"))
-    one_width = [row for row in rows if row.width == 64]
-    one_depth = [row for row in rows if row.depths == (3,)]
-    names = [SizeRow("resnet18", 1, scores={"top1@20": 1.0}), SizeRow("b", 1, scores={"top1@20": 1.0})]
-    for few in ([], one_width, one_depth, [*one_width, *names]):
-        assert not map_of_rows(few, "top1@20", out=tmp_path / "c.png")
-    assert not map_of_rows(rows, "map", out=tmp_path / "c.png")
-    assert not (tmp_path / "c.png").exists()
-
-
-def test_titles_that_the_font_or_its_formulas_would_choke_on(tmp_path: Path) -> None:
-    size_map({"64x2": 1.0}, tmp_path / "a.png", title="runs/中文_$x$ $ é")
-    assert printable("runs/中 é") == "runs/? é"
-
-
-def test_long_titles_are_broken_into_lines(tmp_path: Path) -> None:
-    axes = Figure(figsize=(4, 3)).add_subplot()
-    sizes._head(axes, "a name of many words " * 4)
-    lines = axes.get_title(loc="left").splitlines()
-    assert len(lines) == 3
-    assert max(map(len, lines)) <= 32
-
-
-def test_no_global_state(tmp_path: Path) -> None:
-    before = dict(mpl.rcParams)
-    size_map({"64x2": 1.0}, tmp_path / "a.png")
-    assert dict(mpl.rcParams) == before
-
-
-def rows(*, with_values: bool) -> list[dict[str, Any]]:
-    values = {"gradient_first": 4.0, "gradient_second": 1.0} if with_values else {}
-    gradients = {"gradient/16x1": 2.0, "gradient/8x1": 4.0, "gradient_rest/8x1": 0.5}
-    return [{"step": step, **gradients, **values} for step in (1, 2)]
-
-
-@pytest.mark.parametrize("with_values", [True, False])
-def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_values: bool) -> None:
-    """Runs of older versions did not write singular values down; the rest is drawn all the same."""
-    drawn: list[tuple[list[float], list[float]]] = []
-    plot = Axes.plot
-
-    def noted(self: Axes, x: list[float], y: list[float], **options: Any) -> Any:
-        drawn.append((x, y))
-        return plot(self, x, y, **options)
-
-    monkeypatch.setattr(Axes, "plot", noted)
-    gradient_plot(rows(with_values=with_values), out=tmp_path / "gradients.png")
-    assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
-    turns = ([1, 2], [0.25, 0.25]) if with_values else ([], [])
-    assert drawn == [([1, 2], [0.5, 0.5]), ([1, 2], [0.5, 0.5]), turns]
-
-
-def test_a_run_without_gradients(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did not measure its gradients"):
-        gradient_plot([{"step": 1}], out=tmp_path / "gradients.png")

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from poa.errors import UserError
 from poa.plots.tables import (
     SizeRow,
     fitting,
+    in_parts,
     records,
     score_names,
     score_table,
@@ -65,7 +67,7 @@ def test_intervals_stay_in_line_where_the_console_has_ascii_alone() -> None:
 def test_narrow_terminals_get_fewer_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_rows()
     monkeypatch.setenv("COLUMNS", "60")
-    assert fitting(rows, score_names(rows)) == ["top1@10", "top5@10"]
+    assert fitting(rows, score_names(rows)) == (["top1@10", "top5@10"], [])
 
 
 def test_names_are_no_markup() -> None:
@@ -135,8 +137,8 @@ def test_best_scores_stand_out() -> None:
 
 def test_table_without_scores_or_sampling() -> None:
     text = render([SizeRow(Size(64, (3,)), 160_000, flops=23_000_000), SizeRow(Size(64, (4,)), 210_000)])
-    assert ["64x3", "0.16", "0.023", "-"] in [line.split() for line in text.splitlines()]
-    assert ["64x4", "0.21", "-", "-"] in [line.split() for line in text.splitlines()]
+    assert ["64x3", "0.16", "0.023"] in [line.split() for line in text.splitlines()]
+    assert ["64x4", "0.21", "-"] in [line.split() for line in text.splitlines()]
     assert "intact" not in text
 
 
@@ -164,16 +166,26 @@ def test_chosen_scores() -> None:
 def test_intervals_stand_beside_their_scores() -> None:
     rows = make_rows(intervals={"384x12": {"top1@10": (68.0, 73.0), "top5@10": (1.0, 2.0)}, "512x24": {}})
     assert rows[0].intervals == {"top1@10": (68.0, 73.0), "top5@10": (1.0, 2.0)}
-    lines = [line.split() for line in render(rows, bounded=["top1@10"]).splitlines()]
-    assert ["384x12", "21.2", "7.1", "9", "70.0", "±2.5", "-", "90.0"] in lines
+    lines = [line.split() for line in render(rows).splitlines()]
+    assert ["384x12", "21.2", "7.1", "9", "70.0", "±2.5", "-", "90.0", "±0.5"] in lines
     assert ["512x24", "75.5", "25.2", "2", "75.0", "-", "89.0"] in lines
-    assert "±" not in render(rows)
+    found = records(rows)
+    assert list(found[0])[7:] == [
+        "top1@10",
+        "top1@10_low",
+        "top1@10_high",
+        "top5@10",
+        "top5@10_low",
+        "top5@10_high",
+        "top1@20",
+    ]
+    assert (found[0]["top1@10_low"], found[0]["top1@10_high"], found[3]["top1@10_low"]) == (68.0, 73.0, None)
 
 
 def test_networks_that_are_no_sizes() -> None:
     rows = [SizeRow("resnet18", 11_200_000, 74_000_000, scores={"map": 12.0}), SizeRow("b", 5, scores={"map": 1.0})]
     lines = [line.split() for line in render(rows).splitlines()]
-    assert ["resnet18", "11.200", "0.074", "-", "12.0"] in lines
+    assert ["resnet18", "11.200", "0.074", "12.0"] in lines
     assert (records(rows)[0]["size"], records(rows)[0]["width"], records(rows)[0]["depth"]) == ("resnet18", None, None)
     assert to_csv(rows).splitlines()[1] == "resnet18,,,11200000,74000000,,False,12.0"
 
@@ -181,8 +193,8 @@ def test_networks_that_are_no_sizes() -> None:
 def test_as_many_scores_as_fit_are_kept() -> None:
     names = [f"evaluation-{number} top1" for number in range(9)]
     rows = make_rows(scores={"384x12": dict.fromkeys(names, 100.0)})
-    shown = fitting(rows, names)
-    assert shown == names[: len(shown)]
+    shown, hidden = fitting(rows, names)
+    assert (shown, hidden) == (names[: len(shown)], [])
 
     def widest(number: int) -> int:
         console = Console(width=200, color_system=None)
@@ -191,11 +203,73 @@ def test_as_many_scores_as_fit_are_kept() -> None:
         return max(map(len, capture.get().splitlines()))
 
     assert widest(len(shown)) <= 80 < widest(len(shown) + 1)
-    assert fitting(rows, names[:2]) == names[:2]
-    assert fitting(rows, []) == []
-    short = [str(number) for number in range(20)]
-    both = {
-        "scores": {"384x12": dict.fromkeys(short, 100.0)},
-        "intervals": {"384x12": dict.fromkeys(short, (0.0, 9.0))},
-    }
-    assert len(fitting(make_rows(**both), short, bounded=short)) < len(fitting(make_rows(**both), short))
+    assert fitting(rows, names[:2]) == (names[:2], [])
+    assert fitting(rows, []) == ([], [])
+
+
+MEASURED = [
+    replace(row, megabytes=row.parameters / 2.5e5, milliseconds=row.parameters / 1e7)
+    for row in make_rows(
+        scores={str(size): {"top1@20": 71.5, "top5@20": 91.5} for size in SPACE.sizes},
+        intervals={str(size): {"top1@20": (60.0, 83.0), "top5@20": (89.0, 94.0)} for size in SPACE.sizes},
+    )
+]
+
+
+@pytest.mark.parametrize("room", [40, 60, 80, 120])
+def test_no_number_is_cut(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores go first, then what is said of sizes; the best-known score stays, with its interval."""
+    monkeypatch.setenv("COLUMNS", str(room))
+    shown, hidden = fitting(MEASURED, ["top1@20", "top5@20"])
+    console = Console(width=room, color_system=None)
+    with console.capture() as capture:
+        console.print(size_table(MEASURED, scores=shown, hidden=hidden))
+    text = capture.get()
+    assert "…" not in text
+    assert text.count("71.5 ±11.5") == 6
+    assert ("91.5 ±2.5" in text, hidden) == {
+        40: (False, ["weight", "MB", "GFLOPs"]), 60: (False, ["weight"]), 80: (True, []), 120: (True, [])
+    }[room]  # fmt: skip
+
+
+def test_what_is_known_has_a_column() -> None:
+    rows = [replace(make_rows()[0], megabytes=42.0), make_rows()[1]]
+    lines = [line.split() for line in render(rows, scores=["top1@10"]).splitlines()]
+    assert lines[0] == ["size", "params", "M", "GFLOPs", "MB", "weight", "top1@10"]
+    assert (lines[2][3], lines[3][3]) == ("42.0", "-")
+    assert [record["megabytes"] for record in records(rows)] == [42.0, None]
+    assert "milliseconds" not in records(rows)[0]
+
+
+def test_subjects_stand_together() -> None:
+    small = [SizeRow(Size(64, (depth,)), 10**6, scores={"a": 50.0 + depth}, subject="first") for depth in (2, 3)]
+    rows = [*small, replace(small[0], subject="second"), SizeRow("resnet18", 10**7, subject="resnet18")]
+    lines = [line.split() for line in render(rows).splitlines()]
+    assert lines[0] == ["of", "size", "params", "M", "a"]
+    assert lines[2:] == [
+        ["first", "64x2", "1.0", "52.0"],
+        ["64x3", "1.0", "53.0"],
+        [],
+        ["second", "64x2", "1.0", "52.0"],
+        [],
+        ["resnet18", "-", "10.0", "-"],
+    ]
+    assert [record["subject"] for record in records(rows)] == ["first", "first", "second", "resnet18"]
+    assert records(rows)[3]["size"] == "resnet18"
+
+
+@pytest.mark.parametrize("room", [20, 34, 60])
+def test_wide_tables_are_shown_in_parts(room: int) -> None:
+    names = [f"measure{number}" for number in range(4)]
+    table = score_table({"64x3": dict.fromkeys(names, 1.0), "64x4": dict.fromkeys(names, 2.5)}, {n: n for n in names})
+    table.title, table.caption = "title", "caption"
+    console = Console(width=room, color_system=None)
+    with console.capture() as capture:
+        console.print(*in_parts(table, room))
+    lines = capture.get().splitlines()
+    number = {20: 4, 34: 2, 60: 1}[room]
+    assert max(map(len, lines)) <= room
+    assert (lines[0].strip(), lines[-1].strip()) == ("title", "caption")
+    assert sum(line.startswith("64x4") for line in lines) == number
+    assert capture.get().count("2.5") == 4
+    assert all(name in capture.get() for name in names)

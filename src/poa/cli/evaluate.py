@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from cyclopts import App, Parameter, validators
 
+from poa.cli.show import show_sizes, show_table
 from poa.config.protocols import (
     MAX_BAD_SHARE,
     ClusterSettings,
@@ -203,14 +204,14 @@ def cluster(
 def _score(model: str, protocol: str, given: Mapping[str, Any], train: str | None, test: str, options: Options) -> None:
     """Score by a protocol with the settings that are given; show a table, and draw a map of sizes."""
     from poa.evaluation import evaluate as scoring
-    from poa.plots.sizes import map_of_rows
+    from poa.evaluation.headings import heading_of
+    from poa.plots.maps import map_of_rows
 
     source, chosen = options.source(model), scoring.protocol_of(protocol, given)
 
     def show(results: "Results", path: Path) -> None:
         rows, headline = show_scores(source, results, path, headline=chosen.headline, sizes=options.sizes)
-        title = f"{Path(source.name).resolve().name}, {path.parent.name}"
-        if map_of_rows(rows, headline, out=path.with_suffix(".png"), title=title):
+        if map_of_rows(rows, headline, out=path.with_suffix(".png"), title=heading_of(source, test)):
             say(f"Map: {path.with_suffix('.png')}")
 
     sweep = partial(scoring.evaluate, source, chosen, train=train, test=test, limit=options.limit)
@@ -237,7 +238,7 @@ def quality(
     source = options.source(model)
 
     def show(results: "Results", path: Path) -> None:
-        plain_console().print(quality_table(_asked(source, results, options)))
+        show_table(quality_table(_asked(source, results, options)))
         say(f"Measures: {path.with_suffix('.csv')}")
 
     sweep = partial(measuring.evaluate, source, data, **settings.given(), limit=options.limit)
@@ -267,6 +268,7 @@ def robustness(
         test_limit: Use only so many test images, balanced over classes.
         kinds: Conditions besides other backgrounds; occlusion, shuffle and corruptions by default.
     """
+    from poa.evaluation.headings import heading_of
     from poa.robustness import evaluate as scoring
     from poa.robustness.conditions import Robustness
     from poa.robustness.plots import curves, robustness_table
@@ -283,12 +285,11 @@ def robustness(
 
     def show(results: "Results", path: Path) -> None:
         shown = _asked(source, results, options)
-        plain_console().print(robustness_table(shown, results.intervals))
+        show_table(robustness_table(shown, results.intervals))
         say("±: half of the 95 % interval over test images; each score is a mean over strengths")
         say(f"Scores: {path.with_suffix('.csv')}")
-        title = f"{Path(source.name).resolve().name}, {path.parent.name}"
         if panels := scoring.panels(shown):
-            curves(panels, out=path.with_suffix(".png"), title=title)
+            curves(panels, out=path.with_suffix(".png"), title=heading_of(source, images.test))
             say(f"Curves: {path.with_suffix('.png')}")
 
     sweep = partial(scoring.evaluate, source, Robustness(**given), train=images.train, test=images.test, masks=masks)
@@ -354,21 +355,18 @@ def show_scores(
     """Print the table of the networks asked for, where the files are, and further lines.
 
     Returns:
-        All networks with scores, those that were not asked for too, and the score shown with its interval, of which the
-        table has room for one: ``headline``, or the first score where it is missing.
+        All networks with scores, those that were not asked for too, and the score to draw: ``headline``, or the first
+        score where it is missing.
     """
+    from poa.choice.subjects import measured_rows
     from poa.evaluation.evaluate import scored_rows
-    from poa.plots.tables import fitting, score_names, size_table
+    from poa.plots.tables import score_names
 
-    rows = scored_rows(source, results.scores, intervals=results.intervals)
+    rows, notes = measured_rows(source, scored_rows(source, results.scores, intervals=results.intervals))
     chosen = set(source.choose(sizes))
     shown = [row for row in rows if str(row.size) in chosen]
-    names = sorted(score_names(shown), key=lambda name: not name.startswith("top1"))
-    headline = headline if headline in names else names[0]
-    columns = fitting(shown, names, bounded=[headline])
-    plain_console().print(size_table(shown, scores=columns, bounded=[headline]))
-    if any(headline in row.intervals for row in shown):
-        say("±: half of the 95 % interval over test images")
+    names = sorted(score_names(shown), key=lambda name: (name != headline, not name.startswith("top1")))
+    show_sizes(shown, names, notes=notes, all_in=path.with_suffix(".csv"))
     for line in (f"Scores: {path.with_suffix('.csv')}", *further):
         say(line)
-    return rows, headline
+    return rows, names[0]

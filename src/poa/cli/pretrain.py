@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 from rich.table import Table
 
 from poa.cli.evaluate import say
+from poa.cli.show import show_sizes, show_table
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
-from poa.errors import UserError, counted
+from poa.errors import UserError
 from poa.text import note, plain_console, python_literal
 
 if TYPE_CHECKING:
@@ -65,51 +66,64 @@ def pretrain(
 
 
 def sizes(
-    run: Path | None = None,
-    /,
-    *,
+    *subjects: str,
     model: ModelFlags = ModelSettings(),
     recipe: str | None = None,
     image_size: int | None = None,
     checkpoint: int | None = None,
     out: Path | None = None,
+    plot: Path | None = None,
+    score: str | None = None,
+    cost: Literal["parameters", "gmacs", "mb", "ms"] | None = None,
 ) -> None:
-    """List every size of a run, or of a network before any run: parameters, FLOPs, how often it is trained, scores.
+    """List sizes: parameters, FLOPs, how often they are trained, scores, and MB and ms where they were measured.
 
-    Example: poa sizes --model swin_base_patch4_window7_224
+    Example: poa sizes runs/mine runs/other model-96x4 resnet18 --plot sizes.png
 
     Args:
-        run: Folder of a run; leave it out with --model or --recipe.
-        model: The network, as in `poa pretrain`.
+        subjects: Folders of runs; extracted sizes or other folders that timm loads; timm names. One or several; none
+            with --model or --recipe.
+        model: The network before any run, as in `poa pretrain`.
         recipe: The network of a shipped recipe; --model flags override it.
-        image_size: Side of the images in pixels, for FLOPs.
+        image_size: Side of the images in pixels, for FLOPs; with --model or --recipe.
         checkpoint: Step of the checkpoint whose scores are shown as the run's; the newest by default.
         out: Also write the table to this .csv or .json file.
+        plot: Also draw all sizes to this PNG file: a score against what sizes cost.
+        score: The score that comes first, and that is drawn; k-NN by default.
+        cost: What sizes are drawn against; parameters by default.
     """
     given = model.model_dump(exclude_unset=True)
-    asked = bool(given or recipe or image_size)
-    if (run is None) != asked:
+    if bool(subjects) == bool(given or recipe or image_size):
         raise UserError(
             "Give either the folder of a run, or --model NAME (or --recipe NAME) to see the sizes before any run."
         )
+    if not subjects and (plot or score):
+        raise UserError("Sizes have scores after a run. Leave out --plot and --score, or give the folder of a run.")
+    if cost and not plot:
+        raise UserError("--cost is for the chart. Add --plot FILE.png, or leave out --cost.")
+    from poa.choice import subjects as beside
     from poa.evaluation import evaluate as scoring
     from poa.models.registry import family_of
-    from poa.models.run import load
-    from poa.plots.tables import fitting, score_names, size_table, write
+    from poa.plots.tables import write
 
-    if run is None:
+    if subjects:
+        shown = beside.subjects(subjects, checkpoint=checkpoint)
+    else:
         views = {"num_locals": 0} | ({} if image_size is None else {"global_size": image_size})
         family = family_of(resolve.resolve({"model": given, "views": views}, recipe=recipe))
-        rows = scoring.rows_of(family, {})
-    else:
-        rows = scoring.rows(load(run, checkpoint=checkpoint))
+        shown = beside.Subjects(scoring.rows_of(family, {}), [], "")
+    names = scoring.headline(shown.rows)
+    if score is not None:
+        names = [score, *(name for name in names if name != score)]
+    show_sizes(shown.rows, names, notes=shown.notes, all_in=out)
     if out is not None:
-        write(rows, out)
-    shown = fitting(rows, scoring.headline(rows))
-    plain_console().print(size_table(rows, scores=shown))
-    if hidden := len(score_names(rows)) - len(shown):
-        where = "--out FILE.csv or FILE.json writes all" if out is None else f"see {out}"
-        say(f"{counted(hidden, 'more score')}: {where}.")
+        write(shown.rows, out)
+    if plot is not None:
+        from poa.plots.sizes import accuracy_plot
+
+        setup = " ".join(shown.notes) if cost == "ms" else ""
+        accuracy_plot(shown.rows, out=plot, title=shown.heading, score=score, cost=cost or "parameters", note=setup)
+        say(f"Chart: {plot}")
 
 
 def extract(
@@ -202,7 +216,7 @@ def gradients(run: Path, /, *, out: Path | None = None) -> None:
         out: PNG file to write; RUN/gradients.png by default.
     """
     from poa.models.run import load
-    from poa.plots.sizes import gradient_plot
+    from poa.plots.gradients import gradient_plot
     from poa.pretraining.logger import read_metrics
 
     paths = load(run).paths
@@ -324,7 +338,7 @@ def _compare_num_sizes(
 
 def _show(tables: Sequence[Table], files: Path) -> None:
     for table in tables:
-        plain_console().print(table)
+        show_table(table)
     say("±: half of the 95 % interval of the mean over seeds (Student's t), if there are several.")
     say("compute: operations to train all sizes, divided by those of the elastic run.")
     say(f"Scores: {files.with_suffix('.csv')}")

@@ -1,6 +1,7 @@
 """What all settings are made of: base class, types of values, and what is said of wrong ones. Imports no torch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from cyclopts import Parameter
@@ -127,3 +128,10 @@ def _siblings(settings: Any, keys: Sequence[str | int]) -> list[str]:
     for key in keys[:-1]:
         settings = settings.model_fields[key].annotation
     return list(settings.model_fields)
+
+
+def without_paths(value: Any) -> Any:
+    """Settings with texts for paths."""
+    if isinstance(value, Mapping):
+        return {name: without_paths(below) for name, below in value.items()}
+    return fspath(value) if isinstance(value, PathLike) else value

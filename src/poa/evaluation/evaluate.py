@@ -109,7 +109,8 @@ def evaluations_of_network(source: ModelSource) -> list[Evaluation]:
     """All evaluations of a single network."""
 
     def marks(weights: str) -> list[str]:
-        return [] if weights == source.weights or weights.startswith("untrained ") else ["other weights"]
+        is_known = weights == source.weights or weights.startswith("untrained ")
+        return [] if is_known or source.branch == "untrained" else ["other weights"]  # untrained: none to compare with
 
     return _evaluations(source.out, marks)
 

@@ -12,6 +12,7 @@ from poa.data.index import open_index
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError, counted, nearest
 from poa.evaluation import evaluate
+from poa.evaluation.headings import heading_of_run
 from poa.evaluation.knn import Knn
 from poa.evaluation.sweep import SweepOptions
 from poa.experiments.plan import stopped
@@ -47,6 +48,7 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
     console.rule("2. Every size, scored by k-NN on held-out digits", align="left")
     trained, untrained = score(run, console)
     console.print(size_table(trained, title="trained"))
+    tell(console, "±: half of the 95 % interval over test images")
     console.rule("3. Three sizes as plain timm models", align="left")
     for size in (run.space.sizes[0], run.space.sizes[len(run.space.sizes) // 2], run.space.sizes[-1]):
         folder = run.paths.models / str(size)
@@ -58,7 +60,8 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
         model_name = python_literal(f"local-dir:{folder}")
         tell(console, f"timm.create_model({model_name}, pretrained=True)  -> features {tuple(features.shape)}")
     picture = out / "accuracy.png"
-    accuracy_plot(trained, out=picture, title="Digits: one run, every size", baseline=untrained, score=SCORE)
+    heading = f"{heading_of_run(run)}: all sizes, scored on {TEST}"
+    accuracy_plot(trained, out=picture, title=heading, baseline=untrained, score=SCORE)
     console.rule("4. Results", align="left")
     gains = [row.scores[SCORE] - twin.scores[SCORE] for row, twin in zip(trained, untrained, strict=True)]
     tell(
@@ -83,8 +86,9 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
     rows = []
     for branch in ("teacher", "untrained"):
         source = run_source(run, branch=branch)
-        found = evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, options=SweepOptions(console=console)).scores
-        rows.append(evaluate.scored_rows(source, {size: {SCORE: scores[SCORE]} for size, scores in found.items()}))
+        found = evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, options=SweepOptions(console=console))
+        scores = {size: {SCORE: of_size[SCORE]} for size, of_size in found.scores.items()}
+        rows.append(evaluate.scored_rows(source, scores, intervals=found.intervals))
     return rows[0], rows[1]
 
 

@@ -29,7 +29,8 @@ from poa.pictures.patches import (
     right_matches,
     same_point,
 )
-from poa.plots.figure import RIGHT, WRONG, Cell, Row, sheet, shortened
+from poa.plots.figure import RIGHT, WRONG, Cell, Row, sheet
+from poa.text import shortened
 
 PAIRS = 4
 """Pairs of images with lines between them."""

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
@@ -21,6 +23,7 @@ RIGHT, WRONG = "#1a9850", "#d73027"
 """Colours of frames, of which the words say the same."""
 DPI, SHEET_DPI = 200, 160
 _POINTS = 9  # size of labels
+_LETTERS = 8  # of a heading in an inch
 _MOST = 2**15  # pixels of a side that matplotlib draws
 
 
@@ -36,6 +39,22 @@ def style(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: bool =
     axes.set_axisbelow(True)
     if grid:
         axes.grid(axis="y", color=GRID, linewidth=0.8)
+
+
+def heading(axes: Axes, title: str) -> None:
+    """Write a bold heading above axes, in lines as wide as the figure."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    text = fill(printable(title), int(_LETTERS * figure.get_figwidth()))
+    axes.set_title(text, loc="left", fontsize=12, fontweight="bold", color=INK, parse_math=False)
+
+
+def style_bar(bar: Colorbar, label: str) -> None:
+    """Draw the explanation of colours without lines, in grey."""
+    bar.set_label(label, color=INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, colors=INK)
+    bar.minorticks_off()
 
 
 def legend(
@@ -60,12 +79,6 @@ def printable(text: str) -> str:
     known = get_font(findfont(FontProperties())).get_charmap()
     lines = "\n".join(map(one_line, text.split("\n")))
     return "".join(letter if letter == "\n" or ord(letter) in known else "?" for letter in lines)
-
-
-def shortened(text: str, most: int = 16) -> str:
-    """A name in one line of at most so many letters; the middle of longer ones is left out."""
-    text = one_line(text)
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - 1 - most // 2) :]}"
 
 
 @dataclass(frozen=True)

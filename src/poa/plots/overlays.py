@@ -12,7 +12,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from poa.plots.figure import legend, printable, save, shortened
+from poa.plots.figure import legend, printable, save
+from poa.text import shortened
 
 _MASKS_DPI, _OBJECTS_DPI = 100, 110
 _MOST_NAMES = 24

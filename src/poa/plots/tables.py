@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -11,13 +11,13 @@ from types import MappingProxyType
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, nearest
 from poa.files import whole_file
-from poa.text import one_line, plain_console
+from poa.text import one_line, plain_console, shortened
 
 LOWER_IS_BETTER = ("alignment", "uniformity")
 """For the measures of quality; of all others higher values are better."""
@@ -25,6 +25,8 @@ Value = str | int | float | bool | None
 WIDTH = 80
 """Of a terminal, in characters; less is taken where it has less."""
 _MOST_SCORES = 4  # of a network of many millions of parameters, that surely fit
+_SUBJECT = 16  # letters of its name
+_HIDDEN_FIRST = ("weight", "MB", "GFLOPs", "params M", "ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,9 @@ class SizeRow:
         intact: Whether it is the largest, from which the others are cut.
         scores: In percent by name, such as ``top1@20``; empty if not scored.
         intervals: Lower and upper ends, of the scores that have them.
+        megabytes: Of its file, in millions of bytes.
+        milliseconds: That one batch takes where it was measured.
+        subject: What it belongs to where several are shown: a run, or the network itself.
     """
 
     size: Size | str
@@ -46,6 +51,9 @@ class SizeRow:
     intact: bool = False
     scores: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    megabytes: float | None = None
+    milliseconds: float | None = None
+    subject: str = ""
 
     @property
     def width(self) -> int | None:
@@ -87,8 +95,10 @@ def score_names(rows: Sequence[SizeRow]) -> list[str]:
 
 
 def records(rows: Sequence[SizeRow]) -> list[dict[str, Value]]:
-    """Rows as flat dictionaries with the same keys, for CSV and JSON."""
+    """Rows as flat dictionaries with the same keys, for CSV and JSON; what no row has is left out."""
     names = score_names(rows)
+    bounded = {name for row in rows for name in row.intervals}
+    optional = [name for name in ("subject", "megabytes", "milliseconds") if any(getattr(row, name) for row in rows)]
     return [
         {
             "size": str(row.size),
@@ -98,10 +108,17 @@ def records(rows: Sequence[SizeRow]) -> list[dict[str, Value]]:
             "flops": row.flops,
             "weight": row.weight,
             "intact": row.intact,
-            **{name: row.scores.get(name) for name in names},
+            **{name: getattr(row, name) for name in optional},
+            **{key: value for name in names for key, value in _with_ends(row, name, bounded=name in bounded)},
         }
         for row in rows
     ]
+
+
+def _with_ends(row: SizeRow, name: str, *, bounded: bool) -> list[tuple[str, Value]]:
+    low, high = row.intervals.get(name, (None, None))
+    ends: list[tuple[str, Value]] = [(f"{name}_low", low), (f"{name}_high", high)] if bounded else []
+    return [(name, row.scores.get(name)), *ends]
 
 
 def to_csv(rows: Sequence[SizeRow]) -> str:
@@ -215,51 +232,110 @@ def size_table(
     rows: Sequence[SizeRow],
     *,
     scores: Sequence[str] | None = None,
-    bounded: Sequence[str] = (),
+    hidden: Collection[str] = (),
     title: str | None = None,
 ) -> Table:
-    """Rows as a table, the best score of each column in bold; those of a width stand together.
+    """Rows as a table, scores with half the length of their intervals, the best of each in bold.
 
-    It shows ``scores``, by default up to four, top-1 before others (``fitting`` chooses those that leave the table at
-    most 80 characters wide), and beside those that are ``bounded`` half the length of their intervals. UserError if a
-    score was not measured.
+    Those of a subject stand together, and within it those of a width. The table shows ``scores``, by default up to
+    four, top-1 before others, and other columns that some row has something for and that are not ``hidden``;
+    ``fitting`` chooses both for a terminal. UserError if a score was not measured.
     """
     shown = _shown_scores(rows, scores)
     best = {name: max(row.scores[name] for row in rows if name in row.scores) for name in shown}
-    is_grouped = len({row.width for row in rows}) < len(rows)
+    facts = {heading: cells for heading, cells in _facts(rows).items() if heading not in hidden}
+    several = any(row.subject for row in rows)
     table = plain_table(title)
-    table.add_column("size", no_wrap=True)
-    for heading in ("params M", "GFLOPs", "weight", *shown):
+    for heading in ("of", "size") if several else ("size",):
+        table.add_column(heading, no_wrap=True)
+    for heading in (*facts, *shown):
         evaluation, _, score = heading.rpartition(" ") if heading in shown else ("", "", heading)
         table.add_column(f"{evaluation}\n{score}".strip(), justify="right", no_wrap=True)
-    millions = [row.parameters / 1e6 for row in rows]
-    billions = [None if row.flops is None else row.flops / 1e9 for row in rows]
-    decimals = _decimals(millions), _decimals(billions)
+    is_grouped = len({row.width for row in rows}) < len(rows)
     for number, row in enumerate(rows):
+        before, after = (rows[place] if 0 <= place < len(rows) else None for place in (number - 1, number + 1))
+        is_first = before is None or before.subject != row.subject
+        parted = after is not None and (after.subject != row.subject or (is_grouped and after.width != row.width))
         table.add_row(
-            Text(f"{row.size} *" if row.intact else one_line(str(row.size)), style="bold" if row.intact else ""),
-            _number(millions[number], decimals[0]),
-            _number(billions[number], decimals[1]),
-            "-" if row.weight is None else str(row.weight),
-            *(
-                score_cell(row.scores.get(name), best[name], ends=row.intervals.get(name) if name in bounded else None)
-                for name in shown
-            ),
-            end_section=is_grouped and number + 1 < len(rows) and rows[number + 1].width != row.width,
+            *([Text(shortened(row.subject, _SUBJECT) if is_first else "")] if several else []),
+            Text(_size_cell(row), style="bold" if row.intact else ""),
+            *(cells[number] for cells in facts.values()),
+            *(score_cell(row.scores.get(name), best[name], ends=row.intervals.get(name)) for name in shown),
+            end_section=parted,
         )
     if any(row.intact for row in rows):
         table.caption = "* intact network, from which the others are cut"
-        table.min_width = len(table.caption)  # a caption is wrapped to the width of its table
+        table.min_width = min(len(table.caption), plain_console().width)  # captions are wrapped to the table's width
     return table
 
 
-def fitting(rows: Sequence[SizeRow], scores: Sequence[str], *, bounded: Sequence[str] = ()) -> list[str]:
-    """As many of the first scores as a terminal has room for beside the sizes; ``bounded`` as in ``size_table``."""
+def _size_cell(row: SizeRow) -> str:
+    """A dash for a single network, whose name is that of the subject."""
+    if str(row.size) == row.subject:
+        return "-"
+    return f"{row.size} *" if row.intact else one_line(str(row.size))
+
+
+def _facts(rows: Sequence[SizeRow]) -> dict[str, list[str]]:
+    """Cells by heading, of what some row has."""
+    numbers: dict[str, list[float | None]] = {
+        "params M": [row.parameters / 1e6 for row in rows],
+        "GFLOPs": [None if row.flops is None else row.flops / 1e9 for row in rows],
+        "MB": [row.megabytes for row in rows],
+        "ms": [row.milliseconds for row in rows],
+    }
+    cells = {heading: [_number(x, _decimals(values)) for x in values] for heading, values in numbers.items()}
+    cells["weight"] = ["-" if row.weight is None else str(row.weight) for row in rows]
+    return {heading: column for heading, column in cells.items() if set(column) != {"-"}}
+
+
+def fitting(rows: Sequence[SizeRow], scores: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What a terminal has room for beside the sizes: as many of the first scores, and if one is too much, less else.
+
+    Returns:
+        The scores to show, and the headings to hide, as in ``size_table``.
+    """
     console, room = plain_console(width=10 * WIDTH), min(WIDTH, plain_console().width)
-    shown = list(scores)
-    while shown and console.measure(size_table(rows, scores=shown, bounded=bounded)).maximum > room:
+    shown, hidden = list(scores), list[str]()
+
+    def is_wide() -> bool:
+        table = size_table(rows, scores=shown, hidden=hidden)
+        table.min_width = None
+        return console.measure(table).maximum > room
+
+    while len(shown) > 1 and is_wide():
         shown.pop()
-    return shown
+    for heading in (heading for heading in _HIDDEN_FIRST if heading in _facts(rows)):
+        if is_wide():
+            hidden.append(heading)
+    return shown, hidden
+
+
+def in_parts(table: Table, room: int) -> list[Table]:
+    """The table, or, if it is wider, several that have its first column and some of the others."""
+    console = plain_console(width=100 * WIDTH)
+    first, *others = table.columns
+    parts: list[list[Column]] = [[]]
+    for column in others:
+        longer = [first, *parts[-1], column]
+        if parts[-1] and console.measure(_of_columns(table, longer)).maximum > room:
+            parts.append([])
+        parts[-1].append(column)
+    if len(parts) == 1:
+        return [table]
+    made = [_of_columns(table, [first, *part]) for part in parts]
+    made[0].title, made[-1].caption = table.title, table.caption
+    return made
+
+
+def _of_columns(table: Table, columns: Sequence[Column]) -> Table:
+    """A table of some columns of another, without its title and caption."""
+    made = plain_table()
+    for column in columns:
+        made.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap)
+    for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
+        made.add_row(*cells, end_section=row.end_section)
+    return made
 
 
 def _shown_scores(rows: Sequence[SizeRow], wanted: Sequence[str] | None) -> list[str]:

@@ -22,10 +22,11 @@ from poa.data.loader import read_or_none
 from poa.data.sources import check_out
 from poa.errors import UserError
 from poa.features.images import open_images
-from poa.plots.figure import INK, SHEET_DPI, Cell, Row, legend, printable, save, sheet, shortened, style
+from poa.plots.figure import INK, SHEET_DPI, Cell, Row, legend, printable, save, sheet, style
 from poa.plots.tables import plain_table, score_table
 from poa.robustness.conditions import Condition, Robustness, corrupted, occluded, shuffled
 from poa.robustness.corruptions import CORRUPTIONS, SEVERITIES
+from poa.text import shortened
 
 _NAMED = 12
 """Networks that a legend can name."""

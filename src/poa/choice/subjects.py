@@ -1,0 +1,124 @@
+"""Runs, extracted sizes and timm models beside one another, with all that is known of their networks."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from poa.choice.measured import Measured, Setup, load
+from poa.errors import UserError
+from poa.evaluation import evaluate as scoring
+from poa.evaluation.headings import heading_of_run
+from poa.models import registry
+from poa.models.run import is_run
+from poa.models.run import load as load_run
+from poa.models.source import ModelSource, model_source, run_source
+from poa.plots.tables import SizeRow
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, an extracted size or a timm model.
+
+    Attributes:
+        name: That no other subject has; short.
+        heading: Method and data, or the name.
+        rows: One for each network, with costs and scores.
+        measured: Times; those on this machine first.
+    """
+
+    name: str
+    heading: str
+    rows: Sequence[SizeRow]
+    measured: Sequence[Measured]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What one table or chart shows.
+
+    Attributes:
+        rows: Those of all subjects, which they name if there are several.
+        notes: What the columns mean, such as where milliseconds were measured.
+        heading: Method and data of the only subject, or the names of all.
+    """
+
+    rows: Sequence[SizeRow]
+    notes: Sequence[str]
+    heading: str
+
+
+def subjects(names: Sequence[str], *, checkpoint: int | None = None) -> Subjects:
+    """Open runs, folders that timm loads, and timm models; the latter without their weights, which nothing here needs.
+
+    Scores of runs are those of the ``checkpoint`` of a step, by default of the newest.
+
+    Raises:
+        UserError: There is no such network, one is named twice, or its scores are damaged.
+    """
+    if not names:
+        raise UserError("No network is named. Give the folder of a run, an extracted size, or a timm name.")
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise UserError(f"{twice[0]} is named twice. Name each run or network once.")
+    opened = [_opened(name, label, checkpoint) for name, label in zip(names, labels(names), strict=True)]
+    setup = common_setup([each.measured for each in opened])
+    rows = [
+        replace(row, subject=each.name if len(opened) > 1 else "")
+        for each in opened
+        for row in _with_measurements(each.rows, each.measured, setup)
+    ]
+    heading = opened[0].heading if len(opened) == 1 else ", ".join(each.name for each in opened)
+    return Subjects(rows, _notes(setup), heading)
+
+
+def measured_rows(source: ModelSource, rows: Sequence[SizeRow]) -> tuple[list[SizeRow], list[str]]:
+    """Rows of a source with their milliseconds and MB, and what is to be said of these."""
+    measured = load(source)
+    setup = common_setup([measured])
+    return _with_measurements(rows, measured, setup), _notes(setup)
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """A short name for each: as many of the last parts of the path as tell them apart."""
+    parts = [Path(name).resolve().parts if registry.folder_of(name).is_dir() else (name,) for name in names]
+    chosen = []
+    for own in parts:
+        number = 1
+        while number < len(own) and sum(other[-number:] == own[-number:] for other in parts) > 1:
+            number += 1
+        chosen.append("/".join(own[-number:]))
+    return chosen
+
+
+def common_setup(measured: Sequence[Sequence[Measured]]) -> Setup | None:
+    """Of the setups in which subjects were measured that which most of them share; the first of several such.
+
+    Milliseconds of different setups cannot be compared, so a table shows those of one.
+    """
+    found = [list(dict.fromkeys(each.setup for each in of_subject)) for of_subject in measured]
+    number = Counter(setup for of_subject in found for setup in of_subject)
+    return max(number, key=lambda setup: number[setup]) if number else None
+
+
+def _opened(name: str, label: str, checkpoint: int | None) -> Subject:
+    folder = registry.folder_of(name)
+    if is_run(folder):
+        run = load_run(folder, checkpoint=checkpoint)
+        source = run_source(run, branch="untrained")  # which needs no checkpoint
+        return Subject(label, heading_of_run(run), scoring.rows(run), load(source))
+    source = model_source(name, branch="teacher" if folder.is_dir() else "untrained", checkpoint=checkpoint)
+    return Subject(label, label, scoring.network_rows(source), load(source))
+
+
+def _with_measurements(rows: Sequence[SizeRow], measured: Sequence[Measured], setup: Setup | None) -> list[SizeRow]:
+    known = {name: each for found in measured if found.setup == setup for name, each in found.networks.items()}
+    return [
+        replace(row, megabytes=each.file_bytes / 1e6, milliseconds=each.ms)
+        if (each := known.get(str(row.size)))
+        else row
+        for row in rows
+    ]
+
+
+def _notes(setup: Setup | None) -> list[str]:
+    return [] if setup is None else [f"ms: {setup}"]
