@@ -148,7 +148,7 @@ def model_card(
         uses="\n\n".join(_use(each) for each in uses),
         images=f"{images}\n{further}".rstrip(),
         model=_table({**model, **named}),
-        training=_table({"from": origin.summary, **origin.facts}),
+        training=_table({**({"from": origin.summary} if origin.summary else {}), **origin.facts}),
         scores=_scores(origin.evaluations),
         rights="\n".join(_rights(origin)),
     )

@@ -259,14 +259,15 @@ def uses(preprocessing: Preprocessing, *, found: str) -> list[Use]:
     ]
 
 
-def network_facts(model: Any, blueprint: Blueprint) -> dict[str, str]:
-    """What a card says about a timm model: how timm builds it, and how large it is."""
+def network_facts(model: Any, blueprint: Blueprint, *, part: str = "") -> dict[str, str]:
+    """What a card says about a timm model: how timm builds it, and how large it is; each named as of a ``part``."""
     arguments = {name: value for name, value in blueprint.arguments.items() if name != "num_classes"}
     told = ", ".join(f"{name} {json.dumps(value)}" for name, value in arguments.items())
     return {
-        "architecture": f"{blueprint.architecture} of timm {timm.__version__}" + (f" with {told}" if told else ""),
-        "parameters": f"{num_parameters(model):,}",
-        "features": str(int(model.num_features)),
+        f"{part}architecture": f"{blueprint.architecture} of timm {timm.__version__}"
+        + (f" with {told}" if told else ""),
+        f"{part}parameters": f"{num_parameters(model):,}",
+        f"{part}features": str(int(model.num_features)),
     }
 
 

@@ -63,7 +63,7 @@ def base_name(name: str) -> str:
 def places(source: str) -> str:
     """Where images are, in words, without the folders above."""
     parts = re.split(r"(^\d+ images of | with (?:masks )?)", source)
-    return "".join(part if number % 2 else base_name(part) for number, part in enumerate(parts))
+    return "".join(part if number % 2 or not part else base_name(part) for number, part in enumerate(parts))
 
 
 def evaluations_of(folder: Path, size: str, *, weights: str) -> Iterator[Evaluation]:

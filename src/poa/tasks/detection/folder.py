@@ -84,7 +84,7 @@ def write_detector(
         "pixels on their shorter side.",
         uses=[Use("torchvision", _CODE, _NOTES.format(found=found))],
         preprocessing=preprocessing,
-        model=network_facts(network.backbone.maps.model, blueprint),
+        model=network_facts(network.backbone.maps.model, blueprint, part="backbone: "),
         origin=origin,
         classes=tuple(categories.values()),
         further="That is for the backbone alone; the detector prepares its images itself.",

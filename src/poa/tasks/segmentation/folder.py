@@ -91,10 +91,11 @@ def write_segmenter(
         f"of {preprocessing.image_size} pixels.",
         uses=[Use("timm" if is_linear else "torch", code, "`images`: a batch of normalised images, see below.")],
         preprocessing=preprocessing,
-        model=network_facts(maps.model, blueprint),
+        model=network_facts(maps.model, blueprint, part="backbone: "),
         origin=origin,
         classes=classes,
-        further=f"Larger images are segmented window by window. Sides are multiples of {maps.multiple} pixels.\n"
+        further="That is for the backbone alone. Images are segmented whole or window by window, with the same mean "
+        f"and standard deviation; sides are multiples of {maps.multiple} pixels.\n"
         f"The names of the classes, in the order of the scores, are `classes` in `{DESCRIPTION}`.",
     )
     with whole_folder(folder) as unfinished:
