@@ -15,7 +15,7 @@ import pytest
 
 from poa import files
 from poa.errors import UserError
-from poa.files import one_writer, whole_file, whole_folder
+from poa.files import one_writer, whole_file, whole_folder, working_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -109,6 +109,18 @@ def test_what_a_kill_left_long_ago_is_removed(tmp_path: Path) -> None:
         file.touch()
     assert names(tmp_path) == [".model.recent.tmp", ".other.tmp", "a[b]", "model"]
     assert names(tmp_path / "model") == ["new"]
+
+
+def test_a_working_folder_is_removed(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with working_folder(tmp_path / "place") as work:
+            (work / "half").write_text("a file")
+            assert names(tmp_path) == [work.name]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert names(tmp_path) == []
 
 
 def test_two_may_write_the_same_at_once(tmp_path: Path) -> None:

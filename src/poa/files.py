@@ -109,6 +109,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def working_folder(place: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``place``, which is removed at the end with what is left in it."""
+    temporary = _unfinished(place)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def one_writer(folder: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Hold the lock of a folder, which no other process gets meanwhile, whether on this machine or, over NFS, another.
 

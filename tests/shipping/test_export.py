@@ -98,6 +98,8 @@ def test_a_program_takes_any_number_of_images(tmp_path: Path) -> None:
     extra = {KEY: ""}
     program = torch.export.load(file, extra_files=extra).module()
     assert read_about(extra, file="it") == network.about("fp16", pixels=False)
+    assert "upsample" not in program.code, "timm resizes positions of equal size too while it is traced"
+    assert len(program.state_dict()) == len(network.network.state_dict()) - 1  # without the mask token
     for batch in (1, 2, 5):
         images = torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(batch))
         found = agreement([program(images)], [network.network(images)])
@@ -240,6 +242,15 @@ def test_agreement() -> None:
     assert "fp16" in str(refusal(Agreement(0.5, 0.8), "int8", tolerance=None))
 
 
+def test_names_of_files_say_what_they_are(wrong: Any, tmp_path: Path) -> None:
+    wrong(torch.tensor([[1.0, 2.0]]).expand(8, 2))
+    one = replace(given(CONSTANT, tmp_path, data="digits/train"), mark="-24px")
+    wish = Wish(formats=("program", "onnx"), precisions=("fp16", "int8"), pixels=True)
+    result = export(one, wish, console=Console(quiet=True))
+    names = [each.file.name for each in result.files]
+    assert names == [f"constant-24px-{rest}" for rest in ("fp16-pixels.pt2", "fp16-pixels.onnx", "int8-pixels.onnx")]
+
+
 def test_bad_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, quiet = given(CONSTANT, tmp_path / "out"), Console(quiet=True)
     with pytest.raises(
@@ -250,6 +261,9 @@ def test_bad_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export(one, Wish(formats=("program",), precisions=("int8",)), console=quiet)
     with pytest.raises(UserError, match="int8 needs images that are like those of later use: give --calibrate FOLDER"):
         export(one, Wish(precisions=("int8",)), console=quiet)
+    gone = given(CONSTANT, tmp_path / "out", data=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"those of the run cannot be opened \(.*gone.*\)\. Give --calibrate FOLDER"):
+        export(gone, Wish(precisions=("int8",)), console=quiet)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
         export(one, Wish(precisions=("int8",), calibrate=str(tmp_path / "empty")), console=quiet)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def traced(network: nn.Module, images: Tensor, *, name: str, any_batch: bool = T
     try:
         with quiet_exporters():
             program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+            if folded := _folded(program):
+                program = torch.export.export(folded, (images,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises all kinds for what it cannot follow
         raise UserError(
             f"{name} cannot be exported: torch.export cannot trace it ({first_line(error)}). Choose another network, "
@@ -87,6 +90,45 @@ def traced(network: nn.Module, images: Tensor, *, name: str, any_batch: bool = T
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
     return program
+
+
+def _folded(program: torch.export.ExportedProgram) -> nn.Module | None:
+    """The network with everything computed that depends on no image, such as resized positions; None without such."""
+    module: Any = program.module(check_guards=False)
+    known: dict[torch.fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            known[node] = attrgetter(node.target)(module)
+        elif (
+            node.op == "call_function" and node.all_input_nodes and all(each in known for each in node.all_input_nodes)
+        ):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
+    last = [
+        node
+        for node, value in known.items()
+        if node.op == "call_function" and isinstance(value, Tensor) and any(user not in known for user in node.users)
+    ]
+    for number, node in enumerate(last):
+        module.register_buffer(f"folded_{number}", known[node])
+        with module.graph.inserting_before(node):
+            node.replace_all_uses_with(module.graph.get_attr(f"folded_{number}"))
+    for node, value in known.items():
+        if value is None:  # an assertion, which holds, and would keep what it looks at
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    _drop_unused(module)
+    module.recompile()
+    return module if last else None
+
+
+def _drop_unused(module: Any) -> None:
+    """Remove parameters and buffers that the graph of a module does not use."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [*dict(module.named_parameters()), *dict(module.named_buffers())]:
+        if name not in used:
+            owner, _, own = name.rpartition(".")
+            delattr(module.get_submodule(owner), own)
 
 
 def write_program(program: torch.export.ExportedProgram, file: Path, metadata: Mapping[str, str]) -> None:
@@ -102,12 +144,23 @@ def check_executorch() -> None:
 
 
 def write_executorch(program: torch.export.ExportedProgram, file: Path) -> None:
-    """Write a .pte file, with the operations for CPUs that XNNPACK has."""
+    """Write a .pte file, with the operations for CPUs that XNNPACK has.
+
+    Raises:
+        UserError: It has an operation that ExecuTorch lacks.
+    """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-    file.write_bytes(lowered.to_executorch().buffer)
+    try:
+        with quiet_exporters():
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            file.write_bytes(lowered.to_executorch().buffer)
+    except Exception as error:  # of an exporter that meets what it does not know
+        raise UserError(
+            f"{file.name} cannot be written: ExecuTorch cannot translate the network ({first_line(error)}). Choose "
+            "another --format."
+        ) from error
 
 
 @contextmanager

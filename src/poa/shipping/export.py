@@ -1,6 +1,5 @@
 """``poa export``: each network in each format and precision, written, run apart from this package, and compared."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ from rich.console import Console
 from torch import Tensor
 
 from poa.data.index import ImageIndex
-from poa.errors import UserError
+from poa.errors import UserError, first_line
 from poa.export.about import Precision
 from poa.export.apart import run_apart
 from poa.export.onnx import check_onnx
 from poa.export.openvino import check_openvino
 from poa.export.program import check_executorch
 from poa.features.images import open_images
-from poa.files import make_folder
+from poa.files import make_folder, working_folder
 from poa.shipping.check import BATCHES, Agreement, Outputs, agreement, as_input, outputs, refusal, sample
 from poa.shipping.maker import ENDINGS, Maker
 from poa.shipping.networks import PRECISIONS, Exportable, Exportables
@@ -110,7 +109,7 @@ def export(given: Exportables, wish: Wish, *, console: Console | None = None) ->
     console = console or plain_console(stderr=True)
     combinations, out = _combinations(given, wish, console), Path(wish.out or given.out)
     targets = {
-        (name, *each): out / _file_name(name, *each, pixels=wish.pixels)
+        (name, *each): out / _file_name(f"{name}{given.mark}", *each, pixels=wish.pixels)
         for name in given.names
         for each in combinations
     }
@@ -167,13 +166,25 @@ def _file_name(name: str, kind: str, precision: Precision, *, pixels: bool) -> s
 
 
 def _open(given: Exportables, wish: Wish, *, has_int8: bool, console: Console) -> _Opened:
-    if has_int8 and wish.calibrate is None and given.data is None:
-        raise UserError("--precision int8 needs images that are like those of later use: give --calibrate FOLDER.")
-    calibration = open_images(wish.calibrate or str(given.data), console=console) if has_int8 else None
+    calibration = _calibration(given, wish, console) if has_int8 else None
     scored = None if wish.labelled is None else open_labelled(wish.labelled)
     if wish.images is not None:
         return _Opened(open_images(wish.images, console=console), calibration, scored)
     return _Opened(calibration or _usual_images(wish.calibrate or given.data, console), calibration, scored)
+
+
+def _calibration(given: Exportables, wish: Wish, console: Console) -> ImageIndex:
+    if wish.calibrate is not None:
+        return open_images(wish.calibrate, console=console)
+    if given.data is None:
+        raise UserError("--precision int8 needs images that are like those of later use: give --calibrate FOLDER.")
+    try:
+        return open_images(given.data, console=console)
+    except UserError as error:
+        raise UserError(
+            f"--precision int8 needs images, and those of the run cannot be opened ({first_line(error)}). Give "
+            "--calibrate FOLDER with images that are like those of later use."
+        ) from None
 
 
 def _usual_images(data: str | None, console: Console) -> ImageIndex:
@@ -202,8 +213,8 @@ def _of_network(
     if opened.calibration is not None:
         calibration = as_input(sample(opened.calibration, prepared, most=NUM_CALIBRATED), prepared, pixels=wish.pixels)
     folder = next(iter(targets.values())).parent
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as work:
-        maker = Maker(network, Path(work), pixels=wish.pixels, calibration=calibration)
+    with working_folder(folder / "files") as work:
+        maker = Maker(network, work, pixels=wish.pixels, calibration=calibration)
         for (kind, precision), target in targets.items():
             try:
                 written = maker.make(kind, precision, target.name)

@@ -72,6 +72,7 @@ class Exportables:
         out: Folder for their files, unless another is asked for.
         data: Images that they were trained on, where that is known.
         precisions: In which precisions each format can be written.
+        mark: After the name in those of files, such as ``-64px`` where another size of images is asked for.
     """
 
     names: tuple[str, ...]
@@ -79,6 +80,7 @@ class Exportables:
     out: Path
     data: str | None = None
     precisions: Mapping[str, tuple[Precision, ...]] = field(default_factory=lambda: PRECISIONS)
+    mark: str = ""
 
 
 class _Pooled(nn.Module):
@@ -130,6 +132,11 @@ def exportables(
     Raises:
         UserError: There is no such network, or it cannot be exported.
     """
+    found = _found(given, sizes, image_size, checkpoint)
+    return found if image_size is None else replace(found, mark=f"-{image_size}px")
+
+
+def _found(given: str, sizes: str | Sequence[str], image_size: int | None, checkpoint: int | None) -> Exportables:
     folder = registry.folder_of(given)
     if is_run(folder) or checkpoint is not None:  # which only a run has
         source = model_source(given, image_size=image_size, checkpoint=checkpoint)
