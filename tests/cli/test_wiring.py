@@ -156,10 +156,10 @@ CASES: dict[str, Case] = {
         {"given": "runs/mine", "sizes": ("32x2",), "image_size": 32, "checkpoint": 8},
     ),
     "report": (
-        "--images a --out b.html --sizes 32x2 --kinds colours matches --limit 7 --show 3",
+        "--images a --out b.html --sizes 32x2 --kinds colours matches --limit 7 --show 3 --checkpoint 8",
         "poa.report.write.write_report",
         {"subjects": ("runs/mine",), "images": "a", "out": Path("b.html"), "sizes": ("32x2",)}
-        | {"kinds": ("colours", "matches"), "limit": 7, "show": 3},
+        | {"kinds": ("colours", "matches"), "limit": 7, "show": 3, "checkpoint": 8},
     ),
     "polish": (
         "--size 32x2 --epochs 3 --data a --out b",

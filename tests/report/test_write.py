@@ -25,6 +25,7 @@ from poa.report.curves import line
 from poa.training.checkpoint import save_checkpoint
 
 SETUP = Setup("A processor", "cpu", "torch", "2.11", 1, 1, 16)
+TIME = Measurement(0.5, 0.6, 10, 2000.0, None, 5_000_000, 9, 9, "2026-01-01")
 SETTINGS = {"test": "12 images 0", "ks": [20]}
 
 
@@ -66,8 +67,7 @@ def draw(sources: Any, images: str, *, out: Path, **options: Any) -> Drawn:
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("report") / "it's <i>mine"
     name = made(folder, {"32x2": 60.0, "64x3": 70.0})
-    times = {"32x2": Measurement(0.5, 0.6, 10, 2000.0, None, 9, 9, 9, "2026-01-01")}
-    save(model_source(name), Measured(SETUP, times))
+    save(model_source(name), Measured(SETUP, {"32x2": TIME}))
     (folder / "models" / "32x2").mkdir(parents=True)
     (folder / "models" / "32x2" / "README.md").write_text("# 32x2 <b>")
     return name
@@ -79,7 +79,7 @@ def content(run: str) -> dict[str, Any]:
         patch.setattr(write, "draw", draw)
         page = write.write_report([run], images="photos", sizes="32x2", kinds=("colours",))
     assert page == Path(run, "report.html")
-    assert "<h1>poa on data&lt;&gt;/train: 6 sizes</h1>" in page.read_text(), "the last two parts of the path"
+    assert "<h1>POA on data&lt;&gt;/train: 6 sizes</h1>" in page.read_text(), "the last two parts of the path"
     return shown(page)
 
 
@@ -131,10 +131,14 @@ def test_pictures_are_inside(content: dict[str, Any]) -> None:
 
 def test_other_subjects_are_told_apart_and_not_compared_by_other_images(run: str, tmp_path: Path) -> None:
     other, out = made(tmp_path / Path(run).name, {"32x2": 50.0}, test="13 images 1"), tmp_path / "new" / "both.html"
-    assert write.write_report([run, other], out=out) == out
+    save(model_source(other), Measured(SETUP, dict.fromkeys(["32x2", "32x3", "48x2", "48x3", "64x2", "64x3"], TIME)))
+    assert write.write_report([run, other], out=out, checkpoint=8) == out
     content = shown(out)
     assert [subject["name"] for subject in content["subjects"]] == [run, other]
+    assert content["subjects"][1]["commands"][0]["parts"][1] == " --checkpoint 8"
     assert {point["subject"] for point in content["points"]} == {0, 1}
+    files = {point["costs"]["mb"] for point in content["points"] if point["subject"] == 1}
+    assert files == {5.0}, "as measured; of the first subject not all sizes are"
     assert content["notes"][1] == (
         f"top1@20: that of {other} was taken on other images or with other settings than that of {run}. "
         "They cannot be compared."
@@ -154,3 +158,5 @@ def test_bad_input(run: str, tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=message):
             write.write_report(given, out=out)
+    with pytest.raises(UserError, match="no checkpoint of step 9"):
+        write.write_report([run], checkpoint=9)

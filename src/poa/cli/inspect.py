@@ -141,6 +141,7 @@ def report(
     kinds: Kinds = ("attention", "colours", "neighbours", "matches", "prototypes"),
     limit: int | None = None,
     show: int = 8,
+    checkpoint: int | None = None,
 ) -> None:
     """Write one HTML file to explore all sizes of a run: scores and costs, a budget, training curves, pictures.
 
@@ -157,6 +158,7 @@ def report(
         kinds: Kinds of pictures; all by default.
         limit: Number of images that are searched for neighbours and images of prototypes; up to 1,000 by default.
         show: Number of images that are shown one by one.
+        checkpoint: Step of the checkpoint to use, of runs; the newest by default.
     """
     from poa.report.write import write_report
 
@@ -168,6 +170,7 @@ def report(
         kinds=kinds,
         limit=limit,
         show=show,
+        checkpoint=checkpoint,
         console=plain_console(stderr=True),
     )
     say(f"Page: {page}")

@@ -20,6 +20,8 @@ from poa.plots.figure import FAINT, INK, heading, legend, printable, save, style
 from poa.plots.tables import SizeRow, score_names
 from poa.text import shortened
 
+USUAL_SCORE = "top1@20"
+"""The score to show where none is asked for, if it is there."""
 _MOST_BARS = 40  # of intervals that can be told apart
 _MARKERS = "oDs^vPX"
 FRONT = "surely reached within that budget"
@@ -137,7 +139,7 @@ def _pick_score(rows: Sequence[SizeRow], wanted: str | None) -> str:
             "No size has been scored, so there is nothing to draw. Score some sizes first, with `poa evaluate`."
         )
     if wanted is None:
-        return "top1@20" if "top1@20" in names else names[0]
+        return USUAL_SCORE if USUAL_SCORE in names else names[0]
     if wanted not in names:
         raise UserError(f"No size has a score {wanted!r}. {nearest(wanted, names)}")
     return wanted

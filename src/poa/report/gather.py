@@ -10,7 +10,7 @@ from poa.elastic.space import Size
 from poa.errors import counted
 from poa.evaluation.evaluate import headline
 from poa.models.source import ModelSource
-from poa.plots.sizes import score_label
+from poa.plots.sizes import USUAL_SCORE, score_label
 from poa.plots.tables import SizeRow, score_names
 from poa.report import content
 from poa.report.content import Blocks, Command, Content, Cost, Point, Score
@@ -32,7 +32,7 @@ def content_of(subjects: Sequence[Subject]) -> Content:
     return Content(
         costs=[*_time_costs(times), PARAMETERS, GMACS, MEGABYTES],
         scores=[Score(name, score_label(name)) for name in names],
-        subjects=[content.Subject(each.name, each.about, commands(each.source)) for each in subjects],
+        subjects=[content.Subject(each.name, each.about, commands(each)) for each in subjects],
         points=[_point(place, each, row, times) for place, each in enumerate(subjects) for row in each.rows],
         notes=[*_notes(times), *_unlike(subjects, names)],
     )
@@ -82,9 +82,9 @@ def _unlike(subjects: Sequence[Subject], names: Sequence[str]) -> list[str]:
 
 
 def _scores_of(rows: Sequence[SizeRow]) -> list[str]:
-    """Those to look at first, then the others."""
-    first = headline(rows)
-    return [*first, *(name for name in score_names(rows) if name not in first)]
+    """Those to look at first, of which the chart of ``poa evaluate knn`` shows one, then the others."""
+    names = [*headline(rows), *score_names(rows)]
+    return sorted(dict.fromkeys(names), key=lambda name: name != USUAL_SCORE)
 
 
 def _point(place: int, subject: Subject, row: SizeRow, times: Mapping[str, Setup]) -> Point:
@@ -94,7 +94,7 @@ def _point(place: int, subject: Subject, row: SizeRow, times: Mapping[str, Setup
         **{key: value for key, value in taken.items() if value is not None},
         PARAMETERS.key: row.parameters / 1e6,
         **({} if row.flops is None else {GMACS.key: row.flops / 2e9}),
-        MEGABYTES.key: 4 * row.parameters / 1e6,
+        MEGABYTES.key: _file_bytes(subject).get(name, 4 * row.parameters) / 1e6,
     }
     return Point(
         subject=place,
@@ -117,6 +117,14 @@ def _ms(subject: Subject, setup: Setup, name: str) -> float | None:
     return None if best is None else best.networks[name].ms
 
 
+def _file_bytes(subject: Subject) -> dict[str, int]:
+    """Of the files that `poa extract` writes, where they were measured of all networks, so that all are comparable."""
+    names = {str(row.size) for row in subject.rows}
+    whole = (each for each in subject.measured if each.setup.runtime == "torch" and names <= each.networks.keys())
+    first = next(whole, None)
+    return {} if first is None else {name: each.file_bytes for name, each in first.networks.items()}
+
+
 def _blocks(source: ModelSource, size: Size | str) -> list[Blocks]:
     if source.family is None or not isinstance(size, Size):
         return []
@@ -136,24 +144,24 @@ def _card(subject: Subject, name: str) -> str:
         return ""
 
 
-def commands(source: ModelSource) -> list[Command]:
+def commands(subject: Subject) -> list[Command]:
     """What can be done with a network, as commands to copy."""
-    subject = shell_word(source.name)
-    if source.family is None:
-        return [
-            Command(
-                "Load it in Python", (f"timm.create_model({python_literal(_timm_name(source))}, pretrained=True)",)
-            ),
-        ]
-    model = python_literal(f"local-dir:{Path(source.name, 'models', _HERE)}")
-    lines = {
-        "Write as a timm model": f"poa extract {subject} --size {_HERE}",
-        "Load it in Python": f"timm.create_model({model}, pretrained=True)",
-        "Train it a little longer": f"poa polish {subject} --size {_HERE}",
-        "See what it sees": f"poa pictures {subject} --sizes {_HERE} --images IMAGES --out pictures",
-    }
+    given = subject.source.name
+    word = shell_word(given)
+    if subject.run is None:
+        name = f"local-dir:{given}" if Path(given).is_dir() else given
+        lines = {
+            "Load it in Python": f"timm.create_model({python_literal(name)}, pretrained=True)",
+            "Write as ONNX": f"poa export {word} --format onnx",
+        }
+    else:
+        model = python_literal(f"local-dir:{subject.run.paths.models / _HERE}")
+        step = "" if subject.run.asked_step is None else f" --checkpoint {subject.run.asked_step}"
+        lines = {
+            "Write as a timm model": f"poa extract {word} --size {_HERE}{step}",
+            "Load it in Python": f"timm.create_model({model}, pretrained=True)",
+            "Write as ONNX": f"poa export {word} --size {_HERE} --format onnx{step}",
+            "Fine-tune it on your labels": f"poa finetune {word} --train LABELLED --sizes {_HERE}{step}",
+            "See what it sees": f"poa pictures {word} --sizes {_HERE} --images IMAGES --out pictures{step}",
+        }
     return [Command(title, tuple(line.split(_HERE))) for title, line in lines.items()]
-
-
-def _timm_name(source: ModelSource) -> str:
-    return f"local-dir:{source.name}" if Path(source.name).is_dir() else source.name

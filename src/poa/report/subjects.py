@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from poa.choice.measured import Measured, load
 from poa.errors import UserError
 from poa.evaluation import evaluate as scoring
+from poa.evaluation.headings import heading_of_run
 from poa.models import registry
 from poa.models.run import Run, is_run
 from poa.models.run import load as load_run
@@ -42,8 +42,12 @@ class Subject:
     run: Run | None = None
 
 
-def subjects_of(names: Sequence[str]) -> list[Subject]:
+def subjects_of(names: Sequence[str], *, checkpoint: int | None = None) -> list[Subject]:
     """All subjects, each under a name that no other has.
+
+    Args:
+        names: Folders of runs, folders that timm loads, or timm names.
+        checkpoint: The step of the runs' checkpoint to use; the newest by default.
 
     Raises:
         UserError: There is no such network, its scores are damaged, or one is named twice.
@@ -54,7 +58,7 @@ def subjects_of(names: Sequence[str]) -> list[Subject]:
         raise UserError("A run or network is named twice. Name each once.")
     short = [_short(name) for name in names]
     labels = [given if short.count(label) > 1 else label for given, label in zip(names, short, strict=True)]
-    return [_subject(name, label) for name, label in zip(names, labels, strict=True)]
+    return [_subject(name, label, checkpoint) for name, label in zip(names, labels, strict=True)]
 
 
 def _short(name: str) -> str:
@@ -62,16 +66,18 @@ def _short(name: str) -> str:
     return folder.resolve().name if folder.is_dir() else name.rpartition("/")[2]
 
 
-def _subject(name: str, label: str) -> Subject:
+def _subject(name: str, label: str, checkpoint: int | None) -> Subject:
     folder = registry.folder_of(name)
     if not is_run(folder):
-        source = model_source(name)
+        source = model_source(name, checkpoint=checkpoint)
         about = f"A timm model, {source.preprocessing.image_size} pixels."
         taken = _taken(scoring.evaluations_of_network(source))
         return Subject(source, one_line(label), about, scoring.network_rows(source), taken, load(source))
-    run = load_run(folder)
+    run = load_run(folder, checkpoint=checkpoint)
     source = run_source(run)
-    about = f"{run_title(run)}: {run.config.model.name}, step {run.step:,}, {source.preprocessing.image_size} pixels."
+    about = (
+        f"{heading_of_run(run)}: {run.config.model.name}, step {run.step:,}, {source.preprocessing.image_size} pixels."
+    )
     taken = _taken(scoring.evaluations_of_run(run))
     return Subject(source, one_line(label), one_line(about), scoring.rows(run), taken, load(source), run)
 
@@ -83,8 +89,3 @@ def _taken(evaluations: Sequence[scoring.Evaluation]) -> dict[str, dict[str, Any
         for prefix, results in evaluations
         for name in dict.fromkeys(name for scores in results.scores.values() for name in scores)
     }
-
-
-def run_title(run: Run) -> str:
-    """Method and data, the latter by the last two parts of its path, such as ``cifar10.zip/train``."""
-    return f"{run.config.method} on {'/'.join(Path(run.config.data).parts[-2:])}"

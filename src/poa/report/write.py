@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from poa.errors import UserError, counted
+from poa.evaluation.headings import heading_of_run
 from poa.files import whole_file
 from poa.pictures.draw import SHOWN, draw
 from poa.pictures.kinds import KINDS
@@ -19,7 +20,7 @@ from poa.report.content import Image, Pictures
 from poa.report.curves import curves
 from poa.report.gather import content_of
 from poa.report.page import html
-from poa.report.subjects import Subject, run_title, subjects_of
+from poa.report.subjects import Subject, subjects_of
 from poa.text import one_line
 
 
@@ -32,6 +33,7 @@ def write_report(
     kinds: Sequence[str] = tuple(KINDS),
     limit: int | None = None,
     show: int = SHOWN,
+    checkpoint: int | None = None,
     console: Console | None = None,
 ) -> Path:
     """Write one HTML file of all networks of some subjects, and return its path.
@@ -44,6 +46,7 @@ def write_report(
         kinds: Of pictures.
         limit: Images to search for neighbours and prototypes.
         show: How many images to draw one by one.
+        checkpoint: The step of the runs' checkpoint to use; the newest by default.
         console: Where to show progress.
 
     Raises:
@@ -52,14 +55,14 @@ def write_report(
     asked = None if out is None else Path(out)
     if asked is not None and (asked.suffix != ".html" or asked.is_dir()):
         raise UserError(f"A report is a file that ends in .html, got {out}. Choose a name such as report.html.")
-    found = subjects_of(subjects)
+    found = subjects_of(subjects, checkpoint=checkpoint)
     first = found[0].run
     file = asked or (first.folder if first else Path()) / "report.html"
     lines = curves(read_metrics(first.paths.metrics), first.config) if first and first.paths.metrics.exists() else []
     options = {"sizes": sizes, "kinds": kinds, "limit": limit, "show": show, "console": console}
     pictures = [] if images is None else _pictures(found, fspath(images), **options)
     content = replace(content_of(found), curves=lines, pictures=pictures)
-    title = f"{run_title(first)}: {counted(len(found[0].rows), 'size')}" if first else found[0].name
+    title = f"{heading_of_run(first)}: {counted(len(found[0].rows), 'size')}" if first else found[0].name
     with whole_file(file) as temporary:
         temporary.write_text(html(title, found[0].source.name, content), encoding="utf-8")
     return file
