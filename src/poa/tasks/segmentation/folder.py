@@ -15,6 +15,7 @@ from poa.config.segmentation import Segmentation
 from poa.data.images import Preprocessing
 from poa.errors import UserError, counted, first_line
 from poa.export.card import Origin, Use, model_card
+from poa.export.program import traced, write_program
 from poa.export.timm import Blueprint, network_facts, num_parameters, save_weights, unlike, write_model
 from poa.files import whole_folder
 from poa.models.folder import load_model
@@ -24,7 +25,6 @@ from poa.tasks.segmentation.predict import usual_stride
 from poa.text import unicode_text
 
 HEAD, PROGRAM, DESCRIPTION = "head.safetensors", "segmenter.pt2", "segmentation.json"
-_LARGEST_BATCH = 4096
 _OF_TEST = ("resize", "stride", "whole", "test_scales", "test_flip")
 """Settings by which masks are predicted; older folders do not have them."""
 _CODE_LINEAR = """import timm, torch
@@ -189,8 +189,7 @@ def _check_linear(network: Segmenter, folder: Path, images: Tensor) -> None:
 @torch.no_grad()
 def _write_program(network: Segmenter, folder: Path, images: Tensor) -> None:
     """Write the network as one program, and compare it."""
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
-    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=({0: batch},)), folder / PROGRAM)
+    write_program(traced(network, images, name=str(folder)), folder / PROGRAM, {})
     _compare(torch.export.load(folder / PROGRAM).module()(images), network(images), folder)
 
 
