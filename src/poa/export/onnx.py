@@ -144,6 +144,9 @@ def write_int8(float32: Path, file: Path, *, images: npt.NDArray[Any], metadata:
 
     The ranges of activations are the smallest and largest values that ``images``, as the file takes them, give. Only
     products with weights are quantised; what comes out of them goes on in float32.
+
+    Raises:
+        UserError: ONNX Runtime cannot quantise the network.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -151,16 +154,22 @@ def write_int8(float32: Path, file: Path, *, images: npt.NDArray[Any], metadata:
 
     model = onnx.load(float32)
     add_pre_process_metadata(model)  # torch.onnx did: shapes are known and constants folded
-    with quiet_exporters():
-        quantize_static(
-            model,
-            file,
-            _Calibration(images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTISED),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
-        )
+    try:
+        with quiet_exporters():
+            quantize_static(
+                model,
+                file,
+                _Calibration(images),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTISED),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+            )
+    except Exception as error:  # of a library that meets what it does not know
+        raise UserError(
+            f"{file.name} cannot be written: ONNX Runtime cannot quantise the network ({first_line(error)}). Choose "
+            "--precision fp16, or another network."
+        ) from error
     _save(onnx.load(file), file, metadata)
