@@ -6,24 +6,13 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-import tiny
+from choice.sizes import PREPROCESSING, sizes_of
 from poa.choice.measured import FOLDER, Measured, Measurement, Setup, load, machine_of, save
-from poa.data.images import Preprocessing
 from poa.errors import UserError
-from poa.models.registry import family_of
 from poa.models.source import ModelSource
 
-RGB = (0.5, 0.5, 0.5)
-PREPROCESSING = Preprocessing(16, 16, RGB, RGB)
 SETUP = Setup(machine_of("cpu"), "cpu", "torch", "2.14.0", threads=1, batch=1, image_size=16)
-ONE = Measurement(0.5, 0.75, 30, 2000.0, 4096, 1024, 250, 1000, "2026-01-02T03:04:05+00:00")
-
-
-def source(folder: Path, **over: object) -> ModelSource:
-    """The sizes of a run that needs no checkpoint, since nothing asks for a network."""
-    family = family_of(tiny.config(**over))
-    names = tuple(map(str, family.space.sizes))
-    return ModelSource("run", names, nn.Module, nn.Module, "", PREPROCESSING, folder / "eval", family=family)
+ONE = Measurement(0.5, 0.75, 30, 2000.0, 4096, 1024, 250, 1000, "2026-01-02T03:04:05+00:00", interrupted=2)
 
 
 def single(folder: Path, width: int) -> ModelSource:
@@ -33,7 +22,7 @@ def single(folder: Path, width: int) -> ModelSource:
 
 
 def test_measurements_are_read_as_they_were_written(tmp_path: Path) -> None:
-    mine = source(tmp_path)
+    mine = sizes_of(tmp_path)
     assert load(mine) == []
     path = save(mine, Measured(SETUP, {"64x3": ONE, "32x2": replace(ONE, memory_bytes=None, macs=None)}))
     assert path.parent == tmp_path / "eval" / FOLDER
@@ -45,14 +34,14 @@ def test_measurements_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_later_measurements_take_the_place_of_earlier_ones_of_the_same_networks(tmp_path: Path) -> None:
-    mine, later = source(tmp_path), replace(ONE, ms=0.25)
+    mine, later = sizes_of(tmp_path), replace(ONE, ms=0.25)
     first = save(mine, Measured(SETUP, {"32x2": ONE, "64x3": ONE}))
     assert save(mine, Measured(SETUP, {"64x3": later})) == first
     assert [each.networks for each in load(mine)] == [{"32x2": ONE, "64x3": later}]
 
 
 def test_setups_have_files_of_their_own_and_those_of_this_machine_come_first(tmp_path: Path) -> None:
-    mine = source(tmp_path)
+    mine = sizes_of(tmp_path)
     later = replace(ONE, date="2026-02-02T00:00:00+00:00")
     latest = replace(ONE, date="2026-03-03T00:00:00+00:00")
     for setup, each in (
@@ -65,8 +54,8 @@ def test_setups_have_files_of_their_own_and_those_of_this_machine_come_first(tmp
 
 
 def test_measurements_of_another_network_of_the_same_name_do_not_count(tmp_path: Path) -> None:
-    deeper = source(tmp_path, model={"depth_max": 4})
-    save(source(tmp_path), Measured(SETUP, {"32x2": ONE}))
+    deeper = sizes_of(tmp_path, model={"depth_max": 4})
+    save(sizes_of(tmp_path), Measured(SETUP, {"32x2": ONE}))
     assert load(deeper) == []
     save(deeper, Measured(SETUP, {"64x3": ONE}))
     assert [each.networks for each in load(deeper)] == [{"64x3": ONE}]
@@ -80,7 +69,7 @@ def test_a_folder_is_known_by_the_shapes_of_its_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"setup": {}, "networks": {"32x2": {"ms": 1}}}'])
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
-    mine = source(tmp_path)
+    mine = sizes_of(tmp_path)
     path = save(mine, Measured(SETUP, {"32x2": ONE}))
     path.write_text(content, encoding="utf-8")
     for read in (lambda: load(mine), lambda: save(mine, Measured(SETUP, {"32x2": ONE}))):

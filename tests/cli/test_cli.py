@@ -86,6 +86,26 @@ def test_from_run_to_models(run: Path, capsys: pytest.CaptureFixture[str], monke
     assert heading.split() == ["untrained"]
     assert columns.split()[-2:] == ["top1@20", "top1@20"]
 
+    assert poa("measure", run, "--sizes", "32x3", "64x3", "--seconds", "0.001", "--batch", "2") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines() if "x" in line.split(" ")[0]] == ["32x3", "64x3"]
+    assert f"1 thread, batch 2, 16 pixels. Kept in {run / 'eval' / 'measured'}." in out
+    assert poa("choose", run, "--max-ms", "10000", "--seconds", "0.001") == 0
+    answer, heading, *_, following = capsys.readouterr().out.splitlines()
+    size = answer.split(":")[0]
+    assert size in SIZES
+    assert " %, " in answer
+    assert heading.split()[:4] == ["size", "top1@20", "ms", "MB"]
+    assert following == f"Next: poa export {run} --size {size} --format onnx"
+    found = library.choose(library.load(run), max_ms=10_000, seconds=0.001)
+    assert str(found) == answer
+    assert (
+        library.measure(run, sizes=[size], threads=1, seconds=0.001)[size].parameters
+        == found.chosen.measurement.parameters
+    )
+    assert poa("choose", run, "--max-ms", "0.0001") == 2
+    assert "keeps to --max-ms 0.0001: the fastest, " in capsys.readouterr().err
+
     assert poa("extract", run, "--size", "32x2", "64x3") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [str(run / "models" / size) for size in ("32x2", "64x3")]
@@ -328,7 +348,7 @@ for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in
     ["evaluate", "finetune"], ["evaluate", "transfer"], ["evaluate", "quality"], ["compare"],
     ["evaluate", "segmentation"], ["evaluate", "detection"], ["evaluate", "robustness"],
     ["evaluate", "disturbances"], ["pictures"],
-    ["embed"], ["extract"], ["demo"], ["recipes"]))):
+    ["measure"], ["choose"], ["embed"], ["extract"], ["demo"], ["recipes"]))):
     try:
         main(words)
     except SystemExit as end:

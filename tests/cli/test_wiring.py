@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from poa import cli
+from poa.choice.scores import Labelled
 from poa.config import finetune, segmentation
+from poa.config.choice import Limits, MeasureSettings
 from poa.config.detection import Detection
 from poa.config.values import Settings
 from poa.evaluation.clustering import Cluster
@@ -148,6 +150,26 @@ CASES: dict[str, Case] = {
         "poa.pictures.draw.draw",
         {"sources": [ELSEWHERE], "images": "a", "out": Path("b"), "sizes": ("32x2",), "kinds": ("colours", "matches")}
         | {"limit": 7, "show": 3, "seed": 2, "workers": 2, "overwrite": True},
+    ),
+    "measure": (
+        "--sizes 32x2 64x3 --image-size 32 --checkpoint 8 --threads 2 --batch 3",
+        "poa.choice.measure.measure_sources",
+        {
+            "sources": [("runs/mine", {"image_size": 32, "checkpoint": 8})],
+            "how": MeasureSettings(threads=2, batch=3),
+            "sizes": ("32x2", "64x3"),
+        },
+    ),
+    "choose": (
+        "--max-ms 5 --min-score 30 --threads 2 --score linear --checkpoint 8 --train a --test b --limit 7 --workers 2",
+        "poa.choice.choose.choose",
+        {
+            "source": ("runs/mine", {"checkpoint": 8}),
+            "limits": Limits(max_ms=5, min_score=30),
+            "score": "linear",
+            "how": MeasureSettings(threads=2),
+            "images": Labelled("b", "a", 7, 2),
+        },
     ),
     "export": (
         "--size 32x2 --format program --precision fp16 --image-size 32 --checkpoint 8 --with-preprocessing "

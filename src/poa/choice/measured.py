@@ -53,8 +53,8 @@ class Measurement:
     """Of one network.
 
     Attributes:
-        ms: Milliseconds that a batch takes, the median.
-        ms_p95: What 95 % of the passes stay below.
+        ms: Milliseconds that a batch takes: the median of passes that no other process interrupted.
+        ms_p95: What 95 % of all passes stay below.
         passes: Timed passes.
         images_per_second: By the median.
         memory_bytes: The most that weights, images and intermediate results take at once; None where it is not known.
@@ -62,6 +62,7 @@ class Measurement:
         parameters: How many.
         macs: Multiply-adds for one image, half the floating-point operations; None where they cannot be counted.
         date: When it was measured, as ISO 8601 in UTC. Networks of the same date were measured together, in turn.
+        interrupted: Passes that another process interrupted.
     """
 
     ms: float
@@ -73,6 +74,7 @@ class Measurement:
     parameters: int
     macs: int | None
     date: str
+    interrupted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

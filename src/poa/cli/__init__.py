@@ -7,7 +7,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
-from poa.cli import evaluate, inspect, pretrain, ship, supervised, tasks
+from poa.cli import choose, evaluate, inspect, pretrain, ship, supervised, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
@@ -35,6 +35,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     supervised.segment,
     supervised.detect,
     supervised.predict,
+    choose.measure,
+    choose.choose,
     inspect.embed,
     inspect.pictures,
     inspect.report,

@@ -48,6 +48,14 @@ def flops(network: nn.Module, image_size: int, *, channels: int = 3) -> int:
     return int(counter.get_total_flops())
 
 
+def known_flops(network: nn.Module, image_size: int) -> int | None:
+    """The same, or None for a network that cannot be followed by shapes alone."""
+    try:
+        return flops(network, image_size)
+    except (AssertionError, RuntimeError, TypeError, ValueError):
+        return None
+
+
 def costs(
     build: Callable[[Size], nn.Module], sizes: Iterable[Size], *, image_size: int, channels: int = 3
 ) -> dict[Size, Cost]:

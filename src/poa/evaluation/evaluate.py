@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from poa.data.sources import check_out
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
-from poa.evaluation.cost import costs, flops, parameters
+from poa.evaluation.cost import costs, known_flops, parameters
 from poa.evaluation.joint_linear import Slimmable, Switchable
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import FewShot, Linear
@@ -184,10 +184,7 @@ def _row_of_network(
     source: ModelSource, name: str, scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
 ) -> SizeRow:
     network = source.network(name)
-    try:
-        operations = flops(network, source.preprocessing.image_size)
-    except (AssertionError, RuntimeError, TypeError, ValueError):  # some networks cannot be followed by shapes alone
-        operations = None
+    operations = known_flops(network, source.preprocessing.image_size)
     return SizeRow(size_of(name) or name, parameters(network), operations, scores=scores, intervals=intervals)
 
 

@@ -1,0 +1,106 @@
+"""Scores of the sizes of a run: those that are on disk, and further ones where images are given."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from poa.errors import UserError
+from poa.evaluation.evaluate import PROTOCOLS, SHOWN, evaluate, protocol_of
+from poa.evaluation.results import NotScored, Results
+from poa.evaluation.sweep import SweepOptions
+from poa.models.source import ModelSource
+from poa.text import note, shell_word
+
+
+@dataclass(frozen=True)
+class Known:
+    """Scores on disk.
+
+    Attributes:
+        name: Of the score, such as ``top1@20``.
+        scores: In percent, by name of the network.
+        intervals: Of those that have one.
+    """
+
+    name: str
+    scores: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images to score on, as ``poa evaluate`` takes them."""
+
+    test: str
+    train: str | None = None
+    limit: int | None = None
+    workers: int = 0
+
+
+def known_scores(source: ModelSource, score: str) -> Known | None:
+    """The scores in the folder of an evaluation, by the headline of its protocol; None if there is no such folder.
+
+    Raises:
+        UserError: They are those of other weights, or the file is damaged.
+    """
+    folder = source.out / score
+    path = next((file for kind in SHOWN if (file := folder / f"{kind}.json").is_file()), None)
+    if path is None:
+        return None
+    results = Results.read(path)
+    if not results.scores:
+        return None
+    weights = results.settings.get("weights")
+    if weights != source.weights:
+        raise UserError(
+            f"{path} holds scores of other weights ({weights}; now {source.weights}). Score again with the same "
+            "`poa evaluate` command and --overwrite."
+        )
+    names = list(next(iter(results.scores.values())))
+    wanted = PROTOCOLS[path.stem].headline if path.stem in PROTOCOLS else names[0]
+    name = wanted if wanted in names else names[0]
+    return Known(
+        name,
+        {network: values[name] for network, values in results.scores.items() if name in values},
+        {network: ends[name] for network, ends in results.intervals.items() if name in ends},
+    )
+
+
+def not_scored(source: ModelSource, score: str) -> UserError:
+    """The error of a run without scores of that name."""
+    folders = {file.parent.name for kind in SHOWN for file in source.out.glob(f"*/{kind}.json")}
+    others = f" It has {', '.join(sorted(folders))} (--score)." if folders else ""
+    return UserError(
+        f"{source.name} has no scores called {score!r}.{others} Give labelled images with --train and --test, or run "
+        f"`poa evaluate {score if score in PROTOCOLS else 'knn'} {shell_word(source.name)}` first."
+    )
+
+
+def add_scores(source: ModelSource, score: str, names: Sequence[str], images: Labelled, console: Console) -> None:
+    """Score networks by the protocol of that name with its usual settings; the scores are written as always.
+
+    Raises:
+        UserError: There is no such protocol, or the scores that are there are of other images.
+    """
+    if score not in PROTOCOLS:
+        raise UserError(
+            f"--train and --test are for --score {', '.join(PROTOCOLS)}, got {score!r}. Leave them out to use the "
+            "scores that are there."
+        )
+    protocol = protocol_of(score, {})
+    sizes = source.names if protocol.joint else names
+    options = SweepOptions(sizes=tuple(sizes), workers=images.workers, console=console)
+    try:
+        evaluate(source, protocol, train=images.train, test=images.test, limit=images.limit, options=options)
+    except NotScored as error:
+        note(console, str(error))
+    except UserError as error:
+        advice = "Choose another --name to keep both, or replace them with --overwrite."
+        instead = f"Give the same images, or score again with `poa evaluate {score}` and --overwrite."
+        raise UserError(str(error).replace(advice, instead)) from None
+
+
+def next_command(source: ModelSource, name: str) -> str:
+    """The command that writes a size as a file for other programs."""
+    return f"poa export {shell_word(source.name)} --size {name} --format onnx"
