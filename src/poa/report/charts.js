@@ -61,9 +61,9 @@ function ticks(place, wanted) {
   const [from, to] = place.ends;
   if (place.isLog && to / from > 4) {
     const found = [];
-    const digits = to / from > 300 ? [1] : to / from > 30 ? [1, 3] : [1, 2, 5];
+    const leading = to / from > 300 ? [1] : to / from > 30 ? [1, 3] : to / from > 12 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 6, 8];
     for (let power = Math.floor(Math.log10(from)); power <= Math.log10(to); power++)
-      for (const digit of digits) found.push(Number(`${digit}e${power}`));
+      for (const digit of leading) found.push(Number(`${digit}e${power}`));
     return found.filter((value) => value >= from && value <= to);
   }
   const rough = (to - from) / wanted, unit = 10 ** Math.floor(Math.log10(rough));

@@ -22,7 +22,7 @@ function drawTable() {
   const head = html("thead", { role: "rowgroup" }, html("tr", { role: "row" }, ...heads));
   const body = html("tbody", { role: "rowgroup" }, ...rows.values());
   body.addEventListener("keydown", (event) => stepThrough(event, order.points.filter(isWithin), focusRow));
-  byId("table").append(html("table", { role: "table" }, head, body)); // roles, since the style makes it no table
+  byId("table").append(html("table", { role: "table", class: points.length > MANY ? "many" : "" }, head, body)); // roles, since the style makes it no table
 }
 
 /** Sort by a column, and the other way round where it is sorted by that already. Points without a value come last. */

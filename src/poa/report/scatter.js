@@ -53,7 +53,7 @@ function symbolOf(point, x, y, radius) {
     const places = corners.map((value, number) => (number % 2 ? y : x) + value);
     return svg("path", { class: `point f${((point.subject - 1) % 5) + 1}`, d: `M${places.join(" ")}Z` });
   }
-  const circle = svg("circle", { class: "point", cx: x, cy: y, r: radius });
+  const circle = svg("circle", { class: "point", cx: x, cy: y, r: radius, "stroke-width": radius / 5 });
   circle.style.fill = `color-mix(in oklab, var(--deep) ${Math.round(100 * depthShare(point))}%, var(--shallow))`;
   return circle;
 }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poa.choice.measured import Measured, load
+from poa.choice.subjects import labels
 from poa.errors import UserError
 from poa.evaluation import evaluate as scoring
 from poa.evaluation.headings import heading_of_run
@@ -56,14 +57,7 @@ def subjects_of(names: Sequence[str], *, checkpoint: int | None = None) -> list[
         raise UserError("No network is named. Give the folder of a run, an extracted size, or a timm name.")
     if len(set(names)) < len(names):
         raise UserError("A run or network is named twice. Name each once.")
-    short = [_short(name) for name in names]
-    labels = [given if short.count(label) > 1 else label for given, label in zip(names, short, strict=True)]
-    return [_subject(name, label, checkpoint) for name, label in zip(names, labels, strict=True)]
-
-
-def _short(name: str) -> str:
-    folder = registry.folder_of(name)
-    return folder.resolve().name if folder.is_dir() else name.rpartition("/")[2]
+    return [_subject(name, label, checkpoint) for name, label in zip(names, labels(names), strict=True)]
 
 
 def _subject(name: str, label: str, checkpoint: int | None) -> Subject:
