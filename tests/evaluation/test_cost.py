@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from poa.elastic.space import SearchSpace, Size
-from poa.evaluation.cost import Cost, costs, flops, parameters
+from poa.evaluation.cost import Cost, costs, costs_of, flops, parameters
 from poa.families.vit import ViT
 
 
@@ -55,6 +55,9 @@ def test_mask_token_is_no_parameter_of_the_model() -> None:
 def test_costs_of_all_sizes_equal_counting_each() -> None:
     family = vit((32, 48, 64), (2, 3, 5))
     found = costs(family.build, family.space.sizes, image_size=32)
+    assert costs_of(family, 32) == found
+    assert costs_of(vit((32, 48, 64), (2, 3, 5)), 32) is costs_of(family, 32)
+    assert costs_of(family, 48) != found
     assert list(found) == list(family.space.sizes)
     for size in family.space.sizes:
         network = family.build(size)

@@ -1,6 +1,8 @@
 """What a network costs: parameters and floating-point operations, counted without running it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from poa.elastic.space import Size
+from poa.families.base import Family
 
 
 class Cost(NamedTuple):
@@ -74,6 +77,12 @@ def costs(
         return counted[size]
 
     return {size: of_depth(size, count) for size in sizes}
+
+
+@cache
+def costs_of(family: Family, image_size: int) -> Mapping[Size, Cost]:
+    """Costs of all sizes of a family, counted once in a process."""
+    return MappingProxyType(costs(family.build, family.space.sizes, image_size=image_size))
 
 
 def of_depth(size: Size, count: Callable[[Size], Cost]) -> Cost:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from poa.data.sources import check_out
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
-from poa.evaluation.cost import costs, known_flops, parameters
+from poa.evaluation.cost import costs_of, known_flops, parameters
 from poa.evaluation.joint_linear import Slimmable, Switchable
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import FewShot, Linear
@@ -196,5 +196,5 @@ def rows_of(
     image_size: int | None = None,
 ) -> list[SizeRow]:
     """All sizes of a family with their costs, for images of ``image_size`` pixels, and the given scores."""
-    counted = costs(family.build, family.space.sizes, image_size=image_size or family.image_size)
+    counted = costs_of(family, image_size or family.image_size)
     return size_rows(family.space, costs=counted, scores=scores, intervals=intervals)

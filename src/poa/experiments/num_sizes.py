@@ -11,7 +11,7 @@ from rich.console import Console
 from poa.config.pretraining import Config
 from poa.elastic.space import Size
 from poa.errors import UserError, counted
-from poa.evaluation.cost import costs
+from poa.evaluation.cost import costs_of
 from poa.experiments.break_even import NumSizesResult, Report
 from poa.experiments.plan import BASELINES, Networks, Terms, Training, Way
 from poa.experiments.runs import (
@@ -142,7 +142,7 @@ def spread(family: Family, most: int) -> list[Size]:
     proportion. So the third is the middle, and N sizes are among any larger number of sizes.
     """
     space = family.space
-    found = costs(family.build, space.sizes, image_size=family.image_size)
+    found = costs_of(family, family.image_size)
     place = {size: log(found[size].flops) for size in sorted(space.sizes)}
     ordered = list(dict.fromkeys((min(place, key=lambda size: place[size]), space.intact)))
     while len(ordered) < min(most, len(place)):

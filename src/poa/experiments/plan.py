@@ -12,7 +12,7 @@ from poa.config.resolve import of_length
 from poa.data.sampler import steps_per_epoch
 from poa.elastic.space import Size
 from poa.errors import UserError
-from poa.evaluation.cost import costs
+from poa.evaluation.cost import costs_of
 from poa.models.registry import family_of, only
 from poa.pretraining.build import sampling_of
 
@@ -231,8 +231,8 @@ def training_flops(config: Config, *, teacher: Config | None = None) -> float:
 def _crops(config: Config) -> Mapping[Size, tuple[int, int]]:
     """Of the backbone of each size: operations for all global, and for all local crops of an image."""
     family, views = family_of(config), config.views
-    large = costs(family.build, family.space.sizes, image_size=views.global_size)
-    small = costs(family.build, family.space.sizes, image_size=views.local_size) if views.num_locals else {}
+    large = costs_of(family, views.global_size)
+    small = costs_of(family, views.local_size) if views.num_locals else {}
     return {
         size: (GLOBALS * cost.flops, views.num_locals * small[size].flops if small else 0)
         for size, cost in large.items()
