@@ -1,35 +1,45 @@
-# `make demo` and `make test` set up what they need in .venv.
+# `make demo` and `make test` set up what they need in .venv: the library alone, or with the development tools.
+# PIP_ARGS are further arguments of pip, such as another index.
 PYTHON ?= python3
+PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.library
+DEVELOPING := $(VENV)/.development
+PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 
 .PHONY: setup demo test lint format types check clean
 
-$(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $(STAMP)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --upgrade pip
 
-setup: $(STAMP)
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) --editable .
+	touch $@
 
-demo: $(STAMP)  ## pre-train 12 sizes on embedded digits, score them all, extract three
+$(DEVELOPING): pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) --editable ".[dev]"
+	touch $(INSTALLED) $@
+
+setup: $(DEVELOPING)
+
+demo: $(INSTALLED)  ## pre-train 12 sizes on embedded digits, score them all, extract three
 	$(BIN)/poa demo --out runs/demo
 
-test: $(STAMP)
+test: $(DEVELOPING)
 	$(BIN)/python -m pytest -n auto --dist loadscope
 
-lint: $(STAMP)
+lint: $(DEVELOPING)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/codespell src tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md
 
-format: $(STAMP)
+format: $(DEVELOPING)
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
-types: $(STAMP)
+types: $(DEVELOPING)
 	$(BIN)/mypy
 
 check: lint types test  ## what CI runs

@@ -5,7 +5,7 @@ no image in both), and the test images are not needed. The score of a trial is t
 smallest and the largest size on the held-out part. Each trial has as many epochs as fit into `--minutes` of CPU time by
 the cost of its steps, on one thread; scoring does not count. The recipe itself is trained first, on the same terms.
 
-    pip install 'poa[search]'
+    pip install 'poa-ssl[search]'
     python benchmarks/search.py --recipe convnext-small-data --train cifar10.zip/train --minutes 4 --trials 50 \
         --out runs/search
 
@@ -33,7 +33,7 @@ from budget import StoppedError, pretrain_within
 from poa.config.resolve import resolve
 from poa.data.index import ImageIndex, open_index
 from poa.data.sampler import spread
-from poa.errors import UserError
+from poa.errors import UserError, lacking
 from poa.files import make_folder, one_writer, whole_file
 from poa.models.run import Paths
 
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import optuna
     except ImportError:
-        print("The search needs the package optuna: pip install 'poa[search]'.", file=sys.stderr)
+        print(lacking("The search", "optuna", extra="search"), file=sys.stderr)
         return 1
     try:
         with one_writer(make_folder(out, content="The study")):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from poa.models.run import Run
     from poa.plots.tables import Value
 
+__version__ = "0.1.0.dev0"
+
 __all__ = [
     "UserError",
     "choose",

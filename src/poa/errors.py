@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
-DISTRIBUTION = "poa"
-"""What pip calls this library."""
+DISTRIBUTION = "poa-ssl"
+"""The name of this package for pip; `poa` on PyPI is another project."""
 
 
 class UserError(ValueError):

@@ -81,7 +81,7 @@ def test_missing_metrics_are_the_users_error(tmp_path: Path) -> None:
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install 'poa\[track\]'"):
+    with pytest.raises(UserError, match=r"pip install 'poa-ssl\[track\]'"):
         MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tb")
 
 

@@ -34,7 +34,7 @@ def test_no_gpu(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_no_tensorboard(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     told = refused(capsys, *TRAIN.split(), "--monitor.tensorboard")
-    assert "pip install 'poa[track]'" in told
+    assert "pip install 'poa-ssl[track]'" in told
     assert not (at / "new").exists()
 
 

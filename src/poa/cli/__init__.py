@@ -7,7 +7,8 @@ from typing import Any
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
-from poa.cli import choose, evaluate, inspect, pretrain, ship, supervised, tasks
+from poa import __version__
+from poa.cli import choose, completion, evaluate, inspect, pretrain, ship, supervised, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
@@ -18,6 +19,7 @@ from poa.text import make_printable, one_line, shown_warnings
 app = App(
     name="poa",
     help="Pre-train once on your own images, get every size of the model.",
+    version=__version__,
     suppress_keyboard_interrupt=False,
 )
 TRAININGS: tuple[Callable[..., None], ...] = (tasks.finetune, tasks.transfer, tasks.segmentation, tasks.detection)
@@ -46,6 +48,7 @@ for command in TRAININGS:
 for command in COMMANDS:
     app.command(command)
 app.command(evaluate.evaluate)
+app.command(completion.install_completion, name="--install-completion")
 
 WITH_MODEL_SETTINGS = ("pretrain", "sizes", "extract", "compare")
 """Commands in which --model is short for --model.name: cyclopts takes either a value or further settings."""

@@ -116,7 +116,7 @@ def test_categories_that_do_not_suit(data: tuple[str, Path], tmp_path: Path) -> 
 
 def test_missing_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(UserError, match=r"pip install 'poa\[detect\]'"):
+    with pytest.raises(UserError, match=r"pip install 'poa-ssl\[detect\]'"):
         coco_tools()
 
 

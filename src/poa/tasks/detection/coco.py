@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from poa.data.content import short_digest
-from poa.errors import UserError, counted, installing
+from poa.errors import UserError, counted, lacking
 from poa.text import normal_form
 
 _FORMAT = (
@@ -314,7 +314,7 @@ def coco_tools() -> Any:
     try:
         from pycocotools import mask
     except ImportError:
-        raise UserError(f"Detection needs pycocotools, which is not installed. {installing('detect')}.") from None
+        raise lacking("Detection", "pycocotools", extra="detect") from None
     return mask
 
 
