@@ -43,6 +43,15 @@ def test_all_networks_take_turns_and_every_second_round_is_reversed() -> None:
     assert rounds[: 1 + PASSES] == ["small"] * (1 + PASSES)
 
 
+def test_long_passes_are_made_less_often() -> None:
+    machine = Machine({"small": 0.001, "huge": 2.0})
+    found = times_of(machine.passes(["small", "huge"]), seconds=1.0, clock=machine.clock, interruptions=lambda: 0)
+    assert machine.ran.count("huge") == 1 + LEAST_ROUNDS
+    assert found["huge"].passes == LEAST_ROUNDS
+    assert found["small"].passes == LEAST_ROUNDS * PASSES
+    assert found["huge"].median == pytest.approx(2.0, rel=0.03)
+
+
 def test_a_machine_that_slows_down_does_so_for_all_alike() -> None:
     found = timed(Machine(SECONDS, slows_down=0.5))
     small, middle, large = (found[name].median for name in SECONDS)

@@ -59,13 +59,13 @@ class Choice:
     def _others(self) -> str:
         """What is said of sizes that may be as good."""
         faster = [each for each in self.alike if each.measurement.ms < self.chosen.measurement.ms]
-        if not self.alike:
+        named, how = faster or self.alike, "faster" if faster else "slower"
+        if not named:
             return ""
-        named, how = (faster[0], "faster") if faster else (self.alike[0], "slower")
-        rest = len(self.alike) - 1
+        rest = len(named) - 1
         more = f", as {'is' if rest == 1 else 'are'} {counted(rest, 'other')}" if rest else ""
-        figures = f"{named.score:.1f} %, {named.measurement.ms:.3g} ms"
-        return f"; {named.name} ({figures}) is within its interval and {how}{more}"
+        figures = f"{named[0].score:.1f} %, {named[0].measurement.ms:.3g} ms"
+        return f"; {named[0].name} ({figures}) is within its interval and {how}{more}"
 
     def notes(self) -> list[str]:
         """What else to know, in sentences: which scores are estimates, and which sizes are missing."""

@@ -11,6 +11,8 @@ Pass = Callable[[], object]
 """Runs a network once; the work is done when it returns."""
 WARM_UP, PASSES = 3, 3
 """Passes of each network before the first round; timed passes of a network in a round, after one that is not timed."""
+LONG = 0.1
+"""Seconds of a pass that is long: then one is enough before the first round, and a round has one timed pass alone."""
 ROUNDS, LEAST_ROUNDS = 30, 3
 """As many as there is time for, but at least some."""
 LEAST_CALM = 5
@@ -64,21 +66,31 @@ def times_of(
         done: Called after each round.
     """
     end, found = clock() + seconds, {name: list[tuple[float, bool]]() for name in passes}
-    for run in passes.values():
-        for _ in range(WARM_UP):
-            run()
+    is_long = {name: _warmed_up(run, clock) for name, run in passes.items()}
     for number in range(ROUNDS):
         if number >= LEAST_ROUNDS and clock() >= end:
             break
         for name in list(passes)[:: -1 if number % 2 else 1]:
-            run = passes[name]
-            run()
-            for _ in range(PASSES):
+            run, number_timed = passes[name], 1 if is_long[name] else PASSES
+            if not is_long[name]:
+                run()
+            for _ in range(number_timed):
                 before, start = interruptions(), clock()
                 run()
                 found[name].append((clock() - start, interruptions() > before))
         done()
     return {name: _summary(each) for name, each in found.items()}
+
+
+def _warmed_up(run: Pass, clock: Callable[[], float]) -> bool:
+    """Make the first passes; whether they are long."""
+    start = clock()
+    run()
+    if clock() - start > LONG:
+        return True
+    for _ in range(WARM_UP - 1):
+        run()
+    return False
 
 
 def _summary(passes: list[tuple[float, bool]]) -> Times:
