@@ -1,17 +1,19 @@
 """A machine that takes as long as it is told, for tests without a real clock."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from poa.choice.timing import Pass
 
 
 class Machine:
-    """Time passes when a network runs, and is lost at every ``busy_every``-th pass, when another process takes over."""
+    """Time passes when a network runs, and is lost in the passes in which another process takes over."""
 
-    def __init__(self, seconds: Mapping[str, float], *, busy_every: int = 0, slows_down: float = 0.0) -> None:
+    def __init__(
+        self, seconds: Mapping[str, float], *, is_busy: Callable[[int], bool] = lambda _: False, slows_down: float = 0.0
+    ) -> None:
         self.now, self.taken, self.ran = 0.0, 0, list[str]()
-        self._seconds, self._busy_every, self._slows_down = seconds, busy_every, slows_down
+        self._seconds, self._is_busy, self._slows_down = seconds, is_busy, slows_down
         self._jitter = itertools.cycle((1.0, 1.02, 0.98, 1.01, 0.99))
 
     def clock(self) -> float:
@@ -23,7 +25,7 @@ class Machine:
     def run(self, name: str) -> None:
         self.ran.append(name)
         self.now += self._seconds[name] * next(self._jitter) * (1 + self._slows_down * self.now)
-        if self._busy_every and len(self.ran) % self._busy_every == 0:
+        if self._is_busy(len(self.ran)):
             self.taken += 1
             self.now += 1.0
 

@@ -47,7 +47,7 @@ def seconds_of(name: str) -> float:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Runs sizes in the time of ``seconds_of``, busy with other work every now and then."""
     sizes = [f"{width}x{depth}" for width in range(16, 272, 16) for depth in range(1, 11)]
-    machine = Machine({name: seconds_of(name) for name in sizes}, busy_every=7)
+    machine = Machine({name: seconds_of(name) for name in sizes}, is_busy=lambda number: number % 7 == 0)
 
     def made(network: measuring.Network, *_: Any) -> Any:
         size = Size.parse(network.name)
