@@ -103,7 +103,7 @@ def test_the_answer_is_that_of_a_loop_over_the_true_times(tmp_path: Path, machin
         assert found.notes() == []
 
 
-def test_sizes_are_measured_once(tmp_path: Path, machine: Machine) -> None:
+def test_sizes_are_measured_once_and_together(tmp_path: Path, machine: Machine) -> None:
     source = sizes_of(tmp_path, **FEW)
     write_scores(source, source.names)
     first = chosen(source, machine, max_ms=0.5)
@@ -111,6 +111,12 @@ def test_sizes_are_measured_once(tmp_path: Path, machine: Machine) -> None:
     assert runs > 0
     assert chosen(source, machine, max_ms=0.5).chosen == first.chosen
     assert len(machine.ran) == runs
+    alone = replace(first.chosen.measurement, ms=99.0, date="2026-01-02")
+    save(source, Measured(first.setup, {first.chosen.name: alone}))
+    assert chosen(source, machine, max_ms=0.5).chosen.name == first.chosen.name, (
+        "measured at another time than the others"
+    )
+    assert len(machine.ran) > runs
 
 
 def test_the_sentence_names_sizes_that_may_be_as_good(tmp_path: Path, machine: Machine) -> None:

@@ -160,9 +160,9 @@ def _answer(
 def _measured(
     source: ModelSource, how: MeasureSettings, console: Console, clock: Callable[[], float]
 ) -> Mapping[str, Measurement]:
-    """All sizes, measured together unless each is measured already."""
+    """All sizes, measured together, now unless they were before."""
     there = known(source, how).networks
-    if set(source.names) <= there.keys():
+    if set(source.names) <= there.keys() and len({each.date for each in there.values()}) == 1:
         return there
     networks = [Network(source, name) for name in source.names]
     return dict(zip(source.names, measure(networks, how, console=console, clock=clock), strict=True))

@@ -99,12 +99,11 @@ def measure(
         UserError: The device or the runtime is not there, or a network cannot be exported for it.
     """
     check_runtime(how)
-    found: dict[int, Measurement] = {}
+    found, date = dict[int, Measurement](), datetime.now(UTC).isoformat(timespec="seconds")
     with Bars(console or plain_console(stderr=True)) as bars, threads_of(how):
         groups = _groups(networks, how)
         prepared, rounds = bars.add("networks prepared", len(networks)), bars.add("rounds", ROUNDS * len(groups))
         for group in groups:
-            date = datetime.now(UTC).isoformat(timespec="seconds")
             made = {str(place): _made(networks[place], how, prepared) for place in group}
             times = times_of(
                 {place: each.ready.run for place, each in made.items()},
