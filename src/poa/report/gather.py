@@ -162,6 +162,7 @@ def commands(subject: Subject) -> list[Command]:
             "Load it in Python": f"timm.create_model({model}, pretrained=True)",
             "Write as ONNX": f"poa export {word} --size {_HERE} --format onnx{step}",
             "Fine-tune it on your labels": f"poa finetune {word} --train LABELLED --sizes {_HERE}{step}",
+            "Measure it": f"poa measure {word} --sizes {_HERE}",
             "See what it sees": f"poa pictures {word} --sizes {_HERE} --images IMAGES --out pictures{step}",
         }
     return [Command(title, tuple(line.split(_HERE))) for title, line in lines.items()]
