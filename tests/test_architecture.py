@@ -35,7 +35,7 @@ FLOORS = (
     {"features"},
     {"evaluation"},
     {"robustness", "tasks", "pictures", "pretraining", "choice"},
-    {"shipping"},
+    {"shipping", "examination"},
     {"experiments", "report"},
     {"cli"},
     {"__init__", "__main__"},

@@ -25,6 +25,7 @@ from poa.choice.api import choose, measure
 from poa.config.protocols import MAX_BAD_SHARE
 from poa.config.values import without_paths
 from poa.errors import UserError
+from poa.examination.api import doctor
 from poa.shipping.api import export_models
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "choose",
     "cut",
     "detect",
+    "doctor",
     "evaluate",
     "evaluate_knn",
     "export_models",

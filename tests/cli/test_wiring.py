@@ -15,6 +15,7 @@ from poa.choice.scores import Labelled
 from poa.config import finetune, segmentation
 from poa.config.choice import Limits, MeasureSettings
 from poa.config.detection import Detection
+from poa.config.examination import Examination
 from poa.config.values import Settings
 from poa.evaluation.clustering import Cluster
 from poa.evaluation.joint_linear import Switchable
@@ -137,6 +138,13 @@ CASES: dict[str, Case] = {
         {"model": "runs/mine", "images": "a", "out": Path("b"), "all_classes": True, "min_score": 0.5, "limit": 7}
         | {"workers": 2, "overwrite": True},
     ),
+    "doctor": (
+        "--out a.html --write-list b.txt --min-side 9 --model m --size 32x2 --checkpoint 8 --limit 7 --workers 2 "
+        "--overwrite",
+        "poa.examination.examine.examine",
+        {"data": "runs/mine", "settings": Examination(min_side=9), "out": Path("a.html"), "write_list": Path("b.txt")}
+        | {"comparison": (("m", {"checkpoint": 8}), "32x2"), "limit": 7, "workers": 2, "overwrite": True},
+    ),
     "embed": (
         "--data a --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite "
         "--checkpoint 8",
@@ -213,6 +221,7 @@ def arrived(monkeypatch: pytest.MonkeyPatch, command: str, words: str, function:
 
     monkeypatch.setattr(function, work)
     monkeypatch.setattr("poa.models.source.model_source", lambda *given, **options: (*given, options))
+    monkeypatch.setattr("poa.examination.examine.Comparison", lambda *given: given)
     monkeypatch.setattr("poa.models.run.load", lambda folder: folder)
     model = [] if command in NO_SOURCE else ["runs/mine"]
     with pytest.raises(Arrived) as caught:

@@ -1,14 +1,17 @@
 import io
 import random
 import struct
+import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from poa.data.images import BadImage, begins_as_image, check_bytes, decode, upright_sides
+from poa.data import images
+from poa.data.images import BadImage, PlugIn, begins_as_image, check_bytes, decode, reads, upright_sides
 from poa.errors import UserError
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -137,6 +140,40 @@ def test_the_first_bytes_tell_an_image() -> None:
     told = {case for case, (content, _) in CASES.items() if begins_as_image(content[:16])}
     assert set(CASES) - told == {case for case in CASES if case.endswith(("pgm", "ppm", "pbm"))}
     assert not any(begins_as_image(start) for start in (b"", b"BM is short for", b"Python", b"RIFF....WAVE", b"%PDF"))
+
+
+def test_formats_are_read_where_their_plug_in_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in = PlugIn("FAKE", (".fake",), (b"fake",), "reader_of_fakes", "")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    assert not reads(plug_in)
+    (tmp_path / "reader_of_fakes.py").write_text("raise ImportError('a library is missing')")
+    assert not reads(plug_in)
+    (tmp_path / "reader_of_fakes.py").write_text("from PIL import Image\nImage.register_open('FAKE', open)")
+    sys.path_importer_cache.clear()
+    assert reads(plug_in)
+    monkeypatch.delitem(sys.modules, "reader_of_fakes")
+
+
+def test_images_without_a_reader_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_MISSING", (images._HEIF,))
+    monkeypatch.setattr(images, "_READABLE", (images._AVIF,))
+    photo = b"\0\0\0\x18ftypheic" + bytes(40)  # as phones write it, also into files that end in .jpg
+    with pytest.raises(BadImage, match=r"not supported: HEIF, whose reader is not installed\. Install it with: pip"):
+        decode(photo)
+    assert not begins_as_image(photo[:16])
+    monkeypatch.setattr(images, "_READABLE", (images._AVIF, images._HEIF))
+    assert begins_as_image(photo[:16])
+
+
+def test_heic_is_decoded() -> None:
+    plug_in = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    plug_in.from_pillow(plain("RGB", RED, (64, 32))).save(file)
+    image = decode(file.getvalue())
+    assert (image.mode, image.size) == ("RGB", (64, 32))
+    assert image.getpixel((5, 5)) == pytest.approx(RED, abs=4)
 
 
 def test_one_pixel_is_an_image() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.image_files import pack, same
+from poa.data.images import IMAGE_ENDINGS
 from poa.data.index import ImageIndex, open_index
 from poa.errors import UserError
 
@@ -156,3 +157,13 @@ def test_many_may_build_the_same_table_at_once(tmp_path: Path, files: dict[str, 
     assert len(indexes) == 8
     assert all(same(index, files) for index in indexes)
     assert len(list(cache.iterdir())) == 1
+
+
+def test_new_readers_find_images(tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set" / "new.fake").write_bytes(b"photo")
+    before = open_index(tmp_path / "set")
+    assert before.ignored == {".fake": 1}
+    monkeypatch.setattr("poa.data.sources.IMAGE_ENDINGS", IMAGE_ENDINGS | {".fake"})
+    monkeypatch.setattr("poa.data.index.OPTIONAL_FORMATS", ("AVIF", "FAKE"))
+    after = open_index(tmp_path / "set")
+    assert (len(before), len(after)) == (20, 21)

@@ -46,7 +46,7 @@ def test_hidden_files_and_others_are_counted_not_taken(tmp_path: Path) -> None:
 
 
 def test_files_without_ending_are_known_by_their_first_bytes(tmp_path: Path) -> None:
-    root = touch(tmp_path / "set", "README", "a/x.avif", "a/y.jfif", "a/z.heic", "Makefile", "empty")
+    root = touch(tmp_path / "set", "README", "a/x.avif", "a/y.jfif", "a/z.psd", "Makefile", "empty")
     for name in ("0a1b", "a/2c3d"):
         (root / name).write_bytes(content(0))
     (root / "list.txt").write_text("0a1b\nREADME\na/2c3d\n# a remark\n")
@@ -59,12 +59,12 @@ def test_files_without_ending_are_known_by_their_first_bytes(tmp_path: Path) -> 
     ):
         found = listing(path if path.is_dir() else f"{path}/top")
         assert [entry.name for entry in found.entries] == images
-        assert found.ignored == {"": 3, ".heic": 1, ".txt": 1}
+        assert found.ignored == {"": 3, ".psd": 1, ".txt": 1}
     assert listing(root / "list.txt").ignored == {"": 1, "remarks": 1}
     (told,) = notes(resolve(str(root)), listing(root))
     assert told == (
         f"{root}: taken as images are without ending (2), .avif (1), .jfif (1); "
-        "other files are left out: without ending (3), .heic (1), .txt (1)."
+        "other files are left out: without ending (3), .psd (1), .txt (1)."
     )
     assert names(root / "list.txt") == ["0a1b", "a/2c3d"]
 
@@ -190,6 +190,20 @@ def test_no_images(tmp_path: Path) -> None:
     assert "There is no file" in refused(tarred(tmp_path / "set.tar"))
     touch(tmp_path, *(f"x.kind{number}" for number in range(9)))
     assert "and 9 more kinds" in refused(tmp_path)
+
+
+def test_images_without_a_reader_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advice = "Install it with: pip install 'x'"
+    monkeypatch.setattr(sources, "LACKING", {".heic": advice, ".heif": advice})
+    monkeypatch.setattr(sources, "IMAGE_ENDINGS", sources.IMAGE_ENDINGS - {".heic", ".heif"})
+    told = f"since the reader for this format is not installed. {advice}."
+    touch(tmp_path, "all/a.HEIC", "all/b.heic", "some/c.heif", "some/d.png", "none/e.png", "none/f.txt")
+    assert f"2 .heic images are left out, {told}" in refused(tmp_path / "all")
+    (tmp_path / "list.txt").write_text("all/a.HEIC\n")
+    assert f"1 .heic image is left out, {told}" in refused(tmp_path / "list.txt")
+    some, none = (notes(resolve(tmp_path / name), listing(tmp_path / name)) for name in ("some", "none"))
+    assert some[1:] == [f"{tmp_path / 'some'}: 1 .heif image is left out, {told}"]
+    assert len(none) == 1
 
 
 def test_one_image_is_enough(tmp_path: Path) -> None:

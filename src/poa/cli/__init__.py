@@ -8,7 +8,7 @@ from cyclopts import App, CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
 from poa import __version__
-from poa.cli import choose, completion, evaluate, inspect, pretrain, ship, supervised, tasks
+from poa.cli import choose, completion, data, evaluate, inspect, pretrain, ship, supervised, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
@@ -39,6 +39,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     supervised.predict,
     choose.measure,
     choose.choose,
+    data.doctor,
     inspect.embed,
     inspect.pictures,
     inspect.report,

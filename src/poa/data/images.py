@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +17,67 @@ from jaxtyping import UInt8
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from poa.errors import UserError
+from poa.errors import UserError, installing
 
 THIN = 8  # times as long as wide; of thinner images the ends are cut before a resize makes them huge
 
 # Naming the formats keeps Pillow from handing a file to its rarer readers, some of which start other programs.
-_WANTED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
+_WANTED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JPEG2000")
 Image.init()
-_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)  # older versions of Pillow have no AVIF
+
+
+class PlugIn(NamedTuple):
+    """A format that not every installation of Pillow reads."""
+
+    format: str
+    endings: tuple[str, ...]
+    brands: tuple[bytes, ...]
+    """What follows ``ftyp`` at the start of such a file."""
+    module: str
+    """Registers the reader when it is imported."""
+    advice: str
+    """How to get it."""
+
+
+_AVIF = PlugIn(
+    "AVIF",
+    (".avif", ".avifs"),
+    (b"avif", b"avis"),
+    "pillow_avif",
+    "Install it with: pip install --upgrade pillow",
+)
+_HEIF = PlugIn(
+    "HEIF",
+    (".heic", ".heif", ".hif"),
+    (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"),
+    "pillow_heif.HeifImagePlugin",
+    installing("heif"),
+)
+
+
+def reads(plug_in: PlugIn) -> bool:
+    """Whether Pillow reads a format, its plug-in loaded if it is installed."""
+    if plug_in.format in Image.OPEN:
+        return True
+    try:
+        import_module(plug_in.module)
+    except ImportError:
+        return False
+    return plug_in.format in Image.OPEN
+
+
+_READABLE = tuple(plug_in for plug_in in (_AVIF, _HEIF) if reads(plug_in))
+_MISSING = tuple(plug_in for plug_in in (_AVIF, _HEIF) if plug_in not in _READABLE)
+OPTIONAL_FORMATS = tuple(plug_in.format for plug_in in _READABLE)
+_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+LACKING = {ending: plug_in.advice for plug_in in _MISSING for ending in plug_in.endings}
+"""Endings of images that this installation of Pillow does not read, and how to get what reads them."""
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"})
-IMAGE_ENDINGS |= {".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs"}
+IMAGE_ENDINGS |= {".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 IMAGE_ENDINGS |= {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+IMAGE_ENDINGS |= {ending for plug_in in _READABLE for ending in plug_in.endings}
 """Endings of files in these formats."""
-LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")
 """Formats that do not keep values exactly."""
 MIN_BRIGHTEST = 8192
 """An image of 16 bits whose brightest value is lower would have none above 31 of 255."""
@@ -93,9 +143,27 @@ def begins_as_image(start: bytes) -> bool:
     return (
         start.startswith(_STARTS)
         or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
-        or start[4:12] in (b"ftypavif", b"ftypavis")
+        or any(_is_of(plug_in, start) for plug_in in _READABLE)
         or (start[:2], start[6:10]) == (b"BM", bytes(4))
     )
+
+
+def _is_of(plug_in: PlugIn, start: bytes) -> bool:
+    return start[4:8] == b"ftyp" and start[8:12] in plug_in.brands
+
+
+class Opened(NamedTuple):
+    """An image in the mode in which it is stored, and as ``decode`` gives it."""
+
+    stored: Image.Image
+    rgb: Image.Image
+
+
+def opened(encoded: bytes) -> Opened:
+    """The image in a file in both forms; raises ``BadImage`` as ``decode`` does."""
+    with _explained(encoded):
+        stored = _tolerant(encoded, _load)
+        return Opened(stored, as_rgb(stored))
 
 
 def decode(encoded: bytes) -> Image.Image:
@@ -110,8 +178,7 @@ def decode(encoded: bytes) -> Image.Image:
     Raises:
         BadImage: The bytes are damaged, too many, or of a kind that is not supported.
     """
-    with _explained(encoded):
-        return as_rgb(_tolerant(encoded, _load))
+    return opened(encoded).rgb
 
 
 def load(encoded: bytes) -> Image.Image:
@@ -180,6 +247,9 @@ def _why_unidentified(encoded: bytes) -> str:
         except Exception:  # as above
             return "damaged at its start"
         return f"not supported: a TIFF of {kind}; save it as 8-bit RGB, or as grey of 8 or 16 bits"
+    for plug_in in _MISSING:
+        if _is_of(plug_in, encoded):
+            return f"not supported: {plug_in.format}, whose reader is not installed. {plug_in.advice}"
     if begins_as_image(encoded[:16]):
         return "damaged at its start, without pixels, or of a kind that Pillow does not read"
     return "not supported: not an image in a known format, or without pixels, or damaged at its start"

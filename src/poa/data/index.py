@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from poa import distributed
 from poa.data.archives import list_tar, list_zip
 from poa.data.content import MOST_NAMED, Count, Identity, LeftOut, labels_digest, short_digest
-from poa.data.images import BadImage
+from poa.data.images import OPTIONAL_FORMATS, BadImage
 from poa.data.lists import list_paths
 from poa.data.sampler import spread
 from poa.data.sources import Kind, Listing, Progress, Source, list_digits, list_folder, resolve, unreadable
@@ -29,6 +29,8 @@ from poa.text import normal_form
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 3
+_USUAL_READERS = ("AVIF",)
+"""Where others are installed, other files are images, and listings are kept apart."""
 _STALE_AFTER = 7 * 24 * 3600.0
 _LISTERS: dict[Kind, Callable[[Source, Progress], Listing]] = {
     "folder": list_folder,
@@ -67,7 +69,17 @@ class ImageIndex:
     @property
     def num_ignored(self) -> int:
         """Number of files of the source that are hidden or not images."""
-        return self._table.num_ignored
+        return sum(self._table.ignored.values())
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """Number of these by ending."""
+        return self._table.ignored
+
+    @property
+    def files_in(self) -> Path | None:
+        """Where the names of the images start, if each is a file of its own."""
+        return self._table.files_in
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -204,7 +216,8 @@ def open_index(
         raise UserError(f"--limit must be at least 1, got {limit}: leave it out to take all images.")
     source = resolve(data)
     root = _writable(cache)
-    key = short_digest(repr((_FORMAT, source.kind, str(source))).encode())
+    readers = () if OPTIONAL_FORMATS == _USUAL_READERS else OPTIONAL_FORMATS
+    key = short_digest(repr((_FORMAT, source.kind, str(source), *readers)).encode())
     folder = next((found for found in sorted(root.glob(f"{key}-*")) if is_valid(found)), None)
     if folder is None:
         folder = _build(source, root, key=key, progress=progress or (lambda *_: None))

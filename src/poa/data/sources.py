@@ -4,7 +4,7 @@ import io
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from poa.data.images import IMAGE_ENDINGS, BadImage, begins_as_image, check_bytes
-from poa.errors import UserError, nearest
+from poa.data.images import IMAGE_ENDINGS, LACKING, BadImage, begins_as_image, check_bytes
+from poa.errors import UserError, counted, nearest
 from poa.text import system_path
 
 HIDDEN, SYSTEM, SPECIAL, BROKEN = "hidden", "system folders", "links, devices or sparse files", "broken links"
@@ -222,10 +222,21 @@ def notes(source: Source, listing: Listing) -> list[str]:
     if others or len(taken) > 1:
         rest = f"other files are left out: {kinds_of(listing.ignored)}" if others else "no other files are left out"
         told.append(f"{source}: taken as images are {kinds_of(taken)}; {rest}.")
-    return told
+    return [*told, *(f"{source}: {sentence}" for sentence in _without_reader(listing.ignored))]
 
 
-def kinds_of(ignored: Counter[str]) -> str:
+def _without_reader(ignored: Counter[str]) -> list[str]:
+    """What to tell of images that are left out as this installation of Pillow cannot read them."""
+    return [
+        f"{counted(ignored[ending], f'{ending} image')} {'is' if ignored[ending] == 1 else 'are'} left out, since the "
+        "reader for this format is not installed. "
+        f"{advice}."
+        for ending, advice in LACKING.items()
+        if ignored[ending]
+    ]
+
+
+def kinds_of(ignored: Mapping[str, int]) -> str:
     """Kinds of files, each with its number, in words."""
     most = sorted(ignored.items(), key=lambda kind: (-kind[1], kind[0]))[:5]
     kinds = [f"{kind or 'without ending'} ({count:,})" for kind, count in most]
@@ -244,9 +255,10 @@ def require_images(source: Source, entries: list[Entry], ignored: Counter[str]) 
         return
     if not ignored:
         raise UserError(f"There is no file in {source}: give a folder, zip, tar or list with images.")
+    advice = f"Images end in {', '.join(sorted(IMAGE_ENDINGS))}; convert yours or give another --data."
     raise UserError(
-        f"There is no image in {source}, only other files: {kinds_of(ignored)}. "
-        f"Images end in {', '.join(sorted(IMAGE_ENDINGS))}; convert yours or give another --data."
+        f"There is no image in {source} that can be read, only other files: {kinds_of(ignored)}. "
+        + " ".join([*_without_reader(ignored), advice])
     )
 
 

@@ -41,7 +41,8 @@ class Table:
     path: Path
     source: str
     classes: tuple[str, ...]
-    num_ignored: int
+    ignored: Mapping[str, int]
+    """Number of other files by ending."""
     notes: tuple[str, ...]
     listed: str
     records: npt.NDArray[Any]
@@ -57,7 +58,7 @@ class Table:
             path=Path(meta["path"]),
             source=meta["source"],
             classes=tuple(meta["classes"]),
-            num_ignored=meta["num_ignored"],
+            ignored=meta.get("ignored", {"other files": meta["num_ignored"]}),  # earlier versions kept the sum alone
             notes=tuple(meta["notes"]),
             listed=meta["listed"],
             records=np.asarray(np.load(folder / "records.npy", mmap_mode="r")),
@@ -72,11 +73,16 @@ class Table:
             raise ValueError("the digests are those of other files")
         return found
 
+    @property
+    def files_in(self) -> Path | None:
+        """The folder from which names start; None in an archive."""
+        return {"folder": self.path, "list": self.path.parent}.get(self.kind)
+
     def paths(self) -> list[str]:
         """Of all images, where each is a file of its own; none in an archive."""
-        if self.kind not in ("folder", "list"):
+        folder = self.files_in
+        if folder is None:
             return []
-        folder = str(self.path if self.kind == "folder" else self.path.parent)
         return [os.path.join(folder, self.entry(row).name) for row in range(len(self.records))]  # noqa: PTH118
 
     def entry(self, row: int) -> Entry:
@@ -128,6 +134,7 @@ def write_table(listing: Listing, source: Source, folder: Path, *, earlier: Iter
         "source": str(source),
         "classes": classes,
         "num_ignored": sum(listing.ignored.values()),
+        "ignored": dict(listing.ignored),
         "notes": notes(source, listing),
         "listed": short_digest(names, records["name_end"].tobytes(), records["size"].tobytes()),
     }

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from poa.files import whole_file
 from poa.text import one_line
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #666; --paper: #fafafa; --line: #ddd; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a3a3a3; --paper: #1b1b1d; --line: #3a3a3d; } }
 body { margin: 0 auto; padding: 1.2rem; max-width: 76rem; color: var(--ink); background: var(--paper);
@@ -26,6 +26,7 @@ figcaption { padding: .35rem .7rem; }
 .scroll img { display: block; max-width: 100%; height: auto; }
 @media (max-width: 40rem) { .scroll img { max-width: none; width: 40rem; } }
 """.strip()
+"""Of pages that are read, in light and dark."""
 
 
 class Picture(NamedTuple):
@@ -64,7 +65,7 @@ def html(title: str, about: str, sections: Sequence[Section]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <style>
-{_STYLE}
+{STYLE}
 </style>
 </head>
 <body>
