@@ -125,4 +125,6 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         accuracy_plot(make_rows(SMALL), out=tmp_path / "a.png", title="", score="top1@2")
     with pytest.raises(UserError, match=r"score 'top1@20' has milliseconds a batch, so .* `poa measure`"):
         accuracy_plot(make_rows(SMALL), out=tmp_path / "a.png", title="", cost="ms")
+    with pytest.raises(UserError, match=r"written as \.png, got \S+a\.jpg\. Give the file another ending"):
+        accuracy_plot(make_rows(SMALL), out=tmp_path / "a.jpg", title="")
     assert list(tmp_path.iterdir()) == []

@@ -243,7 +243,12 @@ def test_what_is_known_has_a_column() -> None:
 
 def test_subjects_stand_together() -> None:
     small = [SizeRow(Size(64, (depth,)), 10**6, scores={"a": 50.0 + depth}, subject="first") for depth in (2, 3)]
-    rows = [*small, replace(small[0], subject="second"), SizeRow("resnet18", 10**7, subject="resnet18")]
+    rows = [
+        *small,
+        replace(small[0], subject="second"),
+        SizeRow(Size(32, (2,)), 10**6, subject="second"),
+        SizeRow("resnet18", 10**7, subject="resnet18"),
+    ]
     lines = [line.split() for line in render(rows).splitlines()]
     assert lines[0] == ["of", "size", "params", "M", "a"]
     assert lines[2:] == [
@@ -251,11 +256,12 @@ def test_subjects_stand_together() -> None:
         ["64x3", "1.0", "53.0"],
         [],
         ["second", "64x2", "1.0", "52.0"],
+        ["32x2", "1.0", "-"],
         [],
         ["resnet18", "-", "10.0", "-"],
     ]
-    assert [record["subject"] for record in records(rows)] == ["first", "first", "second", "resnet18"]
-    assert records(rows)[3]["size"] == "resnet18"
+    assert [record["subject"] for record in records(rows)] == ["first", "first", "second", "second", "resnet18"]
+    assert records(rows)[4]["size"] == "resnet18"
 
 
 @pytest.mark.parametrize("room", [20, 34, 60])

@@ -40,7 +40,7 @@ class Subjects:
     Attributes:
         rows: Those of all subjects, which they name if there are several.
         notes: What the columns mean, such as where milliseconds were measured.
-        heading: Method and data of the only subject, or the names of all.
+        heading: Method and data of all.
     """
 
     rows: Sequence[SizeRow]
@@ -67,8 +67,7 @@ def subjects(names: Sequence[str], *, checkpoint: int | None = None) -> Subjects
         for each in opened
         for row in _with_measurements(each.rows, each.measured, setup)
     ]
-    heading = opened[0].heading if len(opened) == 1 else ", ".join(each.name for each in opened)
-    return Subjects(rows, _notes(setup), heading)
+    return Subjects(rows, _notes(setup), "; ".join(dict.fromkeys(each.heading for each in opened)))
 
 
 def measured_rows(source: ModelSource, rows: Sequence[SizeRow]) -> tuple[list[SizeRow], list[str]]:

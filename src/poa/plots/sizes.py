@@ -62,14 +62,17 @@ def accuracy_plot(
     costs.
 
     Raises:
-        UserError: No size has the score, or the cost.
+        UserError: No size has the score, or the cost; or the name of the file is not that of a PNG file.
     """
+    if out.suffix.lower() != ".png":
+        raise UserError(f"A chart is written as .png, got {out}. Give the file another ending.")
     score = _pick_score(rows, score)
     drawn = points(rows, score, cost)
     untrained = points(baseline, score, cost, required=False) if baseline else []
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     panels = _panels(figure, [each.score for each in drawn], [each.score for each in untrained])
-    subjects = list(dict.fromkeys(each.row.subject for each in drawn))
+    known = {each.row.subject for each in drawn}
+    subjects = [subject for subject in dict.fromkeys(row.subject for row in rows) if subject in known]
     _draw_intervals(panels[0], drawn)
     if len(subjects) > 1:
         _draw_subjects(panels[0], drawn, subjects)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,11 +252,13 @@ def size_table(
     for heading in (*facts, *shown):
         evaluation, _, score = heading.rpartition(" ") if heading in shown else ("", "", heading)
         table.add_column(f"{evaluation}\n{score}".strip(), justify="right", no_wrap=True)
-    is_grouped = len({row.width for row in rows}) < len(rows)
+    widths = Counter((row.subject, row.width) for row in rows)
+    grouped = {subject for (subject, _), number in widths.items() if number > 1}
     for number, row in enumerate(rows):
         before, after = (rows[place] if 0 <= place < len(rows) else None for place in (number - 1, number + 1))
         is_first = before is None or before.subject != row.subject
-        parted = after is not None and (after.subject != row.subject or (is_grouped and after.width != row.width))
+        is_new_width = row.subject in grouped and after is not None and after.width != row.width
+        parted = after is not None and (after.subject != row.subject or is_new_width)
         table.add_row(
             *([Text(shortened(row.subject, _SUBJECT) if is_first else "")] if several else []),
             Text(_size_cell(row), style="bold" if row.intact else ""),
