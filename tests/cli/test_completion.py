@@ -32,11 +32,29 @@ def test_bash_completes_commands_and_flags(
     assert start.read_text().startswith("alias mine=ls\n")
 
     wanted = ["poa pretr", "poa evaluate kn", "poa pretrain --rec", "poa export --format on", "poa --inst"]
-    lines = [f". {script}"]
+    lines = [f". {script}", "complete -p poa"]
     for words in wanted:
         lines.append(f'COMP_WORDS=({words}); COMP_CWORD={words.count(" ")}; _poa; echo "${{COMPREPLY[@]}}"')
     shown = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
-    assert shown.split() == ["pretrain", "knn", "--recipe", "onnx", "--install-completion"]
+    whole, *found = shown.splitlines()
+    assert whole == "complete -o default -F _poa poa"  # files, where there is nothing else
+    assert found == ["pretrain", "knn", "--recipe", "onnx", "--install-completion"]
+
+
+def test_zsh_completes_files_where_there_is_nothing_else() -> None:
+    specs = {
+        r"'1:A folder\: of images.'": r"'1:A folder\: of images.:_files'",
+        r"'*:Folders of runs.'": r"'*:Folders of runs.:_files'",
+        r"'*--data[Images\: a folder.]:data'": r"'*--data[Images\: a folder.]:data:_files'",
+        r"'*--out[A run'\''s folder.]:out:_files'": r"'*--out[A run'\''s folder.]:out:_files'",
+        r"'1: :->cmds'": r"'1: :->cmds'",
+        r"'--help[Help.]'": r"'--help[Help.]'",
+        r'"*--branch[A branch.]:branch:(teacher initial)"': r'"*--branch[A branch.]:branch:(teacher initial)"',
+    }
+    given, wanted = (
+        " _arguments \\\n" + "".join(f"  {spec} \\\n" for spec in side) for side in (specs, specs.values())
+    )
+    assert completion.with_files(given, "zsh") == wanted
 
 
 def test_start_file_gets_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
