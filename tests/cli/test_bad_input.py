@@ -118,7 +118,7 @@ REFUSED = {
     "damaged": ("pretrain --out damaged --resume", "step-00000008.pt is damaged", "one before it is step-00000004.pt"),
     "all damaged": ("pretrain --out lost --resume", "step-00000008.pt is damaged", "start the run again in another"),
     # runs
-    "no run": ("sizes images", "images is not the folder of a run", "Give the --out of a pre-training"),
+    "no run": ("sizes images", "images is neither the folder of a run", "Give the folder of a run"),
     "no checkpoint": ("extract unsaved --size 32x2", "has no checkpoint yet", "--resume"),
     "damaged model": ("extract damaged --size 32x2", "step-00000008.pt is damaged", "delete"),
     "size": ("extract run --size 32x9", "no size '32x9'", "Did you mean '32x3'?"),

@@ -115,9 +115,9 @@ def sizes(
     names = scoring.headline(shown.rows)
     if score is not None:
         names = [score, *(name for name in names if name != score)]
-    show_sizes(shown.rows, names, notes=shown.notes, all_in=out)
     if out is not None:
         write(shown.rows, out)
+    show_sizes(shown.rows, names, notes=shown.notes, all_in=out)
     if plot is not None:
         from poa.plots.sizes import accuracy_plot
 
