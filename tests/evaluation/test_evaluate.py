@@ -17,7 +17,7 @@ from command import SIZES, poa, tiny_file
 from poa.choice.measured import Measured, Measurement, Setup, save
 from poa.choice.subjects import subjects
 from poa.errors import UserError
-from poa.evaluation import evaluate
+from poa.evaluation import cost, evaluate
 from poa.evaluation.results import results_file
 from poa.models.run import Run
 from poa.models.source import model_source
@@ -334,6 +334,6 @@ def test_flops_that_cannot_be_counted_are_left_out(run: Path, monkeypatch: pytes
     def refuse(*_: object, **__: object) -> int:
         raise NotImplementedError
 
-    monkeypatch.setattr(evaluate, "flops", refuse)
+    monkeypatch.setattr(cost, "flops", refuse)
     (row,) = evaluate.scored_rows(source, {"resnet10t": {"top1": 1.0}})
     assert row.flops is None

@@ -54,7 +54,7 @@ def test_sizes_are_spread_in_proportion_to_their_cost(monkeypatch: pytest.Monkey
     """Costs of 1, 2, 6, 8, 30 and 64: the middle of 1 and 64 is 8; then 30 is farther from the others than 2 and 6."""
     names = ("32x2", "32x3", "32x4", "64x2", "64x3", "64x4")
     counted = {Size.parse(name): Cost(0, flops) for name, flops in zip(names, (1, 2, 6, 8, 30, 64), strict=True)}
-    monkeypatch.setattr(num_sizes, "costs", lambda *_, **__: counted)
+    monkeypatch.setattr(num_sizes, "costs_of", lambda *_: counted)
     family = family_of(config(model={"depth_max": 4}))
     ordered = ["32x2", "64x4", "64x2", "64x3", "32x3", "32x4"]
     for number in range(2, 7):
