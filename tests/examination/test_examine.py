@@ -22,6 +22,7 @@ from poa.examination import examine as examining
 from poa.examination.alike import FIRST
 from poa.examination.examine import Comparison, examine
 from poa.examination.findings import Findings
+from poa.examination.summary import facts
 from poa.families.base import Features
 from poa.models.source import ModelSource
 from refusals import refused
@@ -86,6 +87,7 @@ def test_everything_is_found_and_listed(images: Path, capsys: pytest.CaptureFixt
     assert {kind: names(found, rows) for kind, rows in found.rows.items()} == FOUND
     assert "classes: 2 classes, from 4 images (ant) to 7 (bee)" in told
     assert "duplicates with another label: 1\n" in told
+    assert re.search(r"near-duplicate +1 +9\.1% +bee/large\.jpg", told)
     assert "modes: RGB (7), CMYK (1), L (1)" in told
     assert "left out: .txt (1)" in told
     kept = open_index("lists/keep.txt")
@@ -100,15 +102,16 @@ def test_everything_is_found_and_listed(images: Path, capsys: pytest.CaptureFixt
     assert state(images) == before
 
 
-def test_channels_are_those_of_all_pixels_of_images_of_one_size(images: Path, tmp_path: Path) -> None:
-    lone = tmp_path / "lone"
-    lone.mkdir()
+def test_channels_are_those_of_all_pixels_of_images_of_one_size(images: Path) -> None:
     for i in range(3):
-        picture(i).save(lone / f"{i}.png")
-    mean, spread = library.doctor(lone).channels()
+        (images.parent / "lone" / f"class {i}").mkdir(parents=True)
+        picture(i).save(images.parent / "lone" / f"class {i}" / "it.png")
+    found = library.doctor(images.parent / "lone")
+    mean, spread = found.channels()
     pixels = np.stack([np.asarray(picture(i)) for i in range(3)]).reshape(-1, 3) / 255
     np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-5)
     np.testing.assert_allclose(spread, pixels.std(0), rtol=1e-5)
+    assert facts(found)["classes"] == "3 classes of 1 image"
 
 
 def test_what_is_left_out_can_be_chosen(images: Path) -> None:
@@ -176,6 +179,7 @@ def test_without_one_readable_image(images: Path, capsys: pytest.CaptureFixture[
     assert poa("doctor", "bad", "--out", "bad.html") == 0
     told = capsys.readouterr().out
     assert "modes: none, since no image can be read" in told
+    assert "classes: none: the images have no labels" in told
     assert "--views.mean" not in told
 
 

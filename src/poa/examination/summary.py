@@ -34,9 +34,14 @@ def findings_table(found: Findings) -> Table:
     table.add_column("such as", overflow="ellipsis", no_wrap=True)
     for kind, rows in found.rows.items():
         first = one_line(found.index.name(int(rows[0]))) if len(rows) else ""
-        share = f"{len(rows) / len(found.index):.1%}" if len(rows) else ""
-        table.add_row(kind, f"{len(rows):,}", share, Text(first))
+        table.add_row(kind, f"{len(rows):,}", _share(len(rows), len(found.index)), Text(first))
     return table
+
+
+def _share(number: int, total: int) -> str:
+    if number == 0:
+        return ""
+    return "<0.1%" if number < total / 1000 else f"{number / total:.1%}"
 
 
 def facts(found: Findings) -> dict[str, str]:
@@ -73,6 +78,8 @@ def _classes(found: Findings) -> str:
     bare = counts.pop("", 0)
     low, high = (choose(counts, key=lambda name: counts[name]) for choose in (min, max))
     text = counted(len(counts), "class")
-    if len(counts) > 1:
+    if counts[low] == counts[high]:
+        text += f" of {counted(counts[low], 'image')}"
+    else:
         text += f", from {counted(counts[low], 'image')} ({low}) to {counts[high]:,} ({high})"
     return f"{text}; {counted(bare, 'image')} without a label" if bare else text
