@@ -10,7 +10,7 @@ from poa.errors import UserError
 from poa.evaluation import evaluate as scoring
 from poa.evaluation.headings import heading_of_run
 from poa.models import registry
-from poa.models.run import is_run
+from poa.models.run import Run, is_run
 from poa.models.run import load as load_run
 from poa.models.source import ModelSource, model_source, run_source
 from poa.plots.tables import SizeRow
@@ -21,16 +21,20 @@ class Subject:
     """A run, an extracted size or a timm model.
 
     Attributes:
+        source: Its networks.
         name: That no other subject has; short.
         heading: Method and data, or the name.
         rows: One for each network, with costs and scores.
         measured: Times; those on this machine first.
+        run: The run, if it is one.
     """
 
+    source: ModelSource
     name: str
     heading: str
     rows: Sequence[SizeRow]
     measured: Sequence[Measured]
+    run: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,28 @@ class Subjects:
 
 
 def subjects(names: Sequence[str], *, checkpoint: int | None = None) -> Subjects:
-    """Open runs, folders that timm loads, and timm models; the latter without their weights, which nothing here needs.
+    """What one table or chart shows of runs, folders that timm loads, and timm models.
 
-    Scores of runs are those of the ``checkpoint`` of a step, by default of the newest.
+    Raises:
+        UserError: As :func:`opened` says.
+    """
+    found = opened(names, checkpoint=checkpoint, branch="untrained")
+    setup = common_setup([each.measured for each in found])
+    rows = [
+        replace(row, subject=each.name if len(found) > 1 else "")
+        for each in found
+        for row in _with_measurements(each.rows, each.measured, setup)
+    ]
+    return Subjects(rows, _notes(setup), "; ".join(dict.fromkeys(each.heading for each in found)))
+
+
+def opened(names: Sequence[str], *, checkpoint: int | None = None, branch: str = "teacher") -> list[Subject]:
+    """Runs, folders that timm loads, and timm models, each under a name that no other has.
+
+    Args:
+        names: Of subjects.
+        checkpoint: The step of the runs' checkpoint whose scores are known; the newest by default.
+        branch: Whose weights networks get; ``untrained`` reads and downloads none, but those of folders.
 
     Raises:
         UserError: There is no such network, one is named twice, or its scores are damaged.
@@ -60,14 +83,7 @@ def subjects(names: Sequence[str], *, checkpoint: int | None = None) -> Subjects
         raise UserError("No network is named. Give the folder of a run, an extracted size, or a timm name.")
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise UserError(f"{twice[0]} is named twice. Name each run or network once.")
-    opened = [_opened(name, label, checkpoint) for name, label in zip(names, labels(names), strict=True)]
-    setup = common_setup([each.measured for each in opened])
-    rows = [
-        replace(row, subject=each.name if len(opened) > 1 else "")
-        for each in opened
-        for row in _with_measurements(each.rows, each.measured, setup)
-    ]
-    return Subjects(rows, _notes(setup), "; ".join(dict.fromkeys(each.heading for each in opened)))
+    return [_opened(name, label, checkpoint, branch) for name, label in zip(names, labels(names), strict=True)]
 
 
 def measured_rows(source: ModelSource, rows: Sequence[SizeRow]) -> tuple[list[SizeRow], list[str]]:
@@ -99,14 +115,14 @@ def common_setup(measured: Sequence[Sequence[Measured]]) -> Setup | None:
     return max(number, key=lambda setup: number[setup]) if number else None
 
 
-def _opened(name: str, label: str, checkpoint: int | None) -> Subject:
+def _opened(name: str, label: str, checkpoint: int | None, branch: str) -> Subject:
     folder = registry.folder_of(name)
     if is_run(folder):
         run = load_run(folder, checkpoint=checkpoint)
-        source = run_source(run, branch="untrained")  # which needs no checkpoint
-        return Subject(label, heading_of_run(run), scoring.rows(run), load(source))
-    source = model_source(name, branch="teacher" if folder.is_dir() else "untrained", checkpoint=checkpoint)
-    return Subject(label, label, scoring.network_rows(source), load(source))
+        source = run_source(run, branch=branch)
+        return Subject(source, label, heading_of_run(run), scoring.rows(run), load(source), run)
+    source = model_source(name, branch="teacher" if folder.is_dir() else branch, checkpoint=checkpoint)
+    return Subject(source, label, label, scoring.network_rows(source), load(source))
 
 
 def _with_measurements(rows: Sequence[SizeRow], measured: Sequence[Measured], setup: Setup | None) -> list[SizeRow]:

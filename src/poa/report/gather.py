@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from poa.choice.measured import Setup
+from poa.choice.subjects import Subject
 from poa.elastic.plan import even_blocks
 from poa.elastic.space import Size
 from poa.errors import counted
@@ -14,7 +15,7 @@ from poa.plots.sizes import USUAL_SCORE, score_label
 from poa.plots.tables import SizeRow, score_names
 from poa.report import content
 from poa.report.content import Blocks, Command, Content, Cost, Point, Score
-from poa.report.subjects import Subject
+from poa.report.subjects import about, score_settings
 from poa.text import one_line, python_literal, shell_word, unicode_text
 
 PARAMETERS = Cost("parameters", "params M", "parameters in millions", "M parameters")
@@ -32,7 +33,7 @@ def content_of(subjects: Sequence[Subject]) -> Content:
     return Content(
         costs=[*_time_costs(times), PARAMETERS, GMACS, MEGABYTES],
         scores=[Score(name, score_label(name)) for name in names],
-        subjects=[content.Subject(each.name, each.about, commands(each)) for each in subjects],
+        subjects=[content.Subject(one_line(each.name), about(each), commands(each)) for each in subjects],
         points=[_point(place, each, row, times) for place, each in enumerate(subjects) for row in each.rows],
         notes=[*_notes(times), *_unlike(subjects, names)],
     )
@@ -69,9 +70,9 @@ def _notes(times: Mapping[str, Setup]) -> list[str]:
 
 def _unlike(subjects: Sequence[Subject], names: Sequence[str]) -> list[str]:
     """Which scores of the subjects cannot be compared."""
-    notes = []
+    notes, settings = [], {one_line(subject.name): score_settings(subject) for subject in subjects}
     for name in names:
-        known = {subject.name: dict(subject.taken[name]) for subject in subjects if name in subject.taken}
+        known = {subject: dict(of_score[name]) for subject, of_score in settings.items() if name in of_score}
         first, *others = known
         if unlike := [other for other in others if known[other] != known[first]]:
             notes.append(

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from poa.choice.subjects import Subject, opened
 from poa.errors import UserError, counted
 from poa.evaluation.headings import heading_of_run
 from poa.files import whole_file
@@ -20,7 +21,6 @@ from poa.report.content import Image, Pictures
 from poa.report.curves import curves
 from poa.report.gather import content_of
 from poa.report.page import html
-from poa.report.subjects import Subject, subjects_of
 from poa.text import one_line
 
 
@@ -55,14 +55,14 @@ def write_report(
     asked = None if out is None else Path(out)
     if asked is not None and (asked.suffix != ".html" or asked.is_dir()):
         raise UserError(f"A report is a file that ends in .html, got {out}. Choose a name such as report.html.")
-    found = subjects_of(subjects, checkpoint=checkpoint)
+    found = opened(subjects, checkpoint=checkpoint)
     first = found[0].run
     file = asked or (first.folder if first else Path()) / "report.html"
     lines = curves(read_metrics(first.paths.metrics), first.config) if first and first.paths.metrics.exists() else []
     options = {"sizes": sizes, "kinds": kinds, "limit": limit, "show": show, "console": console}
     pictures = [] if images is None else _pictures(found, fspath(images), **options)
     content = replace(content_of(found), curves=lines, pictures=pictures)
-    title = f"{heading_of_run(first)}: {counted(len(found[0].rows), 'size')}" if first else found[0].name
+    title = f"{heading_of_run(first)}: {counted(len(found[0].rows), 'size')}" if first else one_line(found[0].name)
     with whole_file(file) as temporary:
         temporary.write_text(html(title, found[0].source.name, content), encoding="utf-8")
     return file
