@@ -6,8 +6,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from data.image_files import content, listing, names, pack, refused, tarred, touch, zipped
-from poa.data import sources
-from poa.data.images import BadImage, decode
+from poa.data import lists, sources
+from poa.data.images import IMAGE_ENDINGS, BadImage, decode
 from poa.data.index import ImageIndex, open_index
 from poa.data.sources import SPECIAL, Source, check_out, ending_of, folder_labels, notes, read_file, resolve
 from poa.errors import UserError
@@ -195,7 +195,8 @@ def test_no_images(tmp_path: Path) -> None:
 def test_images_without_a_reader_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     advice = "Install it with: pip install 'x'"
     monkeypatch.setattr(sources, "LACKING", {".heic": advice, ".heif": advice})
-    monkeypatch.setattr(sources, "IMAGE_ENDINGS", sources.IMAGE_ENDINGS - {".heic", ".heif"})
+    for module in (sources, lists):
+        monkeypatch.setattr(module, "IMAGE_ENDINGS", IMAGE_ENDINGS - {".heic", ".heif"})
     told = f"since the reader for this format is not installed. {advice}."
     touch(tmp_path, "all/a.HEIC", "all/b.heic", "some/c.heif", "some/d.png", "none/e.png", "none/f.txt")
     assert f"2 .heic images are left out, {told}" in refused(tmp_path / "all")
