@@ -4,8 +4,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.library
-DEVELOPING := $(VENV)/.development
+INSTALLED := $(VENV)/.installed
+DEVELOPING := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 
 .PHONY: setup demo test lint format types check clean

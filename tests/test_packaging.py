@@ -83,7 +83,7 @@ def test_demo_installs_the_library_alone_and_test_the_tools(tmp_path: Path) -> N
     assert library_alone == "--quiet --index-url HERE --editable ."
     assert installed("test") == [first, '--quiet --index-url HERE --editable ".[dev]"']
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for name in ("bin/python", ".library"):
+    for name in ("bin/python", ".installed"):
         (tmp_path / ".venv" / name).touch()
     assert installed("demo") == []
     assert len(installed("test")) == 1
