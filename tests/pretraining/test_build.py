@@ -74,6 +74,10 @@ def test_it_is_said_before_the_first_step(
         ({"epochs": 10, "method": "seed"}, ["With --epochs 10 the learning rate rises to the end (--opt"]),
         ({"epochs": 11, "method": "slimclr-simclr", "slim": {"slow_start_epochs": 11}}, ["only the full width learns"]),
         ({"epochs": 11, "method": "slimclr-simclr"}, []),
+        (
+            {"epochs": 31, "views": {"small_size": 96, "small_epochs": 31}},
+            ["crops never have their full size (--views"],
+        ),
     ],
 )
 def test_what_a_run_is_too_short_for(settings: dict[str, Any], said: list[str]) -> None:

@@ -3,11 +3,13 @@
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import tiny
 from poa.data.loader import CropSchedule
 from poa.errors import UserError
 from poa.models.registry import family_of
+from poa.pretraining import dry_run
 from poa.pretraining.crops import crops_of
 
 
@@ -29,6 +31,18 @@ def test_all_crops_are_alike_by_default() -> None:
     crops = made()
     assert crops.at(0) == crops.at(100)
     assert crops.at(0).masking.dropped == 0
+
+
+def test_a_dry_run_measures_crops_of_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would promise the speed of a part of the run for all of it."""
+    sides: list[int] = []
+    step = dry_run.train_step
+    monkeypatch.setattr(
+        dry_run, "train_step", lambda *given: (sides.append(given[2][0].globals.shape[-1]), step(*given))
+    )
+    found = dry_run.dry_run(tiny.config(limit=32, **tiny.CHEAPER), console=Console(quiet=True))
+    assert set(sides) == {32}
+    assert any("Steps on crops of 16 pixels take less" in note for note in found.notes)
 
 
 WHOLE = {"ibot": 0.0}

@@ -76,7 +76,7 @@ def masks_for(
     edges = np.linspace(*masking.ratio, num_masked + 1)
     order = _permutation(num_crops, seed=seed, step=step)
     masks = np.zeros((2 * len(positions), masking.grid, masking.grid), dtype=np.bool_)
-    for row, crop in enumerate(view * batch_size + position for view in range(2) for position in positions):
+    for row, crop in enumerate(_crops(positions, batch_size)):
         interval = order[crop]
         if interval >= num_masked:
             continue
@@ -97,9 +97,9 @@ def kept_for(
         return None
     patches = masking.grid**2
     number = max(1, round(patches * (1.0 - masking.dropped)))
-    crops = [view * batch_size + position for view in range(2) for position in positions]
-    rows = [sorted(random.Random(f"kept {seed} {step} {crop}").sample(range(patches), number)) for crop in crops]
-    return torch.tensor(rows).view(len(crops), number)
+    generators = [random.Random(f"kept {seed} {step} {crop}") for crop in _crops(positions, batch_size)]
+    rows = [sorted(generator.sample(range(patches), number)) for generator in generators]
+    return torch.tensor(rows).view(len(rows), number)
 
 
 def block_mask(target: int, *, masking: Masking, generator: random.Random) -> npt.NDArray[np.bool_]:
@@ -139,6 +139,11 @@ def _add_block(
             block[:] = True
             return added
     return 0
+
+
+def _crops(positions: Sequence[int], batch_size: int) -> list[int]:
+    """Numbers of the global crops of some images in the global batch: first views, then second views."""
+    return [view * batch_size + position for view in range(2) for position in positions]
 
 
 def _permutation(length: int, *, seed: int, step: int) -> npt.NDArray[np.int64]:

@@ -92,6 +92,11 @@ def check_settings(config: Config, seeds: Sequence[int]) -> None:
             "A comparison does not count the cost of a further teacher; leave --distill.teacher out. SEED's teacher is "
             "trained by the comparison itself."
         )
+    if config.views.small_epochs or config.views.drop_patches:
+        raise UserError(
+            "A comparison counts operations of whole crops of one size; leave --views.small-size, --views.small-epochs "
+            "and --views.drop-patches out."
+        )
     for seed in seeds:
         folder = Path(config.out, elastic_run(seed))
         if is_begun(folder):

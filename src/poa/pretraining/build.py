@@ -335,6 +335,8 @@ def _endless(config: Config) -> Iterator[str]:
     start, end = losses.teacher_temperature
     if optimizer.warmup_epochs >= epochs:
         yield f"the learning rate rises to the end (--optimizer.warmup-epochs {optimizer.warmup_epochs:g})"
+    if config.views.small_epochs >= epochs:
+        yield f"crops never have their full size (--views.small-epochs {config.views.small_epochs:g})"
     if config.method in SLIMMABLE and (config.slim.slow_start_epochs or 0) >= epochs:
         yield f"only the full width learns (--slim.slow-start-epochs {config.slim.slow_start_epochs:g})"
     if config.method not in SELF_DISTILLED:

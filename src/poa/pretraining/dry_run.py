@@ -127,16 +127,17 @@ def _timed_steps(
     parts: Parts, config: Config, index: ImageIndex, advance: Callable[[], None]
 ) -> Iterator[tuple[float, float, float]]:
     """Train some steps; of each the seconds of training, of preparing its images in one process, and CPU seconds."""
+    first = max(parts.ibot_start, parts.crops.small_steps)  # with masks and whole crops, as steps that take longest
     loader = step_batches(
         parts,
         index,
         batch_size=config.batch_size,
-        start_step=parts.ibot_start,  # with masks, as most of the run will be
+        start_step=first,
         num_steps=NUM_STEPS,
         world_size=config.devices * config.num_nodes,
         micro_batches=config.accumulate,
     )
-    for step in range(parts.ibot_start, parts.ibot_start + NUM_STEPS):
+    for step in range(first, first + NUM_STEPS):
         began, on_cpu = time.monotonic(), time.process_time()
         batch = next(loader)
         prepared = time.monotonic()
@@ -149,6 +150,9 @@ def _notes(config: Config, *, disk: int) -> Iterator[str]:
     processes = config.devices * config.num_nodes
     if processes > 1:
         yield f"Only one of {processes} processes was measured; communication between them is not included."
+    if config.views.small_epochs:
+        small = config.views.small_size
+        yield f"Steps on crops of {small} pixels take less; the time is that of larger crops throughout."
     folder = Path(config.out).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if config.out and disk > free:
