@@ -1,11 +1,13 @@
 """What model cards say about where weights come from."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import tiny
-from poa.models.origin import base_name, facts_of, how_scored, inherited_by, licence_of, places
+from poa.config.pretraining import Config
+from poa.models.origin import METHODS, base_name, facts_of, how_scored, inherited_by, licence_of, places
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,10 @@ def test_licences_of_weights_begun_from(tmp_path: Path) -> None:
     assert licence_of("nothing") is None
     config = tiny.config(init=str(tmp_path / "0"), distill={"teacher": "vit_small_patch14_dinov2.lvd142m"})
     assert inherited_by(config) == {"0": "mit", "vit_small_patch14_dinov2.lvd142m": "apache-2.0"}
+
+
+def test_each_method_is_told() -> None:
+    assert METHODS.keys() == set(get_args(Config.model_fields["method"].annotation))
 
 
 def test_facts_of_an_earlier_version() -> None:

@@ -18,6 +18,9 @@ METHODS = {
     "single": "self-distillation of the largest size alone",
     "distill": "distillation of a frozen teacher into all sizes at once",
     "seed": "SEED: distillation of a frozen teacher",
+    "slimclr-simclr": "SlimCLR (arXiv 2209.15525): contrast at all widths at once, by SimCLR",
+    "slimclr-mocov2": "SlimCLR (arXiv 2209.15525): contrast at all widths at once, by MoCo v2",
+    "slimclr-mocov3": "SlimCLR (arXiv 2209.15525): contrast at all widths at once, by MoCo v3",
 }
 _NOT_SHOWN = {"weights", "image_size", "resize", "mean", "std", "precision", "classes"}
 """Settings that the rest of a card tells."""
@@ -28,7 +31,7 @@ def facts_of(config: Config, *, step: int, state: Mapping[str, Any]) -> dict[str
     number = f", {counted(state['num_images'], 'image')}" if "num_images" in state else ""
     digest = f", digest {state['images']}" if "images" in state else ""
     return {
-        "method": METHODS.get(config.method, config.method),
+        "method": METHODS[config.method],
         "images": f"{base_name(config.data)}{number}{digest}; labels were not used",
         "length": f"{counted(step, 'step')} of {counted(config.batch_size, 'image')}, of a training of "
         f"{counted(config.epochs, 'epoch')}",
