@@ -265,6 +265,9 @@ def test_bad_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = given(CONSTANT, tmp_path / "out", data=str(tmp_path / "gone"))
     with pytest.raises(UserError, match=r"those of the run cannot be opened \(.*gone.*\)\. Give --calibrate FOLDER"):
         export(gone, Wish(precisions=("int8",)), console=quiet)
+    for wish in (Wish(calibrate="gone"), Wish(images="gone")):
+        with pytest.raises(UserError, match="gone"):
+            export(one, wish, console=quiet)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
         export(one, Wish(precisions=("int8",), calibrate=str(tmp_path / "empty")), console=quiet)

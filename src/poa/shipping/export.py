@@ -85,7 +85,7 @@ class Result(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """The images of a command."""
+    """The images of a command; those of a calibration if files of int8 are asked for."""
 
     compared: ImageIndex
     calibration: ImageIndex | None
@@ -109,20 +109,18 @@ def export(given: Exportables, wish: Wish, *, console: Console | None = None) ->
     console = console or plain_console(stderr=True)
     combinations, out = _combinations(given, wish, console), Path(wish.out or given.out)
     targets = {
-        (name, *each): out / _file_name(f"{name}{given.mark}", *each, pixels=wish.pixels)
+        name: {each: out / _file_name(f"{name}{given.mark}", *each, pixels=wish.pixels) for each in combinations}
         for name in given.names
-        for each in combinations
     }
-    there = [path for path in targets.values() if path.exists()]
+    there = [path for own in targets.values() for path in own.values() if path.exists()]
     if there and not wish.overwrite:
         raise UserError(f"{there[0]} already exists. Choose another --out, or replace it with --overwrite.")
     opened = _open(given, wish, has_int8=any(precision == "int8" for _, precision in combinations), console=console)
     make_folder(out, content="Exported files")
     found, refused = list[Exported](), dict[str, str]()
     with Bars(console) as bars:
-        advance = bars.add("files", len(targets))
-        for name in given.names:
-            own = {each: targets[(name, *each)] for each in combinations}
+        advance = bars.add("files", len(given.names) * len(combinations))
+        for name, own in targets.items():
             for target, file in _of_network(given.network(name), own, opened, wish):
                 if isinstance(file, Exported):
                     found.append(file)
@@ -168,9 +166,14 @@ def _file_name(name: str, kind: str, precision: Precision, *, pixels: bool) -> s
 def _open(given: Exportables, wish: Wish, *, has_int8: bool, console: Console) -> _Opened:
     calibration = _calibration(given, wish, console) if has_int8 else None
     scored = None if wish.labelled is None else open_labelled(wish.labelled)
-    if wish.images is not None:
-        return _Opened(open_images(wish.images, console=console), calibration, scored)
-    return _Opened(calibration or _usual_images(wish.calibrate or given.data, console), calibration, scored)
+    named = wish.calibrate if wish.images is None else wish.images
+    if wish.images is None and calibration is not None:
+        compared = calibration
+    elif named is not None:
+        compared = open_images(named, console=console)
+    else:
+        compared = _usual_images(given.data, console)
+    return _Opened(compared, calibration, scored)
 
 
 def _calibration(given: Exportables, wish: Wish, console: Console) -> ImageIndex:
@@ -201,17 +204,13 @@ def _of_network(
     """The files of a network, or why there is none."""
     prepared = network.preprocessing
     images = sample(opened.compared, prepared, most=sum(BATCHES))
-    needs_score = opened.scored is not None and any(precision == "int8" for _, precision in targets)
-    reference = _Reference(
-        images,
-        outputs(network.network, images, prepared, at_once=1 if network.task == "detection" else 32),
-        score(lambda some: outputs(network.network, some, prepared)[0], network, opened.scored)
-        if opened.scored is not None and needs_score
-        else None,
-    )
-    calibration = None
+    expected = outputs(network.network, images, prepared, at_once=1 if network.task == "detection" else 32)
+    calibration = before = None
     if opened.calibration is not None:
         calibration = as_input(sample(opened.calibration, prepared, most=NUM_CALIBRATED), prepared, pixels=wish.pixels)
+        if opened.scored is not None:
+            before = score(lambda some: outputs(network.network, some, prepared)[0], network, opened.scored)
+    reference = _Reference(images, expected, before)
     folder = next(iter(targets.values())).parent
     with working_folder(folder / "files") as work:
         maker = Maker(network, work, pixels=wish.pixels, calibration=calibration)
