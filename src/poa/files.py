@@ -89,23 +89,20 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         UserError: The folder cannot be written.
     """
     whole = folder if folder.name not in ("", "..") else folder.resolve()
-    temporary = _unfinished(whole)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if whole.is_dir() and not any(whole.iterdir()):
-            for file in temporary.iterdir():
-                file.rename(whole / file.name)
-        else:
-            shutil.rmtree(whole, ignore_errors=True)
-            temporary.rename(whole)
+        with working_folder(whole) as temporary:
+            yield temporary
+            if whole.is_dir() and not any(whole.iterdir()):
+                for file in temporary.iterdir():
+                    file.rename(whole / file.name)
+            else:
+                shutil.rmtree(whole, ignore_errors=True)
+                temporary.rename(whole)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror}. Choose another folder, or free some space there, and "
             "run the same command again."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

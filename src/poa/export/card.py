@@ -18,7 +18,6 @@ UNKNOWN = "unknown"
 MOST_CLASSES, MOST_SCORES = 50, 6
 """Names of classes, and scores of one evaluation, that are on a card."""
 CARD = "README.md"
-_HERE = """Run these lines in the folder of this file, or write the path of the folder in the place of the dot."""
 _CARD = """---
 library_name: timm
 pipeline_tag: {task}
@@ -30,7 +29,7 @@ tags: [{tags}]
 {summary}
 
 ## Use
-{here}
+Run these lines in the folder of this file, or write the path of the folder in the place of the dot.
 
 {uses}
 
@@ -144,7 +143,6 @@ def model_card(
         licence=_yaml(origin.licence),
         name=markdown_text(name),
         summary=summary,
-        here=_HERE,
         uses="\n\n".join(_use(each) for each in uses),
         images=f"{images}\n{further}".rstrip(),
         model=_table({**model, **named}),

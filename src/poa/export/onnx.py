@@ -1,6 +1,6 @@
 """ONNX: a network as one file for ONNX Runtime and others, in float32, with weights of 16 bits, or in int8."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -134,9 +134,6 @@ class _Calibration:
         """The next batch, or None after the last."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT: batch}
-
-    def __iter__(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        return iter(self.get_next, None)
 
 
 def write_int8(float32: Path, file: Path, *, images: npt.NDArray[Any], metadata: Mapping[str, str]) -> None:

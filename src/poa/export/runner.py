@@ -1,8 +1,8 @@
 """A program of its own, which has to do without this package: it runs an exported file on images and times it.
 
-``python -P runner.py REQUEST.json``, where the request names the ``file``, the ``images`` and the ``outputs`` (.npy),
-the sizes of the ``batches`` to begin with, of the ``batch`` after them, and whether the program ``is_timed``; then its
-one line of output is the median time of one image in milliseconds.
+``python -P runner.py REQUEST.json``, where the request names the ``file``, the ``images`` (.npy) and the ``outputs``
+(.npz), the sizes of the ``batches`` to begin with, of the ``batch`` after them, and whether the program ``is_timed``;
+then its one line of output is the median time of one image in milliseconds.
 """
 
 import json

@@ -23,8 +23,10 @@ from poa.text import note, plain_console, unicode_text
 CLASSIFIER = "classifier.safetensors"
 """File of a classifier that timm cannot build."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_OURS = {CONFIG, WEIGHTS, CLASSIFIER, CARD, "exported"}
-"""What is in the folder of a model; ``exported`` is made of it."""
+EXPORTED = "exported"
+"""Folder of the files that ``poa export`` makes of a model, in that of the model."""
+_OURS = {CONFIG, WEIGHTS, CLASSIFIER, CARD, EXPORTED}
+"""What is in the folder of a model."""
 TIMM = """import timm
 from PIL import Image
 
@@ -65,7 +67,7 @@ image = image.resize([{resize} * side // shorter for side in image.size], Image.
 left, top = (round((side - {side}) / 2) for side in image.size)
 pixels = np.asarray(image.crop((left, top, left + {side}, top + {side})), np.float32) / 255
 pixels = (pixels - np.float32({mean})) / np.float32({std})
-session = onnxruntime.InferenceSession(next(Path("exported").glob("*.onnx")))
+session = onnxruntime.InferenceSession(next(Path("{exported}").glob("*.onnx")))
 ({found},) = session.run(None, {{"images": pixels.transpose(2, 0, 1)[None]}})"""
 _MAKE_ONNX = "`poa export . --format onnx`, run here once, writes a file that needs neither poa nor torch."
 
@@ -251,6 +253,7 @@ def uses(preprocessing: Preprocessing, *, found: str) -> list[Use]:
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
         found=found,
+        exported=EXPORTED,
     )
     return [
         Use("timm", _TIMM_CLASSES if is_classifier else TIMM.format(found=found)),

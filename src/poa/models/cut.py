@@ -50,7 +50,8 @@ class CutWeights:
         self._source = _told_as_from(read, name)
         if self._source.model is None and "name" not in (model or {}):
             raise UserError(f"{name} is a file of weights, which does not name its network. Add --model NAME.")
-        side = image_size or _side(self._source)
+        self._made = None if self._source.model is None else made_for(self._source.model, name=name)
+        side = image_size or (None if self._made is None else self._made.side)
         views = {"num_locals": 0} | ({} if side is None else {"global_size": side})
         network = {"name": _network_of(name, self._source)} | dict(model or {})
         self.config = resolve({"model": network, "init": name, "views": views})
@@ -87,10 +88,9 @@ class CutWeights:
     def preprocessing(self) -> Preprocessing:
         """How images are prepared: as for the weights, where that is known."""
         side, views = self.family.image_size, self.config.views
-        if self._source.model is None:
+        if self._made is None:
             return Preprocessing(side, self.config.scoring_resize, views.mean, views.std)
-        made = made_for(self._source.model, name=self.name)
-        return resized_for(side, made)
+        return resized_for(side, self._made)
 
     def extract(
         self, size: str | Size, *, out: str | Path | None = None, overwrite: bool = False, licence: str = UNKNOWN
@@ -125,10 +125,6 @@ def _network_of(name: str, source: TrainedWeights) -> str:
     """What ``--model`` names it by; models of the hub are not in timm's list, but their architectures are."""
     known: Any = source.model
     return str(known.pretrained_cfg["architecture"]) if name.startswith(hub.PREFIXES) else name
-
-
-def _side(source: TrainedWeights) -> int | None:
-    return None if source.model is None else made_for(source.model, name=source.name).side
 
 
 def _told_as_from(function: Any, *arguments: Any) -> Any:

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from poa.config.pretraining import Config
 from poa.data.images import Preprocessing
 from poa.errors import UserError, counted
 from poa.export.about import About, Precision, Task
+from poa.export.timm import EXPORTED
 from poa.models import registry
 from poa.models.folder import weights_of
 from poa.models.run import is_run, load
@@ -21,8 +21,6 @@ from poa.tasks.detection.folder import is_detector, read_detector
 from poa.tasks.segmentation.folder import is_segmenter, read_segmenter
 from poa.tasks.segmentation.predict import usual_stride
 
-FOLDER = "exported"
-"""Where files are written, in the folder of a run or of a model."""
 PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
     "program": ("fp32", "fp16"),
@@ -140,7 +138,7 @@ def _found(given: str, sizes: str | Sequence[str], image_size: int | None, check
     folder = registry.folder_of(given)
     if is_run(folder) or checkpoint is not None:  # which only a run has
         source = model_source(given, image_size=image_size, checkpoint=checkpoint)
-        return _of_source(source, sizes, folder / FOLDER, load(folder).config)
+        return _of_source(source, sizes, folder / EXPORTED, load(folder).config.data)
     if is_detector(folder):
         return replace(_of_task(_detector, given, folder, sizes, image_size), precisions=OF_DETECTORS)
     if is_segmenter(folder):
@@ -148,11 +146,11 @@ def _found(given: str, sizes: str | Sequence[str], image_size: int | None, check
     if is_classifier(folder):
         return _of_task(_classifier, given, folder, sizes, image_size)
     source = model_source(given, image_size=image_size)
-    out = folder / FOLDER if folder.is_dir() else Path(FOLDER, source.names[0])
+    out = folder / EXPORTED if folder.is_dir() else Path(EXPORTED, source.names[0])
     return _of_source(source, sizes, out, None)
 
 
-def _of_source(source: ModelSource, sizes: str | Sequence[str], out: Path, config: Config | None) -> Exportables:
+def _of_source(source: ModelSource, sizes: str | Sequence[str], out: Path, data: str | None) -> Exportables:
     if not sizes and len(source.names) > 1:
         raise UserError(
             f"{source.name} has {counted(len(source.names), 'size')}. Choose those to export: --size all, or names "
@@ -164,7 +162,7 @@ def _of_source(source: ModelSource, sizes: str | Sequence[str], out: Path, confi
         return Exportable(name, pooled, "features", source.preprocessing, source.weights)
 
     names = tuple(dict.fromkeys(source.choose(sizes or source.names)))
-    return Exportables(names, network, out, None if config is None else config.data)
+    return Exportables(names, network, out, data)
 
 
 def _of_task(
@@ -174,10 +172,10 @@ def _of_task(
     sizes: str | Sequence[str],
     image_size: int | None,
 ) -> Exportables:
-    if sizes and list(sizes) not in (["all"], list("all")):
+    if sizes and sizes != "all" and list(sizes) != ["all"]:
         raise UserError(f"{given} holds a single network. Leave out --size.")
     name = folder.resolve().name
-    return Exportables((name,), lambda _: read(folder, name, image_size), folder / FOLDER)
+    return Exportables((name,), lambda _: read(folder, name, image_size), folder / EXPORTED)
 
 
 def _classifier(folder: Path, name: str, image_size: int | None) -> Exportable:

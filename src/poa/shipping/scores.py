@@ -83,7 +83,7 @@ def _rows(run: Run, preprocessing: Preprocessing, index: ImageIndex, labels: np.
 
 def _accuracy(run: Run, network: Exportable, test: ImageIndex) -> float:
     number = {normal_form(name): place for place, name in enumerate(network.classes)}
-    test.require_labels()
+    labels = test.require_labels()
     unknown = [name for name in test.classes if normal_form(name) not in number]
     if unknown:
         raise UserError(
@@ -91,7 +91,7 @@ def _accuracy(run: Run, network: Exportable, test: ImageIndex) -> float:
             f"{nearest(unknown[0], network.classes)}"
         )
     of_class = np.array([number[normal_form(name)] for name in test.classes])
-    rows = _rows(run, network.preprocessing, test, of_class[test.labels()])
+    rows = _rows(run, network.preprocessing, test, of_class[labels])
     return 100.0 * float((rows.features.argmax(dim=1) == rows.labels).double().mean())
 
 
