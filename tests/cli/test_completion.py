@@ -70,7 +70,7 @@ def test_unknown_shell_is_asked_for(
     def detect() -> str:
         raise ShellDetectionError
 
-    monkeypatch.setattr(completion, "detect_shell", detect)
+    monkeypatch.setattr("cyclopts.completion.detect_shell", detect)
     assert poa("--install-completion") == 2
     told = capsys.readouterr().err
     assert told == "poa: The shell was not recognised. Name it with --shell: bash, zsh, fish, powershell.\n"

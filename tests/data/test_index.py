@@ -205,7 +205,7 @@ def test_one_image_is_a_set(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "a.png").write_bytes(content(0))
     index = open_index(str(tmp_path / "only"), limit=1)
-    assert (len(index), index.classes, index.label(0), index.num_ignored) == (1, (), -1, 0)
+    assert (len(index), index.classes, index.label(0), index.ignored) == (1, (), -1, {})
     assert decode(index.read(0)).size == (6, 4)
 
 

@@ -189,6 +189,7 @@ REFUSED = {
     "list of another kind": ("set --write-list keep.html", "--write-list must end in .txt or .csv or .tsv"),
     "report is there": ("set --out there.csv", "there.csv already exists", "--overwrite"),
     "list is there": ("set --write-list there.csv", "there.csv already exists", "--overwrite"),
+    "embedded set": ("digits --out there.csv", "there.csv already exists", "--overwrite"),
     "report is a folder": ("set --out folder.csv", "folder.csv is a folder", "the name of a file"),
     "the data itself": ("there.csv --write-list there.csv --overwrite", "is the data itself, which is never changed"),
     "one file twice": ("set --out a.csv --write-list a.csv", "--out and --write-list name the same file", "a.csv"),

@@ -3,8 +3,6 @@
 import re
 from typing import Literal
 
-from cyclopts.completion import ShellDetectionError, add_to_rc_file, detect_shell, get_default_completion_path
-
 from poa.errors import UserError
 from poa.files import whole_file
 
@@ -24,6 +22,8 @@ def install_completion(*, shell: Shell | None = None) -> None:
     Args:
         shell: By default the one that this command is run from.
     """
+    from cyclopts.completion import ShellDetectionError, add_to_rc_file, detect_shell, get_default_completion_path
+
     from poa.cli import app
 
     try:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -67,13 +67,8 @@ class ImageIndex:
         return self._table.classes
 
     @property
-    def num_ignored(self) -> int:
-        """Number of files of the source that are hidden or not images."""
-        return sum(self._table.ignored.values())
-
-    @property
     def ignored(self) -> Mapping[str, int]:
-        """Number of these by ending."""
+        """Number of files of the source that are hidden or not images, by ending."""
         return self._table.ignored
 
     @property
@@ -182,18 +177,29 @@ def matched_labels(train: ImageIndex, test: ImageIndex) -> tuple[npt.NDArray[np.
     Raises:
         UserError: Images without labels, or test images of unknown classes.
     """
-    train_labels, test_labels = train.require_labels(), test.require_labels()
-    number = {normal_form(name): label for label, name in enumerate(train.classes)}
+    return train.require_labels(), labels_among(train.classes, test, whose=f"in {train.source}")
+
+
+def labels_among(classes: Sequence[str], test: ImageIndex, *, whose: str) -> npt.NDArray[np.int64]:
+    """Labels of test images as numbers of the classes of the same names.
+
+    ``whose`` says which training images have these classes, such as ``of 96x4``.
+
+    Raises:
+        UserError: Images without labels, or of other classes.
+    """
+    labels = test.require_labels()
+    number = {normal_form(name): label for label, name in enumerate(classes)}
     known = [number.get(normal_form(name), -1) for name in test.classes]
-    missing = [test.classes[label] for label in np.unique(test_labels) if known[label] < 0]
+    missing = [test.classes[label] for label in np.unique(labels) if known[label] < 0]
     if missing:
         rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
             f"The test images have classes that the training images lack: {', '.join(map(repr, missing[:5]))}{rest}. "
-            f"The training images in {train.source} have {len(number)} classes: {nearest(missing[0], number)} "
+            f"The training images {whose} have {len(number)} classes: {nearest(missing[0], number)} "
             "Classes are compared by name; rename the folders or leave those images out."
         )
-    return train_labels, np.array(known, np.int64)[test_labels]
+    return np.array(known, np.int64)[labels]
 
 
 def open_index(

@@ -138,7 +138,7 @@ def whole_images(
 
 
 @dataclass(frozen=True)
-class _WholePlan(Plan[Any]):
+class _WholePlan(Plan[Tensor | None]):
     index: Images
     start: int
 

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from poa.features.extract import Progress
+
 Rows = npt.NDArray[np.int64]
 Pairs = tuple[Rows, Rows]
 Finder = Callable[[Rows, Rows], Iterator[Pairs]]
 """Given new rows and all rows that they may be alike to, ascending, pairs of a new row and an earlier one."""
-Progress = Callable[[str, int, int], None]
 FIRST = -1
 """Of an image that is no copy."""
 MOST_BITS = 4
@@ -64,10 +65,10 @@ def by_hash(records: npt.NDArray[Any]) -> Finder:
     the discrete cosine transform of a thumbnail are above their median. Thumbnails and mean colours decide.
     """
     hashes = _hashes(records)
+    bands = [((hashes >> np.uint64(band[0])) & np.uint64((1 << len(band)) - 1)).astype(np.uint16) for band in _BANDS]
 
     def find(new: Rows, earlier: Rows) -> Iterator[Pairs]:
-        for band in _BANDS:
-            keys = ((hashes >> np.uint64(band[0])) & np.uint64((1 << len(band)) - 1)).astype(np.uint16)
+        for keys in bands:
             for some, others in _sharing(keys[new], keys[earlier]):
                 first, second = new[some], earlier[others]
                 fits = (first > second) & (np.bitwise_count(hashes[first] ^ hashes[second]) <= MOST_BITS)

@@ -129,8 +129,9 @@ def _find(
     plain, exact = plain_rows(seen, settings), alike.exact(seen.records["digest"])
     compared = np.flatnonzero((seen.records["state"] == GOOD) & (exact == FIRST))
     compared = np.setdiff1d(compared, plain["constant"])
-    find = alike.by_hash(seen.records)
-    if by_features is not None:
+    if by_features is None:
+        find = alike.by_hash(seen.records)
+    else:
         readable, find = by_features()
         compared = np.intersect1d(compared, readable)
     near = alike.near(compared, find, num_images=len(index), progress=progress)

@@ -65,16 +65,16 @@ class Findings:
 
     def modes(self) -> Counter[str]:
         """Number of images by mode."""
-        names, counts = np.unique(self._good()["mode"], return_counts=True)
+        names, counts = np.unique(self._good("mode"), return_counts=True)
         return Counter({name.decode(): int(count) for name, count in zip(names, counts, strict=True)})
 
     def sides(self) -> tuple[tuple[int, int], ...]:
         """Of the images that can be read, the smallest, median and largest width, and height."""
-        good = self._good()
-        if not len(good):
+        width, height = self._good("width"), self._good("height")
+        if not len(width):
             return ()
         return tuple(
-            (int(at(good["width"])), int(at(good["height"])))
+            (int(at(width)), int(at(height)))
             for at in (np.min, lambda values: np.percentile(values, 50, method="nearest"), np.max)
         )
 
@@ -83,9 +83,8 @@ class Findings:
 
         Each image counts the same, whatever its size, as the crops of a training do.
         """
-        good = self._good()
-        mean = good["mean"].mean(axis=0, dtype=np.float64)
-        spread = np.sqrt(np.maximum(0.0, good["square"].mean(axis=0, dtype=np.float64) - mean**2))
+        mean = self._good("mean").mean(axis=0, dtype=np.float64)
+        spread = np.sqrt(np.maximum(0.0, self._good("square").mean(axis=0, dtype=np.float64) - mean**2))
         return mean.tolist(), spread.tolist()
 
     def class_counts(self) -> dict[str, int]:
@@ -96,9 +95,10 @@ class Findings:
         found = dict(zip(self.index.classes, counts[1:].tolist(), strict=True))
         return found | ({"": int(counts[0])} if counts[0] else {})
 
-    def _good(self) -> npt.NDArray[Any]:
+    def _good(self, measure: str) -> npt.NDArray[Any]:
+        """One measure of the images that can be read."""
         records = self.scan.records
-        return np.asarray(records[records["state"] == GOOD])
+        return np.asarray(records[measure][records["state"] == GOOD])
 
 
 def plain_rows(scan: Scan, settings: Examination) -> dict[Kind, Rows]:

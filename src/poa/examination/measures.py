@@ -1,12 +1,12 @@
 """What is measured of one image."""
 
-import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops
 
+from poa.data.content import short_digest
 from poa.data.images import BadImage, opened
 
 SIDE = 16
@@ -40,13 +40,13 @@ class Measured(NamedTuple):
 
 def measure(encoded: bytes) -> Measured:
     """Measure an image file."""
-    record = np.zeros((), RECORD)
-    record["digest"] = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest()) if encoded else 0
+    digest = int(short_digest(encoded), 16) if encoded else 0
     try:
         image = opened(encoded)
     except BadImage as error:
-        record["state"] = TRUNCATED if "truncated" in str(error).lower() else UNREADABLE
-        return Measured(record, str(error))
+        return unread(str(error), digest)
+    record = np.zeros((), RECORD)
+    record["digest"] = digest
     record["width"], record["height"] = image.rgb.size
     record["mode"] = image.stored.mode.encode()
     record["mean"], record["square"] = _moments(image.rgb)
@@ -55,9 +55,10 @@ def measure(encoded: bytes) -> Measured:
     return Measured(record, "")
 
 
-def unread(reason: str) -> Measured:
-    """Of a file that the system does not give."""
+def unread(reason: str, digest: int = 0) -> Measured:
+    """Of a file that is no image, or that the system does not give."""
     record = np.zeros((), RECORD)
+    record["digest"] = digest
     record["state"] = TRUNCATED if "truncated" in reason.lower() else UNREADABLE
     return Measured(record, reason)
 

@@ -38,8 +38,7 @@ summary { cursor: pointer; }
 def html(found: Findings) -> str:
     """The page. It loads nothing and runs nothing: its security policy allows neither."""
     title = f"Images of {found.index.source}"
-    present = [(kind, rows) for kind, rows in found.rows.items() if len(rows)]
-    kinds = "\n".join(_kind(found, kind) for kind, _ in present)
+    kinds = "\n".join(_kind(found, kind) for kind, rows in found.rows.items() if len(rows))
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,13 @@ from poa.data.index import ImageIndex
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError
 from poa.examination.measures import RECORD, Measured, measure, unread
+from poa.features.extract import Progress
 from poa.files import one_writer
 
 FORMAT = 1
 CHUNK = 32
 """Images that a worker measures at once."""
 _STALE_AFTER = 7 * 24 * 3600.0
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, how much of it, and out of how much."""
 
 
 class Scan(NamedTuple):

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from poa.data.images import Preprocessing
-from poa.data.index import ImageIndex, matched_labels
+from poa.data.index import ImageIndex, labels_among, matched_labels
 from poa.data.loader import images_for_scoring
-from poa.errors import UserError, nearest
+from poa.errors import UserError
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Rows
 from poa.features.images import open_images
 from poa.shipping.networks import Exportable
-from poa.text import normal_form
 
 _AT_ONCE = 1024
 """Images in memory."""
@@ -82,16 +81,8 @@ def _rows(run: Run, preprocessing: Preprocessing, index: ImageIndex, labels: np.
 
 
 def _accuracy(run: Run, network: Exportable, test: ImageIndex) -> float:
-    number = {normal_form(name): place for place, name in enumerate(network.classes)}
-    labels = test.require_labels()
-    unknown = [name for name in test.classes if normal_form(name) not in number]
-    if unknown:
-        raise UserError(
-            f"{test.source} has a class {unknown[0]!r} that {network.name} does not know. "
-            f"{nearest(unknown[0], network.classes)}"
-        )
-    of_class = np.array([number[normal_form(name)] for name in test.classes])
-    rows = _rows(run, network.preprocessing, test, of_class[labels])
+    labels = labels_among(network.classes, test, whose=f"of {network.name}")
+    rows = _rows(run, network.preprocessing, test, labels)
     return 100.0 * float((rows.features.argmax(dim=1) == rows.labels).double().mean())
 
 

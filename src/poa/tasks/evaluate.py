@@ -172,12 +172,14 @@ def _resolved(
     if stride > crop:
         raise UserError(f"With --stride {stride}, windows of {crop} pixels leave gaps. Set --stride to at most {crop}.")
     steps_per_epoch(len(train.pairs), config.batch_size)
-    name, side = ("", crop) if test is None else test.smallest
-    side = min(scaled_sides(side, side, shorter=config.resize))
-    if test is not None and not config.whole and side < crop:
-        after = " after --resize" if config.resize else ""
-        raise UserError(
-            f"The shorter side of the test image {name!r} has {side} pixels{after}, less than the window of {crop}. "
-            f"Set --crop to at most {side}, enlarge images with --resize {crop}, or test on whole images with --whole."
-        )
+    if test is not None and not config.whole:
+        name, side = test.smallest
+        side = min(scaled_sides(side, side, shorter=config.resize))
+        if side < crop:
+            after = " after --resize" if config.resize else ""
+            raise UserError(
+                f"The shorter side of the test image {name!r} has {side} pixels{after}, less than the window of "
+                f"{crop}. Set --crop to at most {side}, enlarge images with --resize {crop}, or test on whole images "
+                "with --whole."
+            )
     return config.changed(crop=crop, stride=0 if config.whole else stride)

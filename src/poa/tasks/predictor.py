@@ -7,9 +7,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from poa.data.index import ImageIndex
+from poa.data.loader import whole_images
 from poa.errors import UserError
 
 
@@ -68,6 +70,20 @@ class Predictor(ABC):
 
     def check_images(self, index: ImageIndex) -> None:  # noqa: B027  # optional
         """Refuse images of which not all can be written; called before the first part."""
+
+
+class ImagePredictor(Predictor):
+    """A trained model that takes images one by one, each of its own size."""
+
+    def parts(self, index: ImageIndex, *, start: int, workers: int) -> Iterator[Part]:
+        """One image after the other."""
+        for number, image in enumerate(whole_images(index, workers=workers, start=start), start=start):
+            name = index.name(number)
+            yield Part(1, bad=[name]) if image is None else self.part(number, name, image)
+
+    @abstractmethod
+    def part(self, number: int, name: str, image: UInt8[Tensor, "1 3 height width"]) -> Part:
+        """The prediction for the image of that number and name."""
 
 
 def check_finite(values: Tensor, *, name: str) -> None:

@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
-from poa.data.index import ImageIndex
-from poa.data.loader import whole_images
 from poa.errors import UserError
 from poa.models.folder import weights_of
 from poa.tasks.detection.average_precision import IN_MASK, box_entries, mask_entries
 from poa.tasks.detection.coco import coco_tools
 from poa.tasks.detection.folder import read_detector
-from poa.tasks.predictor import Part, Predictor, check_finite
+from poa.tasks.predictor import ImagePredictor, Part, check_finite
 from poa.text import unicode_text
 
 
 @dataclass(frozen=True)
-class BoxPredictor(Predictor):
+class BoxPredictor(ImagePredictor):
     """A detector.
 
     Attributes:
@@ -49,16 +48,11 @@ class BoxPredictor(Predictor):
         """What is written."""
         return {"categories": [[number, name] for number, name in self.categories.items()], "score": self.min_score}
 
-    def parts(self, index: ImageIndex, *, start: int, workers: int) -> Iterator[Part]:
-        """One image after the other; a line is what COCO's format says of it, without the ids of its objects."""
-        for number, image in enumerate(whole_images(index, workers=workers, start=start), start=start):
-            name = index.name(number)
-            if image is None:
-                yield Part(1, bad=[name])
-                continue
-            height, width = image.shape[2:]
-            about = {"id": number + 1, "file_name": unicode_text(name), "height": height, "width": width}
-            yield Part(1, [json.dumps({"image": about, "objects": self._objects(image[0], number + 1, name)})])
+    def part(self, number: int, name: str, image: UInt8[Tensor, "1 3 height width"]) -> Part:
+        """A line of what COCO's format says of the image, without the ids of its objects."""
+        height, width = image.shape[2:]
+        about = {"id": number + 1, "file_name": unicode_text(name), "height": height, "width": width}
+        return Part(1, [json.dumps({"image": about, "objects": self._objects(image[0], number + 1, name)})])
 
     def finish(self, lines: Iterator[str], whole: Path) -> None:
         """All images and objects in one file."""
@@ -85,8 +79,8 @@ class BoxPredictor(Predictor):
         ]
         if self.has_masks:
             areas = (found["masks"][:, 0] >= IN_MASK).sum(dim=(1, 2)).tolist()
-            masks = zip(mask_entries(boxes, found["masks"]), areas, strict=True)
-            objects = [{**each, **mask, "area": area} for each, (mask, area) in zip(objects, masks, strict=True)]
+            masks = zip(objects, mask_entries(boxes, found["masks"]), areas, strict=True)
+            objects = [{**each, **mask, "area": area} for each, mask, area in masks]
         return objects
 
 

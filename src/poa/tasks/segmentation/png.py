@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from poa.config.segmentation import Segmentation
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex
-from poa.data.loader import whole_images
 from poa.errors import UserError
 from poa.models.folder import weights_of
 from poa.plots.overlays import class_colours
-from poa.tasks.predictor import Part, Predictor
+from poa.tasks.predictor import ImagePredictor, Part
 from poa.tasks.segmentation.crops import resized, scaled_sides
 from poa.tasks.segmentation.folder import read_segmenter
 from poa.tasks.segmentation.predict import Scorer, predict
@@ -32,7 +31,7 @@ _MOST_IN_PALETTE = 256
 
 
 @dataclass(frozen=True)
-class MaskPredictor(Predictor):
+class MaskPredictor(ImagePredictor):
     """A segmentation network.
 
     Attributes:
@@ -78,17 +77,12 @@ class MaskPredictor(Predictor):
                 )
             seen[mask] = name
 
-    def parts(self, index: ImageIndex, *, start: int, workers: int) -> Iterator[Part]:
-        """One image after the other."""
-        for number, image in enumerate(whole_images(index, workers=workers, start=start), start=start):
-            name = index.name(number)
-            if image is None:
-                yield Part(1, bad=[name])
-                continue
-            sides = image.shape[2], image.shape[3]
-            seen = resized(image, scaled_sides(*sides, shorter=self.config.resize))
-            mask = predict(self.score, seen, self.config, self.preprocessing, sides=sides, device=self.device)
-            yield Part(1, [name], {mask_name(name): mask_png(mask, num_classes=len(self.classes))})
+    def part(self, number: int, name: str, image: UInt8[Tensor, "1 3 height width"]) -> Part:  # noqa: ARG002
+        """The file of the mask."""
+        sides = image.shape[2], image.shape[3]
+        seen = resized(image, scaled_sides(*sides, shorter=self.config.resize))
+        mask = predict(self.score, seen, self.config, self.preprocessing, sides=sides, device=self.device)
+        return Part(1, [name], {mask_name(name): mask_png(mask, num_classes=len(self.classes))})
 
     def finish(self, lines: Iterator[str], whole: Path) -> None:
         """The files beside the masks."""
