@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from choice.sizes import PREPROCESSING, sizes_of
@@ -40,7 +41,10 @@ def test_later_measurements_take_the_place_of_earlier_ones_of_the_same_networks(
     assert [each.networks for each in load(mine)] == [{"32x2": ONE, "64x3": later}]
 
 
-def test_setups_have_files_of_their_own_and_those_of_this_machine_come_first(tmp_path: Path) -> None:
+def test_setups_have_files_of_their_own_and_those_of_this_machine_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("a GPU is asked for where none was measured"))
     mine = sizes_of(tmp_path)
     later = replace(ONE, date="2026-02-02T00:00:00+00:00")
     latest = replace(ONE, date="2026-03-03T00:00:00+00:00")

@@ -96,9 +96,9 @@ def load(source: ModelSource) -> list[Measured]:
     Raises:
         UserError: A file is damaged.
     """
-    mine = {machine_of(device) for device in ("cpu", "cuda")}
-    files = sorted((source.out / FOLDER).glob("*.json"))
-    found = [measured for path in files if (measured := _read(path, of=architecture_of(source))) is not None]
+    files, architecture = sorted((source.out / FOLDER).glob("*.json")), architecture_of(source)
+    found = [measured for path in files if (measured := _read(path, of=architecture)) is not None]
+    mine = {machine_of(each.setup.device) for each in found}  # to name a GPU, torch has to start it
     return sorted(found, key=lambda each: (each.setup.machine in mine, each.date), reverse=True)
 
 
