@@ -90,19 +90,21 @@ def test_from_run_to_models(run: Path, capsys: pytest.CaptureFixture[str], monke
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if "x" in line.split(" ")[0]] == ["32x3", "64x3"]
     assert f"1 thread, batch 2, 16 pixels. Kept in {run / 'eval' / 'measured'}." in out
-    assert poa("choose", run, "--max-ms", "10000", "--seconds", "0.001") == 0
+    assert poa("choose", run, "--max-ms", "10000", "--seconds", "0.001", "--checkpoint", str(STEPS)) == 0
     answer, heading, *_, following = capsys.readouterr().out.splitlines()
     size = answer.split(":")[0]
     assert size in SIZES
     assert " %, " in answer
     assert heading.split()[:4] == ["size", "top1@20", "ms", "MB"]
-    assert following == f"Next: poa export {run} --size {size} --format onnx"
+    assert following == f"Next: poa export {run} --size {size} --format onnx --checkpoint {STEPS}"
     found = library.choose(library.load(run), max_ms=10_000, seconds=0.001)
     assert str(found) == answer
     assert (
         library.measure(run, sizes=[size], threads=1, seconds=0.001)[size].parameters
         == found.chosen.measurement.parameters
     )
+    with pytest.raises(UserError, match="Add --test"):
+        library.choose(run, train="digits/train")
     assert poa("choose", run, "--max-ms", "0.0001") == 2
     assert "keeps to --max-ms 0.0001: the fastest, " in capsys.readouterr().err
 

@@ -70,12 +70,12 @@ def choose(
         UserError: An argument is not valid, no size keeps to the limits, or none is scored.
     """
     from poa.choice import choose as choosing
-    from poa.choice.scores import Labelled
+    from poa.choice.scores import labelled
     from poa.config.choice import Limits, MeasureSettings
 
     limits = Limits(**{name: settings.pop(name) for name in list(settings) if name in Limits.model_fields})
     how = MeasureSettings(**settings)
-    images = None if test is None else Labelled(fspath(test), None if train is None else fspath(train), limit, workers)
+    images = labelled(None if train is None else fspath(train), None if test is None else fspath(test), limit, workers)
     return choosing.choose(_source(run), limits, score=score, how=how, images=images)
 
 

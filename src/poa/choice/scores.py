@@ -38,6 +38,21 @@ class Labelled:
     workers: int = 0
 
 
+def labelled(train: str | None, test: str | None, limit: int | None, workers: int) -> Labelled | None:
+    """The images that are given, if any.
+
+    Raises:
+        UserError: Images to learn from are given, and none to test on.
+    """
+    if test is not None:
+        return Labelled(test, train, limit, workers)
+    if train is not None or limit is not None:
+        raise UserError(
+            "--train and --limit are for scoring sizes, which needs labelled images to test on. Add --test."
+        )
+    return None
+
+
 def known_scores(source: ModelSource, score: str) -> Known | None:
     """The scores in the folder of an evaluation, by the headline of its protocol; None if there is no such folder.
 
@@ -99,8 +114,3 @@ def add_scores(source: ModelSource, score: str, names: Sequence[str], images: La
         advice = "Choose another --name to keep both, or replace them with --overwrite."
         instead = f"Give the same images, or score again with `poa evaluate {score}` and --overwrite."
         raise UserError(str(error).replace(advice, instead)) from None
-
-
-def next_command(source: ModelSource, name: str) -> str:
-    """The command that writes a size as a file for other programs."""
-    return f"poa export {shell_word(source.name)} --size {name} --format onnx"

@@ -5,7 +5,7 @@ from typing import Annotated
 from poa.cli.evaluate import FLAGS, Model, Names, say
 from poa.config.choice import Limits, MeasureSettings
 from poa.errors import UserError
-from poa.text import plain_console
+from poa.text import plain_console, shell_word
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
@@ -82,15 +82,11 @@ def choose(
     """
     from poa.choice.budget import front
     from poa.choice.choose import choose as work
-    from poa.choice.scores import Labelled, next_command
+    from poa.choice.scores import labelled
     from poa.choice.tables import UNITS, choice_table, interrupted
     from poa.models.source import model_source
 
-    if test is None and (train is not None or limit is not None):
-        raise UserError(
-            "--train and --limit are for scoring sizes, which needs labelled images to test on. Add --test."
-        )
-    images = None if test is None else Labelled(test, train, limit, workers)
+    images = labelled(train, test, limit, workers)
     source = model_source(run, checkpoint=checkpoint)
     found = work(source, limits, score=score, how=how, images=images, console=plain_console(stderr=True))
     say(str(found))
@@ -100,4 +96,5 @@ def choose(
     say("* chosen. Shown are sizes that no other beats in score without being slower.")
     for line in (*found.notes(), *interrupted(each.measurement for each in shown), f"{found.setup}.", *UNITS):
         say(line)
-    say(f"Next: {next_command(source, found.chosen.name)}")
+    step = "" if checkpoint is None else f" --checkpoint {checkpoint}"
+    say(f"Next: poa export {shell_word(source.name)} --size {found.chosen.name} --format onnx{step}")
