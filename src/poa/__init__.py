@@ -118,10 +118,10 @@ def cut(weights: str | PathLike[str], *, image_size: int | None = None, **model:
 
 def sizes(*subjects: "Run | str | PathLike[str]") -> "list[dict[str, Value]]":
     """What is known of the networks of runs, folders and timm names, as ``poa sizes --out FILE.json`` writes it."""
-    from poa.choice.subjects import subjects as opened
+    from poa.choice.subjects import overview
     from poa.plots.tables import records
 
-    return records(opened([_path_of(each) for each in subjects]).rows)
+    return records(overview([_path_of(each) for each in subjects]).rows)
 
 
 def evaluate(

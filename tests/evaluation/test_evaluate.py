@@ -15,7 +15,7 @@ from torch import nn
 import poa as library
 from command import SIZES, poa, tiny_file
 from poa.choice.measured import Measured, Measurement, Setup, save
-from poa.choice.subjects import subjects
+from poa.choice.subjects import overview
 from poa.errors import UserError
 from poa.evaluation import cost, evaluate
 from poa.evaluation.results import results_file
@@ -200,7 +200,7 @@ def test_subjects_beside_one_another(made: Path, run: Path, capsys: pytest.Captu
     assert float(rows[4]["top1@20"]) == float(rows[1]["top1@20"])
     same = library.sizes(library.load(run), folder, "resnet10t")
     assert [{name: "" if x is None else str(x) for name, x in each.items()} for each in same] == rows
-    assert subjects([str(run), str(folder)]).heading == "POA on digits/train; 32x3"
+    assert overview([str(run), str(folder)]).heading == "POA on digits/train; 32x3"
     with pytest.raises(UserError, match="No network is named"):
         library.sizes()
     assert poa("evaluate", "knn", run, *IMAGES, "--k", "20", "--sizes", "32x3") == 0

@@ -38,8 +38,8 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Subjects:
-    """What one table or chart shows.
+class Overview:
+    """What one table or chart shows of one or several subjects.
 
     Attributes:
         rows: Those of all subjects, which they name if there are several.
@@ -52,7 +52,7 @@ class Subjects:
     heading: str
 
 
-def subjects(names: Sequence[str], *, checkpoint: int | None = None) -> Subjects:
+def overview(names: Sequence[str], *, checkpoint: int | None = None) -> Overview:
     """What one table or chart shows of runs, folders that timm loads, and timm models.
 
     Raises:
@@ -65,7 +65,7 @@ def subjects(names: Sequence[str], *, checkpoint: int | None = None) -> Subjects
         for each in found
         for row in _with_measurements(each.rows, each.measured, setup)
     ]
-    return Subjects(rows, _notes(setup), "; ".join(dict.fromkeys(each.heading for each in found)))
+    return Overview(rows, _notes(setup), "; ".join(dict.fromkeys(each.heading for each in found)))
 
 
 def opened(names: Sequence[str], *, checkpoint: int | None = None, branch: str = "teacher") -> list[Subject]:

@@ -101,17 +101,17 @@ def sizes(
         raise UserError("Sizes have scores after a run. Leave out --plot and --score, or give the folder of a run.")
     if cost and not plot:
         raise UserError("--cost is for the chart. Add --plot FILE.png, or leave out --cost.")
-    from poa.choice import subjects as beside
+    from poa.choice.subjects import Overview, overview
     from poa.evaluation import evaluate as scoring
     from poa.models.registry import family_of
     from poa.plots.tables import write
 
     if subjects:
-        shown = beside.subjects(subjects, checkpoint=checkpoint)
+        shown = overview(subjects, checkpoint=checkpoint)
     else:
         views = {"num_locals": 0} | ({} if image_size is None else {"global_size": image_size})
         family = family_of(resolve.resolve({"model": given, "views": views}, recipe=recipe))
-        shown = beside.Subjects(scoring.rows_of(family, {}), [], "")
+        shown = Overview(scoring.rows_of(family, {}), [], "")
     names = scoring.headline(shown.rows)
     if score is not None:
         names = [score, *(name for name in names if name != score)]

@@ -3,19 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from poa.choice.measured import Setup
 from poa.choice.subjects import Subject
 from poa.elastic.plan import even_blocks
 from poa.elastic.space import Size
 from poa.errors import counted
-from poa.evaluation.evaluate import headline
+from poa.evaluation import evaluate as scoring
 from poa.models.source import ModelSource
 from poa.plots.sizes import USUAL_SCORE, score_label
 from poa.plots.tables import SizeRow, score_names
 from poa.report import content
 from poa.report.content import Blocks, Command, Content, Cost, Point, Score
-from poa.report.subjects import about, score_settings
 from poa.text import one_line, python_literal, shell_word, unicode_text
 
 PARAMETERS = Cost("parameters", "params M", "parameters in millions", "M parameters")
@@ -23,6 +23,8 @@ GMACS = Cost("gmacs", "GMACs", "GMACs for one image (half the FLOPs)", "GMACs")
 MEGABYTES = Cost("mb", "MB", "MB of weights in fp32", "MB")
 _HERE = "\ue000"
 """Stands for the name of the size in a command: a character that is nobody's."""
+_OF_NETWORK = {"weights", "image_size", "resize", "mean", "std"}
+"""Settings of results that say what is scored, not how."""
 
 
 def content_of(subjects: Sequence[Subject]) -> Content:
@@ -30,11 +32,14 @@ def content_of(subjects: Sequence[Subject]) -> Content:
     setups = list(dict.fromkeys(_key(each.setup) for subject in subjects for each in subject.measured))
     times = {f"ms {number}": setup for number, setup in enumerate(setups)}
     names = list(dict.fromkeys(name for subject in subjects for name in _scores_of(subject.rows)))
+    files = [_file_bytes(each) for each in subjects]
     return Content(
         costs=[*_time_costs(times), PARAMETERS, GMACS, MEGABYTES],
         scores=[Score(name, score_label(name)) for name in names],
-        subjects=[content.Subject(one_line(each.name), about(each), commands(each)) for each in subjects],
-        points=[_point(place, each, row, times) for place, each in enumerate(subjects) for row in each.rows],
+        subjects=[content.Subject(one_line(each.name), _about(each), commands(each)) for each in subjects],
+        points=[
+            _point(place, each, row, times, files[place]) for place, each in enumerate(subjects) for row in each.rows
+        ],
         notes=[*_notes(times), *_unlike(subjects, names)],
     )
 
@@ -70,7 +75,7 @@ def _notes(times: Mapping[str, Setup]) -> list[str]:
 
 def _unlike(subjects: Sequence[Subject], names: Sequence[str]) -> list[str]:
     """Which scores of the subjects cannot be compared."""
-    notes, settings = [], {one_line(subject.name): score_settings(subject) for subject in subjects}
+    notes, settings = [], {one_line(subject.name): _score_settings(subject) for subject in subjects}
     for name in names:
         known = {subject: dict(of_score[name]) for subject, of_score in settings.items() if name in of_score}
         first, *others = known
@@ -82,20 +87,33 @@ def _unlike(subjects: Sequence[Subject], names: Sequence[str]) -> list[str]:
     return notes
 
 
+def _score_settings(subject: Subject) -> Mapping[str, Mapping[str, Any]]:
+    """The images and settings of each score, by its name, without what is the network's own."""
+    run, source = subject.run, subject.source
+    evaluations = scoring.evaluations_of_network(source) if run is None else scoring.evaluations_of_run(run)
+    return {
+        f"{prefix}{name}": {key: value for key, value in results.settings.items() if key not in _OF_NETWORK}
+        for prefix, results in evaluations
+        for name in dict.fromkeys(name for scores in results.scores.values() for name in scores)
+    }
+
+
 def _scores_of(rows: Sequence[SizeRow]) -> list[str]:
     """Those to look at first, of which the chart of ``poa evaluate knn`` shows one, then the others."""
-    names = [*headline(rows), *score_names(rows)]
+    names = [*scoring.headline(rows), *score_names(rows)]
     return sorted(dict.fromkeys(names), key=lambda name: name != USUAL_SCORE)
 
 
-def _point(place: int, subject: Subject, row: SizeRow, times: Mapping[str, Setup]) -> Point:
+def _point(
+    place: int, subject: Subject, row: SizeRow, times: Mapping[str, Setup], file_bytes: Mapping[str, int]
+) -> Point:
     name = str(row.size)
     taken = {key: _ms(subject, setup, name) for key, setup in times.items()}
     costs = {
         **{key: value for key, value in taken.items() if value is not None},
         PARAMETERS.key: row.parameters / 1e6,
         **({} if row.flops is None else {GMACS.key: row.flops / 2e9}),
-        MEGABYTES.key: _file_bytes(subject).get(name, 4 * row.parameters) / 1e6,
+        MEGABYTES.key: file_bytes.get(name, 4 * row.parameters) / 1e6,
     }
     return Point(
         subject=place,
@@ -143,6 +161,14 @@ def _card(subject: Subject, name: str) -> str:
         return unicode_text((folder / "README.md").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return ""
+
+
+def _about(subject: Subject) -> str:
+    """What the page says of a subject, in a sentence."""
+    pixels, run = f"{subject.source.preprocessing.image_size} pixels", subject.run
+    if run is None:
+        return f"A timm model, {pixels}."
+    return one_line(f"{subject.heading}: {run.config.model.name}, step {run.step:,}, {pixels}.")
 
 
 def commands(subject: Subject) -> list[Command]:

@@ -10,7 +10,7 @@ from poa.pictures.page import escape
 from poa.report.content import Content
 
 SCRIPTS = ("charts.js", "choice.js", "scatter.js", "explorer.js")
-"""In their order; each uses what stands before it."""
+"""In their order, in which they become one script."""
 
 
 def html(title: str, about: str, content: Content) -> str:
