@@ -102,6 +102,11 @@ def test_everything_is_found_and_listed(images: Path, capsys: pytest.CaptureFixt
     assert state(images) == before
 
 
+def test_a_size_is_that_of_a_model() -> None:
+    with pytest.raises(UserError, match="size chooses a network of model"):
+        library.doctor("digits", size="96x4")
+
+
 def test_channels_are_those_of_all_pixels_of_images_of_one_size(images: Path) -> None:
     for i in range(3):
         (images.parent / "lone" / f"class {i}").mkdir(parents=True)

@@ -265,6 +265,8 @@ def test_bad_wishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = given(CONSTANT, tmp_path / "out", data=str(tmp_path / "gone"))
     with pytest.raises(UserError, match=r"those of the run cannot be opened \(.*gone.*\)\. Give --calibrate FOLDER"):
         export(gone, Wish(precisions=("int8",)), console=quiet)
+    with pytest.raises(UserError, match=r"--train and --test score files of int8\. Add --precision int8"):
+        export(one, Wish(labelled=Labelled("digits/train", "digits/test")), console=quiet)
     for wish in (Wish(calibrate="gone"), Wish(images="gone")):
         with pytest.raises(UserError, match="gone"):
             export(one, wish, console=quiet)

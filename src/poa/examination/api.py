@@ -4,6 +4,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poa.errors import UserError
+
 if TYPE_CHECKING:
     from poa.examination.findings import Findings
     from poa.models.run import Run
@@ -47,6 +49,8 @@ def doctor(
     from poa.models.source import model_source
 
     comparison = None
+    if model is None and size is not None:
+        raise UserError("size chooses a network of model. Give model too, or leave size out.")
     if model is not None:
         folder = fspath(model) if isinstance(model, str | PathLike) else str(model.folder)
         step = None if isinstance(model, str | PathLike) else model.asked_step

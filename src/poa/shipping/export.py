@@ -164,6 +164,8 @@ def _file_name(name: str, kind: str, precision: Precision, *, pixels: bool) -> s
 
 
 def _open(given: Exportables, wish: Wish, *, has_int8: bool, console: Console) -> _Opened:
+    if wish.labelled is not None and not has_int8:
+        raise UserError("--train and --test score files of int8. Add --precision int8, or leave them out.")
     calibration = _calibration(given, wish, console) if has_int8 else None
     scored = None if wish.labelled is None else open_labelled(wish.labelled)
     named = wish.calibrate if wish.images is None else wish.images
