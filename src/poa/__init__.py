@@ -121,7 +121,7 @@ def sizes(*subjects: "Run | str | PathLike[str]") -> "list[dict[str, Value]]":
     from poa.choice.subjects import overview
     from poa.plots.tables import records
 
-    return records(overview([_path_of(each) for each in subjects]).rows)
+    return records(overview(_names(subjects)).rows)
 
 
 def evaluate(
@@ -200,7 +200,7 @@ def write_report(*subjects: "Run | str | PathLike[str]", **options: Any) -> Path
     """Write one offline HTML file to explore all sizes, as ``poa report`` does; see ``poa.report.write``."""
     from poa.report import write
 
-    return write.write_report(list(map(_path_of, subjects)), **options)
+    return write.write_report(_names(subjects), **options)
 
 
 def finetune(
@@ -358,6 +358,11 @@ def predict(
 
 def _path_of(subject: "Run | str | PathLike[str]") -> str:
     return str(subject if isinstance(subject, str | PathLike) else subject.folder)
+
+
+def _names(subjects: "Sequence[Run | str | PathLike[str]]") -> "list[Run | str]":
+    """Paths as text, and runs as they are."""
+    return [fspath(each) if isinstance(each, str | PathLike) else each for each in subjects]
 
 
 def _step_of(subject: "Run | str | PathLike[str]", branch: str = "teacher", **_: Any) -> dict[str, int | None]:

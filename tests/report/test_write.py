@@ -132,12 +132,13 @@ def test_pictures_are_inside(content: dict[str, Any]) -> None:
 def test_other_subjects_are_told_apart_and_not_compared_by_other_images(run: str, tmp_path: Path) -> None:
     other, out = made(tmp_path / Path(run).name, {"32x2": 50.0}, test="13 images 1"), tmp_path / "new" / "both.html"
     save(model_source(other), Measured(SETUP, dict.fromkeys(["32x2", "32x3", "48x2", "48x3", "64x2", "64x3"], TIME)))
-    assert write.write_report([run, other], out=out, checkpoint=8) == out
+    assert poa.write_report(run, poa.load(other, checkpoint=8), out=out) == out
     content = shown(out)
     first, second = (subject["name"] for subject in content["subjects"])
     assert first == "/".join(Path(run).parts[-2:])
     assert second == "/".join(Path(other).parts[-2:])
-    assert content["subjects"][1]["commands"][0]["parts"][1] == " --checkpoint 8"
+    steps = [subject["commands"][0]["parts"][1] for subject in content["subjects"]]
+    assert steps == ["", " --checkpoint 8"], "of the run that was opened at a step"
     assert {point["subject"] for point in content["points"]} == {0, 1}
     files = {point["costs"]["mb"] for point in content["points"] if point["subject"] == 1}
     assert files == {5.0}, "as measured; of the first subject not all sizes are"

@@ -52,13 +52,13 @@ class Overview:
     heading: str
 
 
-def overview(names: Sequence[str], *, checkpoint: int | None = None) -> Overview:
+def overview(given: Sequence[str | Run], *, checkpoint: int | None = None) -> Overview:
     """What one table or chart shows of runs, folders that timm loads, and timm models.
 
     Raises:
         UserError: As :func:`opened` says.
     """
-    found = opened(names, checkpoint=checkpoint, branch="untrained")
+    found = opened(given, checkpoint=checkpoint, branch="untrained")
     setup = common_setup([each.measured for each in found])
     rows = [
         replace(row, subject=each.name if len(found) > 1 else "")
@@ -68,22 +68,28 @@ def overview(names: Sequence[str], *, checkpoint: int | None = None) -> Overview
     return Overview(rows, _notes(setup), "; ".join(dict.fromkeys(each.heading for each in found)))
 
 
-def opened(names: Sequence[str], *, checkpoint: int | None = None, branch: str = "teacher") -> list[Subject]:
+def opened(given: Sequence[str | Run], *, checkpoint: int | None = None, branch: str = "teacher") -> list[Subject]:
     """Runs, folders that timm loads, and timm models, each under a name that no other has.
 
     Args:
-        names: Of subjects.
-        checkpoint: The step of the runs' checkpoint whose scores are known; the newest by default.
+        given: Names of subjects, or runs.
+        checkpoint: The step of the runs' checkpoint whose scores are known; by default that of a run given as such,
+            else the newest.
         branch: Whose weights networks get; ``untrained`` reads and downloads none, but those of folders.
 
     Raises:
         UserError: There is no such network, one is named twice, or its scores are damaged.
     """
+    names = [each if isinstance(each, str) else str(each.folder) for each in given]
     if not names:
         raise UserError("No network is named. Give the folder of a run, an extracted size, or a timm name.")
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise UserError(f"{twice[0]} is named twice. Name each run or network once.")
-    return [_opened(name, label, checkpoint, branch) for name, label in zip(names, labels(names), strict=True)]
+    steps = [None if isinstance(each, str) else each.asked_step for each in given]
+    return [
+        _opened(name, label, step if checkpoint is None else checkpoint, branch)
+        for name, label, step in zip(names, labels(names), steps, strict=True)
+    ]
 
 
 def measured_rows(source: ModelSource, rows: Sequence[SizeRow]) -> tuple[list[SizeRow], list[str]]:

@@ -14,6 +14,7 @@ from poa.choice.subjects import Subject, opened
 from poa.errors import UserError, counted
 from poa.evaluation.headings import heading_of_run
 from poa.files import whole_file
+from poa.models.run import Run
 from poa.pictures.draw import SHOWN, draw
 from poa.pictures.kinds import KINDS
 from poa.pretraining.logger import read_metrics
@@ -25,7 +26,7 @@ from poa.text import one_line
 
 
 def write_report(
-    subjects: Sequence[str],
+    subjects: Sequence[str | Run],
     *,
     out: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,
@@ -39,14 +40,15 @@ def write_report(
     """Write one HTML file of all networks of some subjects, and return its path.
 
     Args:
-        subjects: Runs, folders that timm loads, or timm names; the first gives the page its title and its curves.
+        subjects: Runs or their folders, folders that timm loads, or timm names; the first gives the page its title
+            and its curves.
         out: The file; ``report.html`` in the folder of the first run by default.
         images: Images to draw pictures of, as ``poa pictures`` does; none by default.
         sizes: Sizes of the runs to draw pictures of; the smallest and the largest by default.
         kinds: Of pictures.
         limit: Images to search for neighbours and prototypes.
         show: How many images to draw one by one.
-        checkpoint: The step of the runs' checkpoint to use; the newest by default.
+        checkpoint: The step of the runs' checkpoint to use; by default that of a run given as such, else the newest.
         console: Where to show progress.
 
     Raises:
