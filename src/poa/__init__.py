@@ -16,7 +16,7 @@ Example:
     ```
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,7 @@ def sizes(*subjects: "Run | str | PathLike[str]") -> "list[dict[str, Value]]":
     from poa.choice.subjects import overview
     from poa.plots.tables import records
 
-    return records(overview(_names(subjects)).rows)
+    return records(overview(subjects).rows)
 
 
 def evaluate(
@@ -173,9 +173,9 @@ def evaluate(
     from poa.models.source import model_source
 
     chosen = scoring.protocol_of(protocol, settings)
-    step = _step_of(subject, branch) if checkpoint is None else {"checkpoint": checkpoint}
+    name_of, given = _taken(subject, {"branch": branch} | ({} if checkpoint is None else {"checkpoint": checkpoint}))
     place = None if out is None else Path(out)
-    source = model_source(_path_of(subject), branch=branch, image_size=image_size, out=place, **step)
+    source = model_source(name_of, image_size=image_size, out=place, **given)
     options = SweepOptions(sizes, name, workers, overwrite, max_bad_share=max_bad_share)
     parts = (None if train is None else fspath(train)), fspath(test)
     results = scoring.evaluate(source, chosen, train=parts[0], test=parts[1], limit=limit, options=options)
@@ -200,7 +200,7 @@ def write_report(*subjects: "Run | str | PathLike[str]", **options: Any) -> Path
     """Write one offline HTML file to explore all sizes, as ``poa report`` does; see ``poa.report.write``."""
     from poa.report import write
 
-    return write.write_report(_names(subjects), **options)
+    return write.write_report(subjects, **options)
 
 
 def finetune(
@@ -227,8 +227,8 @@ def finetune(
     from poa.tasks.evaluate import finetune_networks
     from poa.tasks.train import train_models
 
-    given = {**_step_of(subject, **options), **options}
-    return train_models(_path_of(subject), finetune_networks, preset_of(PRESETS, preset), given, train=fspath(train))
+    name, given = _taken(subject, options)
+    return train_models(name, finetune_networks, preset_of(PRESETS, preset), given, train=fspath(train))
 
 
 def segment(
@@ -271,8 +271,8 @@ def segment(
         "ignore": ignore,
     }
     settings = preset_of(PRESETS, preset)
-    given = {"image_size": options.get("crop", settings.crop) or None, **_step_of(subject, **options), **options}
-    return train_models(_path_of(subject), segment_networks, settings, given, **parts)
+    name, given = _taken(subject, {"image_size": options.get("crop", settings.crop) or None, **options})
+    return train_models(name, segment_networks, settings, given, **parts)
 
 
 def detect(
@@ -308,8 +308,8 @@ def detect(
     from poa.tasks.train import train_models
 
     parts = {"train": CocoImages(fspath(train), Path(annotations)), "together": together}
-    given = {**_step_of(subject, **options), **options}
-    return train_models(_path_of(subject), detect_networks, preset_of(PRESETS, preset), given, **parts)
+    name, given = _taken(subject, options)
+    return train_models(name, detect_networks, preset_of(PRESETS, preset), given, **parts)
 
 
 def predict(
@@ -356,15 +356,10 @@ def predict(
     return written.path
 
 
-def _path_of(subject: "Run | str | PathLike[str]") -> str:
-    return str(subject if isinstance(subject, str | PathLike) else subject.folder)
+def _taken(subject: "Run | str | PathLike[str]", options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a network or the folder of a run, and options with the checkpoint that the run was opened at."""
+    from poa.models.source import located
 
-
-def _names(subjects: "Sequence[Run | str | PathLike[str]]") -> "list[Run | str]":
-    """Paths as text, and runs as they are."""
-    return [fspath(each) if isinstance(each, str | PathLike) else each for each in subjects]
-
-
-def _step_of(subject: "Run | str | PathLike[str]", branch: str = "teacher", **_: Any) -> dict[str, int | None]:
-    """The checkpoint of a run that was opened at one, as an option; other branches have none."""
-    return {} if isinstance(subject, str | PathLike) or branch != "teacher" else {"checkpoint": subject.asked_step}
+    name, step = located(subject)
+    is_trained = step is not None and options.get("branch", "teacher") == "teacher"  # other branches have none
+    return name, {**({"checkpoint": step} if is_trained else {}), **options}

@@ -81,8 +81,7 @@ def choose(
 
 def _source(subject: "Run | str | PathLike[str]", *, image_size: int | None = None) -> "ModelSource":
     """The networks that are meant."""
-    from poa.models.source import model_source
+    from poa.models.source import located, model_source
 
-    if isinstance(subject, str | PathLike):
-        return model_source(fspath(subject), image_size=image_size)
-    return model_source(str(subject.folder), image_size=image_size, checkpoint=subject.asked_step)
+    name, step = located(subject)
+    return model_source(name, image_size=image_size, checkpoint=step)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 
 from poa.choice.measured import Measured, Setup, load
@@ -12,7 +13,7 @@ from poa.evaluation.headings import heading_of_run
 from poa.models import registry
 from poa.models.run import Run, is_run
 from poa.models.run import load as load_run
-from poa.models.source import ModelSource, model_source, run_source
+from poa.models.source import ModelSource, located, model_source, run_source
 from poa.plots.tables import SizeRow
 
 
@@ -52,7 +53,7 @@ class Overview:
     heading: str
 
 
-def overview(given: Sequence[str | Run], *, checkpoint: int | None = None) -> Overview:
+def overview(given: Sequence[Run | str | PathLike[str]], *, checkpoint: int | None = None) -> Overview:
     """What one table or chart shows of runs, folders that timm loads, and timm models.
 
     Raises:
@@ -68,7 +69,9 @@ def overview(given: Sequence[str | Run], *, checkpoint: int | None = None) -> Ov
     return Overview(rows, _notes(setup), "; ".join(dict.fromkeys(each.heading for each in found)))
 
 
-def opened(given: Sequence[str | Run], *, checkpoint: int | None = None, branch: str = "teacher") -> list[Subject]:
+def opened(
+    given: Sequence[Run | str | PathLike[str]], *, checkpoint: int | None = None, branch: str = "teacher"
+) -> list[Subject]:
     """Runs, folders that timm loads, and timm models, each under a name that no other has.
 
     Args:
@@ -80,15 +83,15 @@ def opened(given: Sequence[str | Run], *, checkpoint: int | None = None, branch:
     Raises:
         UserError: There is no such network, one is named twice, or its scores are damaged.
     """
-    names = [each if isinstance(each, str) else str(each.folder) for each in given]
+    places = [located(each) for each in given]
+    names = [name for name, _ in places]
     if not names:
         raise UserError("No network is named. Give the folder of a run, an extracted size, or a timm name.")
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise UserError(f"{twice[0]} is named twice. Name each run or network once.")
-    steps = [None if isinstance(each, str) else each.asked_step for each in given]
     return [
         _opened(name, label, step if checkpoint is None else checkpoint, branch)
-        for name, label, step in zip(names, labels(names), steps, strict=True)
+        for (name, step), label in zip(places, labels(names), strict=True)
     ]
 
 

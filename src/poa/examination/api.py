@@ -46,14 +46,13 @@ def doctor(
     """
     from poa.config.examination import Examination
     from poa.examination.examine import Comparison, examine
-    from poa.models.source import model_source
+    from poa.models.source import located, model_source
 
     comparison = None
     if model is None and size is not None:
         raise UserError("size chooses a network of model. Give model too, or leave size out.")
     if model is not None:
-        folder = fspath(model) if isinstance(model, str | PathLike) else str(model.folder)
-        step = None if isinstance(model, str | PathLike) else model.asked_step
+        folder, step = located(model)
         comparison = Comparison(model_source(folder, checkpoint=step), size)
     return examine(
         fspath(data),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from math import floor
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ class ModelSource:
                 f"{nearest(unknown[0], self.names)} Or leave out --sizes."
             )
         return tuple(chosen)
+
+
+def located(subject: Run | str | PathLike[str]) -> tuple[str, int | None]:
+    """The name of a network or the folder of a run, and the step of the checkpoint that a run was opened at."""
+    if isinstance(subject, str | PathLike):
+        return fspath(subject), None
+    return str(subject.folder), subject.asked_step
 
 
 def model_source(

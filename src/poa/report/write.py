@@ -26,7 +26,7 @@ from poa.text import one_line
 
 
 def write_report(
-    subjects: Sequence[str | Run],
+    subjects: Sequence[Run | str | PathLike[str]],
     *,
     out: str | PathLike[str] | None = None,
     images: str | PathLike[str] | None = None,

@@ -42,14 +42,12 @@ def export_models(
     Raises:
         UserError: An argument is not valid.
     """
+    from poa.models.source import located
     from poa.shipping.export import Wish, export
     from poa.shipping.networks import exportables
     from poa.shipping.scores import labelled
 
     images = labelled(None if train is None else fspath(train), None if test is None else fspath(test), limit)
     wish = Wish(formats, precisions, labelled=images, **without_paths(further))
-    if isinstance(subject, str | PathLike):
-        given, step = fspath(subject), None
-    else:
-        given, step = str(subject.folder), subject.asked_step
+    given, step = located(subject)
     return export(exportables(given, sizes=sizes, image_size=image_size, checkpoint=step), wish)
