@@ -28,7 +28,7 @@ def test_demo_trains_scores_extracts_and_draws(
     printed = capsys.readouterr().out
     assert printed.count(" ±") == 12
     assert "12 sizes, k-NN" in printed
-    assert f"poa sizes {out}" in printed.replace("\n", "")
+    assert f"poa choose {out} --max-ms 2" in printed.replace("\n", "")
 
     run = poa.load(out)
     halfway = Run(out, run.config.changed(epochs=2))

@@ -97,7 +97,8 @@ def next_commands(run: Run, *, recipe: str) -> list[str]:
     size, folder = run.space.sizes[len(run.space.sizes) // 2], shell_word(str(run.folder))
     return [
         "Next:",
-        f"  poa sizes {folder}",
+        f"  poa report {folder}",
+        f"  poa choose {folder} --max-ms 2",
         f"  poa extract {folder} --size {size} --out model-{size}",
         f"  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe {recipe} --dry-run",
     ]
