@@ -9,9 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import timm
+import torch
+import yaml
 
 from poa.config.pretraining import Config, ModelSettings
-from poa.config.resolve import read_recipe, recipes, resolve
+from poa.config.resolve import described, read_recipe, recipes, resolve
+from poa.models.registry import family_of
+from poa.pretraining.build import warnings_of
+from poa.training.schedules import scaled_lr
 
 POA = {
     "method": "poa",
@@ -211,15 +217,24 @@ OURS = {
     "demo-slimclr-mocov3": "c324c9d6",
     "demo-slimclr-simclr": "81a4f554",
     "demo-swin": "18a56581",
+    "resnet-224": "ae3b92f7",
+    "resnet-224-1m": "264d476e",
     "resnet-96": "22c1d4d6",
     "resnet-small-data": "873047a2",
     "slimclr-small-data": "2e546907",
+    "swin-224": "c4aa90dd",
+    "swin-224-1m": "2c8fab18",
     "swin-96": "301e0e1e",
     "swin-small-data": "45c2eb02",
+    "vit-224": "15cb70b6",
+    "vit-224-1m": "b3e1365a",
     "vit-96": "f982d834",
     "vit-small-data": "64eb4708",
 }
-"""Of each recipe of ours, the digest of what it states. Scores in docs/results.md were made with these values."""
+"""Of each recipe of ours, the digest of what it states. Scores in docs/results.md were made with these values.
+There are none at 224 pixels."""
+AT_224 = {name: 1_000_000 if name.endswith("-1m") else 20_000 for name in recipes() if "-224" in name}
+"""Recipes for photographs at 224 pixels, and for how many."""
 REST: dict[str, Any] = {
     "data": "",
     "out": "",
@@ -283,6 +298,56 @@ def test_a_recipe_of_ours_holds_the_numbers_that_scores_were_made_with(recipe: s
     """After a change make the scores anew, and put the new digest into the table."""
     stated = json.dumps(sorted(flat(read_recipe(recipe)).items()))
     assert hashlib.sha256(stated.encode()).hexdigest()[:8] == OURS[recipe]
+
+
+@pytest.mark.parametrize(("recipe", "num_images"), AT_224.items())
+def test_batch_rate_and_schedule_go_together(recipe: str, num_images: int) -> None:
+    """On one GPU and on eight, with micro-batches or without."""
+    config = resolve(recipe=recipe)
+    per_pass, rest = divmod(config.batch_size, 8 * 4)
+    assert (rest, per_pass * 8 >= 32) == (0, True)
+    assert warnings_of(config, num_images=num_images) == []
+    rate = scaled_lr(config.optimizer.base_lr, batch_size=config.batch_size)
+    assert 0.0005 * config.batch_size / 256 <= rate <= scaled_lr(0.004, batch_size=config.batch_size)
+    steps = config.epochs * (num_images // config.batch_size)
+    begins = config.optimizer.warmup_epochs / config.epochs
+    first, last = (1 / (1 - momentum) / steps for momentum in config.optimizer.teacher_momentum)
+    assert 25_000 < steps < 125_000
+    assert 0.03 < begins <= 0.1
+    assert first < 0.005 < last <= 0.11, "how far the teacher lags behind, over the length of the run"
+    assert [max(config.heads.prototypes), min(config.heads.prototypes)] <= [0.052 * num_images, 0.0065 * num_images]
+
+
+NETWORKS_AT_224 = {
+    "vit": (12, {f"{192 * n}x12": f"vit_{name}_patch16_224" for n, name in ((1, "tiny"), (2, "small"), (4, "base"))}),
+    "resnet": (12, {"64x4-6": "resnet50_gn"}),
+    "swin": (9, {"96x6": "swin_tiny_patch4_window7_224"}),
+}
+"""Number of sizes, and timm's names of some."""
+
+
+@pytest.mark.parametrize("name", NETWORKS_AT_224)
+def test_the_sizes_at_224_pixels_hold_the_usual_networks(name: str) -> None:
+    number, usual = NETWORKS_AT_224[name]
+    family, large = (family_of(resolve(recipe=f"{name}-224{scale}")) for scale in ("", "-1m"))
+    assert family == large
+    assert len(family.space.sizes) == number
+    assert family.space.intact == family.space.find(list(usual)[-1])
+    with torch.device("meta"):
+        for size, architecture in usual.items():
+            ours, theirs = family.build(family.space.find(size)).model, timm.create_model(architecture, num_classes=0)
+            assert {key: value.shape for key, value in ours.named_parameters()} == {
+                key: value.shape for key, value in theirs.named_parameters()
+            }
+
+
+@pytest.mark.parametrize("recipe", ["vit-96", "swin-96"])
+def test_a_recipe_is_shown_with_its_reasons_and_all_that_it_states(recipe: str) -> None:
+    shown = described(recipe)
+    assert shown.startswith("# Photographs of all sizes seen at 96 pixels")
+    base = "# It starts from vit-96, whose reasons are shown by: poa recipes vit-96\n"
+    assert (base in shown) == (recipe != "vit-96")
+    assert yaml.safe_load(shown) == read_recipe(recipe)
 
 
 def test_defaults_are_those_of_the_published_vit_run() -> None:

@@ -241,8 +241,15 @@ def demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, ep
     run(folder, console=plain_console(), model=model, method=method, epochs=epochs)
 
 
-def recipes() -> None:
-    """List the shipped recipes and what they are for."""
+def recipes(name: str | None = None, /) -> None:
+    """List the shipped recipes and what they are for, or show one.
+
+    Args:
+        name: Show this one: its reasons, and all settings that it states.
+    """
+    if name is not None:
+        print(resolve.described(name), end="")
+        return
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()

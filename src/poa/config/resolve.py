@@ -48,9 +48,29 @@ def recipes() -> tuple[str, ...]:
 
 def recipe_summary(name: str) -> str:
     """What a shipped recipe is for: the first sentence of the comment that it begins with."""
-    lines = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    comment = " ".join(line.removeprefix("#").strip() for line in _comment(_recipe_text(name)))
     return comment.partition(". ")[0].rstrip(".")
+
+
+def described(name: str) -> str:
+    """A shipped recipe as YAML: its comment, then all settings that it and the recipe it starts from state.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    settings, text = read_recipe(name), _recipe_text(name)
+    base = yaml.safe_load(text).get("recipe")
+    from_base = ["#", f"# It starts from {base}, whose reasons are shown by: poa recipes {base}"]
+    comment = [*_comment(text), *(from_base if base else [])]
+    return "\n".join([*comment, yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=110)])
+
+
+def _recipe_text(name: str) -> str:
+    return (resources.files("poa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _comment(text: str) -> list[str]:
+    return list(takewhile(lambda line: line.startswith("#"), text.splitlines()))
 
 
 def resolve(
@@ -166,8 +186,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     if not isinstance(name, str) or name not in recipes():
         raise UserError(f"There is no recipe {name!r}. {nearest(str(name), recipes())}")
-    text = (resources.files("poa") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    settings: dict[str, Any] = yaml.safe_load(text)
+    settings: dict[str, Any] = yaml.safe_load(_recipe_text(name))
     base = settings.pop("recipe", None)
     return _merge(read_recipe(base), settings) if base else settings
 
