@@ -25,7 +25,7 @@ from poa import distributed
 from poa.config.resolve import resolve
 from poa.models.registry import family_of
 from poa.models.run import Paths
-from poa.pretraining.logger import read_metrics
+from poa.training.metrics import read_metrics
 
 RECIPE = "slimclr-small-data"
 LOOK = {"monitor": {"gradients_every": 10}}

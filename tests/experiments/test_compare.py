@@ -18,7 +18,7 @@ from poa.experiments import compare, num_sizes, runs
 from poa.experiments.compare import Result, Score, comparison_plot, comparison_tables
 from poa.experiments.runs import Labelled
 from poa.pretraining import loop
-from poa.pretraining.logger import read_metrics
+from poa.training.metrics import read_metrics
 
 TRAIN, TEST = "digits/train", "digits/test"
 GIVEN = {"data": TRAIN, "limit": 32, "epochs": 1, "heads": {"prototypes": [16]}}

@@ -10,7 +10,7 @@ from poa.config.pretraining import Config, ModelSettings
 from poa.errors import UserError
 from poa.experiments.polish import polish_settings
 from poa.models.run import Run
-from poa.pretraining.logger import read_metrics
+from poa.training.metrics import read_metrics
 
 SIZE = "32x3"
 

@@ -24,8 +24,8 @@ from poa.models.run import Run
 from poa.models.weights import read
 from poa.pretraining import launch
 from poa.pretraining.dry_run import dry_run
-from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import latest_checkpoint
+from poa.training.metrics import read_metrics
 from trained import assert_same, features_of, from_folder, made, saved, written
 
 

@@ -13,7 +13,8 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import loop
-from poa.pretraining.build import assemble, gains_by_bf16, memory_warning, method_of, subnets_of, warnings_of
+from poa.pretraining.build import assemble, gains_by_bf16, memory_warning, method_of, warnings_of
+from poa.pretraining.schedule import subnets_of
 from trained import started
 
 

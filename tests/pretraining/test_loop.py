@@ -26,8 +26,8 @@ from poa.config.resolve import resolve
 from poa.data.index import open_index
 from poa.errors import UserError
 from poa.pretraining.dry_run import dry_run
-from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, step_of
+from poa.training.metrics import read_metrics
 
 EPOCHS, STEPS = 2, 8
 # All that is random takes part: drop path, masks, several sizes a step. A checkpoint every other step.

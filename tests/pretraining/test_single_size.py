@@ -16,8 +16,8 @@ from poa.config.pretraining import Config
 from poa.errors import UserError
 from poa.families.base import Features
 from poa.models.teacher import teacher_of
-from poa.pretraining.logger import read_metrics
 from poa.training.checkpoint import checkpoints, load_checkpoint, step_of
+from poa.training.metrics import read_metrics
 
 STEPS = 8
 SMALL: dict[str, Any] = {"width_max": 32, "depth_max": [2]}

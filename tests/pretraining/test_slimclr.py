@@ -15,8 +15,9 @@ from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import build
 from poa.pretraining import step as poa_step
-from poa.pretraining.logger import read_metrics
+from poa.pretraining.schedule import schedules_of, subnets_of
 from poa.training.checkpoint import checkpoints, load_checkpoint, step_of
+from poa.training.metrics import read_metrics
 
 STEPS_PER_EPOCH = 1251  # of ImageNet, 1024 images at a time
 METHODS = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
@@ -104,7 +105,7 @@ def test_a_width_is_a_plain_timm_model_with_its_own_statistics(run: Path, size: 
     ],
 )
 def test_h_learning_rates_of_the_published_recipes(recipe: str, epoch: int, lr: float) -> None:
-    schedules = build.schedules_of(resolve.resolve(recipe=recipe), steps_per_epoch=STEPS_PER_EPOCH)
+    schedules = schedules_of(resolve.resolve(recipe=recipe), steps_per_epoch=STEPS_PER_EPOCH)
     assert schedules.at(epoch * STEPS_PER_EPOCH).lr == pytest.approx(lr, abs=6e-5 if lr < 1 else 5e-4)
 
 
@@ -112,7 +113,7 @@ def test_h_learning_rates_of_the_published_recipes(recipe: str, epoch: int, lr: 
 def test_the_learning_rate_restarts_with_the_published_jump(given: dict[str, Any]) -> None:
     """Of 2.67, whatever the peak: that of the published batch, of another one, or one that is set."""
     config = resolve.resolve(given, recipe="slimclr-mocov3")
-    schedules = build.schedules_of(config, steps_per_epoch=STEPS_PER_EPOCH)
+    schedules = schedules_of(config, steps_per_epoch=STEPS_PER_EPOCH)
     jump = schedules.at(150 * STEPS_PER_EPOCH).lr / schedules.at(150 * STEPS_PER_EPOCH - 1).lr
     assert jump == pytest.approx(3.2 / 1.2, rel=1e-3)
 
@@ -121,10 +122,10 @@ def test_published_recipes_name_the_published_constants() -> None:
     config = resolve.resolve(recipe="slimclr-mocov3")
     assert build.SLIMCLR[config.method].__name__ == "MoCoV3"
     assert [str(size) for size in family_of(config).space.sizes] == [f"{width}x3-4-6-3" for width in (16, 32, 48, 64)]
-    subnets = build.subnets_of(config, family_of(config), steps_per_epoch=10)
+    subnets = subnets_of(config, family_of(config), steps_per_epoch=10)
     assert subnets(1499) == ()
     assert [size.width for size in subnets(1500)] == [48, 32, 16]
-    momentum = build.schedules_of(config, steps_per_epoch=10)
+    momentum = schedules_of(config, steps_per_epoch=10)
     assert [momentum.at(step).momentum for step in (0, 1500)] == pytest.approx([0.99, 0.995])
 
 

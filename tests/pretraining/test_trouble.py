@@ -12,8 +12,8 @@ import torch
 from command import STEPS, poa, tiny_file
 from poa.errors import UserError
 from poa.pretraining import loop
-from poa.pretraining.logger import MetricsLog
 from poa.training import checkpoint
+from poa.training.metrics import MetricsLog
 from refusals import TRAIN, picture, refused, truncate
 
 

@@ -18,10 +18,10 @@ from poa.config.pretraining import (
     DistillSettings,
     HeadSettings,
     LossSettings,
-    OptimizerSettings,
     SlimSettings,
     ViewSettings,
 )
+from poa.config.running import OptimizerSettings
 from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import RawViews
@@ -30,6 +30,7 @@ from poa.pretraining import logger, loop
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.monitor import Monitor
 from poa.pretraining.step import StepResult, step_batches, train_step
+from poa.training import metrics
 
 STEPS = 3
 CPU = torch.device("cpu")
@@ -257,7 +258,8 @@ def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
 
     monkeypatch.setattr(loop, "train_step", train_step)
     monkeypatch.setattr(loop, "save_checkpoint", save)
-    monkeypatch.setattr(logger, "tensorboard_writer", lambda: Writer)
+    for module in (logger, metrics):
+        monkeypatch.setattr(module, "tensorboard_writer", lambda: Writer)
     monkeypatch.setattr(Monitor, "score", lambda _, step, __: (found.scored.append(step), ({"knn": 1.0}, []))[1])
     loop.train(tiny.config(out=str(out), **over))
     return found

@@ -217,7 +217,7 @@ def gradients(run: Path, /, *, out: Path | None = None) -> None:
     """
     from poa.models.run import load
     from poa.plots.gradients import gradient_plot
-    from poa.pretraining.logger import read_metrics
+    from poa.training.metrics import read_metrics
 
     paths = load(run).paths
     picture = out or paths.folder / "gradients.png"

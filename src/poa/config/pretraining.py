@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from poa.config.running import MonitorSettings, OptimizerSettings, SavingSettings
 from poa.config.values import (
     AreaRange,
     Count,
@@ -14,7 +15,6 @@ from poa.config.values import (
     Positive,
     Settings,
     Share,
-    ShareAboveZero,
     ShareBelowOne,
 )
 from poa.errors import UserError
@@ -252,63 +252,6 @@ class SlimSettings(Settings):
     """Width of embeddings; by default 128, and 256 for MoCo v3."""
     queue: Count = 65536
     """Number of keys in the queue of MoCo v2; a multiple of the images per pass."""
-
-
-class OptimizerSettings(Settings):
-    """The optimiser, its schedules, and the teacher's momentum."""
-
-    kind: Literal["adamw", "sgd", "lars"] = "adamw"
-    """AdamW, SGD with momentum 0.9, or LARS with momentum 0.9."""
-    decay_all: bool = False
-    """Weight decay also for biases and norms (LARS never does)."""
-    restart_lr: Positive | None = None
-    """Replaces base_lr after the slow start of slimclr-...; the batch size and --lr scale it as they scale base_lr."""
-    base_lr: Positive = 0.004
-    """Peak learning rate at batch size 1024; scaled by the square root of the batch size."""
-    final_lr: NotNegative = 2e-5
-    """Learning rate at the end of the cosine."""
-    warmup_epochs: NotNegative = 10.0
-    """Linear warm-up of the learning rate."""
-    weight_decay: tuple[NotNegative, NotNegative] = (0.04, 0.4)
-    """Weight decay at the start and at the end."""
-    teacher_momentum: tuple[Share, Share] = (0.992, 0.9999)
-    """Momentum of the teacher at the start and at the end."""
-    layer_decay: Positive = 0.9
-    """Factor on the learning rate from one block to the one before it."""
-    patch_embed_multiplier: Positive = 0.2
-    """Further factor on the learning rate of the patch embedding."""
-    freeze_last_layer_epochs: NotNegative = 1.0
-    """Epochs in which the prototypes are frozen."""
-    clip: Annotated[float, Field(gt=0.0)] = 1.5
-    """Largest gradient norm, for backbone and heads each; inf for no clipping."""
-    cosine_stretch: ShareAboveZero = 1.0
-    """Below 1 the run ends before the cosine does (0.78 in the published ViT run)."""
-
-
-class SavingSettings(Settings):
-    """Checkpoints."""
-
-    every_epochs: Positive = 1.0
-    """How often to save."""
-    keep_last: Count = 2
-    """How many of the newest checkpoints to keep."""
-    keep_every_epochs: Positive | None = None
-    """Also keep one checkpoint every so many epochs."""
-
-
-class MonitorSettings(Settings):
-    """Checks while training."""
-
-    every_epochs: Positive = 1.0
-    """How often the teacher's features are checked for collapse and sizes are scored."""
-    data: str | None = None
-    """Labelled images for k-NN scores of the smallest, middle and largest size; not needed for training."""
-    num_images: Annotated[int, Field(ge=2)] = 2048
-    """Largest number of images used for these scores."""
-    gradients_every: Count | None = None
-    """Log gradient norms over the weights that each width uses every so many steps; `poa gradients` plots them."""
-    tensorboard: bool = False
-    """Also write TensorBoard files (needs the extra `track`)."""
 
 
 class EvaluationSettings(Settings):

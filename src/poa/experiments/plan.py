@@ -14,7 +14,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.cost import costs_of
 from poa.models.registry import family_of, only
-from poa.pretraining.build import sampling_of
+from poa.pretraining.schedule import sampling_of
 
 Way = Literal["poa", "single", "seed"]
 """How all sizes are trained: one elastic run; each size alone; or each distilled from the largest, trained alone."""

@@ -16,10 +16,10 @@ from poa.features.images import open_images
 from poa.models import registry
 from poa.models import run as runs
 from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
-from poa.pretraining.logger import tensorboard_writer
 from poa.pretraining.loop import find_images, restore, show_start
 from poa.pretraining.step import step_batches, train_step
 from poa.training.health import explained_memory
+from poa.training.metrics import tensorboard_writer
 from poa.training.progress import bar, duration, memory_in_use
 
 NUM_STEPS = 2

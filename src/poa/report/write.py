@@ -17,12 +17,12 @@ from poa.files import whole_file
 from poa.models.run import Run
 from poa.pictures.draw import SHOWN, draw
 from poa.pictures.kinds import KINDS
-from poa.pretraining.logger import read_metrics
 from poa.report.content import Image, Pictures
 from poa.report.curves import curves
 from poa.report.gather import content_of
 from poa.report.page import html
 from poa.text import one_line
+from poa.training.metrics import read_metrics
 
 
 def write_report(

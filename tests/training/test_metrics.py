@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from poa.errors import UserError
-from poa.pretraining.logger import MetricsLog, read_metrics
+from poa.training.metrics import MetricsLog, read_metrics
 
 
 def test_each_write_is_a_line(tmp_path: Path) -> None:

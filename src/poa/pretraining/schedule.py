@@ -1,0 +1,81 @@
+"""What changes from step to step of a run: rates, momentum, temperature, and the sizes that are trained."""
+
+from collections.abc import Callable
+from functools import partial
+
+from poa.config.pretraining import ELASTIC, SLIMMABLE, Config
+from poa.elastic.sampling import Sandwich, Widening
+from poa.elastic.space import Size, SubnetSchedule
+from poa.families.base import Family
+from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr, switched
+
+Subnets = Callable[..., tuple[Size, ...]]
+"""Which sub-networks are trained at a step, called as ``subnets(step, rank=rank)``."""
+
+
+def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
+    """Learning rate, weight decay, momentum and temperature of the teacher at each step."""
+    settings, num_steps = config.optimizer, config.epochs * steps_per_epoch
+
+    def steps(epochs: float) -> int:
+        return round(epochs * steps_per_epoch)
+
+    def curve(base: float, final: float, *, warmup_epochs: float = 0.0) -> Callable[[int], float]:
+        return partial(
+            cosine,
+            base=base,
+            final=final,
+            num_steps=num_steps,
+            warmup_steps=steps(warmup_epochs),
+            stretch=settings.cosine_stretch,
+        )
+
+    taught = config.distill.weight
+    start, end = config.losses.teacher_temperature
+    ramp = steps(config.losses.teacher_temperature_epochs)
+    peak = config.lr or scaled_lr(settings.base_lr, batch_size=config.batch_size)
+    lr = curve(peak, settings.final_lr, warmup_epochs=settings.warmup_epochs)
+    if settings.restart_lr is not None:
+        restart = peak / settings.base_lr * settings.restart_lr  # whatever scales the peak scales it too
+        after = curve(restart, settings.final_lr, warmup_epochs=settings.warmup_epochs)
+        lr = partial(switched, before=lr, after=after, at=_slow_start(config, steps_per_epoch))
+    return Schedules(
+        lr=lr,
+        weight_decay=curve(*settings.weight_decay),
+        momentum=curve(*settings.teacher_momentum),
+        temperature=partial(linear_ramp, start=start, end=end, num_steps=ramp),
+        frozen_steps=steps(settings.freeze_last_layer_epochs),
+        frozen=partial(linear_ramp, start=taught[0], end=taught[1], num_steps=num_steps),
+    )
+
+
+def subnets_of(config: Config, family: Family, *, steps_per_epoch: int) -> Subnets:
+    """Which sub-networks are trained at a step: none where a method trains one size."""
+    if config.method in SLIMMABLE:
+        narrower = family.space.sizes[-2::-1]  # descending
+        return partial(_from_step, sizes=narrower, start=_slow_start(config, steps_per_epoch))
+    is_alone = config.method == "distill" and len(family.space.sizes) == 1
+    if config.method not in ELASTIC or is_alone:
+        return partial(_from_step, sizes=(), start=0)
+    return sampling_of(config, family, num_steps=config.epochs * steps_per_epoch)
+
+
+def sampling_of(config: Config, family: Family, *, num_steps: int) -> SubnetSchedule | Sandwich | Widening:
+    """How elastic students are drawn."""
+    walk = SubnetSchedule(
+        family.space, seed=config.seed, samples=config.elastic_samples, shared=config.same_sizes_on_all_ranks
+    )
+    if config.sampling == "widening":
+        return Widening(walk, num_steps)
+    return Sandwich(walk) if config.sampling == "sandwich" else walk
+
+
+def _from_step(step: int, *, sizes: tuple[Size, ...], start: int, rank: int = 0) -> tuple[Size, ...]:  # noqa: ARG001
+    """The same sizes at all steps from one on."""
+    return sizes if step >= start else ()
+
+
+def _slow_start(config: Config, steps_per_epoch: int) -> int:
+    """Steps in which the full width of a slimmable network learns alone."""
+    epochs = config.slim.slow_start_epochs
+    return round((config.epochs / 2 if epochs is None else epochs) * steps_per_epoch)
