@@ -3,8 +3,16 @@ import torch
 
 from poa import distributed
 from poa.errors import UserError
-from poa.methods.layers import EmbeddingQueue
+from poa.methods.layers import EmbeddingQueue, ProjectionHead
 from processes import run_processes
+
+
+def test_prototypes_have_the_trained_lengths_along_their_directions() -> None:
+    head = ProjectionHead(2, num_prototypes=3, hidden=2, bottleneck=2)
+    with torch.no_grad():
+        head.weight_v.copy_(torch.tensor([[3.0, 4.0], [0.0, -2.0], [1e-3, 0.0]]))
+        head.weight_g.copy_(torch.tensor([[5.0], [1.0], [0.5]]))
+    torch.testing.assert_close(head.prototypes(), torch.tensor([[3.0, 4.0], [0.0, -1.0], [0.5, 0.0]]))
 
 
 def test_it_starts_as_unit_vectors_from_its_seed() -> None:

@@ -167,6 +167,15 @@ def test_every_parameter_of_the_student_gets_a_gradient_and_none_of_the_teacher(
     assert silent == (set() if masked else {"student.backbone.mask_token"})
 
 
+def test_prototypes_are_made_once_for_all_sizes() -> None:
+    made = method()
+    outputs = [output for _, output, _ in made.passes(batch(), [SMALL, WIDE], TEMPERATURE)]
+    for number, head in enumerate(made.student.heads):
+        ours, *others = [output.heads[number].prototypes for output in outputs]
+        assert all(each is ours for each in others)
+        assert torch.equal(ours, head.prototypes())
+
+
 def test_no_mask_means_no_patch_term() -> None:
     losses = method()(batch(masked=False), [SMALL], temperature=TEMPERATURE)
     assert losses["intact/ibot"].item() == losses["elastic/ibot"].item() == 0.0

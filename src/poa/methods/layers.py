@@ -69,7 +69,7 @@ class ProjectionHead(Projector):
 
     def prototypes(self) -> Float[Tensor, "prototypes bottleneck"]:
         """Directions of the prototypes times their trained lengths; logits are features @ prototypes.T."""
-        return self.weight_g * F.normalize(self.weight_v, dim=-1, eps=1e-12)
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
 
 class EmbeddingQueue(nn.Module):

@@ -60,8 +60,13 @@ class Network(Branch):
             else [Projector(width, **inner)]
         )
 
-    def forward(self, views: Views, *, teacher: bool = False) -> BranchOutput:
-        """Run all views; the teacher sees global crops only, and these whole."""
+    def forward(
+        self, views: Views, *, teacher: bool = False, prototypes: Sequence[Tensor] | None = None
+    ) -> BranchOutput:
+        """Run all views; the teacher sees global crops only, and these whole.
+
+        ``prototypes``, a matrix for each head, stand in for the network's own where they are equal and there already.
+        """
         if views.kept is None or teacher:
             cls, patches = self.backbone(views.globals, None if teacher else views.masks)
         else:
@@ -69,11 +74,13 @@ class Network(Branch):
         local = cls[:0] if teacher or not len(views.locals) else self.backbone(views.locals, None).cls
         rows = (cls, local, patches[views.masks])
         stacked, lengths = torch.cat(rows), [len(each) for each in rows]  # one pass through each head
+        projectors = [head for head in self.heads if isinstance(head, Projector)]  # a frozen teacher's head is none
+        if prototypes is None:
+            prototypes = [head.prototypes() for head in projectors]
         outputs = []
-        for head in self.heads:
-            if isinstance(head, Projector):  # a frozen teacher has a head of another kind
-                globals_, locals_, masked = head(stacked).split(lengths)
-                outputs.append(HeadOutput(globals_, locals_, masked, head.prototypes()))
+        for head, own in zip(projectors, prototypes, strict=True):
+            globals_, locals_, masked = head(stacked).split(lengths)
+            outputs.append(HeadOutput(globals_, locals_, masked, own))
         return BranchOutput(cls, local, patches, tuple(outputs))
 
 
@@ -146,9 +153,10 @@ class POA(Method):
         targets = self.targets(views, temperature)
         intact = self._run(self.student, views)  # always first and always there: every parameter gets a gradient
         yield "intact", intact, self._terms(intact, targets, views)
+        prototypes = [head.prototypes for head in intact.heads]  # all sizes have the same
         larger = intact
         for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
-            elastic = self._run(network, views)
+            elastic = self._run(network, views, prototypes=prototypes)
             yield "elastic", elastic, self._terms(elastic, targets, views) | self._same_view_terms(elastic, larger)
             larger = elastic if self.taught_by_next else intact
 
@@ -188,10 +196,10 @@ class POA(Method):
             for head, pair in zip(heads, centers, strict=True)
         ]
 
-    def _run(self, network: Callable[[Views], BranchOutput], views: Views) -> BranchOutput:
+    def _run(self, network: Callable[..., BranchOutput], views: Views, **further: Any) -> BranchOutput:
         if not self.checkpointing:
-            return network(views)
-        output: BranchOutput = checkpoint(network, views, use_reentrant=False)
+            return network(views, **further)
+        output: BranchOutput = checkpoint(network, views, use_reentrant=False, **further)
         return output
 
     def _terms(self, student: BranchOutput, targets: Sequence[Targets], views: Views) -> dict[str, Tensor]:

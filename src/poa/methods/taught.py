@@ -25,9 +25,11 @@ class TaughtNetwork(Network):
         self.with_locals = with_locals
         self.heads.append(Projection(backbone.num_features, hidden=heads.hidden, outputs=outputs))
 
-    def forward(self, views: Views, *, teacher: bool = False) -> BranchOutput:
+    def forward(
+        self, views: Views, *, teacher: bool = False, prototypes: Sequence[Tensor] | None = None
+    ) -> BranchOutput:
         """As without a frozen teacher, and for students the features of their crops in its space."""
-        output = super().forward(views, teacher=teacher)
+        output = super().forward(views, teacher=teacher, prototypes=prototypes)
         if teacher:
             return output
         local = output.locals if self.with_locals else output.locals[:0]
