@@ -12,8 +12,9 @@ MAY_IMPORT = {
     "errors": set[str](),
     "text": set[str](),
     "files": {"errors", "text"},
-    "distributed": {"errors"},
-    "config": {"errors"},
+    "machine": {"errors"},
+    "distributed": {"errors", "machine"},
+    "config": {"errors", "machine"},
     "elastic": {"errors", "distributed"},
     "losses": {"errors", "distributed"},
     "data": {
@@ -23,7 +24,7 @@ MAY_IMPORT = {
         "distributed",
         "config",
     },  # crops are made as their section of the settings says
-    "training": {"errors", "text", "files", "distributed"},
+    "training": {"errors", "text", "files", "machine", "distributed"},
     "plots": {"errors", "text", "files", "elastic"},
     "families": {"errors", "elastic"},
     "export": {"errors", "text", "files", "elastic", "data", "families"},

@@ -46,7 +46,7 @@ def test_linux_kills_a_process_whose_parent_has_ended(monkeypatch: pytest.Monkey
 def alone(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """No variables of a group; returns whom the process would end with."""
     ends_with: list[int] = []
-    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID", "POA_STORE", "POA_LAUNCHER"):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "POA_STORE", "POA_LAUNCHER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(distributed, "end_with", ends_with.append)
     return ends_with
@@ -74,8 +74,8 @@ def test_only_torchrun_is_known_to_outlive_its_processes(
     joined: list[dict[str, Any]] = []
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **options: joined.append(options))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    for name, value in ({"WORLD_SIZE": "2"} | given).items():
+    for name, value in ({"WORLD_SIZE": "2", "RANK": "1"} | given).items():
         monkeypatch.setenv(name, value)
     with distributed.process_group(device=torch.device("cpu")):
-        assert [set(options) for options in joined] == [{"timeout"}]
+        assert [set(options) for options in joined] == [{"timeout", "rank", "world_size"}]
     assert alone == parents

@@ -59,7 +59,12 @@ __all__ = [
 
 
 def pretrain(
-    *, recipe: str | None = None, config: str | PathLike[str] | None = None, resume: bool = False, **given: Any
+    *,
+    recipe: str | None = None,
+    config: str | PathLike[str] | None = None,
+    resume: bool = False,
+    resume_if_begun: bool = False,
+    **given: Any,
 ) -> "Run":
     """Pre-train an elastic network.
 
@@ -67,6 +72,7 @@ def pretrain(
         recipe: Start from a shipped recipe.
         config: Start from a YAML file of settings.
         resume: Resume the run in ``out``, with its settings unless a recipe or file is named.
+        resume_if_begun: Do so if it has begun, else start it.
         **given: Settings by name, sections as dicts: ``data=..., out=..., epochs=10, model={"width_max": 512}``.
 
     Returns:
@@ -76,11 +82,13 @@ def pretrain(
         UserError: An argument is not valid.
     """
     from poa.config.resolve import resolve
+    from poa.machine.launchers import is_restarted
     from poa.pretraining import launch
 
-    settings = without_paths(given)
+    again = resume_if_begun or is_restarted()
     file = None if config is None else fspath(config)
-    return launch.train(resolve(settings, recipe=recipe, file=file, resume=resume), resume=resume)
+    settings = resolve(without_paths(given), recipe=recipe, file=file, resume=resume or again)
+    return launch.train(settings, resume=launch.goes_on(settings, resume=resume, again=again))
 
 
 def load(folder: str | PathLike[str], *, checkpoint: int | None = None) -> "Run":

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from poa.errors import UserError
+from poa.machine import devices, launchers
 
 _STORE, _LAUNCHER = "POA_STORE", "POA_LAUNCHER"
 """Environment variables: the file in which processes meet, and the one that has started them."""
@@ -54,20 +54,9 @@ def barrier() -> None:
         dist.barrier()
 
 
-def this_device(kind: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
-    """The device of this process: its GPU where there is one, unless another kind is asked for.
-
-    Raises:
-        UserError: A GPU is asked for and there is none, or none for this process.
-    """
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU here. Use --device cpu, or install a CUDA build of torch.")
-    if kind == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    place, available = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if place >= available:
-        raise UserError(f"There are more processes than GPUs ({available}). Start at most {available} on this machine.")
-    return torch.device("cuda", place)
+def this_device(kind: devices.Kind = "auto", *, float64: bool = True) -> torch.device:
+    """The device of this process, which all commands ask here; see ``devices.device_of``."""
+    return devices.device_of(kind, devices.found(), launchers.place(), float64=float64)
 
 
 @torch.no_grad()
@@ -163,16 +152,20 @@ def group_on_this_machine(num_processes: int, folder: Path) -> list[dict[str, st
 
     They meet in a file of the folder and talk over the loopback interface: nothing can be reached from other machines.
     """
-    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    interfaces = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback) if loopback else {}
     shared = {
-        **interfaces,
+        **_loopback(),
         _STORE: str(folder / "store"),
         _LAUNCHER: str(os.getpid()),
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
     }
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+
+
+def _loopback() -> dict[str, str]:
+    """Environment variables by which processes talk within this machine."""
+    name = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    return dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), name) if name else {}
 
 
 def end_with(parent: int) -> None:
@@ -190,22 +183,26 @@ def _end_after(parent: int) -> None:
 
 @contextmanager
 def process_group(*, device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """Join the group described by environment variables, torchrun's or our own; nothing if there are none.
+    """Join the group described by environment variables, torchrun's, srun's or our own; nothing if there are none.
 
     A process that torchrun or we have started ends with it, lest it train on beside a run that is resumed.
     """
-    if "WORLD_SIZE" not in os.environ or is_launched():
+    place = launchers.place()
+    if place is None or is_launched():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if _LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         end_with(int(os.environ.get(_LAUNCHER, os.getppid())))
-    group: dict[str, Any] = {}
+    group: dict[str, Any] = {"rank": place.rank, "world_size": place.num_processes}
     if _STORE in os.environ:
-        place = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-        store = dist.FileStore(os.environ[_STORE], place["world_size"])  # type: ignore[attr-defined]  # not in a stub
-        group = {"store": store, **place}
+        group["store"] = dist.FileStore(os.environ[_STORE], place.num_processes)  # type: ignore[attr-defined]  # not in a stub
+    elif place.by_srun:
+        group["init_method"] = launchers.meeting_point(place)
+        if place.num_machines == 1:
+            for name, value in _loopback().items():
+                os.environ.setdefault(name, value)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout, **group)
     try:
         yield

@@ -253,13 +253,13 @@ def test_two_devices_start_two_processes_and_stop_on_request(
             library.pretrain(out="run", resume=True, devices=1)
         except UserError as error:
             found_meanwhile.append(str(error))
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
 
     monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(sys, "argv", ["poa", "pretrain", "as typed"])
     stopper = threading.Thread(target=stop_after_a_step, daemon=True)
     stopper.start()
-    assert poa("pretrain", "--config", "from-folder.yaml", "--out", "run", "--devices", "2", "--epochs", "10") == 0
+    assert poa("pretrain", "--config", "from-folder.yaml", "--out", "run", "--devices", "2", "--epochs", "10") == 75
     stopper.join()
     reachable, told = found_meanwhile
     assert reachable in ({"0100007F"}, {"00000000000000000000000001000000"}), "not loopback, or not loopback only"
@@ -272,6 +272,7 @@ def test_two_devices_start_two_processes_and_stop_on_request(
     errors = capfd.readouterr().err
     assert errors.count(f"stopped and saved at step {last} of 40") == 1, errors
     assert errors.count("tensors loaded") == 1
+    assert errors.count("Training in 2 processes on the CPU: 8 of the 16 images of a step on each.") == 1
     assert "FutureWarning" not in errors
     begun = library.load("run")
     assert begun.config.model.name == "vit_base_patch16_224"
@@ -369,7 +370,7 @@ def test_essential_settings_come_first_in_the_help(capsys: pytest.CaptureFixture
     panels = capsys.readouterr().out.split("╭─ ")
     flags = [line.split()[1] for line in panels[1].splitlines() if line.startswith("│ --")]
     essential = "data out method epochs batch-size lr devices precision seed init"
-    essential += " recipe config resume dry-run print-config"
+    essential += " recipe config resume resume-if-begun dry-run print-config"
     assert flags == [f"--{name}" for name in essential.split()]
 
 

@@ -238,7 +238,7 @@ AT_224 = {name: 1_000_000 if name.endswith("-1m") else 20_000 for name in recipe
 REST: dict[str, Any] = {
     "data": "",
     "out": "",
-    "devices": 1,
+    "devices": None,
     "precision": "auto",
     "seed": 0,
     "init": None,

@@ -44,6 +44,7 @@ def test_a_shorter_run_shortens_what_its_recipe_counts_in_epochs(caplog: pytest.
 
 @pytest.mark.usefixtures("of_100_epochs")
 def test_one_of_several_processes_tells_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in ("1", "0", "2"):
         monkeypatch.setenv("RANK", rank)
         assert counted(resolve({"epochs": 10}, recipe="poa-vit-l")) == pytest.approx(TENTH)

@@ -10,12 +10,14 @@ import pytest
 import tiny
 from poa.config import resolve
 from poa.pretraining import launch
+from poa.training.interrupt import StopSignal
 
 
 class Process:
     """Stands in for a process that ends well at once."""
 
     started: list[tuple[list[str], dict[str, str]]]
+    returncode = 0
 
     def __init__(self, command: list[str], *, env: dict[str, str]) -> None:
         self.started.append((command, env))
@@ -37,14 +39,14 @@ def test_processes_are_told_all_they_need(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(os, "cpu_count", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = tiny.config(devices=3, out="runs/mine")
-    launch._run_processes(config, tmp_path, resume=resume)
+    launch._run_processes(config, tmp_path, resume=resume, asked=StopSignal())
     assert [environment["RANK"] for _, environment in Process.started] == ["0", "1", "2"]
     for command, environment in Process.started:
         assert command[2:5] == ["poa.pretraining.launch", str(tmp_path), "resume" if resume else "start"]
         assert environment["OMP_NUM_THREADS"] == "3"
     assert resolve.resolve(file=tmp_path / "config.yaml") == config
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    launch._run_processes(config, tmp_path, resume=resume)
+    launch._run_processes(config, tmp_path, resume=resume, asked=StopSignal())
     assert Process.started[-1][1]["OMP_NUM_THREADS"] == "1", "the user's own number"
 
 
@@ -53,10 +55,12 @@ def test_a_process_does_as_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     config = tiny.config(devices=2, out="runs/mine")
     (tmp_path / "config.yaml").write_text(resolve.to_yaml(config))
     seen: list[tuple[Any, bool]] = []
-    monkeypatch.setattr(launch.loop, "train", lambda given, *, resume: seen.append((given, resume)))
+    monkeypatch.setattr(launch.loop, "train", lambda given, *, resume, asked: seen.append((given, resume)))
     monkeypatch.setattr(launch, "make_printable", lambda: None)
     monkeypatch.setattr(sys, "argv", ["launch", str(tmp_path), word, "poa", "pretrain"])
     monkeypatch.setenv("RANK", "1")
-    launch.main()
+    with pytest.raises(SystemExit) as ended:
+        launch.main()
+    assert ended.value.code == 0
     assert seen == [(config, resume)]
     assert sys.argv == ["poa", "pretrain"]

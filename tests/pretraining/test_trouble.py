@@ -43,7 +43,8 @@ def test_fewer_gpus_than_devices(at: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     told = refused(capsys, *TRAIN.split(), "--device", "auto", "--devices", "3")
     assert told == "--devices 3 is more than the number of GPUs here, 2. Lower it to 2."
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
     told = refused(capsys, *TRAIN.split(), "--device", "auto")
     assert told == "There are more processes than GPUs (2). Start at most 2 on this machine."
 

@@ -11,12 +11,31 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_asks_the_loop_to_stop(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "again"), [(signal.SIGTERM, 75, False), (signal.SIGINT, 0, False), (signal.SIGUSR1, 75, True)]
+)
+def test_a_signal_asks_the_loop_to_stop(number: signal.Signals, status: int, again: bool) -> None:
     with StopSignal() as stop:
         assert not stop.requested
         send(number)
         assert stop.requested
+    assert (stop.status, stop.is_to_be_requeued) == (0, False), "the run came to its end"
+    stop.stopped = True
+    assert (stop.status, stop.is_to_be_requeued) == (status, again)
+
+
+def test_a_run_that_another_process_was_asked_to_stop() -> None:
+    stop = StopSignal()
+    stop.stopped = True
+    assert (stop.status, stop.is_to_be_requeued) == (75, False)
+
+
+def test_a_scheduler_that_sends_more_than_one_signal() -> None:
+    with StopSignal() as stop:
+        send(signal.SIGUSR1)
+        send(signal.SIGTERM)
+    stop.stopped = True
+    assert (stop.status, stop.is_to_be_requeued) == (75, True)
 
 
 def test_a_second_interrupt_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

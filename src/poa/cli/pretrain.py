@@ -12,6 +12,7 @@ from poa.cli.show import show_sizes, show_table
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
 from poa.errors import UserError
+from poa.machine import launchers
 from poa.text import note, plain_console, python_literal
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def pretrain(
     recipe: str | None = None,
     config: Path | None = None,
     resume: Switch = False,
+    resume_if_begun: Switch = False,
     dry_run: Switch = False,
     print_config: Switch = False,
 ) -> None:
@@ -47,22 +49,37 @@ def pretrain(
         recipe: Start from a shipped recipe; `poa recipes` lists them.
         config: Start from a YAML file of settings, which overrides --recipe and is overridden by flags.
         resume: Resume the run in --out exactly from its last checkpoint, with its own settings.
+        resume_if_begun: Resume the run in --out if it has begun, else start it. What Slurm has requeued or torchrun has
+            restarted does so without.
         dry_run: Build everything, train two steps, estimate time and memory of the run, and write nothing.
         print_config: Print all settings that the run would have, and exit.
     """
-    given = flags.model_dump(exclude_unset=True)
-    resolved = resolve.resolve(given, recipe=recipe, file=config, resume=resume)
+    given, again = flags.model_dump(exclude_unset=True), resume_if_begun or launchers.is_restarted()
+    resolved = resolve.resolve(given, recipe=recipe, file=config, resume=resume or again)
     if print_config:
         print(resolve.to_yaml(resolved), end="")
         return
-    from poa.pretraining import dry_run as forecast
-    from poa.pretraining import launch
+    from poa.pretraining.launch import goes_on, placed
 
-    if dry_run:
-        for line in forecast.dry_run(resolved, resume=resume, console=plain_console(stderr=True)).lines():
+    resume = goes_on(resolved, resume=resume, again=again)
+    if not dry_run:
+        _train(resolved, resume=resume)
+    elif launchers.is_first():
+        from poa.pretraining.dry_run import dry_run as forecast
+
+        for line in forecast(placed(resolved), resume=resume, console=plain_console(stderr=True)).lines():
             say(line)
-    else:
-        launch.train(resolved, resume=resume)
+
+
+def _train(config: Config, *, resume: bool) -> None:
+    """Pre-train; a run that a scheduler has stopped ends the command with a status that says so."""
+    from poa.pretraining import launch
+    from poa.training.interrupt import StopSignal
+
+    asked = StopSignal()
+    launch.train(config, resume=resume, asked=asked)
+    if asked.status:
+        raise SystemExit(asked.status)
 
 
 def sizes(
@@ -200,12 +217,11 @@ def polish(
     """
     from poa.experiments.polish import polish_settings
     from poa.models.run import is_begun, load
-    from poa.pretraining import launch
 
     if epochs is not None and epochs < 1:
         raise UserError(f"--epochs must be at least 1, got {epochs}.")
     settings = polish_settings(load(run), size, epochs=epochs, data=data, out=out)
-    launch.train(settings, resume=is_begun(Path(settings.out)))
+    _train(settings, resume=is_begun(Path(settings.out)))
 
 
 def gradients(run: Path, /, *, out: Path | None = None) -> None:

@@ -279,8 +279,8 @@ class Config(Settings):
     """Images per step, over all devices and accumulated micro-batches."""
     lr: Positive | None = None
     """Peak learning rate; by default derived from optimizer.base_lr and the batch size."""
-    devices: Count = 1
-    """Processes on this machine, one per device; values above 1 start them."""
+    devices: Count | None = None
+    """Processes on this machine, one per device; by default all GPUs over which the batch can be divided."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the backbones' forward pass; heads and losses are always fp32."""
     seed: Natural = 0
@@ -303,10 +303,10 @@ class Config(Settings):
     of the run on, for runs with --init."""
     same_sizes_on_all_ranks: Annotated[bool, FURTHER] = False
     """Train the same sizes on all processes at each step."""
-    device: Annotated[Literal["auto", "cpu", "cuda"], FURTHER] = "auto"
-    """Kind of device."""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], FURTHER] = "auto"
+    """Kind of device: by default a GPU (cuda, or mps on a Mac) where PyTorch finds one."""
     num_nodes: Annotated[Count, FURTHER] = 1
-    """Number of machines; a run on several is started with torchrun on each."""
+    """Number of machines; a run on several is started by srun or torchrun, which say how many there are."""
     workers: Annotated[Natural | None, FURTHER] = None
     """Loader processes on each device; by default chosen from the cores and the image size."""
     limit: Annotated[Count | None, FURTHER] = None
@@ -323,6 +323,11 @@ class Config(Settings):
     saving: Annotated[SavingSettings, _section("Saving", place=8)] = SavingSettings()
     monitor: Annotated[MonitorSettings, _section("Monitor", place=9)] = MonitorSettings()
     evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=10)] = EvaluationSettings()
+
+    @property
+    def processes(self) -> int:
+        """Of the whole run, over all machines."""
+        return (self.devices or 1) * self.num_nodes
 
     @property
     def exported_branch(self) -> str:

@@ -1,7 +1,6 @@
 """How recipe, file and flags are merged into the settings of a run. Imports no torch."""
 
 import logging
-import os
 from collections.abc import Collection, Mapping
 from importlib import resources
 from itertools import takewhile
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from poa.config.pretraining import Config, ModelSettings
 from poa.config.values import explain
 from poa.errors import UserError, nearest
+from poa.machine.launchers import is_first
 
 HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
 HARMLESS |= {"max_bad_share", "saving", "monitor"}
@@ -113,7 +113,7 @@ def resolve(
     shortened = _shortened(settings, config.epochs, but=_flat(from_file).keys() | _flat(given).keys())
     if not shortened:
         return config
-    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun has started, the first tells it
+    if is_first():  # of several processes that were launched
         listed = ", ".join(f"{path} from {usual:g} to {short:g}" for path, (usual, short) in shortened.items())
         _log.warning(
             "Note: Recipe %s is made for %d epochs. With --epochs %d, these settings are shortened in proportion: %s. "

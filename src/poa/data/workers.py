@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from poa.errors import UserError, first_line
 
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+STOP_SIGNALS = {each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGUSR1")}
 Item = TypeVar("Item")
 
 
@@ -99,7 +99,7 @@ def _script_not_run_again() -> Iterator[None]:
 
 @contextmanager
 def _stop_signals_held_back() -> Iterator[None]:
-    """Processes started meanwhile do not see SIGINT and SIGTERM.
+    """Processes started meanwhile do not see requests to stop.
 
     Terminals and schedulers send these to all processes of a run. The one that trains ends in good order, and needs its
     workers for that, and they need the server that started them.

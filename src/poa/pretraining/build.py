@@ -1,7 +1,6 @@
 """From settings to the parts of a training: the only place where they are taken apart."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError, counted
 from poa.families.base import Family
 from poa.families.slim_resnet import SlimResNet
+from poa.machine.launchers import cores_of
 from poa.methods.base import Method
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
 from poa.methods.distill import Distill
@@ -132,15 +132,15 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
 
 
 def precision_of(config: Config, device: torch.device) -> torch.dtype:
-    """Precision of the backbones; ``auto`` is bf16 where the hardware gains by it, else fp16 on GPUs, fp32 on CPUs."""
-    if config.precision == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16 needs a GPU. Use bf16 or fp32 on the CPU.")
+    """Precision of the backbones; ``auto`` is bf16 where the hardware gains by it, else fp16 with CUDA, else fp32."""
+    if config.precision == "fp16" and device.type != "cuda":
+        raise UserError("--precision fp16 needs a GPU with CUDA. Use bf16 or fp32.")
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if config.precision != "auto":
         return named[config.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if gains_by_bf16(torch.cpu.get_capabilities()) else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and gains_by_bf16(torch.cpu.get_capabilities()) else torch.float32
 
 
 def gains_by_bf16(capabilities: Mapping[str, Any]) -> bool:
@@ -156,7 +156,7 @@ def workers_of(config: Config) -> int:
         return config.workers
     if config.views.global_size < 96 and not torch.cuda.is_available():
         return 0
-    return max(1, min(12, (os.cpu_count() or 1) // config.devices - 1))
+    return max(1, min(12, cores_of(config.devices or 1) - 1))
 
 
 # ---- the method ------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def _check_slimmable(config: Config) -> None:
         raise UserError(
             f"--method {config.method} does not support {', '.join(wrong)}. Leave out what is not supported."
         )
-    processes = config.devices * config.num_nodes
+    processes = config.processes
     if config.batch_size // processes < 2:
         raise UserError(
             f"BatchNorm needs at least two images on each process, got --batch-size {config.batch_size} and "
@@ -305,10 +305,10 @@ def _about_images(config: Config, *, num_images: int) -> list[str]:
 
 def memory_warning(config: Config) -> str | None:
     """A warning of runs on a CPU that take much memory, since the system ends them without a message."""
-    processes, side = config.devices * config.num_nodes, config.views.global_size
+    processes, side = config.processes, config.views.global_size
     images = config.batch_size // (config.accumulate * processes)
     most = max(1, MANY_PIXELS // side**2)
-    if distributed.this_device(config.device).type != "cpu" or images <= most:
+    if distributed.this_device(config.device, float64=False).type != "cpu" or images <= most:
         return None
     of_process = config.batch_size // processes
     parts = next(parts for parts in range(1, of_process + 1) if of_process % parts == 0 and of_process // parts <= most)

@@ -81,7 +81,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     Raises:
         UserError: A setting, the images, the folder or the device are invalid, as the run itself would say.
     """
-    config, device = registry.explicit(config), distributed.this_device(config.device)
+    config, device = registry.explicit(config), distributed.this_device(config.device, float64=False)
     if config.out or resume:  # without, all but the folder is tried
         runs.check(config, resume=resume)
     if config.monitor.tensorboard:
@@ -89,7 +89,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     index = find_images(config, console)
     fresh = runs.begins(config, resume=resume)
     parts = assemble(config, index, device=device, fresh=fresh)
-    processes = config.devices * config.num_nodes
+    processes = config.processes
     done = 0 if fresh else restore(parts, config, index, console, processes=processes)
     if config.monitor.data is not None:
         open_images(config.monitor.data, console=console).require_labels()
@@ -116,7 +116,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
         cpu_seconds_per_step=on_cpu,
         images_per_second=config.batch_size / seconds,
         memory_bytes=memory_in_use(device),
-        device="of the process" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        device="of the process" if device.type != "cuda" else torch.cuda.get_device_name(device),
         checkpoint_bytes=checkpoint,
         disk_bytes=disk,
         notes=(*warnings_of(config, num_images=len(index)), *_notes(config, disk=disk)),
@@ -134,7 +134,7 @@ def _timed_steps(
         batch_size=config.batch_size,
         start_step=first,
         num_steps=NUM_STEPS,
-        world_size=config.devices * config.num_nodes,
+        world_size=config.processes,
         micro_batches=config.accumulate,
     )
     for step in range(first, first + NUM_STEPS):
@@ -147,7 +147,7 @@ def _timed_steps(
 
 
 def _notes(config: Config, *, disk: int) -> Iterator[str]:
-    processes = config.devices * config.num_nodes
+    processes = config.processes
     if processes > 1:
         yield f"Only one of {processes} processes was measured; communication between them is not included."
     if config.views.small_epochs:

@@ -14,17 +14,17 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-import torch
-
 from poa import distributed
 from poa.config import resolve
 from poa.config.pretraining import Config
 from poa.errors import UserError, reason
+from poa.machine import devices, launchers
 from poa.models import registry
 from poa.models import run as runs
 from poa.models.run import Run
 from poa.pretraining import loop
 from poa.text import make_printable, shown_warnings, unicode_text
+from poa.training.interrupt import SIGNALS, StopSignal
 
 GRACE_SECONDS = 10.0
 """Time for the other processes to end by themselves once one has failed."""
@@ -40,47 +40,63 @@ class Failure(NamedTuple):
     """Exit status; minus the number of the signal if one ended it."""
 
 
-def train(config: Config, *, resume: bool = False) -> Run:
-    """Pre-train, on one process for each device.
+def train(config: Config, *, resume: bool = False, asked: StopSignal | None = None) -> Run:
+    """Pre-train, on one process for each device; ``asked`` tells afterwards whether the run was stopped.
 
     Raises:
         UserError: A setting, the images or the folder are invalid, on this process or another.
         RuntimeError: Another process failed by a defect; the text ends with its traceback.
     """
-    several = config.devices > 1 or config.num_nodes > 1
-    if not several or "LOCAL_RANK" in os.environ:  # torchrun has started this process
-        return loop.train(config, resume=resume)
+    asked, config = asked or StopSignal(), placed(config)
+    if config.processes == 1 or launchers.place() is not None:
+        return loop.train(config, resume=resume, asked=asked)
     _check(config)
     config = registry.explicit(config)
     runs.check(config, resume=resume)
     with tempfile.TemporaryDirectory() as folder:
-        _run_processes(config, Path(folder), resume=resume)
+        _run_processes(config, Path(folder), resume=resume, asked=asked)
     return runs.load(config.out)
+
+
+def goes_on(config: Config, *, resume: bool, again: bool) -> bool:
+    """Whether a run is resumed: as asked for, or where the command may be started ``again``, since it has begun."""
+    return resume or (again and bool(config.out) and runs.is_begun(Path(config.out)))
+
+
+def placed(config: Config) -> Config:
+    """The settings with the processes that the run has: those of the launcher, or as asked for, or one for each GPU."""
+    place = launchers.place()
+    if place is not None:
+        return config.model_copy(update={"devices": place.local_processes, "num_nodes": place.num_machines})
+    return config if config.devices is not None else config.model_copy(update={"devices": _processes_here(config)})
+
+
+def _processes_here(config: Config) -> int:
+    parts = config.accumulate * config.num_nodes
+    here, batch = devices.found(), config.batch_size
+    return devices.processes_here(config.devices, config.device, here, batch_size=batch, parts=parts)
 
 
 def _check(config: Config) -> None:
     if config.num_nodes > 1:
         raise UserError(
-            f"A run on {config.num_nodes} machines is started with torchrun, once on each: "
+            f"A run on {config.num_nodes} machines is started by srun, or with torchrun, once on each: "
             f"torchrun --nnodes {config.num_nodes} --nproc-per-node {config.devices} --rdzv-backend c10d "
             "--rdzv-endpoint HOST:PORT -m poa pretrain ..."
         )
-    available = torch.cuda.device_count()
-    if distributed.this_device(config.device).type == "cuda" and available < config.devices:
-        raise UserError(
-            f"--devices {config.devices} is more than the number of GPUs here, {available}. Lower it to {available}."
-        )
+    _processes_here(config)  # refuses what is not there
 
 
-def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
+def _run_processes(config: Config, folder: Path, *, resume: bool, asked: StopSignal) -> None:
     (folder / "config.yaml").write_text(resolve.to_yaml(config), encoding="utf-8")
     command = [sys.executable, "-m", "poa.pretraining.launch", str(folder), "resume" if resume else "start", *sys.argv]
-    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.devices)), **os.environ}
+    number = config.processes
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // number)), **os.environ}
     processes = []
     try:
-        for own in distributed.group_on_this_machine(config.devices, folder):
+        for own in distributed.group_on_this_machine(number, folder):
             processes.append(subprocess.Popen(command, env=shared | own))
-        with _forwarded_signals(processes):
+        with _forwarded_signals(processes, asked):
             failure = first_failed(processes, grace_seconds=GRACE_SECONDS)
     finally:
         for process in processes:
@@ -88,6 +104,7 @@ def _run_processes(config: Config, folder: Path, *, resume: bool) -> None:
             process.wait()
     if failure:
         raise _error(failure, folder)
+    asked.stopped = any(process.returncode == launchers.STOPPED for process in processes)
 
 
 def main() -> None:
@@ -95,10 +112,10 @@ def main() -> None:
     make_printable()
     folder, how = Path(sys.argv[1]), sys.argv[2]
     sys.argv = sys.argv[3:]
-    rank = os.environ["RANK"]
+    rank, asked = os.environ["RANK"], StopSignal()
     try:
         with shown_warnings():
-            loop.train(resolve.resolve(file=folder / "config.yaml"), resume=how == "resume")
+            loop.train(resolve.resolve(file=folder / "config.yaml"), resume=how == "resume", asked=asked)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (UserError, OSError) as error:
@@ -107,6 +124,7 @@ def main() -> None:
     except Exception:  # reported by the process that waits for this one: it knows which of several came first
         (folder / f"{rank}.traceback").write_text(unicode_text(traceback.format_exc()), encoding="utf-8")
         sys.exit(1)
+    sys.exit(asked.status)
 
 
 def first_failed(processes: Sequence["subprocess.Popen[bytes]"], *, grace_seconds: float) -> Failure | None:
@@ -114,8 +132,8 @@ def first_failed(processes: Sequence["subprocess.Popen[bytes]"], *, grace_second
     failure, deadline = None, float("inf")
     while time.monotonic() < deadline:
         statuses = [process.poll() for process in processes]
-        if failure is None and any(statuses):
-            failed = [Failure(rank, status) for rank, status in enumerate(statuses) if status]
+        failed = [Failure(rank, each) for rank, each in enumerate(statuses) if each not in (None, 0, launchers.STOPPED)]
+        if failure is None and failed:
             failure = min(failed, key=lambda each: each.status)  # one that was killed; the others fail because of it
             deadline = time.monotonic() + grace_seconds
         if None not in statuses:
@@ -143,15 +161,16 @@ def _error(failure: Failure, folder: Path) -> BaseException:
 
 
 @contextmanager
-def _forwarded_signals(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+def _forwarded_signals(processes: Sequence["subprocess.Popen[bytes]"], asked: StopSignal) -> Iterator[None]:
     """Forward requests to stop to the processes, which save and end."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
+        asked.seen.add(signal.Signals(number).name)
         for process in processes:
             process.send_signal(number)
 
     main_thread = threading.current_thread() is threading.main_thread()  # only there can signals be handled
-    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT) if main_thread}
+    old = {number: signal.signal(number, forward) for number in SIGNALS if main_thread}
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from poa import distributed
@@ -15,6 +16,8 @@ from poa.data.loader import read_or_none, why_bad
 from poa.data.views import RawViews
 from poa.errors import UserError, counted
 from poa.features.images import note_darkness, open_images, tried
+from poa.machine.devices import found, told
+from poa.machine.launchers import requeue
 from poa.models import init, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
@@ -29,16 +32,22 @@ from poa.training.interrupt import StopSignal
 
 
 @explained_memory()
-def train(config: Config, *, resume: bool = False, console: Console | None = None) -> Run:
+def train(
+    config: Config, *, resume: bool = False, console: Console | None = None, asked: StopSignal | None = None
+) -> Run:
     """Pre-train, on this process and the others it was launched with, to the end or until asked to stop.
 
-    Progress is shown on standard error unless another console is given.
+    Progress is shown on standard error unless another console is given. ``asked`` tells afterwards whether the run was
+    stopped; a job of Slurm that was sent SIGUSR1 has then asked for another start.
 
     Raises:
         UserError: A setting, the images, the folder or the checkpoint are invalid, or a loss is not finite.
     """
-    config, device = registry.explicit(config), distributed.this_device(config.device)
+    asked = asked or StopSignal()
+    config, device = registry.explicit(config), distributed.this_device(config.device, float64=False)
     with distributed.process_group(device=device), ExitStack() as stack:
+        if config.devices is None:
+            config = config.model_copy(update={"devices": distributed.world_size()})
         console = console or plain_console(stderr=True, quiet=not distributed.is_main())
         if distributed.is_main():
             runs.check(config, resume=resume)
@@ -63,11 +72,13 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         for sentence in warnings_of(config, num_images=len(index)):
             note(console, sentence)
         save = partial(_save, parts, config, paths, images=index.fingerprint, num_images=len(index))
-        with logger, _advised(paths, is_low=parts.dtype.itemsize < 4):
-            done = _loop(parts, config, logger, loader, save, start=start)
+        with logger, asked, _advised(paths, is_low=parts.dtype.itemsize < 4):
+            done = _loop(parts, config, logger, loader, save, start=start, asked=asked)
             out = shell_word(config.out)
             logger.finish(done, resume_command=f"poa pretrain --out {out} --resume", next_command=f"poa sizes {out}")
-        distributed.barrier()
+            if asked.is_to_be_requeued and distributed.is_main():
+                tell(console, requeue())
+            distributed.barrier()  # Slurm may end all processes once one has ended
     return runs.load(config.out)
 
 
@@ -87,7 +98,12 @@ def find_images(config: Config, console: Console) -> ImageIndex:
 
 
 def show_start(parts: Parts, config: Config, console: Console) -> None:
-    """Show how trained weights were loaded, and a warning of memory."""
+    """Show the devices, how trained weights were loaded, and a warning of memory."""
+    name = torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else ""
+    processes, local = distributed.world_size() if distributed.is_launched() else config.processes, config.devices or 1
+    on = told(parts.device.type, name, found(), local=local, processes=processes, batch_size=config.batch_size)
+    if on is not None:
+        tell(console, on)
     warning = memory_warning(config)
     if warning is not None:
         note(console, warning)
@@ -166,6 +182,7 @@ def _loop(
     save: Callable[[int], None],
     *,
     start: int,
+    asked: StopSignal,
 ) -> int:
     """Train from a step to the end, or until asked to stop; returns the number of steps done."""
     num_steps = config.epochs * parts.steps_per_epoch
@@ -174,21 +191,21 @@ def _loop(
         return step % max(1, round(every_epochs * parts.steps_per_epoch)) == 0
 
     step = start
-    with StopSignal() as asked:
-        for batch in logger.waiting(loader):
-            with logger.timed("training"):
-                result = train_step(parts, step, batch, stop=asked.requested)
-            step += 1
-            last, scores = step == num_steps, {}
-            if last or due(step, config.monitor.every_epochs):
-                with logger.timed("scoring"):
-                    scores = logger.score(step, result)
-            logger.log(step, result, batch, scores=scores)
-            if last or result.stop or due(step, config.saving.every_epochs):
-                with logger.timed("saving"):
-                    save(step)
-            if result.stop:
-                break
+    for batch in logger.waiting(loader):
+        with logger.timed("training"):
+            result = train_step(parts, step, batch, stop=asked.requested)
+        step += 1
+        last, scores = step == num_steps, {}
+        if last or due(step, config.monitor.every_epochs):
+            with logger.timed("scoring"):
+                scores = logger.score(step, result)
+        logger.log(step, result, batch, scores=scores)
+        if last or result.stop or due(step, config.saving.every_epochs):
+            with logger.timed("saving"):
+                save(step)
+        if result.stop:
+            asked.stopped = not last
+            break
     return step
 
 

@@ -23,11 +23,11 @@ def check_memory(config: Config, family: Family, device: torch.device) -> None:
     Raises:
         UserError: They do not fit.
     """
-    on_cpu, has_teacher = device.type == "cpu", config.method in WITH_TEACHER
+    on_cpu, has_teacher = device.type != "cuda", config.method in WITH_TEACHER
     there = memory_of_machine() if on_cpu else torch.cuda.mem_get_info(device)[1]
     backbone, heads = _parameters(config, family)
     copies = 2 + (2 if config.optimizer.kind == "adamw" else 1) + has_teacher
-    processes = config.devices if on_cpu else 1
+    processes = (config.devices or 1) if on_cpu else 1
     needed = _BYTES * copies * processes * (backbone + heads)
     if there is None or needed <= there:
         return
