@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 
-.PHONY: setup demo test lint format types check clean
+.PHONY: setup demo test lint format types docs check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -31,18 +31,21 @@ test: $(DEVELOPING)
 	$(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: $(DEVELOPING)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/codespell src tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md
 
 format: $(DEVELOPING)
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks docs
+	$(BIN)/ruff format src tests benchmarks docs
 
 types: $(DEVELOPING)
 	$(BIN)/mypy
 
-check: lint types test  ## what CI runs
+docs: $(DEVELOPING)  ## the site, in docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+check: lint types docs test  ## what CI runs
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build docs/reference

@@ -1,11 +1,15 @@
 """What the documents name exists."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from string import Template
 
 import pytest
 
 import poa
+from poa import cli
 from poa.cli import inspect, pretrain
 from poa.config.resolve import resolve
 from poa.models.registry import family_of
@@ -44,3 +48,25 @@ def test_examples_name_sizes_that_their_recipe_has() -> None:
     sizes = [size for pair in words for word in pair for size in word.split()]
     assert len(sizes) > 10
     assert set(sizes) <= set(map(str, family_of(resolve(recipe="vit-96")).space.sizes))
+
+
+def test_commands_in_documents_are_valid() -> None:
+    """Parsed, not run: the README's are run by a test of their own."""
+    commands = {line for document in DOCUMENTS for line in commands_in(document.read_text(encoding="utf-8"))}
+    assert len(commands) > 100
+    for line in sorted(commands):
+        words = shlex.split(line, comments=True)[1:]
+        try:
+            cli.app.parse_args(cli.in_full(words), exit_on_error=False, print_error=False)
+        except Exception as error:
+            pytest.fail(f"{line}: {error}")
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """Commands of a document's blocks of code, with the variables that a block sets."""
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        lines = block.replace("\\\n", " ").splitlines()
+        variables = dict(found.groups() for line in lines if (found := re.fullmatch(r'(\w+)="(.*)"', line)))
+        for line in lines:
+            if line.startswith("poa "):
+                yield Template(line).substitute(variables)

@@ -1,7 +1,7 @@
 """The command ``poa``: parse, call one function, print."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
@@ -62,18 +62,23 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Words after ``poa``; those of the process by default.
     """
     make_printable()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in WITH_MODEL_SETTINGS:
-        words = ["--model.name" + word[len("--model") :] if word.split("=")[0] == "--model" else word for word in words]
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         with shown_warnings():
-            app(words, exit_on_error=False, print_error=False)
+            app(in_full(words), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_sentence(error))
     except (UserError, OSError) as error:
         _fail(reason(error))
     except KeyboardInterrupt:
         _fail("Interrupted.", status=130)
+
+
+def in_full(words: Sequence[str]) -> list[str]:
+    """The words of a command with --model.name where --model is short for it."""
+    if not words or words[0] not in WITH_MODEL_SETTINGS:
+        return list(words)
+    return ["--model.name" + word[len("--model") :] if word.split("=")[0] == "--model" else word for word in words]
 
 
 def _sentence(error: CycloptsError) -> str:
