@@ -24,7 +24,7 @@ from poa.models.run import Run
 from poa.models.weights import read
 from poa.pretraining import launch
 from poa.pretraining.dry_run import dry_run
-from poa.training.checkpoint import latest_checkpoint
+from poa.training.checkpoint import latest_checkpoint, load_checkpoint
 from poa.training.metrics import read_metrics
 from trained import assert_same, features_of, from_folder, made, saved, written
 
@@ -88,9 +88,15 @@ def test_names_of_networks_come_before_folders(tmp_path: Path, monkeypatch: pyte
 def test_going_on_needs_the_source_only_before_the_first_checkpoint(tmp_path: Path) -> None:
     model = made()
     file = written(model.state_dict(), tmp_path / "a.pth")
-    given = tiny.settings(out=tmp_path / "run", init=file, saving={"every_epochs": 0.5}, model={"drop_path": 0.2})
+    """Also where its network, as it was, is a frozen teacher too."""
+    over: dict[str, Any] = {
+        "saving": {"every_epochs": 0.5},
+        "model": {"drop_path": 0.2},
+        "distill": {"teacher": "init"},
+    }
+    given = tiny.settings(out=tmp_path / "run", init=file, **over)
     run = poa.pretrain(**given)
-    scratch = poa.pretrain(**{**given, "init": None, "out": tmp_path / "scratch"})
+    scratch = poa.pretrain(**{**given, "init": None, "distill": {}, "out": tmp_path / "scratch"})
     expected = losses(run)
     assert len(expected) == 8
     assert not set(expected) & set(losses(scratch)), "what the run began with made no difference"
@@ -100,6 +106,9 @@ def test_going_on_needs_the_source_only_before_the_first_checkpoint(tmp_path: Pa
     Path(file).rename(tmp_path / "away.pth")
     newest = latest_checkpoint(run.paths.checkpoints)
     assert newest is not None
+    trained, before = load_checkpoint(newest)["method"], load_file(run.paths.initial)
+    assert_same({name: trained[f"frozen.network.{name}"] for name in before}, before)
+    assert any(not torch.equal(trained[f"student.backbone.{name}"], value) for name, value in before.items())
     newest.unlink()
     assert command("pretrain", "--out", run.folder, "--resume", "--dry-run") == 0
     poa.pretrain(out=run.folder, resume=True)

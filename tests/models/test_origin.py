@@ -56,6 +56,7 @@ def test_licences_of_weights_begun_from(tmp_path: Path) -> None:
     assert licence_of("nothing") is None
     config = tiny.config(init=str(tmp_path / "0"), distill={"teacher": "vit_small_patch14_dinov2.lvd142m"})
     assert inherited_by(config) == {"0": "mit", "vit_small_patch14_dinov2.lvd142m": "apache-2.0"}
+    assert inherited_by(tiny.config(init=str(tmp_path / "0"), distill={"teacher": "init"})) == {"0": "mit"}
 
 
 def test_each_method_is_told() -> None:

@@ -15,6 +15,7 @@ import tiny
 from poa.config.pretraining import Config
 from poa.errors import UserError
 from poa.families.base import Features
+from poa.models.registry import family_of
 from poa.models.teacher import teacher_of
 from poa.training.checkpoint import checkpoints, load_checkpoint, step_of
 from poa.training.metrics import read_metrics
@@ -119,7 +120,7 @@ def test_a_teacher_normalises_images_as_it_learnt_to(teacher: Path, tmp_path: Pa
     """The student's images are normalised in another way: the teacher sees them as in its own run."""
     views = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
     config = tiny.config(method="seed", distill={"teacher": str(teacher)}, views=views)
-    network, width, _ = teacher_of(config)
+    network, width, *_ = teacher_of(config, family_of(config))
     own = poa.load(teacher)
     images = torch.rand(2, 3, 16, 16)
 
@@ -134,13 +135,18 @@ def test_a_teacher_normalises_images_as_it_learnt_to(teacher: Path, tmp_path: Pa
 
 def test_a_teacher_sees_crops_of_its_own_size(teacher: Path) -> None:
     config = tiny.config(method="distill", distill={"teacher": str(teacher), "teacher_size": 24})
-    network, *widths = teacher_of(config)
+    network, *widths, initial = teacher_of(config, family_of(config))
     crops = torch.rand(2, 3, 16, 16)
     larger = torch.nn.functional.interpolate(crops, (24, 24), mode="bilinear", antialias=True)
     expected = poa.load(teacher).network("64x3")(larger)
     for found, wanted in zip(network(crops), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert network(crops).patches.shape[1:] == (9, widths[1])
+    assert initial is None
+    own = tiny.config(init="x", distill={"teacher": "init", "teacher_size": 24}, views={"mean": (0.5, 0.5, 0.5)})
+    network, *_, initial = teacher_of(own, family_of(own))
+    assert initial is not None
+    torch.testing.assert_close(network(crops).cls, initial(larger).cls, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +167,12 @@ def test_what_cannot_be_distilled_is_told(teacher: Path, tmp_path: Path, over: d
 
 def test_what_cannot_teach_many_sizes_is_told(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = settings("distill", teacher, teacher, resume=True)
+    config = Config(**{name: value for name, value in own.items() if name != "resume"})
     with pytest.raises(UserError, match=r"is the folder of this run.*Give the folder of another run"):
-        teacher_of(Config(**{name: value for name, value in own.items() if name != "resume"}))
+        teacher_of(config, family_of(config))
+    config = tiny.config(distill={"teacher": "init"})
+    with pytest.raises(UserError, match=r"network of --init as it was, and there is no --init\. Add --init, "):
+        teacher_of(config, family_of(config))
     odd = settings("distill", teacher, tmp_path / "run", distill={"teacher_size": 20})
     with pytest.raises(UserError, match=r"size 20 is not a multiple .*Set --distill\.teacher-size to 16 or 24\."):
         poa.pretrain(**odd)

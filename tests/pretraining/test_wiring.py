@@ -187,7 +187,8 @@ def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> tuple[list[dict[str,
         torch.manual_seed(5)
         frozen = tiny.config(heads={"prototypes": [16]})
         teacher = assemble(frozen, open_index("digits", limit=16), device=CPU).method.exported.backbone
-        monkeypatch.setattr("poa.pretraining.build.teacher_of", lambda _: Teacher(teacher, *[teacher.num_features] * 2))
+        made = Teacher(teacher, teacher.num_features, teacher.num_features)
+        monkeypatch.setattr("poa.pretraining.build.teacher_of", lambda *_: made)
     return learn(config, assemble(config, open_index(config.data, limit=config.limit), device=CPU))
 
 

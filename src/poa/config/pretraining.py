@@ -36,6 +36,8 @@ SELF_DISTILLED = ("poa", "single")
 """Methods whose heads have prototypes and whose teacher follows the student and is exported."""
 ELASTIC = ("poa", "distill", *SLIMMABLE)
 """Methods that train all sizes of the search space; the others train its largest alone."""
+INITIAL = "init"
+"""The frozen teacher that is the network of the run with the weights it starts from."""
 FURTHER = Parameter(group=Group("Machine and data", sort_key=1))
 """Panel of ``--help`` for settings that few runs need."""
 
@@ -209,7 +211,8 @@ class DistillSettings(Settings):
     """A frozen teacher: the only one (methods distill and seed), or one beside the moving one (poa and single)."""
 
     teacher: str = ""
-    """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name."""
+    """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name; or
+    `init`, the network of --init as it was."""
     teacher_size: Pixels | None = None
     """Side of the crops that the teacher sees, in pixels; they are resized to it. By default it sees them as they
     are."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 
-from poa.config.pretraining import Config
+from poa.config.pretraining import INITIAL, Config
 from poa.errors import counted
 from poa.export.card import CARD, UNKNOWN, Evaluation
 from poa.models import registry
@@ -41,7 +41,7 @@ def facts_of(config: Config, *, step: int, state: Mapping[str, Any]) -> dict[str
 
 def inherited_by(config: Config) -> dict[str, str | None]:
     """Licences of the weights that a run began with, and of those of its teacher."""
-    given = [each for each in (config.init, config.distill.teacher) if each]
+    given = [each for each in (config.init, config.distill.teacher) if each and each != INITIAL]
     return {base_name(name): licence_of(name) for name in given}
 
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from poa.config.pretraining import Config, ViewSettings
+from poa.config.pretraining import INITIAL, Config, ViewSettings
 from poa.data.images import Preprocessing
 from poa.errors import UserError
-from poa.families.base import Features
-from poa.models.source import ModelSource, model_source, try_features
+from poa.families.base import Backbone, Family, Features
+from poa.models.source import model_source, try_features
 
 
 class Teacher(NamedTuple):
@@ -23,11 +23,13 @@ class Teacher(NamedTuple):
         network: Crops as the run has them to ``Features``.
         width: Of its class features.
         patch_width: Of its patch features.
+        initial: Its backbone, if that has yet to get the weights that the run starts from.
     """
 
     network: nn.Module
     width: int
     patch_width: int
+    initial: Backbone | None = None
 
 
 class Prepared(nn.Module):
@@ -61,8 +63,8 @@ class Prepared(nn.Module):
         return features
 
 
-def teacher_of(config: Config) -> Teacher:
-    """The frozen teacher that the settings of a run name.
+def teacher_of(config: Config, family: Family) -> Teacher:
+    """The frozen teacher that the settings of a run name; one of the run's own family if it is that of ``--init``.
 
     Raises:
         UserError: There is no such network, it is the run itself, or it cannot process the run's crops.
@@ -71,17 +73,22 @@ def teacher_of(config: Config) -> Teacher:
     if not name:
         raise UserError(
             "--distill.teacher is required: the folder of a run, a folder that timm loads, or a timm name such as "
-            "vit_small_patch14_dinov2.lvd142m."
+            "vit_small_patch14_dinov2.lvd142m; or init, the network of --init."
+        )
+    if name == INITIAL and config.init is None:
+        raise UserError(
+            "--distill.teacher init is the network of --init as it was, and there is no --init. Add --init, or name "
+            "another teacher (./init for a folder)."
         )
     if config.out and Path(name).resolve() == Path(config.out).resolve():
         raise UserError(
             f"--distill.teacher {name} is the folder of this run, and a teacher must be trained before. Give the "
             "folder of another run, or choose another --out."
         )
-    source = _source(name, side or views.global_size)
-    network = source.network(source.names[-1])
-    if side or (source.preprocessing.mean, source.preprocessing.std) != (views.mean, views.std):
-        network = Prepared(network, views, source.preprocessing, resizes=side is not None)
+    initial = family.build(family.space.intact) if name == INITIAL else None
+    network, own = (initial, _as_students(config)) if initial else _other(name, side or views.global_size)
+    if side or (own.mean, own.std) != (views.mean, views.std):
+        network = Prepared(network, views, own, resizes=side is not None)
     network = network.requires_grad_(False).eval()
     refusal = f"--distill.teacher {name} cannot process crops of"
     remedy = "Set --distill.teacher-size to a size that it takes, or choose another teacher."
@@ -95,13 +102,20 @@ def teacher_of(config: Config) -> Teacher:
             f"--distill.teacher {name} has {number} patches, which are no square grid. Set --distill.patch-weight 0 "
             "to learn its pooled features only, or choose another teacher."
         )
-    return Teacher(network, found.cls.shape[1], found.patches.shape[2])
+    return Teacher(network, found.cls.shape[1], found.patches.shape[2], initial)
 
 
-def _source(name: str, side: int) -> ModelSource:
-    """The network by name, whose refusals name the flag that sets its image size here."""
+def _as_students(config: Config) -> Preprocessing:
+    """How the network of the run takes images, for a teacher perhaps larger ones."""
+    side = config.distill.teacher_size or config.views.global_size
+    return Preprocessing(image_size=side, resize=side, mean=config.views.mean, std=config.views.std)
+
+
+def _other(name: str, side: int) -> tuple[nn.Module, Preprocessing]:
+    """The network by name, whose refusals name the flag that sets its image size here, and how it takes images."""
     try:
-        return model_source(name, image_size=side)
+        source = model_source(name, image_size=side)
+        return source.network(source.names[-1]), source.preprocessing
     except UserError as error:
         said = str(error).replace("leave out --image-size", "set --distill.teacher-size to that")
         said = said.replace("--image-size", "--distill.teacher-size").replace(", or change --model.patch-size", "")

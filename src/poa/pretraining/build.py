@@ -91,11 +91,13 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
     beside = config.method in SELF_DISTILLED and config.distill.teacher
-    teacher = teacher_of(config) if beside or config.method in ("distill", "seed") else None
+    teacher = teacher_of(config, family) if beside or config.method in ("distill", "seed") else None
     method = method_of(config, family, teacher=teacher)
     report = None
     if fresh and config.init is not None:
-        backbones = {branch.backbone: None for branch in (method.student, method.exported)}
+        backbones = dict.fromkeys(branch.backbone for branch in (method.student, method.exported))
+        if teacher is not None and teacher.initial is not None:
+            backbones[teacher.initial] = None
         report = start_from(config.init, *backbones, normalisation=(views.mean, views.std))
     method = method.to(device).train()
     groups = parameter_groups(
