@@ -265,6 +265,7 @@ REST: dict[str, Any] = {
     "losses.distortion": 0.05,
     **{name: value for name, value in SLIMCLR.items() if name.startswith("slim.")},
     "optimizer.cosine_stretch": 1.0,
+    "optimizer.backbone_warmup_epochs": 0.0,
     "saving.every_epochs": 1.0,
     "saving.keep_last": 2,
     "saving.keep_every_epochs": None,

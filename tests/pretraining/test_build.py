@@ -14,7 +14,7 @@ from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import loop
 from poa.pretraining.build import assemble, gains_by_bf16, memory_warning, method_of, warnings_of
-from poa.pretraining.schedule import subnets_of
+from poa.pretraining.schedule import schedules_of, subnets_of
 from trained import started
 
 
@@ -70,6 +70,10 @@ def test_it_is_said_before_the_first_step(
         ),
         ({"epochs": 2, **AT_ONCE}, []),
         ({"epochs": 31}, []),
+        (
+            {"epochs": 31, "optimizer": {"backbone_warmup_epochs": 31}},
+            ["the backbone's learning rate rises to the end ("],
+        ),
         ({"epochs": 30}, ["With --epochs 30 no patches are ever masked (--losses.ibot-start-epoch 30). Lower"]),
         ({"epochs": 29, "method": "single"}, ["(--losses.teacher-temperature-epochs 30); no patches"]),
         ({"epochs": 10, "method": "seed"}, ["With --epochs 10 the learning rate rises to the end (--opt"]),
@@ -86,6 +90,13 @@ def test_what_a_run_is_too_short_for(settings: dict[str, Any], said: list[str]) 
     notes = warnings_of(config(**settings), num_images=10**6)
     assert len(notes) == bool(said)
     assert all(part in notes[0] for part in said)
+
+
+def test_the_backbone_warms_up_as_long_as_is_set() -> None:
+    config = tiny.config(epochs=4, optimizer={"backbone_warmup_epochs": 1.25, "warmup_epochs": 0.5})
+    curves = schedules_of(config, steps_per_epoch=4)
+    assert [curves.at(step).backbone for step in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert {schedules_of(tiny.config(), steps_per_epoch=4).at(step).backbone for step in range(8)} == {1.0}
 
 
 def test_the_seed_decides_on_sizes_images_and_weights() -> None:

@@ -103,6 +103,7 @@ POA: dict[str, Any] = {
     "optimizer.base_lr": 0.002,
     "optimizer.final_lr": 1e-3,
     "optimizer.warmup_epochs": 1.0,
+    "optimizer.backbone_warmup_epochs": 2.0,
     "optimizer.weight_decay": (0.1, 0.4),
     "optimizer.teacher_momentum": (0.5, 0.9999),
     "optimizer.layer_decay": 0.5,

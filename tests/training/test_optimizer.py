@@ -201,6 +201,26 @@ def test_set_schedule() -> None:
     assert decays["backbone.model.norm.weight"] == 0.0
 
 
+def test_a_backbone_may_warm_up_longer_than_the_heads() -> None:
+    """In groups of its own then; those of a checkpoint of an earlier commit have no entry for it."""
+    layout: dict[str, Any] = {"layer_of": vit_layer, "num_layers": 24, "layer_decay": 0.9}
+    together = parameter_groups(parameters(VIT_NAMES), **layout)
+    optimizer = build_adamw(parameter_groups(parameters(VIT_NAMES), **layout, backbone_warms_up=True))
+    assert len(optimizer.param_groups) == len(together) + 1, "the norm after the last block has the rate of the heads"
+    set_schedule(optimizer, VALUES._replace(backbone=0.25))
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert rates["backbone.model.norm.weight"] == 0.125
+    assert rates["backbone.model.blocks.23.norm1.weight"] == pytest.approx(0.125 * 0.9)
+    assert rates["heads.0.layers.0.weight"] == 0.5
+    assert rates["heads.0.weight_v"] == 0.1
+    for group in optimizer.param_groups:
+        del group["warms_up"]
+    set_schedule(optimizer, VALUES)
+    assert {group["lr"] for group in optimizer.param_groups if "heads.0.layers.0.weight" in group["param_names"]} == {
+        0.5
+    }
+
+
 def test_step_is_adamw() -> None:
     """Three steps of the formula, in float64."""
     pairs = parameters(["heads.0.layers.0.weight"])

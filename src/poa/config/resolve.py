@@ -23,6 +23,7 @@ same."""
 
 IN_EPOCHS = (
     "optimizer.warmup_epochs",
+    "optimizer.backbone_warmup_epochs",
     "optimizer.freeze_last_layer_epochs",
     "losses.ibot_start_epoch",
     "losses.teacher_temperature_epochs",

@@ -22,6 +22,9 @@ class OptimizerSettings(Settings):
     """Learning rate at the end of the cosine."""
     warmup_epochs: NotNegative = 10.0
     """Linear warm-up of the learning rate."""
+    backbone_warmup_epochs: NotNegative = 0.0
+    """Epochs in which the backbone's learning rate rises from 0 to that of the heads, besides the warm-up of both: for
+    trained weights, which fresh heads harm at first."""
     weight_decay: tuple[NotNegative, NotNegative] = (0.04, 0.4)
     """Weight decay at the start and at the end."""
     teacher_momentum: tuple[Share, Share] = (0.992, 0.9999)

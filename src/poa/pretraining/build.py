@@ -108,6 +108,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
         patch_embed_multiplier=config.optimizer.patch_embed_multiplier,
         norms=norm_parameters(method.student),
         decay_all=config.optimizer.decay_all,
+        backbone_warms_up=config.optimizer.backbone_warmup_epochs > 0,
     )
     return Parts(
         family=family,
@@ -262,6 +263,9 @@ def _endless(config: Config) -> Iterator[str]:
     start, end = losses.teacher_temperature
     if optimizer.warmup_epochs >= epochs:
         yield f"the learning rate rises to the end (--optimizer.warmup-epochs {optimizer.warmup_epochs:g})"
+    if optimizer.backbone_warmup_epochs >= epochs:
+        rising = f"--optimizer.backbone-warmup-epochs {optimizer.backbone_warmup_epochs:g}"
+        yield f"the backbone's learning rate rises to the end ({rising})"
     if config.views.small_epochs >= epochs:
         yield f"crops never have their full size (--views.small-epochs {config.views.small_epochs:g})"
     if config.method in SLIMMABLE and (config.slim.slow_start_epochs or 0) >= epochs:

@@ -46,6 +46,7 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
         temperature=partial(linear_ramp, start=start, end=end, num_steps=ramp),
         frozen_steps=steps(settings.freeze_last_layer_epochs),
         frozen=partial(linear_ramp, start=taught[0], end=taught[1], num_steps=num_steps),
+        backbone=partial(linear_ramp, start=0.0, end=1.0, num_steps=steps(settings.backbone_warmup_epochs)),
     )
 
 

@@ -69,6 +69,8 @@ class _Kind(NamedTuple):
     lr_multiplier: float
     weight_decay_multiplier: float
     last_layer: bool
+    warms_up: bool = False
+    """Whether the rate has the factor of the backbone's own warm-up."""
 
 
 def norm_parameters(module: nn.Module) -> set[str]:
@@ -92,6 +94,7 @@ def parameter_groups(
     patch_embed_multiplier: float = 0.2,
     norms: Collection[str] = (),
     decay_all: bool = False,
+    backbone_warms_up: bool = False,
 ) -> list[dict[str, Any]]:
     """Group a student's parameters by learning rate, weight decay and whether they are prototypes (POA official code).
 
@@ -107,6 +110,7 @@ def parameter_groups(
         patch_embed_multiplier: Further factor for the patch embedding.
         norms: Names of parameters of norm layers that cannot be told by their names.
         decay_all: Let biases, norms and LayerScale decay too.
+        backbone_warms_up: Keep the backbone's parameters apart from others with the same rate.
     """
     members: dict[_Kind, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in named_parameters:
@@ -118,6 +122,7 @@ def parameter_groups(
             multiplier *= patch_embed_multiplier
         kind = _kind(name, is_norm=name in norms, lr_multiplier=multiplier)
         kind = kind._replace(weight_decay_multiplier=1.0) if decay_all else kind
+        kind = kind._replace(warms_up=backbone_warms_up and name.startswith("backbone."))
         members.setdefault(kind, []).append((name, parameter))
     return [{"params": parameters, **kind._asdict()} for kind, parameters in members.items()]
 
@@ -156,7 +161,8 @@ def set_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
     """Set the learning rate and weight decay of every group for the next step."""
     for group in optimizer.param_groups:
         lr = values.last_layer_lr if group["last_layer"] else values.lr
-        group["lr"] = lr * group["lr_multiplier"]
+        own = values.backbone if group.get("warms_up") else 1.0  # no entry in checkpoints of earlier commits
+        group["lr"] = lr * group["lr_multiplier"] * own
         group["weight_decay"] = values.weight_decay * group["weight_decay_multiplier"]
 
 

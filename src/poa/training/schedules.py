@@ -68,6 +68,8 @@ class StepValues(NamedTuple):
     """Learning rate of the prototypes."""
     frozen: float = 1.0
     """Weight of a frozen teacher beside the moving one."""
+    backbone: float = 1.0
+    """Factor on the learning rate of a backbone that warms up longer than the heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Schedules:
     temperature: Callable[[int], float]
     frozen_steps: int = 0
     frozen: Callable[[int], float] = lambda _: 1.0
+    backbone: Callable[[int], float] = lambda _: 1.0
 
     def at(self, step: int) -> StepValues:
         """Values of a step, counted from 0."""
@@ -91,6 +94,7 @@ class Schedules:
             temperature=self.temperature(step),
             last_layer_lr=lr if step >= self.frozen_steps else 0.0,
             frozen=self.frozen(step),
+            backbone=self.backbone(step),
         )
 
 
