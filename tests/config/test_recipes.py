@@ -208,6 +208,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 OURS = {
+    "adapt-224": "d437aa11",
+    "adapt-224-1m": "019b3c7f",
+    "adapt-96": "2450358a",
+    "adapt-small-data": "dfa53581",
     "convnext-96": "5d72876d",
     "convnext-small-data": "472558bf",
     "demo": "9910ceed",
@@ -232,8 +236,9 @@ OURS = {
     "vit-small-data": "64eb4708",
 }
 """Of each recipe of ours, the digest of what it states. Scores in docs/results.md were made with these values.
-There are none at 224 pixels."""
-AT_224 = {name: 1_000_000 if name.endswith("-1m") else 20_000 for name in recipes() if "-224" in name}
+There are none at 224 pixels, nor of adapt-96."""
+SCALES = {"": 20_000, "-1m": 1_000_000}
+AT_224 = {f"{name}-224{scale}": number for name in ("vit", "resnet", "swin") for scale, number in SCALES.items()}
 """Recipes for photographs at 224 pixels, and for how many."""
 REST: dict[str, Any] = {
     "data": "",
@@ -340,6 +345,27 @@ def test_the_sizes_at_224_pixels_hold_the_usual_networks(name: str) -> None:
             assert {key: value.shape for key, value in ours.named_parameters()} == {
                 key: value.shape for key, value in theirs.named_parameters()
             }
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipes() if name.startswith("adapt-")])
+def test_trained_weights_are_adapted_with_care(recipe: str) -> None:
+    """What differs from the recipe from scratch; sizes of other networks, and patches of 14 pixels, fit too."""
+    config, scratch = resolve(recipe=recipe), resolve(recipe=recipe.replace("adapt", "vit"))
+    ours, theirs = config.optimizer, scratch.optimizer
+    assert (config.sampling, config.distill.teacher, config.distill.weight) == ("widening", "init", (1.0, 1.0))
+    assert ours.base_lr == theirs.base_lr / 2
+    assert 2 * ours.warmup_epochs < ours.backbone_warmup_epochs <= config.epochs / 3
+    assert ours.teacher_momentum[0] > theirs.teacher_momentum[0]
+    assert config.epochs <= scratch.epochs / 3
+    assert (config.batch_size, config.heads) == (scratch.batch_size, scratch.heads)
+    assert warnings_of(config, num_images=10**6 if recipe.endswith("-1m") else 20_000) == []
+    given: dict[str, Any] = {"views": {"global_size": 98, "local_size": 42}} if recipe == "adapt-96" else {}
+    if recipe in ("adapt-96", "adapt-224"):
+        dinov2 = family_of(resolve({"model": "vit_small_patch14_dinov2", **given}, recipe=recipe))
+        assert str(dinov2.space.intact) == "384x12"
+    if recipe == "adapt-224":
+        for name in ("resnet50_gn", "swin_tiny_patch4_window7_224", "vit_small_patch16_224"):
+            assert len(family_of(resolve({"model": name}, recipe=recipe)).space.sizes) >= 8
 
 
 @pytest.mark.parametrize("recipe", ["vit-96", "swin-96"])
