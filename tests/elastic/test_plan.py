@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from conformance import filler
 from poa.elastic.network import SubNetworks
-from poa.elastic.plan import Cut, SlicePlan, even_blocks, skeleton
+from poa.elastic.plan import Cut, SlicePlan, even_blocks
 from poa.elastic.space import Size
 
 
@@ -245,33 +245,6 @@ def test_the_first_and_the_last_block_are_kept_and_none_comes_twice() -> None:
             assert list(blocks) == sorted(blocks)
 
 
-def test_a_skeleton_has_structure_and_buffers_but_no_storage() -> None:
-    empty = skeleton(lambda: build(SMALL))
-    whole = build(SMALL)
-    assert all(parameter.is_meta for parameter in empty.parameters())
-    assert {name: value.shape for name, value in empty.named_parameters()} == {
-        name: value.shape for name, value in whole.named_parameters()
-    }
-    assert torch.equal(empty.get_buffer("table"), torch.arange(6.0))
-
-
-@pytest.mark.parametrize("with_buffers", [True, False])
-def test_a_skeleton_consumes_no_random_numbers(with_buffers: bool) -> None:
-    before = torch.get_rng_state()
-    skeleton((lambda: build(SMALL)) if with_buffers else (lambda: nn.Linear(64, 64)))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_skeleton_keeps_frozen_parameters_frozen() -> None:
-    def frozen() -> Toy:
-        network = build(SMALL)
-        network.token.requires_grad_(False)
-        return network
-
-    empty = skeleton(frozen)
-    assert [name for name, value in empty.named_parameters() if not value.requires_grad] == ["token"]
-
-
 def test_binding_switches_drop_out_on_and_off() -> None:
     nets = SubNetworks(
         lambda size: nn.Sequential(nn.Linear(4, size.width), nn.Dropout(0.5)),
@@ -281,5 +254,6 @@ def test_binding_switches_drop_out_on_and_off() -> None:
     )
     parameters = {"0.weight": torch.zeros(8, 4), "0.bias": torch.ones(8)}
     images = torch.zeros(16, 4)
-    assert nets.bind(SMALL, parameters, training=True)(images).unique().tolist() == [0.0, 2.0]
-    assert nets.bind(SMALL, parameters, training=False)(images).unique().tolist() == [1.0]
+    training, scoring = (nets.bind(SMALL, parameters, training=mode) for mode in (True, False))
+    assert training(images).unique().tolist() == [0.0, 2.0]
+    assert scoring(images).unique().tolist() == [1.0]

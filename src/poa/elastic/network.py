@@ -1,14 +1,19 @@
 """Sub-networks of one intact network, run in place or handed out."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from poa.elastic.plan import SlicePlan, skeleton
+from poa.elastic.plan import Cut, SlicePlan
+from poa.elastic.skeleton import SharedParts, skeleton
 from poa.elastic.space import Size
+
+KEPT = 1024
+"""Skeletons that are kept: of equal parts there is one, so that each takes little."""
 
 
 class SubNetworks:
@@ -34,28 +39,30 @@ class SubNetworks:
         self.build, self.intact = build, intact
         self._source, self._groups, self._castable = source, groups, castable
         self._whole = skeleton(lambda: build(intact))
-        self._made: dict[Size, tuple[nn.Module, SlicePlan]] = {}
+        self._shared = SharedParts()
+        self._skeleton = lru_cache(KEPT)(self._make)
+        self._plans: dict[Size, SlicePlan] = {}
+        self._cuts: dict[tuple[str, Cut], tuple[str, Cut]] = {}
 
-    def _get(self, size: Size) -> tuple[nn.Module, SlicePlan]:
-        if size not in self._made:
-            sub = skeleton(lambda: self.build(size))
-            plan = SlicePlan.between(
-                self._whole,
-                sub,
-                source=lambda name: self._source(name, size),
-                groups=self._groups,
-                castable=self._castable,
-            )
-            self._made[size] = sub, plan
-        return self._made[size]
+    def _make(self, size: Size, training: bool) -> nn.Module:
+        return self._shared(skeleton(lambda: self.build(size)).train(training))
 
     def whole(self) -> nn.Module:
         """A freshly initialised intact network, on the current default device."""
         return self.build(self.intact)
 
-    def plan(self, size: Size) -> SlicePlan:
-        """The slice plan of a size."""
-        return self._get(size)[1]
+    def plan(self, size: Size, *, training: bool = False) -> SlicePlan:
+        """The slice plan of a size, the same in both modes."""
+        if size not in self._plans:
+            made = SlicePlan.between(
+                self._whole,
+                self._skeleton(size, training),
+                source=lambda name: self._source(name, size),
+                groups=self._groups,
+                castable=self._castable,
+            )
+            self._plans[size] = SlicePlan(dict(self._cuts.setdefault(cut, cut) for cut in made.cuts.items()))
+        return self._plans[size]
 
     def bind(
         self, size: Size, intact: Mapping[str, Tensor], *, training: bool, dtype: torch.dtype | None = None
@@ -68,8 +75,7 @@ class SubNetworks:
             training: Whether drop path is active.
             dtype: Precision of the layers under autocast, see ``SlicePlan``.
         """
-        sub, plan = self._get(size)
-        sub.train(training)
+        sub, plan = self._skeleton(size, training), self.plan(size, training=training)
         device = next(iter(intact.values())).device
         state = plan(intact, dtype=dtype) | {
             name: buffer.to(device, non_blocking=True) for name, buffer in sub.named_buffers()

@@ -2,15 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
-
-SETTERS = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_"}
-"""Operations by which networks set initial values, in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,42 +118,3 @@ def even_blocks(full: int, kept: int) -> tuple[int, ...]:
         kept: Number of blocks of the sub-network.
     """
     return (0,) if kept == 1 else tuple(j * (full - 1) // (kept - 1) for j in range(kept))
-
-
-def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a model without parameter storage; its structure and its buffers are real.
-
-    Matrices move to the meta device as soon as a module has them, before their initial values are drawn; vectors, which
-    are cheap, follow when the model is complete, since timm makes a Swin's masks on the device of a norm's scale.
-
-    Args:
-        build: Makes the model.
-    """
-    hook: Any = matrix_without_storage  # torch's annotation forgets that a hook may return another parameter
-    with register_module_parameter_registration_hook(hook), InitialValuesLeftOut(), torch.random.fork_rng(devices=[]):
-        model = build()
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, without_storage(parameter))
-    return model
-
-
-class InitialValuesLeftOut(TorchFunctionMode):
-    """Operations that set the values of a tensor without storage cost time, and do nothing."""
-
-    def __torch_function__(
-        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func.__name__ in SETTERS and args and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def matrix_without_storage(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter, on the meta device if it has more than one axis."""
-    return without_storage(parameter) if parameter.ndim > 1 else parameter
-
-
-def without_storage(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter on the meta device."""
-    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)

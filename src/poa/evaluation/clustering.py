@@ -9,15 +9,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
-from scipy.optimize import linear_sum_assignment  # comes with scikit-learn
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import (
-    adjusted_mutual_info_score,
-    adjusted_rand_score,
-    fowlkes_mallows_score,
-    normalized_mutual_info_score,
-)
 from torch import Tensor
 
 from poa.config.protocols import ClusterSettings
@@ -93,20 +84,26 @@ def compare_clusters(clusters: Int[Tensor, " images"], labels: Int[Tensor, " lab
             f"Clusters and classes are compared image by image, got {len(clusters)} clusters and {len(labels)} "
             "labels. Give one of each for every image."
         )
+    from scipy.optimize import linear_sum_assignment  # comes with scikit-learn; imported here as in `_kmeans`
+    from sklearn import metrics
+
     ours, theirs = clusters.cpu().numpy(), labels.cpu().numpy()
     counts = np.zeros((int(ours.max()) + 1, int(theirs.max()) + 1), np.int64)
     np.add.at(counts, (ours, theirs), 1)
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
     return {
         "accuracy": 100.0 * float(matched) / len(ours),
-        "ari": 100.0 * float(adjusted_rand_score(theirs, ours)),
-        "nmi": 100.0 * float(normalized_mutual_info_score(theirs, ours)),
-        "fmi": 100.0 * float(fowlkes_mallows_score(theirs, ours)),
-        "ami": 100.0 * float(adjusted_mutual_info_score(theirs, ours)),
+        "ari": 100.0 * float(metrics.adjusted_rand_score(theirs, ours)),
+        "nmi": 100.0 * float(metrics.normalized_mutual_info_score(theirs, ours)),
+        "fmi": 100.0 * float(metrics.fowlkes_mallows_score(theirs, ours)),
+        "ami": 100.0 * float(metrics.adjusted_mutual_info_score(theirs, ours)),
     }
 
 
 def _kmeans(table: npt.NDArray[np.float32], *, num_clusters: int, seed: int, restarts: int) -> Int[Tensor, " images"]:
+    from sklearn.cluster import KMeans  # only here: importing it takes a second, and all commands know this protocol
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # told below as a sentence
         clusters = KMeans(num_clusters, n_init=restarts, random_state=seed).fit(table).labels_

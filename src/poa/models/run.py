@@ -24,7 +24,7 @@ from poa.data.augment import normalise
 from poa.data.given import Images, given_images
 from poa.data.images import Preprocessing
 from poa.elastic.network import SubNetworks, state
-from poa.elastic.plan import skeleton
+from poa.elastic.skeleton import skeleton
 from poa.elastic.space import SearchSpace, Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError, first_line

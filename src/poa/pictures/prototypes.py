@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from poa.config.pretraining import SELF_DISTILLED
-from poa.elastic.plan import skeleton
+from poa.elastic.skeleton import skeleton
 from poa.elastic.space import Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
