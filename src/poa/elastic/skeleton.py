@@ -49,7 +49,7 @@ class InitialValuesLeftOut(TorchFunctionMode):
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        target = args[0] if args else named.get("tensor")  # so torch.nn.init calls it
+        target: Any = args[0] if args else named.get("tensor")  # so torch.nn.init calls it
         return target if func.__name__ in SETTERS and target.is_meta else func(*args, **named)
 
 

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 
 from poa.config.pretraining import SELF_DISTILLED, Config
-from poa.elastic.plan import InitialValuesLeftOut
+from poa.elastic.skeleton import InitialValuesLeftOut
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.cost import Cost, of_depth, parameters, shallowest
