@@ -37,7 +37,7 @@ FLOORS = (
     {"evaluation"},
     {"robustness", "tasks", "pictures", "pretraining", "choice"},
     {"shipping", "examination"},
-    {"experiments", "report"},
+    {"experiments", "report", "planning"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from poa import distributed
+from poa.errors import UserError
 
 
 def test_a_process_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +80,23 @@ def test_only_torchrun_is_known_to_outlive_its_processes(
     with distributed.process_group(device=torch.device("cpu")):
         assert [set(options) for options in joined] == [{"timeout", "rank", "world_size"}]
     assert alone == parents
+
+
+def test_the_main_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.from_main(lambda: 3) == 3
+    sent: list[Any] = []
+    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    monkeypatch.setattr(distributed, "is_main", lambda: not sent)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda found, src: sent.append(found[0]))
+    assert distributed.from_main(lambda: 3) == 3
+    assert sent == [3]
+
+    def received(found: list[Any], src: int) -> None:
+        found[0] = UserError("of the main process")
+
+    monkeypatch.setattr(dist, "broadcast_object_list", received)
+    with pytest.raises(UserError, match="of the main process"):
+        distributed.from_main(lambda: pytest.fail("another process decides too"))
+    sent.clear()
+    with pytest.raises(UserError, match="of the main process"):
+        distributed.from_main(lambda: 3)

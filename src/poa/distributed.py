@@ -8,19 +8,21 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from poa.errors import UserError
 from poa.machine import devices, launchers
 
+T = TypeVar("T")
 _STORE, _LAUNCHER = "POA_STORE", "POA_LAUNCHER"
 """Environment variables: the file in which processes meet, and the one that has started them."""
 _POLL_SECONDS = 0.2
@@ -52,6 +54,27 @@ def barrier() -> None:
     """Wait for all processes."""
     if is_launched():
         dist.barrier()
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What the main process makes, on all processes; a mistake that it finds is raised on all.
+
+    Raises:
+        UserError: As ``make`` raises it.
+    """
+    if not is_launched():
+        return make()
+    found: list[Any] = [None]
+    if is_main():
+        try:
+            found = [make()]
+        except UserError as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], UserError):
+        raise found[0]
+    made: T = found[0]
+    return made
 
 
 def this_device(kind: devices.Kind = "auto", *, float64: bool = True) -> torch.device:

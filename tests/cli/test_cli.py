@@ -218,9 +218,10 @@ def test_a_forecast_holds(at: Path, run: Path) -> None:
     forecast = dry_run(resolve.resolve(file=tiny_file(at)), console=Console(quiet=True))
     written = (run / "checkpoints" / "step-00000008.pt").stat().st_size
     assert forecast.checkpoint_bytes == pytest.approx(written, rel=0.1)
-    assert forecast.images_per_second * forecast.seconds_per_step == pytest.approx(TINY["batch-size"])
-    assert forecast.lines()[5] == f"time         {duration(STEPS * forecast.seconds_per_step)} for {STEPS} steps"
-    assert forecast.memory_bytes > 1e8
+    seconds = forecast.measured.seconds_per_step
+    assert forecast.images_per_second * seconds == pytest.approx(TINY["batch-size"])
+    assert forecast.lines()[5] == f"time         {duration(STEPS * seconds)} for {STEPS} steps"
+    assert forecast.measured.memory_bytes > 1e8
     resumed = dry_run(resolve.resolve({"out": str(run)}, resume=True), resume=True, console=Console(quiet=True))
     assert resumed.lines()[5] == f"time         0:00 for 0 steps after the {STEPS} that are done"
 
@@ -259,7 +260,7 @@ def test_two_devices_start_two_processes_and_stop_on_request(
     monkeypatch.setattr(sys, "argv", ["poa", "pretrain", "as typed"])
     stopper = threading.Thread(target=stop_after_a_step, daemon=True)
     stopper.start()
-    assert poa("pretrain", "--config", "from-folder.yaml", "--out", "run", "--devices", "2", "--epochs", "10") == 75
+    assert poa("pretrain", "--config", "from-folder.yaml", "--out", "run", "--devices", "2", "--steps", "40") == 75
     stopper.join()
     reachable, told = found_meanwhile
     assert reachable in ({"0100007F"}, {"00000000000000000000000001000000"}), "not loopback, or not loopback only"
@@ -273,6 +274,7 @@ def test_two_devices_start_two_processes_and_stop_on_request(
     assert errors.count(f"stopped and saved at step {last} of 40") == 1, errors
     assert errors.count("tensors loaded") == 1
     assert errors.count("Training in 2 processes on the CPU: 8 of the 16 images of a step on each.") == 1
+    assert "--epochs 10: so that the run has about 40 steps" in (at / "run/plan.txt").read_text()
     assert "FutureWarning" not in errors
     begun = library.load("run")
     assert begun.config.model.name == "vit_base_patch16_224"
@@ -370,7 +372,7 @@ def test_essential_settings_come_first_in_the_help(capsys: pytest.CaptureFixture
     panels = capsys.readouterr().out.split("╭─ ")
     flags = [line.split()[1] for line in panels[1].splitlines() if line.startswith("│ --")]
     essential = "data out method epochs batch-size lr devices precision seed init"
-    essential += " recipe config resume resume-if-begun dry-run print-config"
+    essential += " recipe config hours steps resume resume-if-begun dry-run print-config"
     assert flags == [f"--{name}" for name in essential.split()]
 
 

@@ -196,13 +196,24 @@ CASES: dict[str, Case] = {
         "poa.experiments.polish.polish_settings",
         {"run": Path("runs/mine"), "size": "32x2", "epochs": 3, "data": "a", "out": Path("b")},
     ),
+    "plan": (
+        "--data a --recipe demo --config c.yaml --hours 2 --steps 3 --model swin --epochs 4",
+        "poa.planning.run_plan.make_plan",
+        {
+            "given": {"data": "a", "epochs": 4, "model": {"name": "swin"}},
+            "recipe": "demo",
+            "file": Path("c.yaml"),
+            "hours": 2.0,
+            "steps": 3,
+        },
+    ),
     "demo": (
         "--model swin --method poa --out b --epochs 3",
         "poa.experiments.demo.demo",
         {"out": Path("b"), "model": "swin", "method": "poa", "epochs": 3},
     ),
 }
-NO_SOURCE = {"evaluate disturbances", "demo"}
+NO_SOURCE = {"evaluate disturbances", "demo", "plan"}
 TESTED_ELSEWHERE = {"pretrain", "sizes", "extract", "gradients", "recipes", "compare", "evaluate"}
 """In test_cli and experiments/test_compare; ``evaluate`` alone does nothing."""
 

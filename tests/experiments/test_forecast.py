@@ -11,7 +11,7 @@ from poa.experiments import forecast as forecasting
 from poa.experiments.forecast import forecast, forecast_lines, forecast_table
 from poa.experiments.plan import plan
 from poa.models.registry import family_of
-from poa.pretraining.dry_run import dry_run
+from poa.pretraining.dry_run import measure
 
 
 def test_each_kind_is_measured_once_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,11 +23,11 @@ def test_each_kind_is_measured_once_and_nothing_is_written(tmp_path: Path, monke
     measured: dict[str, float] = {}
 
     def noted(settings: Any, **options: Any) -> Any:
-        found = dry_run(settings, **options)
+        found = measure(settings, **options)
         measured[f"{settings.method}-{family_of(settings).space.intact}"] = found.cpu_seconds_per_step
         return found
 
-    monkeypatch.setattr(forecasting, "dry_run", noted)
+    monkeypatch.setattr(forecasting, "measure", noted)
     done = next(folder for folder in made.trainings if folder.name.startswith("single-64x3"))
     monkeypatch.setattr(forecasting, "steps_done", lambda folder: 10**6 if folder == done else 0)
     found = forecast(made.trainings, Console(quiet=True))

@@ -133,7 +133,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys: pytest.Captu
     folder = saved(made(), tmp_path / "model")
     before = set(tmp_path.rglob("*"))
     config = tiny.config().model_copy(update={"init": folder, "model": resolve.ModelSettings(name=folder)})
-    assert dry_run(config, console=Console(stderr=True)).num_sizes == 6
+    assert dry_run(config, console=Console(stderr=True)).measured.num_sizes == 6
     assert f"Weights of {folder}: 48 tensors loaded." in capsys.readouterr().err.splitlines()
     assert set(tmp_path.rglob("*")) == before
     with pytest.raises(UserError, match="do not fit"):

@@ -8,7 +8,7 @@ from cyclopts import App, CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
 from poa import __version__
-from poa.cli import choose, completion, data, evaluate, inspect, pretrain, ship, supervised, tasks
+from poa.cli import choose, completion, data, evaluate, inspect, plan, pretrain, ship, supervised, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
@@ -24,6 +24,7 @@ app = App(
 )
 TRAININGS: tuple[Callable[..., None], ...] = (tasks.finetune, tasks.transfer, tasks.segmentation, tasks.detection)
 COMMANDS: tuple[Callable[..., None], ...] = (
+    plan.plan,
     pretrain.pretrain,
     pretrain.sizes,
     pretrain.extract,
@@ -51,7 +52,7 @@ for command in COMMANDS:
 app.command(evaluate.evaluate)
 app.command(completion.install_completion, name="--install-completion")
 
-WITH_MODEL_SETTINGS = ("pretrain", "sizes", "extract", "compare")
+WITH_MODEL_SETTINGS = ("plan", "pretrain", "sizes", "extract", "compare")
 """Commands in which --model is short for --model.name: cyclopts takes either a value or further settings."""
 
 

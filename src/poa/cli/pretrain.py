@@ -8,6 +8,7 @@ from cyclopts import Group, Parameter
 from rich.table import Table
 
 from poa.cli.evaluate import say
+from poa.cli.plan import planned, show_planned
 from poa.cli.show import show_sizes, show_table
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
@@ -35,6 +36,8 @@ def pretrain(
     flags: Flags = Config(),
     recipe: str | None = None,
     config: Path | None = None,
+    hours: float | None = None,
+    steps: int | None = None,
     resume: Switch = False,
     resume_if_begun: Switch = False,
     dry_run: Switch = False,
@@ -42,12 +45,15 @@ def pretrain(
 ) -> None:
     """Pre-train an elastic network on a folder of images.
 
-    Example: poa pretrain --data IMAGES --out runs/mine --recipe vit-96 --dry-run
+    Example: poa pretrain --data IMAGES --out runs/mine --hours 2
 
     Args:
         flags: Settings; they override --config, which overrides --recipe.
-        recipe: Start from a shipped recipe; `poa recipes` lists them.
+        recipe: Start from a shipped recipe; `poa recipes` lists them. Without recipe and file, all settings are planned
+            for the images and the machine, as `poa plan` shows.
         config: Start from a YAML file of settings, which overrides --recipe and is overridden by flags.
+        hours: How long the run shall take: epochs by the time of some steps.
+        steps: How many steps the run shall have: epochs by the number of images.
         resume: Resume the run in --out exactly from its last checkpoint, with its own settings.
         resume_if_begun: Resume the run in --out if it has begun, else start it. What Slurm has requeued or torchrun has
             restarted does so without.
@@ -55,29 +61,46 @@ def pretrain(
         print_config: Print all settings that the run would have, and exit.
     """
     given, again = flags.model_dump(exclude_unset=True), resume_if_begun or launchers.is_restarted()
+    if resume and (hours is not None or steps is not None):
+        raise UserError("A run that is resumed has its length already. Leave out --hours and --steps.")
     resolved = resolve.resolve(given, recipe=recipe, file=config, resume=resume or again)
+    is_chosen = bool(flags.data) and recipe is None and config is None
+    if (is_chosen or hours is not None or steps is not None) and not _goes_on(resolved, resume=resume, again=again):
+        from poa import distributed
+
+        with distributed.process_group(device=distributed.this_device(resolved.device, float64=False)):
+            made = planned(given, recipe, config, hours, steps)
+            show_planned(made, dry_run=dry_run, print_config=print_config)
+            if not (dry_run or print_config):
+                _train(made.config, resume=False, plan=made.text())
+        return
     if print_config:
         print(resolve.to_yaml(resolved), end="")
         return
-    from poa.pretraining.launch import goes_on, placed
-
-    resume = goes_on(resolved, resume=resume, again=again)
+    resume = _goes_on(resolved, resume=resume, again=again)
     if not dry_run:
         _train(resolved, resume=resume)
     elif launchers.is_first():
         from poa.pretraining.dry_run import dry_run as forecast
+        from poa.pretraining.launch import placed
 
         for line in forecast(placed(resolved), resume=resume, console=plain_console(stderr=True)).lines():
             say(line)
 
 
-def _train(config: Config, *, resume: bool) -> None:
+def _goes_on(config: Config, *, resume: bool, again: bool) -> bool:
+    from poa.pretraining.launch import goes_on
+
+    return goes_on(config, resume=resume, again=again)
+
+
+def _train(config: Config, *, resume: bool, plan: str = "") -> None:
     """Pre-train; a run that a scheduler has stopped ends the command with a status that says so."""
     from poa.pretraining import launch
     from poa.training.interrupt import StopSignal
 
     asked = StopSignal()
-    launch.train(config, resume=resume, asked=asked)
+    launch.train(config, resume=resume, asked=asked, plan=plan)
     if asked.status:
         raise SystemExit(asked.status)
 

@@ -81,6 +81,7 @@ def resolve(
     file: str | Path | None = None,
     resume: bool = False,
     place: str = "",
+    planned: Mapping[str, Any] | None = None,
 ) -> Config:
     """Merge settings: defaults, recipe, file, then what is given, the last strongest.
 
@@ -94,6 +95,7 @@ def resolve(
         resume: Start from the settings of the run in ``out`` in place of defaults. Of a recipe, what it counts in
             epochs is left out then: the run has its own values, shortened or as earlier commits took them.
         place: Where in ``out`` that run is.
+        planned: Settings that lie over the recipe and below the others, with all that it counts in epochs.
 
     Raises:
         UserError: A file cannot be read, a key is unknown, or a value is out of range.
@@ -109,9 +111,10 @@ def resolve(
         return _validated(_merge(_read_whole(stored), _over_one_another(of_recipe, from_file, given)))
     if name is None:
         return _validated(_over_one_another({}, from_file, given))
-    settings = read_recipe(name)
+    settings = _merge(read_recipe(name), planned or {})
     config = _validated(_over_one_another(settings, from_file, given))
-    shortened = _shortened(settings, config.epochs, but=_flat(from_file).keys() | _flat(given).keys())
+    set_already = flat(from_file).keys() | flat(given).keys() | flat(planned or {}).keys()
+    shortened = _shortened(settings, config.epochs, but=set_already)
     if not shortened:
         return config
     if is_first():  # of several processes that were launched
@@ -150,14 +153,14 @@ def _validated(settings: Mapping[str, Any]) -> Config:
 def of_length(config: Config, epochs: int) -> Config:
     """The settings for another number of epochs, with what is counted in epochs in proportion."""
     share = epochs / config.epochs
-    settings = _flat(config.model_dump())
-    found = {name: _in_proportion(settings[name], share) for name in IN_EPOCHS if settings[name]}
+    settings = flat(config.model_dump())
+    found = {name: in_proportion(settings[name], share) for name in IN_EPOCHS if settings[name]}
     return _with(config.model_copy(update={"epochs": epochs}), found)
 
 
 def as_begun(config: Config, begun: Config) -> Config:
     """The settings, with what is counted in epochs as a run has it that an earlier commit began."""
-    settings = _flat(begun.model_dump())
+    settings = flat(begun.model_dump())
     return _with(config, {name: settings[name] for name in IN_EPOCHS})
 
 
@@ -168,15 +171,16 @@ def _with(config: Config, found: Mapping[str, float]) -> Config:
     return config
 
 
-def _in_proportion(value: float, share: float) -> float:
+def in_proportion(value: float, share: float) -> float:
+    """What is counted in epochs, for a run of another length."""
     return round(value * share, 4)
 
 
 def _shortened(recipe: Mapping[str, Any], epochs: int, *, but: Collection[str]) -> dict[str, tuple[float, float]]:
     """What a recipe counts in epochs, as it is and as it is for so many epochs; nothing where these are no fewer."""
     share = epochs / recipe["epochs"]
-    usual = {name: value for name, value in _flat(recipe).items() if name in IN_EPOCHS and value and name not in but}
-    return {name: (value, _in_proportion(value, share)) for name, value in usual.items()} if share < 1 else {}
+    usual = {name: value for name, value in flat(recipe).items() if name in IN_EPOCHS and value and name not in but}
+    return {name: (value, in_proportion(value, share)) for name, value in usual.items()} if share < 1 else {}
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -269,7 +273,7 @@ def to_yaml(config: Config) -> str:
 
 def learned(config: Config) -> dict[str, Any]:
     """Settings that alter what is learned, by dotted name, as JSON holds them."""
-    settings = _flat(config.model_dump(mode="json"))
+    settings = flat(config.model_dump(mode="json"))
     return {name: value for name, value in settings.items() if name.split(".")[0] not in HARMLESS}
 
 
@@ -317,8 +321,18 @@ def _without(content: Mapping[str, Any], names: Collection[str], prefix: str = "
     }
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
     for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def nested(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, in their sections."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        section, _, key = name.rpartition(".")
+        (found.setdefault(section, {}) if section else found)[key] = value
+    return found

@@ -14,7 +14,7 @@ from poa.experiments.plan import Training
 from poa.experiments.runs import steps_done
 from poa.models.registry import family_of
 from poa.plots.tables import plain_table
-from poa.pretraining.dry_run import dry_run
+from poa.pretraining.dry_run import measure
 from poa.pretraining.loop import train
 from poa.text import plain_console, tell
 
@@ -56,7 +56,7 @@ def _seconds_per_step(config: Config, trainings: Mapping[Path, Training]) -> tup
             alone = trainings[Path(config.distill.teacher)].config
             train(alone.model_copy(update={"out": str(teacher), "epochs": 1, "limit": alone.batch_size}), console=quiet)
             config = config.model_copy(update={"distill": config.distill.model_copy(update={"teacher": str(teacher)})})
-        found = dry_run(config.model_copy(update={"out": ""}), console=quiet)
+        found = measure(config.model_copy(update={"out": ""}), console=quiet)
     return found.seconds_per_step, found.cpu_seconds_per_step
 
 

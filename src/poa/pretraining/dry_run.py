@@ -13,6 +13,7 @@ from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
 from poa.features.images import open_images
+from poa.machine.launchers import cores_of
 from poa.models import registry
 from poa.models import run as runs
 from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
@@ -20,7 +21,7 @@ from poa.pretraining.loop import find_images, restore, show_start
 from poa.pretraining.step import step_batches, train_step
 from poa.training.health import explained_memory
 from poa.training.metrics import tensorboard_writer
-from poa.training.progress import bar, duration, memory_in_use
+from poa.training.progress import bar, duration, forget_memory, memory_in_use
 
 NUM_STEPS = 2
 BYTES_PER_PARAMETER = 4 * 4
@@ -28,51 +29,64 @@ BYTES_PER_PARAMETER = 4 * 4
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What a run will take, as far as two steps tell."""
+class Measured:
+    """What some steps tell of a run."""
 
     num_images: int
     num_sizes: int
     parameters: int
     """Of the student, backbone and heads."""
-    num_steps: int
-    """That are left."""
+    steps_per_epoch: int
     done: int
     """Steps of a run that is resumed."""
     seconds_per_step: float
-    """Of the second step, waiting for images included."""
+    """Waiting for images included; the first step does not count."""
     waiting_seconds: float
     cpu_seconds_per_step: float
     """Of all threads, to prepare the images and to train on them; on one of several processes."""
-    images_per_second: float
-    """Over all processes."""
     memory_bytes: int
     """The most that one process used."""
     device: str
     """Whose memory that is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will take, as far as some steps tell."""
+
+    measured: Measured
+    num_steps: int
+    """That are left."""
+    images_per_second: float
+    """Over all processes."""
     checkpoint_bytes: int
     disk_bytes: int
     """Of all checkpoints that are kept at a time, and one more while saving."""
     notes: tuple[str, ...]
 
-    def lines(self) -> list[str]:
-        """The forecast in words."""
-        waiting = self.waiting_seconds / self.seconds_per_step
-        resumed = f" after the {self.done:,} that are done" if self.done else ""
-        speed = f"{_number(self.images_per_second)} images/s, {_number(self.seconds_per_step)} s per step"
+    def rows(self) -> list[tuple[str, str]]:
+        """The forecast in words, each line with its name."""
+        found = self.measured
+        waiting = found.waiting_seconds / found.seconds_per_step
+        resumed = f" after the {found.done:,} that are done" if found.done else ""
+        speed = f"{_number(self.images_per_second)} images/s, {_number(found.seconds_per_step)} s per step"
+        seconds = self.num_steps * found.seconds_per_step
         return [
-            f"images       {self.num_images:,}",
-            f"sizes        {self.num_sizes}",
-            f"parameters   {self.parameters / 1e6:.1f} M in the student, backbone and heads",
-            f"speed        {speed}, {waiting:.0%} of it waiting for images",
-            f"memory       {_size(self.memory_bytes)} at most, {self.device}",
-            f"time         {duration(self.num_steps * self.seconds_per_step)} for {self.num_steps:,} steps{resumed}",
-            f"disk         {_size(self.disk_bytes)} at most, for checkpoints of {_size(self.checkpoint_bytes)}",
-            *(f"note         {note}" for note in self.notes),
+            ("images", f"{found.num_images:,}"),
+            ("sizes", f"{found.num_sizes}"),
+            ("parameters", f"{found.parameters / 1e6:.1f} M in the student, backbone and heads"),
+            ("speed", f"{speed}, {waiting:.0%} of it waiting for images"),
+            ("memory", f"{_size(found.memory_bytes)} at most, {found.device}"),
+            ("time", f"{duration(seconds)} for {self.num_steps:,} steps{resumed}"),
+            ("disk", f"{_size(self.disk_bytes)} at most, for checkpoints of {_size(self.checkpoint_bytes)}"),
+            *(("note", note) for note in self.notes),
         ]
 
+    def lines(self) -> list[str]:
+        """The forecast in words."""
+        return [f"{name:<13}{what}" for name, what in self.rows()]
 
-@explained_memory()
+
 def dry_run(config: Config, *, resume: bool = False, console: Console) -> Forecast:
     """Build everything and train two steps in this process, on the share of one of several; nothing is written.
 
@@ -81,7 +95,14 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     Raises:
         UserError: A setting, the images, the folder or the device are invalid, as the run itself would say.
     """
+    return forecast(config, measure(config, resume=resume, console=console))
+
+
+@explained_memory()
+def measure(config: Config, *, resume: bool = False, console: Console, num_steps: int = NUM_STEPS) -> Measured:
+    """Train so many steps, at least two; see ``dry_run``."""
     config, device = registry.explicit(config), distributed.this_device(config.device, float64=False)
+    forget_memory(device)
     if config.out or resume:  # without, all but the folder is tried
         runs.check(config, resume=resume)
     if config.monitor.tensorboard:
@@ -94,37 +115,45 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
     if config.monitor.data is not None:
         open_images(config.monitor.data, console=console).require_labels()
     show_start(parts, config, console)
-    with bar("training steps", total=NUM_STEPS, console=console) as advance:
-        *_, (training, preparing, on_cpu) = _timed_steps(parts, config, index, advance)
+    with bar("training steps", total=num_steps, console=console) as advance:
+        _, *counted = _timed_steps(parts, config, index, num_steps, advance)
+    training, preparing, on_cpu = (sum(part) / len(counted) for part in zip(*counted, strict=True))
     workers = workers_of(config)
     waiting = max(0.0, preparing / workers - training) if workers else preparing
-    seconds = training + waiting
-    num_steps = config.epochs * parts.steps_per_epoch
-    student = sum(parameter.numel() for parameter in parts.method.student.parameters())
-    checkpoint = BYTES_PER_PARAMETER * student
+    on_cores = on_cpu / max(1, cores_of(config.devices or 1))  # workers and training share these
+    return Measured(
+        num_images=len(index),
+        num_sizes=len(parts.family.space.sizes),
+        parameters=sum(parameter.numel() for parameter in parts.method.student.parameters()),
+        steps_per_epoch=parts.steps_per_epoch,
+        done=done,
+        seconds_per_step=max(training + waiting, on_cores),
+        waiting_seconds=waiting,
+        cpu_seconds_per_step=on_cpu,
+        memory_bytes=memory_in_use(device),
+        device="of the process" if device.type != "cuda" else torch.cuda.get_device_name(device),
+    )
+
+
+def forecast(config: Config, found: Measured) -> Forecast:
+    """What a run takes whose steps were measured; its length may be another than it was then."""
+    num_steps = config.epochs * found.steps_per_epoch
+    checkpoint = BYTES_PER_PARAMETER * found.parameters
     every = config.saving.keep_every_epochs
     kept = config.saving.keep_last + 1 + (int(config.epochs / every) if every else 0)
     disk = min(kept, num_steps) * checkpoint
     return Forecast(
-        num_images=len(index),
-        num_sizes=len(parts.family.space.sizes),
-        parameters=student,
-        num_steps=num_steps - done,
-        done=done,
-        seconds_per_step=seconds,
-        waiting_seconds=waiting,
-        cpu_seconds_per_step=on_cpu,
-        images_per_second=config.batch_size / seconds,
-        memory_bytes=memory_in_use(device),
-        device="of the process" if device.type != "cuda" else torch.cuda.get_device_name(device),
+        measured=found,
+        num_steps=num_steps - found.done,
+        images_per_second=config.batch_size / found.seconds_per_step,
         checkpoint_bytes=checkpoint,
         disk_bytes=disk,
-        notes=(*warnings_of(config, num_images=len(index)), *_notes(config, disk=disk)),
+        notes=(*warnings_of(config, num_images=found.num_images), *_notes(config, disk=disk)),
     )
 
 
 def _timed_steps(
-    parts: Parts, config: Config, index: ImageIndex, advance: Callable[[], None]
+    parts: Parts, config: Config, index: ImageIndex, num_steps: int, advance: Callable[[], None]
 ) -> Iterator[tuple[float, float, float]]:
     """Train some steps; of each the seconds of training, of preparing its images in one process, and CPU seconds."""
     first = max(parts.ibot_start, parts.crops.small_steps)  # with masks and whole crops, as steps that take longest
@@ -133,11 +162,11 @@ def _timed_steps(
         index,
         batch_size=config.batch_size,
         start_step=first,
-        num_steps=NUM_STEPS,
+        num_steps=num_steps,
         world_size=config.processes,
         micro_batches=config.accumulate,
     )
-    for step in range(first, first + NUM_STEPS):
+    for step in range(first, first + num_steps):
         began, on_cpu = time.monotonic(), time.process_time()
         batch = next(loader)
         prepared = time.monotonic()

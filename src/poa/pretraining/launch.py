@@ -40,8 +40,10 @@ class Failure(NamedTuple):
     """Exit status; minus the number of the signal if one ended it."""
 
 
-def train(config: Config, *, resume: bool = False, asked: StopSignal | None = None) -> Run:
+def train(config: Config, *, resume: bool = False, asked: StopSignal | None = None, plan: str = "") -> Run:
     """Pre-train, on one process for each device; ``asked`` tells afterwards whether the run was stopped.
+
+    The text of a plan is written to a new run.
 
     Raises:
         UserError: A setting, the images or the folder are invalid, on this process or another.
@@ -49,11 +51,12 @@ def train(config: Config, *, resume: bool = False, asked: StopSignal | None = No
     """
     asked, config = asked or StopSignal(), placed(config)
     if config.processes == 1 or launchers.place() is not None:
-        return loop.train(config, resume=resume, asked=asked)
+        return loop.train(config, resume=resume, asked=asked, plan=plan)
     _check(config)
     config = registry.explicit(config)
     runs.check(config, resume=resume)
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, loop.PLAN).write_text(plan, encoding="utf-8")
         _run_processes(config, Path(folder), resume=resume, asked=asked)
     return runs.load(config.out)
 
@@ -115,7 +118,9 @@ def main() -> None:
     rank, asked = os.environ["RANK"], StopSignal()
     try:
         with shown_warnings():
-            loop.train(resolve.resolve(file=folder / "config.yaml"), resume=how == "resume", asked=asked)
+            plan = (folder / loop.PLAN).read_text(encoding="utf-8") if (folder / loop.PLAN).exists() else ""
+            config = resolve.resolve(file=folder / "config.yaml")
+            loop.train(config, resume=how == "resume", asked=asked, plan=plan)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (UserError, OSError) as error:

@@ -16,6 +16,7 @@ from poa.data.loader import read_or_none, why_bad
 from poa.data.views import RawViews
 from poa.errors import UserError, counted
 from poa.features.images import note_darkness, open_images, tried
+from poa.files import whole_file
 from poa.machine.devices import found, told
 from poa.machine.launchers import requeue
 from poa.models import init, registry
@@ -30,15 +31,24 @@ from poa.training.checkpoint import check_settings, latest_checkpoint, load_chec
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
 
+PLAN = "plan.txt"
+"""In the folder of a run that was planned: why its settings are as they are."""
+
 
 @explained_memory()
 def train(
-    config: Config, *, resume: bool = False, console: Console | None = None, asked: StopSignal | None = None
+    config: Config,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    asked: StopSignal | None = None,
+    plan: str = "",
 ) -> Run:
     """Pre-train, on this process and the others it was launched with, to the end or until asked to stop.
 
     Progress is shown on standard error unless another console is given. ``asked`` tells afterwards whether the run was
-    stopped; a job of Slurm that was sent SIGUSR1 has then asked for another start.
+    stopped; a job of Slurm that was sent SIGUSR1 has then asked for another start. The text of a plan is written to a
+    new run.
 
     Raises:
         UserError: A setting, the images, the folder or the checkpoint are invalid, or a loss is not finite.
@@ -65,6 +75,9 @@ def train(
             if not resume:  # last: a folder is only left behind where a run has begun
                 stack.enter_context(runs.writing(config))
                 runs.create(config)
+                if plan:
+                    with whole_file(paths.folder / PLAN) as temporary:
+                        temporary.write_text(plan, encoding="utf-8")
             if parts.report is not None:
                 init.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()

@@ -17,6 +17,10 @@ _RANKME_EPS = 1e-7
 _MOST_NAMED = 4
 
 
+class MemoryRanOut(UserError):  # noqa: N818  # as BadImage
+    """There was too little memory for a step."""
+
+
 class NonFinite(UserError):  # noqa: N818  # as BadImage
     """A training has come to numbers that are infinite or not a number."""
 
@@ -82,13 +86,13 @@ def _some(names: Sequence[str]) -> str:
 
 @contextmanager
 def explained_memory() -> Iterator[None]:
-    """Turn the errors of full memory into a UserError."""
+    """Turn the errors of full memory into a ``MemoryRanOut``."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise UserError(
+        raise MemoryRanOut(
             f"Memory ran out: {str(error).splitlines()[0]} Lower --batch-size or split it with --accumulate; to "
             "resume a run, add --resume --checkpointing."
         ) from error

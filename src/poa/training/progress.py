@@ -4,7 +4,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -263,6 +263,14 @@ def memory_in_use(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_memory(device: torch.device) -> None:
+    """Let ``memory_in_use`` begin anew, on CUDA devices and on Linux; elsewhere it counts from the process's start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # another system has no such file
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def duration(seconds: float | None) -> str:

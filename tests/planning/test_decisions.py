@@ -1,0 +1,157 @@
+"""The recipe for images and machine, and what is changed of it."""
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from poa.config.pretraining import Config
+from poa.config.resolve import IN_EPOCHS, flat, nested, read_recipe, recipes, resolve
+from poa.planning.decisions import (
+    FEWEST_STEPS,
+    MOST_STEPS,
+    Decision,
+    crops_for,
+    decide,
+    length,
+    of_length,
+    start_of,
+)
+from poa.planning.facts import ImageFacts, MachineFacts
+
+CIFAR = ImageFacts(10_000, 48, 32, 32**2, False, (0.491, 0.482, 0.447), (0.247, 0.244, 0.262))
+CPU = MachineFacts("cpu", 24 * 10**9, 2)
+GPU = MachineFacts("cuda", 24 * 10**9, 16)
+
+
+def images(number: int = 10_000, side: int = 32, *, grey: bool = False) -> ImageFacts:
+    return ImageFacts(number, 48, side, side**2, grey, (0.3, 0.3, 0.3), (0.2, 0.2, 0.2))
+
+
+class Row(NamedTuple):
+    images: ImageFacts
+    machine: MachineFacts
+    given: dict[str, Any]
+    family: str | None
+    recipe: str
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(images(side=8), CPU, {}, None, "demo"),
+        Row(images(side=8), CPU, {}, "convnext", "convnext-small-data"),
+        Row(images(side=32), CPU, {}, None, "convnext-small-data"),
+        Row(images(100, side=480), CPU, {}, None, "convnext-small-data"),
+        Row(images(100, side=480), GPU, {}, None, "convnext-small-data"),
+        Row(images(30_000, side=32), GPU, {}, None, "convnext-small-data"),
+        Row(images(side=32), CPU, {}, "vit", "vit-small-data"),
+        Row(images(side=200), CPU, {}, "vit", "vit-96"),
+        Row(images(side=200), CPU, {}, "swin", "swin-96"),
+        Row(images(side=200), CPU, {"views.global_size": 32}, "resnet", "resnet-small-data"),
+        Row(images(side=32), CPU, {"method": "slimclr-simclr"}, None, "slimclr-small-data"),
+    ],
+    ids=str,
+)
+def test_start(row: Row) -> None:
+    found = start_of(row.images, row.machine, row.given, family=row.family)
+    assert found.recipe == row.recipe
+    assert found.recipe in recipes()
+    assert found.reason
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ((8, CPU), [16, 24, 32, 48]),
+        ((32, CPU), [32, 24, 16, 48]),
+        ((200, CPU), [96, 64, 48, 32, 24, 16, 112]),
+        ((200, GPU), [192, 160, 128, 112]),
+    ],
+)
+def test_crops_are_as_large_as_images_and_device_allow(row: tuple[int, MachineFacts], expected: list[int]) -> None:
+    assert crops_for(images(side=row[0]), row[1])[: len(expected)] == expected
+
+
+def changed(found: list[Decision]) -> dict[str, Any]:
+    assert all(each.reason for each in found)
+    return {each.setting: each.value for each in found}
+
+
+def test_small_images_of_the_recipe_s_size_change_little() -> None:
+    assert changed(decide(CIFAR, CPU, {}, recipe="vit-small-data", crop=32)) == {}
+    bigger = decide(CIFAR, CPU, {}, recipe="vit-small-data", crop=48)
+    assert changed(bigger) == {"views.global_size": 48, "views.local_size": 24}
+    assert changed(decide(CIFAR, CPU, {"views.local_size": 12}, recipe="vit-small-data", crop=48)) == {
+        "views.global_size": 48
+    }
+
+
+def test_grey_characters_are_not_mirrored() -> None:
+    found = changed(decide(images(side=28, grey=True), CPU, {}, recipe="vit-small-data", crop=24))
+    assert found["views.flip"] == found["views.grey_probability"] == 0
+    assert found["views.jitter"] == (0.4, 0.4, 0.0, 0.0)
+    assert found["views.mean"] == (0.3, 0.3, 0.3)
+    assert "views.flip" not in changed(decide(images(side=99, grey=True), CPU, {}, recipe="vit-small-data", crop=24))
+    with_weights = changed(decide(images(), CPU, {"init": "weights"}, recipe="vit-small-data", crop=32))
+    assert with_weights == {}, "trained weights keep the mean that they were trained with"
+
+
+def test_tiny_images_with_colours_are_not_digits() -> None:
+    found = changed(decide(images(side=16), CPU, {}, recipe="demo", crop=16))
+    assert (found["views.flip"], found["views.grey_probability"], found["views.jitter"][2]) == (0.5, 0.2, 0.2)
+    assert found["monitor.data"] is None, "the recipe's are digits"
+    assert "views.flip" not in changed(decide(images(side=8, grey=True), CPU, {}, recipe="demo", crop=16))
+
+
+def test_few_images_make_small_batches_and_few_prototypes() -> None:
+    found = changed(decide(images(100), CPU, {}, recipe="vit-small-data", crop=32))
+    assert (found["batch_size"], found["heads.prototypes"]) == (32, (64,))
+    assert changed(decide(images(9), CPU, {}, recipe="vit-small-data", crop=32))["batch_size"] == 8
+    assert changed(decide(images(3), CPU, {}, recipe="vit-small-data", crop=32))["batch_size"] == 3
+    without = changed(decide(images(100), CPU, {"losses.kind": "coding-rate"}, recipe="vit-small-data", crop=32))
+    assert "heads.prototypes" not in without
+    three = MachineFacts("cuda", None, 8, processes=3)
+    assert changed(decide(images(), three, {}, recipe="vit-small-data", crop=32))["batch_size"] == 63
+
+
+def test_photographs_are_decoded_beside_the_training() -> None:
+    photographs = images(side=200)
+    assert changed(decide(photographs, CPU, {}, recipe="vit-96", crop=96))["workers"] == 1
+    many = MachineFacts("cpu", None, 32, processes=2)
+    assert changed(decide(photographs, many, {}, recipe="vit-96", crop=96))["workers"] == 12
+    alone = MachineFacts("cpu", None, 1)
+    assert "workers" not in changed(decide(photographs, alone, {}, recipe="vit-96", crop=96))
+
+
+def test_length() -> None:
+    def epochs(number: int, machine: MachineFacts = CPU, steps: int | None = None) -> int:
+        return length(images(number), machine, epochs=14, an_epoch=max(1, number // 64), steps=steps)[0]
+
+    assert epochs(10_000) == 14
+    assert epochs(1352) == -(-FEWEST_STEPS // 21)
+    assert epochs(10**6) == MOST_STEPS["cpu"] // 15_625
+    assert epochs(10**7) == 1
+    assert epochs(10**6, GPU) == 14
+    assert (epochs(10_000, steps=500), epochs(10_000, steps=3)) == (3, 1)
+
+
+def test_what_a_recipe_counts_in_epochs_follows_its_length() -> None:
+    base = flat(Config.model_validate(read_recipe("vit-small-data")).model_dump())
+    found = changed(of_length(base, {"optimizer.freeze_last_layer_epochs": 1}, epochs=60, per_hour=3.0))
+    assert found == {"optimizer.warmup_epochs": 4.0, "saving.every_epochs": 3.0, "monitor.every_epochs": 3.0}
+    assert set(found) <= {*IN_EPOCHS, "saving.every_epochs", "monitor.every_epochs"}
+    short = changed(of_length(base, {}, epochs=5, per_hour=100.0))
+    assert (short["saving.every_epochs"], short["optimizer.freeze_last_layer_epochs"]) == (0.5, round(1 / 6, 4))
+
+
+def test_what_is_planned_lies_between_recipe_and_flags() -> None:
+    planned = nested({"epochs": 7, "views.global_size": 48, "optimizer.warmup_epochs": 0.5})
+    found = resolve({"batch_size": 32}, recipe="vit-small-data", planned=planned)
+    assert (found.epochs, found.batch_size, found.views.global_size) == (7, 32, 48)
+    assert (found.optimizer.warmup_epochs, found.views.local_size) == (0.5, 16)
+    assert resolve({"views": {"global_size": 64}}, recipe="vit-small-data", planned=planned).views.global_size == 64
+
+
+def test_a_decision_in_words() -> None:
+    assert Decision("views.jitter", (0.4, 0.0), "why").words == "--views.jitter 0.4 0.0"
+    assert Decision("monitor.data", None, "why").words == "--monitor.data none"
