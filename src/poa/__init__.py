@@ -26,13 +26,13 @@ from poa.config.protocols import MAX_BAD_SHARE
 from poa.config.values import without_paths
 from poa.errors import UserError
 from poa.examination.api import doctor
+from poa.planning.api import plan
 from poa.shipping.api import export_models
 
 if TYPE_CHECKING:
     from poa.evaluation.results import Scores
     from poa.models.cut import CutWeights
     from poa.models.run import Run
-    from poa.planning.run_plan import RunPlan
     from poa.plots.tables import Value
 
 __version__ = "0.1.0.dev0"
@@ -91,36 +91,6 @@ def pretrain(
     file = None if config is None else fspath(config)
     settings = resolve(without_paths(given), recipe=recipe, file=file, resume=resume or again)
     return launch.train(settings, resume=launch.goes_on(settings, resume=resume, again=again))
-
-
-def plan(
-    *,
-    recipe: str | None = None,
-    config: str | PathLike[str] | None = None,
-    hours: float | None = None,
-    steps: int | None = None,
-    **given: Any,
-) -> "RunPlan":
-    """Plan a pre-training for images and machine, as ``poa plan`` does: ``poa.plan(data=..., out=...).train()``.
-
-    Args:
-        recipe: Plan only the length of a run of this recipe.
-        config: Plan only the length of a run with the settings of this YAML file.
-        hours: How long the run shall take.
-        steps: How many steps the run shall have.
-        **given: Settings by name, as in ``pretrain``; they are kept as given.
-
-    Returns:
-        The plan: ``config`` has all settings, ``decisions`` those that were chosen, with their reasons, ``forecast``
-        speed, time, memory and disk, and ``train()`` trains so.
-
-    Raises:
-        UserError: An argument is not valid.
-    """
-    from poa.planning.run_plan import make_plan
-
-    file = None if config is None else fspath(config)
-    return make_plan(without_paths(given), recipe=recipe, file=file, hours=hours, steps=steps)
 
 
 def load(folder: str | PathLike[str], *, checkpoint: int | None = None) -> "Run":
