@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 from poa.config import resolve
+from poa.machine.devices import Found
 from poa.pretraining import launch
 from poa.training.interrupt import StopSignal
 
@@ -64,3 +65,35 @@ def test_a_process_does_as_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert ended.value.code == 0
     assert seen == [(config, resume)]
     assert sys.argv == ["poa", "pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "number", "machines"),
+    [
+        ({}, {}, 4, 1),  # of 4 GPUs
+        ({"batch_size": 18}, {}, 3, 1),
+        ({"accumulate": 8}, {}, 2, 1),
+        ({"device": "cpu"}, {}, 1, 1),
+        ({"devices": 2, "num_nodes": 2}, {}, 2, 2),
+        ({"devices": 9}, {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, 2, 2),
+    ],
+)
+def test_processes_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], environment: dict[str, str], number: int, machines: int
+) -> None:
+    monkeypatch.setattr(launch.devices, "found", lambda: Found(4, has_mps=False))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = launch.placed(tiny.config(**{"device": "auto", **given}))
+    assert (config.devices, config.num_nodes, config.processes) == (number, machines, number * machines)
+
+
+def test_a_command_that_may_be_started_again(tmp_path: Path) -> None:
+    fresh, begun = (tiny.config(out=str(tmp_path / name)) for name in ("fresh", "begun"))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.yaml").write_text(resolve.to_yaml(begun))
+    assert launch.goes_on(begun, resume=False, again=True)
+    assert launch.goes_on(fresh, resume=True, again=False)
+    assert not launch.goes_on(fresh, resume=False, again=True)
+    assert not launch.goes_on(begun, resume=False, again=False), "nothing goes on unasked"
+    assert not launch.goes_on(tiny.config(out=""), resume=False, again=True)

@@ -38,7 +38,7 @@ KILLED = ("vit", "swin")
 STOPPED = [family for family in tiny.FAMILIES if family != "swin"]
 
 # Pre-trains once for each case, in a process and a process group of its own, which is started when everything is
-# imported. Before a step, the process has another one send it a signal, or send it to all of its group, and goes on.
+# imported. Before a step, another process sends it a signal, or to all of its group SIGUSR1 and that signal.
 PROGRAM = """
 import json, os, subprocess, sys, torch, traceback
 torch.set_num_threads(1)
@@ -49,8 +49,9 @@ train_step = poa.pretraining.loop.train_step
 def pretrain(settings, number, at, whom):
     def interrupted(parts, step, batch, **options):
         if step == at:
-            send = f"os.killpg({os.getpgid(0)}, {number})" if whom == "group" else f"os.kill({os.getpid()}, {number})"
-            subprocess.run([sys.executable, "-S", "-c", f"import os; {send}"])
+            group = f"os.killpg({os.getpgid(0)}, signal.SIGUSR1); os.killpg({os.getpgid(0)}, {number})"
+            send = group if whom == "group" else f"os.kill({os.getpid()}, {number})"
+            subprocess.run([sys.executable, "-S", "-c", f"import os, signal; {send}"])
         return train_step(parts, step, batch, **options)
 
     os.setpgid(0, 0)
@@ -202,6 +203,7 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not(whole: Whole, int
     assert stopped == len(read_metrics(run.folder / "metrics.jsonl")) == 6
     assert "stopped and saved at step 6 of 8" in run.said
     assert "--resume" in run.said
+    assert "This is no job of Slurm" in run.said
     poa.pretrain(out=run.folder, resume=True, workers=0)
     assert_same_run(run.folder, whole(family))
 

@@ -85,7 +85,7 @@ def _check(config: Config) -> None:
         raise UserError(
             f"A run on {config.num_nodes} machines is started by srun, or with torchrun, once on each: "
             f"torchrun --nnodes {config.num_nodes} --nproc-per-node {config.devices} --rdzv-backend c10d "
-            "--rdzv-endpoint HOST:PORT -m poa pretrain ..."
+            "--rdzv-endpoint HOST:PORT -m poa pretrain ... On this machine alone, set --num-nodes 1."
         )
     _processes_here(config)  # refuses what is not there
 
