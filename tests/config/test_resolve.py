@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from poa.config.pretraining import Config
-from poa.config.resolve import IN_EPOCHS, differences, read_recipe, recipes, resolve, to_yaml
+from poa.config.resolve import IN_EPOCHS, differences, of_run, read_recipe, recipes, resolve, to_yaml
 
 TENTH: dict[str, float] = {  # of the recipe
     "optimizer.warmup_epochs": 1.0,
@@ -79,6 +80,16 @@ def test_a_run_that_is_resumed_keeps_its_own_settings(tmp_path: Path, caplog: py
     file = tmp_path / "mine.yaml"
     file.write_text("epochs: 9")
     assert differences(begun, resolve({"out": str(tmp_path)}, file=file, resume=True)) == {"epochs": (10, 9)}
+
+
+def test_a_run_of_an_earlier_commit_goes_on_with_whole_photographs(tmp_path: Path) -> None:
+    """Its settings say nothing of it; those of a run that was begun now do."""
+    settings = yaml.safe_load(to_yaml(Config(out=str(tmp_path))))
+    earlier = settings | {"views": {name: value for name, value in settings["views"].items() if name != "full_decode"}}
+    for stored, whole in ((settings, False), (earlier, True)):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored, sort_keys=False, explicit_end=True))
+        assert of_run(tmp_path / "config.yaml").views.full_decode is whole
+        assert resolve({"out": str(tmp_path)}, resume=True).views.full_decode is whole
 
 
 @pytest.mark.parametrize("recipe", recipes())

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from poa.data import images
-from poa.data.images import BadImage, PlugIn, begins_as_image, check_bytes, decode, reads, upright_sides
+from poa.data.images import BadImage, PlugIn, begins_as_image, check_bytes, decode, decode_reduced, reads, upright_sides
 from poa.errors import UserError
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
@@ -217,6 +217,45 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
     assert upright.size == (48, 32)
     corners = [np.asarray(upright)[y, x, 0] for x, y in ((2, 2), (45, 2), (45, 29), (2, 29))]
     assert corners == pytest.approx([40, 80, 120, 160], abs=3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_sides(mode: str, divisor: int, orientation: int) -> None:
+    asked: list[tuple[int, int]] = []
+    image = plain(mode, "red" if mode != "L" else 76, (65, 130))
+    content = encoded(image, "JPEG", quality=95, exif=exif(orientation))
+    reduced = decode_reduced(content, lambda height, width: asked.append((height, width)) or divisor)
+    assert asked == [(130, 65)]
+    sides = -(-65 // divisor), -(-130 // divisor)
+    assert (reduced.mode, reduced.size) == ("RGB", sides if orientation == 1 else sides[::-1])
+    assert np.abs(np.asarray(reduced).astype(int) - np.asarray(decode(content))[0, 0]).max() <= 1
+    if divisor == 1:
+        assert reduced.tobytes() == decode(content).tobytes()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF", "BMP"])
+def test_other_formats_are_decoded_whole(file_format: str) -> None:
+    content = encoded(plain("RGB", RED, (64, 64)), file_format)
+    assert decode_reduced(content, lambda *_: 4).tobytes() == decode(content).tobytes()
+
+
+def test_the_first_frame_of_several_jpegs_is_reduced() -> None:
+    frames = [plain("RGB", colour, (64, 32)) for colour in (RED, WHITE)]
+    content = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    reduced = decode_reduced(content, lambda *_: 2)
+    assert (reduced.size, reduced.getpixel((0, 0))) == ((32, 16), decode(content).getpixel((0, 0)))
+
+
+def test_damage_is_found_in_a_reduced_image_too() -> None:
+    content = encoded(Image.effect_noise((64, 64), 60), "JPEG")
+    for damaged in (content[: len(content) // 2], b"", b"no image"):
+        with pytest.raises(BadImage) as error:
+            decode_reduced(damaged, lambda *_: 2)
+        with pytest.raises(BadImage) as whole:
+            decode(damaged)
+        assert str(error.value).split(":")[0] == str(whole.value).split(":")[0]
 
 
 def png_of_zeros(width: int, height: int) -> bytes:

@@ -60,6 +60,24 @@ def folder_index(tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
     return open_index(str(folder), cache=tmp_path_factory.mktemp("cache"))
 
 
+def test_large_photographs_are_reduced_unless_asked_for_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, files = Fake(), Fake()
+    for number in range(11):
+        large = Image.open(io.BytesIO(files.files[number])).resize((420, 320), Image.Resampling.BICUBIC)
+        stream = io.BytesIO()
+        large.save(stream, "JPEG", quality=95)
+        photos.files[number] = stream.getvalue()
+    whole = USUAL._replace(views=USUAL.views.model_copy(update={"full_decode": True}))
+    (reduced,), (full,) = (
+        next(batches(photos, **SETTINGS | {"crops": CropSchedule(each, each)})) for each in (USUAL, whole)
+    )
+    assert torch.equal(reduced.global_parameters, full.global_parameters)
+    assert 0 < (reduced.globals.int() - full.globals.int()).abs().float().mean() < 5
+    monkeypatch.setattr("poa.data.loader.reduction", lambda *_, **__: 1)
+    (unreduced,) = next(batches(photos, **SETTINGS))
+    assert same(unreduced, full)
+
+
 def same(first: RawViews, second: RawViews) -> bool:
     alike = first.bad == second.bad and str(first.kept) == str(second.kept)
     return alike and all(torch.equal(one, other) for one, other in zip(first[:5], second[:5], strict=True))

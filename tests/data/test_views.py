@@ -1,3 +1,4 @@
+import io
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from poa.config.pretraining import ViewSettings
 from poa.config.resolve import resolve
-from poa.data.images import image_tensor, resize
+from poa.data.images import decode, decode_reduced, image_tensor, resize
 from poa.data.views import (
     FACTORS,
     GREY,
@@ -17,11 +18,13 @@ from poa.data.views import (
     ORDER,
     SIGMA,
     SOLARIZE,
+    SPARE,
     Box,
     collate,
     colour_parameters,
     crop_box,
     make_crops,
+    reduction,
     sample_generator,
 )
 from poa.errors import UserError
@@ -182,3 +185,32 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], words: str) -
 
 def test_a_local_size_without_local_crops_does_not_matter() -> None:
     assert ViewSettings(global_size=32, local_size=8, num_locals=0).crop_sizes == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "divisor"),
+    [(3000, 4000, 2), (4000, 3000, 2), (2448, 3264, 1), (6000, 8000, 4), (30000, 40000, 4), (500, 24000, 1), (1, 1, 1)],
+)
+def test_photographs_are_reduced_as_far_as_their_smallest_crops_allow(height: int, width: int, divisor: int) -> None:
+    assert reduction(height, width, augmentation=ViewSettings()) == divisor
+
+
+def test_the_crop_that_needs_most_pixels_decides() -> None:
+    sides = {"global_size": 224, "global_scale": (0.05, 1.0)}
+    assert reduction(3000, 4000, augmentation=ViewSettings(**sides)) == 1
+    assert reduction(3000, 4000, augmentation=ViewSettings(num_locals=0, global_size=96)) == 4
+
+
+@pytest.mark.parametrize("divisor", [2, 4])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_crop_of_a_reduced_photograph_is_within_a_step_of_that_of_the_whole(divisor: int, subsampling: int) -> None:
+    detail = np.random.default_rng(0).normal(0, 12, (480, 640, 1))
+    pixels = (np.asarray(photo(480, 640)) + detail).clip(0, 255).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=92, subsampling=subsampling)
+    whole, reduced = decode(stream.getvalue()), decode_reduced(stream.getvalue(), lambda *_: divisor)
+    side = int(480 / (SPARE * divisor))  # as few pixels as a reduced image may have for one of a crop
+    one, other = (resize(image_tensor(image), side, side).int() for image in (whole, reduced))
+    steps = (one - other).abs()
+    assert (steps <= 1).float().mean() >= 0.98
+    assert 0 < steps.max() <= 10

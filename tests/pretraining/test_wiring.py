@@ -145,6 +145,7 @@ ROWS = [
     ("poa", "sampling", "widening"),
 ]
 ELSEWHERE = {
+    "views.full_decode": "acts on large photographs: data/test_loader",
     "losses.koleo_over_ranks": "acts with several processes: test_step",
     "distill.teacher": "which network: test_single_size",
     "distill.teacher_size": "what it sees: test_single_size",

@@ -122,6 +122,9 @@ class ViewSettings(Settings):
     """Range of a local crop's share of the image area."""
     num_locals: Natural = 8
     """Local crops per image."""
+    full_decode: bool = False
+    """Decode large JPEG photographs whole, as earlier versions did. Otherwise those with far more pixels than crops
+    need (12 million with the usual crops) are decoded at half their sides, or at a quarter."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
     jitter: tuple[Share, Share, Share, Annotated[float, Field(ge=0.0, le=0.5)]] = (0.4, 0.4, 0.2, 0.1)

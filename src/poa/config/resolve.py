@@ -37,6 +37,8 @@ END = "...\n"
 """Ends a YAML document. A kill or a full disk can cut a file off where it still reads as settings."""
 LAST = "evaluation"
 """The last section of all settings, which earlier commits wrote without an end mark."""
+BEFORE = {"views": {"full_decode": True}}
+"""What runs of earlier commits did, where settings of today say otherwise and theirs say nothing."""
 MOST_BYTES, MOST_VALUES, DEEPEST = 2**20, 10_000, 16
 """Of a file of settings: its size, values in it, and values in one another."""
 
@@ -215,7 +217,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
             f"{path} is cut off: its end is missing, and with it settings of the run. Restore the file, or start a new "
             "run in another --out."
         )
-    return settings
+    return _merge(BEFORE, settings)
 
 
 def _text(path: Path) -> str:

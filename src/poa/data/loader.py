@@ -1,7 +1,8 @@
 """Batches of images for pre-training and for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -10,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from poa.config.pretraining import ViewSettings
-from poa.data.images import BadImage, centre_crop, decode, image_tensor
+from poa.data.images import BadImage, centre_crop, decode, decode_reduced, image_tensor
 from poa.data.masks import Masking, kept_for, masks_for
 from poa.data.sampler import draws
-from poa.data.views import RawViews, collate, make_crops, sample_generator
+from poa.data.views import RawViews, collate, make_crops, reduction, sample_generator
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError, counted
 
@@ -174,9 +175,10 @@ class _TrainingPlan(Plan[RawViews]):
         first = (self.rank * self.micro_batches + part) * length
         batch = draws(step, num_images=len(self.index), batch_size=self.batch_size, seed=self.seed)
         views, masking = self.crops.at(step)
+        read = decode if views.full_decode else partial(decode_reduced, by=partial(reduction, augmentation=views))
         samples, bad = [], []
         for draw in batch[first : first + length]:
-            image, replaced = read_or_next(self.index, draw.index)
+            image, replaced = read_or_next(self.index, draw.index, read)
             bad += replaced
             generator = sample_generator(self.seed, step, draw.position)
             samples.append(make_crops(image, augmentation=views, generator=generator))
@@ -212,15 +214,17 @@ class _ScoringPlan(Plan[ScoringImages]):
         return ScoringImages(tuple(crops), torch.cat([none, *crops.values()]), bad)
 
 
-def read_or_none(index: Images, wanted: int) -> Image.Image | None:
+def read_or_none(index: Images, wanted: int, read: Callable[[bytes], Image.Image] = decode) -> Image.Image | None:
     """An image in mode RGB; None if its file cannot be read or decoded."""
     try:
-        return decode(index.read(wanted))
+        return read(index.read(wanted))
     except (BadImage, OSError):
         return None
 
 
-def read_or_next(index: Images, wanted: int) -> tuple[Image.Image, list[int]]:
+def read_or_next(
+    index: Images, wanted: int, read: Callable[[bytes], Image.Image] = decode
+) -> tuple[Image.Image, list[int]]:
     """An image in mode RGB, or the first good one after it, and the indices of the bad ones before it.
 
     Raises:
@@ -229,7 +233,7 @@ def read_or_next(index: Images, wanted: int) -> tuple[Image.Image, list[int]]:
     bad: list[int] = []
     for offset in range(min(BAD_IN_A_ROW, len(index))):
         candidate = (wanted + offset) % len(index)
-        image = read_or_none(index, candidate)
+        image = read_or_none(index, candidate, read)
         if image is not None:
             return image, bad
         bad.append(candidate)
