@@ -23,7 +23,7 @@ from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
-from poa.losses.prototypes import prototype_logits, sinkhorn
+from poa.losses.prototypes import Logits, prototype_logits, sinkhorn
 from poa.methods.poa import POA, BranchOutput
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import step_batches, train_step
@@ -94,8 +94,8 @@ class Pieces:
     def targets(self, _: int) -> None:
         """Targets from the teacher's features: prototype logits and Sinkhorn-Knopp."""
         for head in self.output.heads:
-            sinkhorn(head.globals, head.prototypes, temperature=self._temperature)
-            sinkhorn(head.patches, head.prototypes, temperature=self._temperature)
+            for rows in (head.globals, head.patches):
+                sinkhorn(Logits(rows, head.prototypes, self._temperature).keep())
 
     def target_logits(self, _: int) -> None:
         """The prototype logits in `targets`."""

@@ -248,6 +248,7 @@ REST: dict[str, Any] = {
     "seed": 0,
     "init": None,
     "checkpointing": False,
+    "heads.memory": "normal",
     "compile": False,
     "device": "auto",
     "num_nodes": 1,

@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,9 +20,16 @@ HEADS = HeadSettings(prototypes=(6, 9), hidden=8, bottleneck=4)
 BATCH, TEMPERATURE = 3, 0.05
 
 
-def method(*, drop_path: float = 0.0, checkpointing: bool = False, **losses: Any) -> POA:
+def method(
+    *,
+    drop_path: float = 0.0,
+    checkpointing: bool = False,
+    memory: Literal["normal", "low"] = "normal",
+    **losses: Any,
+) -> POA:
     """With parameters far from their initial values, the teacher unlike the student."""
-    made = POA(FAMILY, heads=HEADS, losses=LossSettings(**losses), drop_path=drop_path, checkpointing=checkpointing)
+    heads = HEADS.model_copy(update={"memory": memory})
+    made = POA(FAMILY, heads=heads, losses=LossSettings(**losses), drop_path=drop_path, checkpointing=checkpointing)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -67,8 +74,9 @@ def test_the_loss_equals_loops(variant: str, num_locals: int, sizes: tuple[Size,
     assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_other_weights_and_centring_equal_loops() -> None:
-    made = method(intact_share=0.6, koleo=0.3, centering="moving-average").double()
+@pytest.mark.parametrize("memory", ["normal", "low"])
+def test_other_weights_and_centring_equal_loops(memory: Literal["normal", "low"]) -> None:
+    made = method(memory=memory, intact_share=0.6, koleo=0.3, centering="moving-average").double()
     views = doubled(batch())
     centers = {k: [0.1 * number for number in range(k)] for k in HEADS.prototypes}
     for each in (*made.cls_centers, *made.patch_centers):
@@ -141,9 +149,11 @@ def test_without_sizes_there_are_the_terms_of_the_intact_student() -> None:
     assert all(torch.equal(loss, with_elastic[name]) for name, loss in alone.items())
 
 
-def test_the_intact_student_learns_nothing_from_the_same_view_terms() -> None:
+def test_the_intact_student_learns_nothing_from_the_same_view_terms(monkeypatch: pytest.MonkeyPatch) -> None:
     """They teach the elastic one alone, so weights that it does not use get no gradient from them."""
     made, views = method(), batch()
+    weights = {name: float("same" in name) for name in made.weights([SMALL], num_locals=2)}
+    monkeypatch.setattr(made, "weights", lambda *_, **__: weights)
     losses = made(views, [SMALL], temperature=TEMPERATURE)
     (losses["elastic/same_global"] + losses["elastic/same_local"]).backward()
     whole = made.student.backbone.get_parameter("model.blocks.2.mlp.fc1.weight").grad
@@ -160,7 +170,8 @@ def test_every_parameter_of_the_student_gets_a_gradient_and_none_of_the_teacher(
     masked: bool, sizes: tuple[Size, ...]
 ) -> None:
     made, views = method(), batch(masked=masked)
-    torch.stack(list(made(views, sizes, temperature=TEMPERATURE).values())).sum().backward()
+    losses = made(views, sizes, temperature=TEMPERATURE)
+    torch.stack([made.weights(sizes, num_locals=2)[name] * loss for name, loss in losses.items()]).sum().backward()
     found = gradients(made)
     assert found.keys() == {name for name, _ in made.named_parameters() if name.startswith("student.")}
     silent = {name for name, gradient in found.items() if gradient.count_nonzero() == 0}

@@ -44,7 +44,8 @@ def test_it_is_poa_without_the_elastic_student() -> None:
 
 def test_every_parameter_of_the_student_gets_a_gradient() -> None:
     made = POA(FAMILY, heads=HEADS, losses=LossSettings(), elastic=False)
-    torch.stack(list(made(views(), (), temperature=0.05).values())).sum().backward()
+    losses, weights = made(views(), (), temperature=0.05), made.weights((), num_locals=2)
+    torch.stack([weights[name] * loss for name, loss in losses.items()]).sum().backward()
     assert all(parameter.grad is not None for parameter in made.student.parameters())
     assert all(parameter.grad is None for parameter in made.teacher.parameters())
     assert made.exported is made.teacher

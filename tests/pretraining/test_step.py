@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.views import FACTORS, RawViews, Views
 from poa.losses.objective import Targets
+from poa.losses.prototypes import Asked
 from poa.methods.poa import POA
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import step_batches, train_step
@@ -353,7 +355,7 @@ def test_two_processes_with_other_sizes_equal_both_halves_by_hand(
     halves = [views_of(alone, batches_of(config, alone, rank=rank, world_size=2)[0][0]) for rank in range(2)]
     whole = views_of(alone, merge(*(batches_of(config, alone, rank=rank, world_size=2)[0][0] for rank in range(2))))
     temperature = alone.schedules.at(0).temperature
-    targets = alone.method.targets(whole, temperature)
+    targets = list(alone.method.targets(whole, temperature))
     gradients: dict[str, Tensor] = {}
     totals: dict[str, float] = {}
     for rank, half in enumerate(halves):
@@ -397,4 +399,12 @@ def part_of(target: Targets, *, rank: int, masks: Tensor) -> Targets:
     mine = torch.zeros(2, 2, len(masks) // 4, dtype=torch.bool)  # view, process, image
     mine[:, rank] = True
     rows = mine.flatten()
-    return Targets(target.globals[rows], target.patches[rows.repeat_interleave(masks.sum(1))])
+    few = [rows, rows.repeat_interleave(masks.sum(1))]
+    return Targets(*(_picked(asked, own) for asked, own in zip(target, few, strict=True)))
+
+
+def _picked(asked: Asked, rows: Tensor) -> Asked:
+    logits = asked.logits
+    assert logits.stored is not None
+    part = replace(logits, features=logits.features[rows], stored=logits.stored[rows])
+    return replace(asked, logits=part)

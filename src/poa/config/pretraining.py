@@ -103,6 +103,9 @@ class HeadSettings(Settings):
     """Width of the hidden layers."""
     bottleneck: Count = 256
     """Width of the prototypes."""
+    memory: Literal["normal", "low"] = "normal"
+    """Low: the teacher's logits are made again whenever they are needed, instead of being kept for one head at a time.
+    It takes more time."""
 
 
 class ViewSettings(Settings):

@@ -16,7 +16,7 @@ from poa.errors import UserError, nearest
 from poa.machine.launchers import is_first
 
 HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
-HARMLESS |= {"max_bad_share", "saving", "monitor"}
+HARMLESS |= {"max_bad_share", "saving", "monitor", "heads.memory"}
 """Settings that may change when a run is resumed. But for rounding they do not alter what is learned, save ``devices``
 and ``num_nodes``: ``pretraining/resume.py`` says how. Images may have moved: a fingerprint checks that they are the
 same."""
@@ -276,7 +276,7 @@ def to_yaml(config: Config) -> str:
 def learned(config: Config) -> dict[str, Any]:
     """Settings that alter what is learned, by dotted name, as JSON holds them."""
     settings = flat(config.model_dump(mode="json"))
-    return {name: value for name, value in settings.items() if name.split(".")[0] not in HARMLESS}
+    return {name: value for name, value in settings.items() if HARMLESS.isdisjoint((name, name.split(".")[0]))}
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from poa import distributed
-from poa.losses.objective import HeadOutput, Objective, Targets, same_crops, swapped
+from poa.losses.objective import HeadOutput, Objective, Student, Targets, same_crops, swapped
 
 
 def disagreement(
@@ -81,7 +81,20 @@ class CodingRate(Objective):
         """The outputs themselves."""
         return Targets(swapped(teacher.globals), teacher.patches)
 
-    def terms(
+    def losses(
+        self, asked: Targets, students: Sequence[Student], *, patch_weights: Float[Tensor, "masked"]
+    ) -> list[dict[str, Tensor]]:
+        """Against the teacher, and one minus the cosine against a larger student."""
+        found = []
+        for student, larger, _ in students:
+            terms = self._terms(student, asked, patch_weights=patch_weights)
+            if larger is not None:
+                crops = same_crops(student, students[larger].output)
+                terms |= {name: disagreement(theirs, ours) for name, theirs, ours in crops}
+            found.append(terms)
+        return found
+
+    def _terms(
         self, student: HeadOutput, asked: Targets, *, patch_weights: Float[Tensor, "masked"]
     ) -> dict[str, Tensor]:
         """One minus the cosine, and minus the coding rate.
@@ -101,7 +114,3 @@ class CodingRate(Objective):
             both = torch.stack(asked.globals.chunk(2)).mean(0)
             found["local"] = disagreement(both.repeat(len(student.locals) // len(both), 1), student.locals)
         return found
-
-    def same_view(self, student: HeadOutput, larger: HeadOutput) -> dict[str, Tensor]:
-        """One minus the cosine."""
-        return {name: disagreement(asked, given) for name, asked, given in same_crops(student, larger)}

@@ -1,7 +1,7 @@
 """What a kind of loss (``LossSettings.kind``) has to say: what students are asked for, and how far they are from it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,15 +26,29 @@ class HeadOutput(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What one head of the teacher asks of the students.
+    """What one head of the teacher asks of the students: outputs, or whatever makes distributions of some rows.
 
     Attributes:
-        globals: For each global crop, the distribution (or output) of the *other* view of the same image.
-        patches: For each masked patch, its own distribution (or output).
+        globals: For each global crop, what the *other* view of the same image gives.
+        patches: For each masked patch, what it gives itself.
     """
 
-    globals: Float[Tensor, "crops targets"]
-    patches: Float[Tensor, "masked targets"]
+    globals: Any
+    patches: Any
+
+
+class Student(NamedTuple):
+    """One head of a student among the students of a step.
+
+    Attributes:
+        output: What it makes of the batch.
+        larger: The place of the student, before this one, that teaches it on the same crops (Eq. 7), if one does.
+        weights: Of its terms in the loss, by name.
+    """
+
+    output: HeadOutput
+    larger: int | None
+    weights: Mapping[str, float]
 
 
 class Objective(ABC):
@@ -45,14 +59,14 @@ class Objective(ABC):
         """Without gradient. ``centers`` are the ``MovingAverageCenter`` of crops and that of patches, or None."""
 
     @abstractmethod
-    def terms(
-        self, student: HeadOutput, asked: Targets, *, patch_weights: Float[Tensor, "masked"]
-    ) -> dict[str, Tensor]:
-        """Terms by name: ``global``, ``ibot``, with local crops ``local``, and what keeps different images apart."""
+    def losses(
+        self, asked: Targets, students: Sequence[Student], *, patch_weights: Float[Tensor, "masked"]
+    ) -> list[dict[str, Tensor]]:
+        """Unweighted terms of each student by name, to be differentiated as the sum that their weights make of them.
 
-    @abstractmethod
-    def same_view(self, student: HeadOutput, larger: HeadOutput) -> dict[str, Tensor]:
-        """Terms of a student against a larger one on the same crops, which no gradient reaches (Eq. 7)."""
+        They are ``global``, ``ibot``, with local crops ``local``, what keeps different images apart, and, of a student
+        that a larger one teaches, ``same_global`` and ``same_local``; the gradient does not reach the larger one.
+        """
 
 
 def swapped(crops: Float[Tensor, "crops dim"]) -> Float[Tensor, "crops dim"]:

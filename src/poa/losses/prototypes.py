@@ -3,8 +3,8 @@
 All compute in float32 (float64 stays), also under autocast.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from poa.distributed import max_over_ranks, sum_over_ranks
-from poa.losses.objective import HeadOutput, Objective, Targets, same_crops, swapped
+from poa.losses.objective import HeadOutput, Objective, Student, Targets, swapped
+from poa.losses.streamed import CHUNK_VALUES, Crops, cross_entropies
 
 _EPSILON = 1e-8
 
@@ -27,39 +28,78 @@ def prototype_logits(
         return (features.to(dtype) / temperature) @ prototypes.to(dtype).T
 
 
-def _logsumexp_over_samples(logits: Float[Tensor, "rows prototypes"]) -> Float[Tensor, "prototypes"]:
-    local = logits.logsumexp(0)  # -inf where this process has no rows
-    highest = max_over_ranks(local)
-    return highest + sum_over_ranks((local - highest).exp()).log()
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """Logits of a teacher, some rows at a time.
+
+    Attributes:
+        features: Of this process; also none.
+        prototypes: Of the teacher.
+        temperature: Divides the logits.
+        stored: All logits, if they are kept; otherwise they are made again whenever they are asked for.
+    """
+
+    features: Float[Tensor, "rows width"]
+    prototypes: Float[Tensor, "prototypes width"]
+    temperature: float
+    stored: Float[Tensor, "rows prototypes"] | None = None
+
+    def keep(self) -> "Logits":
+        """The same with all logits stored: faster, and as large as rows times prototypes."""
+        return replace(self, stored=self[:])
+
+    def __getitem__(self, rows: slice) -> Float[Tensor, "some prototypes"]:
+        """Of some rows."""
+        if self.stored is not None:
+            return self.stored[rows]
+        return prototype_logits(self.features[rows], self.prototypes, temperature=self.temperature)
+
+    def chunks(self) -> Iterator[Float[Tensor, "some prototypes"]]:
+        """Of all rows in turn."""
+        step = max(1, CHUNK_VALUES // len(self.prototypes))
+        return (self[first : first + step] for first in range(0, len(self.features), step))
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A teacher's distributions ``softmax(logits - offsets)``, made some rows at a time."""
+
+    logits: Logits
+    offsets: Float[Tensor, "prototypes"]
+
+    @torch.no_grad()
+    def __call__(self, rows: slice) -> Float[Tensor, "some prototypes"]:
+        """Of some rows."""
+        return (self.logits[rows] - self.offsets).softmax(1)
 
 
 @torch.no_grad()
-def sinkhorn(
-    features: Float[Tensor, "rows width"],
-    prototypes: Float[Tensor, "prototypes width"],
-    *,
-    temperature: float,
-    num_iterations: int = 3,
-) -> Float[Tensor, "rows prototypes"]:
+def sinkhorn(logits: Logits, *, num_iterations: int = 3) -> Asked:
     """Targets that use all prototypes equally over the global batch (Sinkhorn-Knopp; SwAV, DINOv2, POA Sec. 3).
 
     In turn, every prototype's mass over the rows of all processes and every row's mass are made equal. Done in log
-    space, so that no logit is too large. Processes may bring different numbers of rows, also none.
+    space, so that no logit is too large. Processes may bring different numbers of rows, also none. Only what is taken
+    from each prototype's logits is remembered: what is taken from a row's makes it sum to 1, as a softmax does.
 
     Args:
-        features: Teacher features of this process.
-        prototypes: Teacher prototypes.
-        temperature: Divides the logits.
+        logits: Of the teacher.
         num_iterations: Rounds of the two normalisations.
-
-    Returns:
-        Targets without gradient; each row sums to 1.
     """
-    log_targets = prototype_logits(features, prototypes, temperature=temperature)
-    for _ in range(num_iterations):  # in place: the matrix can have billions of entries
-        log_targets -= _logsumexp_over_samples(log_targets)
-        log_targets -= log_targets.logsumexp(1, keepdim=True)
-    return log_targets.exp_()
+    offsets = _logsumexp_over_samples(logits, logits.chunks())
+    for _ in range(num_iterations - 1):
+        before = offsets
+        balanced = (part - (part - before).logsumexp(1, keepdim=True) for part in logits.chunks())
+        offsets = _logsumexp_over_samples(logits, balanced)
+    return Asked(logits, offsets)
+
+
+def _logsumexp_over_samples(logits: Logits, parts: Iterable[Tensor]) -> Float[Tensor, "prototypes"]:
+    dtype = torch.promote_types(logits.features.dtype, torch.float32)
+    local = logits.features.new_full((len(logits.prototypes),), -torch.inf, dtype=dtype)  # where there are no rows
+    for part in parts:
+        local = torch.logaddexp(local, part.logsumexp(0))
+    highest = max_over_ranks(local)
+    return highest + sum_over_ranks((local - highest).exp()).log()
 
 
 class MovingAverageCenter(nn.Module):
@@ -80,17 +120,9 @@ class MovingAverageCenter(nn.Module):
         self.momentum = momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
 
-    @torch.no_grad()
-    def forward(
-        self,
-        features: Float[Tensor, "rows width"],
-        prototypes: Float[Tensor, "prototypes width"],
-        *,
-        temperature: float,
-    ) -> Float[Tensor, "rows prototypes"]:
+    def forward(self, logits: Logits) -> Asked:
         """Targets with the present centre; called like :func:`sinkhorn`."""
-        logits = prototype_logits(features, prototypes, temperature=temperature)
-        return logits.sub_(self.center / temperature).softmax(1)
+        return Asked(logits, self.center / logits.temperature)
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"]) -> None:
@@ -106,103 +138,6 @@ class MovingAverageCenter(nn.Module):
         mean = totals[:-1] / totals[-1].clamp(min=1)
         logits = prototype_logits(mean[None], prototypes, temperature=1.0)[0]  # the mean of the logits: they are linear
         self.center.lerp_(logits.to(dtype), (totals[-1] > 0).to(dtype) * (1 - self.momentum))
-
-
-def cross_entropy(
-    targets: Float[Tensor, "rows prototypes"],
-    features: Float[Tensor, "rows width"],
-    prototypes: Float[Tensor, "prototypes width"],
-    *,
-    temperature: float = 0.1,
-    weights: Float[Tensor, "rows"] | None = None,
-) -> Float[Tensor, ""]:
-    """Mean over rows of ``-sum(target * log_probability)``, or the weighted sum.
-
-    Args:
-        targets: Distributions over prototypes.
-        features: Student features.
-        prototypes: Student prototypes.
-        temperature: Divides the student's logits.
-        weights: Weight of each row in a sum, instead of the mean.
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        log_probabilities = prototype_logits(features, prototypes, temperature=temperature).log_softmax(1)
-        # einsum, because it forms no product as large as the targets
-        rows = -torch.einsum("rp,rp->r", targets.to(log_probabilities.dtype), log_probabilities)
-    if weights is None:
-        return rows.sum() / max(len(rows), 1)
-    return (weights * rows).sum()
-
-
-def local_cross_view(
-    targets: Float[Tensor, "twice_batch prototypes"],
-    features: Float[Tensor, "crops_times_batch width"],
-    prototypes: Float[Tensor, "prototypes width"],
-    *,
-    temperature: float = 0.1,
-) -> Float[Tensor, ""]:
-    """Each local crop against both global views: sum over crops and views of the mean over images.
-
-    Cross-entropy is linear in the target, so both views' targets are added first.
-
-    Args:
-        targets: Targets of all images' first views, then of their second views.
-        features: Student features of local crops: all images' first crops, then their second ones, and so on.
-        prototypes: Student prototypes.
-        temperature: Divides the student's logits.
-    """
-    first, second = targets.chunk(2)
-    batch = len(first)
-    with torch.autocast(features.device.type, enabled=False):
-        log_probabilities = prototype_logits(features, prototypes, temperature=temperature).log_softmax(1)
-        crops = log_probabilities.view(len(features) // batch, *first.shape)
-        return -torch.einsum("bp,lbp->", (first + second).to(crops.dtype), crops) / batch
-
-
-def same_view(
-    teacher_features: Float[Tensor, "rows width"],
-    teacher_prototypes: Float[Tensor, "prototypes width"],
-    features: Float[Tensor, "rows width"],
-    prototypes: Float[Tensor, "prototypes width"],
-    *,
-    teacher_temperature: float = 0.1,
-    temperature: float = 0.1,
-) -> Float[Tensor, ""]:
-    """The elastic student against the intact student on the same crops, mean over rows (POA, Sec. 3).
-
-    Args:
-        teacher_features: Intact features; no gradient reaches them.
-        teacher_prototypes: Intact prototypes; no gradient reaches them.
-        features: Elastic features.
-        prototypes: Elastic prototypes.
-        teacher_temperature: Divides the intact logits, whose softmax is the target.
-        temperature: Divides the elastic logits.
-    """
-    with torch.no_grad():
-        targets = prototype_logits(teacher_features, teacher_prototypes, temperature=teacher_temperature).softmax(1)
-    return cross_entropy(targets, features, prototypes, temperature=temperature)
-
-
-def masked_patch_loss(
-    targets: Float[Tensor, "masked prototypes"],
-    features: Float[Tensor, "masked width"],
-    prototypes: Float[Tensor, "prototypes width"],
-    *,
-    weights: Float[Tensor, "masked"],
-    num_images: int,
-    temperature: float = 0.1,
-) -> Float[Tensor, ""]:
-    """``sum(weight * cross_entropy) / num_images`` over masked patches (iBOT, DINOv2).
-
-    Args:
-        targets: Teacher's distributions at the masked patches.
-        features: Student features at the masked patches, from the masked images.
-        prototypes: Student prototypes.
-        weights: See :func:`mask_weights`.
-        num_images: Number of global crops, masked or not.
-        temperature: Divides the student's logits.
-    """
-    return cross_entropy(targets, features, prototypes, temperature=temperature, weights=weights) / num_images
 
 
 def mask_weights(masks: Bool[Tensor, "images patches"]) -> Float[Tensor, "masked"]:
@@ -254,45 +189,61 @@ class Prototypes(Objective):
 
     Attributes:
         temperature: Divides the students' logits.
+        keep_logits: Keep the logits of one head of the teacher while they are needed.
     """
 
     temperature: float
+    keep_logits: bool = True
 
+    @torch.no_grad()
     def targets(self, teacher: HeadOutput, *, temperature: float, centers: Sequence[Any]) -> Targets:
         """By Sinkhorn-Knopp; or centred by moving averages, which then move."""
         made = []
         for rows, center in zip((swapped(teacher.globals), teacher.patches), centers, strict=True):
-            made.append((center or sinkhorn)(rows, teacher.prototypes, temperature=temperature))
+            logits = Logits(rows, teacher.prototypes, temperature)
+            made.append((center or sinkhorn)(logits.keep() if self.keep_logits else logits))
             if center is not None:
                 center.update(rows, teacher.prototypes)
         return Targets(*made)
 
-    def terms(
-        self, student: HeadOutput, asked: Targets, *, patch_weights: Float[Tensor, "masked"]
-    ) -> dict[str, Tensor]:
-        """Cross-entropies; that of local crops is the mean over pairs."""
-        prototypes, temperature, num_crops = student.prototypes, self.temperature, len(student.globals)
-        found = {
-            "global": cross_entropy(asked.globals, student.globals, prototypes, temperature=temperature),
-            "ibot": masked_patch_loss(
-                asked.patches,
-                student.patches,
-                prototypes,
-                weights=patch_weights,
-                num_images=num_crops,
-                temperature=temperature,
-            ),
-        }
-        if len(student.locals):
-            pairs = 2 * len(student.locals) / (num_crops // 2)
-            total = local_cross_view(asked.globals, student.locals, prototypes, temperature=temperature)
-            found["local"] = total / pairs
-        return found
+    def losses(
+        self, asked: Targets, students: Sequence[Student], *, patch_weights: Float[Tensor, "masked"]
+    ) -> list[dict[str, Tensor]]:
+        """Cross-entropies: means over crops, that of local crops over pairs, those of patches over images (iBOT).
 
-    def same_view(self, student: HeadOutput, larger: HeadOutput) -> dict[str, Tensor]:
-        """Cross-entropies; both sides at the students' temperature."""
-        temperatures = {"teacher_temperature": self.temperature, "temperature": self.temperature}
-        return {
-            name: same_view(asked, larger.prototypes, given, student.prototypes, **temperatures)
-            for name, asked, given in same_crops(student, larger)
+        Cross-entropy is linear in the target, so a local crop is compared with the mean of both views' targets.
+        """
+        outputs = [student.output for student in students]
+        images, width = len(outputs[0].globals) // 2, outputs[0].prototypes.shape[1]
+
+        def both(few: slice) -> Tensor:
+            second: Tensor = asked.globals(slice(few.start + images, few.stop + images))
+            return second.add_(asked.globals(few)).div_(2)
+
+        def even(rows: int, number: int) -> Tensor:
+            return patch_weights.new_full((rows,), 1 / max(number, 1))
+
+        crops = {
+            "global": Crops(asked.globals, even(2 * images, 2 * images), [each.globals for each in outputs]),
+            "ibot": Crops(asked.patches, patch_weights / (2 * images), [each.patches for each in outputs]),
         }
+        if num_locals := len(outputs[0].locals):
+            by_image = [each.locals.view(-1, images, width).transpose(0, 1).flatten(0, 1) for each in outputs]
+            crops["local"] = Crops(both, even(images, num_locals), by_image)
+        names = [(name, f"same_{name}") for name in crops]
+        values = cross_entropies(
+            list(crops.values()),
+            outputs[0].prototypes,
+            larger=[student.larger for student in students],
+            temperature=self.temperature,
+            shares=torch.tensor([[[s.weights.get(n, 0.0) for n in pair] for pair in names] for s in students]),
+        )
+        return [
+            {
+                name: term
+                for pair, terms in zip(names, own, strict=True)
+                for name, term in zip(pair, terms, strict=True)
+                if name in student.weights
+            }
+            for student, own in zip(students, values, strict=True)
+        ]

@@ -77,6 +77,11 @@ def named(branch: str, terms: Mapping[str, T]) -> dict[str, T]:
     return {f"{branch}/{name}": value for name, value in terms.items()}
 
 
+def of_branch(branch: str, terms: Mapping[str, T]) -> dict[str, T]:
+    """Terms of a branch by their names in it."""
+    return {name.removeprefix(f"{branch}/"): value for name, value in terms.items() if name.startswith(f"{branch}/")}
+
+
 def elastic_students(
     sub_networks: SubNetworks | SwitchableNetworks, student: Branch, sizes: Sequence[Size], *, device: torch.device
 ) -> Iterator[Callable[..., Any]]:

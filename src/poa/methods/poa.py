@@ -21,9 +21,9 @@ from poa.data.views import Views
 from poa.elastic.space import Size
 from poa.families.base import Backbone, Family
 from poa.losses.coding_rate import CodingRate
-from poa.losses.objective import HeadOutput, Objective, Targets
+from poa.losses.objective import HeadOutput, Objective, Student, Targets
 from poa.losses.prototypes import MovingAverageCenter, Prototypes, koleo, mask_weights
-from poa.methods.base import Branch, Method, elastic_students, named
+from poa.methods.base import Branch, Method, elastic_students, named, of_branch
 from poa.methods.frozen import Projected
 from poa.methods.layers import ProjectionHead, Projector
 from poa.training.schedules import update_ema
@@ -118,7 +118,9 @@ class POA(Method):
         self.taught_by_next = taught_by_next
         has_prototypes = losses.kind == "prototypes"
         self.objective: Objective = (
-            Prototypes(losses.student_temperature) if has_prototypes else CodingRate(losses.distortion)
+            Prototypes(losses.student_temperature, keep_logits=heads.memory == "normal")
+            if has_prototypes
+            else CodingRate(losses.distortion)
         )
 
         def build(size: Size, rate: float = drop_path) -> Network:
@@ -150,15 +152,30 @@ class POA(Method):
     ) -> Iterator[tuple[str, BranchOutput, dict[str, Tensor]]]:
         """The students in turn: branch, output and unweighted terms."""
         assert self.elastic or not sizes, "there is one size"
-        targets = self.targets(views, temperature)
-        intact = self._run(self.student, views)  # always first and always there: every parameter gets a gradient
-        yield "intact", intact, self._terms(intact, targets, views)
-        prototypes = [head.prototypes for head in intact.heads]  # all sizes have the same
-        larger = intact
+        outputs = [self._run(self.student, views)]  # always first and always there: every parameter gets a gradient
+        prototypes = [head.prototypes for head in outputs[0].heads]  # all sizes have the same
         for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
-            elastic = self._run(network, views, prototypes=prototypes)
-            yield "elastic", elastic, self._terms(elastic, targets, views) | self._same_view_terms(elastic, larger)
-            larger = elastic if self.taught_by_next else intact
+            outputs.append(self._run(network, views, prototypes=prototypes))
+        num_locals = 2 * len(views.locals) // len(views.globals)
+        weights = self.weights(sizes, num_locals=num_locals)
+        masks = mask_weights(views.masks)
+
+        def losses(asked: Targets, *heads: HeadOutput) -> list[dict[str, Tensor]]:
+            return self.objective.losses(asked, self._students(heads, weights), patch_weights=masks)
+
+        # map, so that a head's targets are gone before those of the next one are made
+        by_head = list(map(losses, self.targets(views, temperature), *(output.heads for output in outputs)))
+        for number, output in enumerate(outputs):
+            terms = _mean([head[number] for head in by_head])
+            yield "elastic" if number else "intact", output, terms | {"koleo": self._koleo(output.cls)}
+
+    def _students(self, heads: Sequence[HeadOutput], weights: Mapping[str, float]) -> list[Student]:
+        """The intact student, and the elastic ones, which share their weights and learn from a larger one (Eq. 7)."""
+        students = [Student(heads[0], None, of_branch("intact", weights))]
+        shared = {name: weight / max(len(heads) - 1, 1) for name, weight in of_branch("elastic", weights).items()}
+        for number, head in enumerate(heads[1:]):
+            students.append(Student(head, number if self.taught_by_next else 0, shared))
+        return students
 
     def weights(self, sizes: Sequence[Size], *, num_locals: int, frozen: float = 1.0) -> dict[str, float]:  # noqa: ARG002
         """Weight of each term (Eq. 10); those of the elastic students are means over sizes.
@@ -185,35 +202,20 @@ class POA(Method):
         same = 1.0 - losses.intact_share
         return weights | {f"elastic/same_{name}": same for name in ("global", "local") if name in student}
 
-    @torch.no_grad()
-    def targets(self, views: Views, temperature: float) -> list[Targets]:
-        """What the teacher asks, a head each; with moving averages the centres move too."""
-        heads = self.teacher(views, teacher=True).heads
+    def targets(self, views: Views, temperature: float) -> Iterator[Targets]:
+        """What the teacher asks, one head after the other; with moving averages the centres move too."""
+        with torch.no_grad():
+            heads = self.teacher(views, teacher=True).heads
         pairs = list(zip(self.cls_centers, self.patch_centers, strict=True))
         centers: list[Any] = pairs or [(None, None)] * len(heads)
-        return [
-            self.objective.targets(head, temperature=temperature, centers=pair)
-            for head, pair in zip(heads, centers, strict=True)
-        ]
+        for head, pair in zip(heads, centers, strict=True):
+            yield self.objective.targets(head, temperature=temperature, centers=pair)
 
     def _run(self, network: Callable[..., BranchOutput], views: Views, **further: Any) -> BranchOutput:
         if not self.checkpointing:
             return network(views, **further)
         output: BranchOutput = checkpoint(network, views, use_reentrant=False, **further)
         return output
-
-    def _terms(self, student: BranchOutput, targets: Sequence[Targets], views: Views) -> dict[str, Tensor]:
-        """Terms of a student against the teacher, and KoLeo."""
-        weights = mask_weights(views.masks)
-        by_head = [
-            self.objective.terms(head, asked, patch_weights=weights)
-            for head, asked in zip(student.heads, targets, strict=True)
-        ]
-        return _mean(by_head) | {"koleo": self._koleo(student.cls)}
-
-    def _same_view_terms(self, elastic: BranchOutput, larger: BranchOutput) -> dict[str, Tensor]:
-        """Terms of the elastic student against the intact (or another larger) one on the same crops (Eq. 7)."""
-        return _mean([self.objective.same_view(*heads) for heads in zip(elastic.heads, larger.heads, strict=True)])
 
     def _koleo(self, cls: Float[Tensor, "crops width"]) -> Tensor:
         """Mean over both views; neighbours are looked for among the images of this process, or of all."""

@@ -1,0 +1,135 @@
+"""Cross-entropies over many prototypes with their gradients, some rows at a time: all logits never exist at once.
+
+While the logits of some rows are there, all that needs them is made: the terms of all students, and the gradients of
+features and prototypes, in the forward pass (as Liger's fused linear cross-entropy does, arXiv 2410.10989).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_VALUES = 2**23
+"""About as many logits of a network at a time: with few, the products are slow."""
+
+
+class Crops(NamedTuple):
+    """One kind of crops (or patches) as all students see it.
+
+    Attributes:
+        asked: The teacher's distributions of some of its rows.
+        weights: Of each row of the teacher, which all rows of a student for it have.
+        students: Features, the same number of rows for each row of the teacher, one after another.
+    """
+
+    asked: Callable[[slice], Float[Tensor, "some prototypes"]]
+    weights: Float[Tensor, "asked"]
+    students: Sequence[Float[Tensor, "rows width"]]
+
+
+def cross_entropies(
+    crops: Sequence[Crops],
+    prototypes: Float[Tensor, "prototypes width"],
+    *,
+    larger: Sequence[int | None],
+    temperature: float,
+    shares: Float[Tensor, "students kinds two"],
+) -> Float[Tensor, "students kinds two"]:
+    """Of each student and kind of crops ``-sum(weight * sum(target * log_probability))``, against two targets.
+
+    The first target is the teacher's distribution, the second that of a larger student on the same row, which no
+    gradient reaches; it is computed where it has a share. All students have the same prototypes.
+
+    Args:
+        crops: Kinds of crops.
+        prototypes: Of the students.
+        larger: For each student the number of the one before it that teaches it, or None.
+        temperature: Divides the logits.
+        shares: Weights of these terms in the loss, for which gradients are made: a multiple of the sum of the terms,
+            each times its share, is all that can be differentiated.
+    """
+    features = [rows for kind in crops for rows in kind.students]
+    values: Tensor = _CrossEntropies.apply(crops, larger, temperature, shares, prototypes, *features)
+    return values
+
+
+class _CrossEntropies(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        crops: Sequence[Crops],
+        larger: Sequence[int | None],
+        temperature: float,
+        shares: Tensor,
+        prototypes: Tensor,
+        *features: Tensor,
+    ) -> Tensor:
+        dtype = torch.promote_types(prototypes.dtype, torch.float32)
+        values = shares.new_zeros(shares.shape, dtype=dtype, device=prototypes.device)
+        wide, of_prototypes = prototypes.to(dtype), torch.zeros_like(prototypes, dtype=dtype)
+        of_features = []
+        with torch.autocast(prototypes.device.type, enabled=False):
+            for number, kind in enumerate(crops):
+                pass_ = _Pass(kind, wide, of_prototypes, shares[:, number].tolist(), larger, temperature)
+                of_features += pass_.run(values[:, number])
+        ctx.save_for_backward(shares.to(values), of_prototypes, *of_features)
+        ctx.dtypes = [each.dtype for each in (prototypes, *features)]
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
+        shares, *gradients = ctx.saved_tensors
+        factor = (given * shares).sum() / shares.square().sum().clamp(min=torch.finfo(shares.dtype).tiny)
+        apart = (given - factor * shares).abs().max()
+        torch._assert_async(apart <= 1e-4 * given.abs().max(), "the terms are not weighed by their shares")
+        return (None,) * 4 + tuple((factor * each).to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True))
+
+
+class _Pass(NamedTuple):
+    """Once through one kind of crops."""
+
+    kind: Crops
+    prototypes: Tensor
+    of_prototypes: Tensor
+    """Their gradient, to which is added."""
+    shares: Sequence[tuple[float, float]]
+    larger: Sequence[int | None]
+    temperature: float
+
+    def run(self, values: Float[Tensor, "students two"]) -> list[Tensor]:
+        """Add to the terms; returns the gradients of all students' features."""
+        students = [rows.to(self.prototypes.dtype) / self.temperature for rows in self.kind.students]
+        gradients = [torch.zeros_like(rows) for rows in students]
+        num_asked = len(self.kind.weights)
+        repeats = len(students[0]) // max(num_asked, 1)
+        step = max(1, CHUNK_VALUES // (len(self.prototypes) * max(repeats, 1)))
+        for first in range(0, num_asked, step):
+            few = slice(first, min(first + step, num_asked))
+            own = slice(few.start * repeats, few.stop * repeats)
+            asked = self.kind.asked(few).repeat_interleave(repeats, 0)
+            weights = self.kind.weights[few].to(asked.dtype).repeat_interleave(repeats)
+            self._rows(asked, weights, [rows[own] for rows in students], [each[own] for each in gradients], values)
+        return gradients
+
+    def _rows(
+        self, asked: Tensor, weights: Tensor, students: list[Tensor], gradients: list[Tensor], values: Tensor
+    ) -> None:
+        """Of some rows."""
+        seen: list[Tensor] = []
+        for number, (rows, gradient) in enumerate(zip(students, gradients, strict=True)):
+            (share, same_share), teacher = self.shares[number], self.larger[number]
+            logs, target = (rows @ self.prototypes.T).log_softmax(1), asked
+            values[number, 0] -= weights @ torch.einsum("rp,rp->r", asked, logs)
+            if teacher is not None and same_share:
+                values[number, 1] -= weights @ torch.einsum("rp,rp->r", seen[teacher], logs)
+                target = asked.lerp(seen[teacher], same_share / (share + same_share))
+            probabilities = logs.exp_()
+            wrong = (probabilities - target) if number in self.larger else probabilities.sub_(target)
+            seen.append(probabilities)
+            scale = ((share + same_share) * weights)[:, None]
+            torch.mul(wrong @ self.prototypes, scale / self.temperature, out=gradient)
+            self.of_prototypes.addmm_(wrong.T, scale * rows)
