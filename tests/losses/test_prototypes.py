@@ -48,7 +48,7 @@ def test_sinkhorn_official_values() -> None:
 def test_sinkhorn_equals_loops(
     temperature: float, num_iterations: int, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("poa.losses.prototypes.CHUNK_VALUES", 28)  # four rows at a time
+    monkeypatch.setattr("poa.losses.streamed.CPU_CHUNK_VALUES", 28)  # four rows at a time
     targets = sinkhorn(ROWS, PROTOTYPES, temperature=temperature, num_iterations=num_iterations, keep=keep)
     expected = reference.sinkhorn(ROWS.tolist(), PROTOTYPES.tolist(), temperature, num_iterations)
     torch.testing.assert_close(targets, torch.tensor(expected, dtype=torch.float64))

@@ -21,7 +21,7 @@ LARGER = (None, 0, 1)  # the third student learns from the second
 
 @pytest.fixture(autouse=True)
 def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poa.losses.streamed.CHUNK_VALUES", 2 * NUM)
+    monkeypatch.setattr("poa.losses.streamed.CPU_CHUNK_VALUES", 2 * NUM)
 
 
 def head(number: int, prototypes: Tensor) -> HeadOutput:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from poa.distributed import max_over_ranks, sum_over_ranks
 from poa.losses.objective import HeadOutput, Objective, Student, Targets, swapped
-from poa.losses.streamed import CHUNK_VALUES, Crops, cross_entropies
+from poa.losses.streamed import Crops, chunks, cross_entropies
 
 _EPSILON = 1e-8
 
@@ -56,8 +56,7 @@ class Logits:
 
     def chunks(self) -> Iterator[Float[Tensor, "some prototypes"]]:
         """Of all rows in turn."""
-        step = max(1, CHUNK_VALUES // len(self.prototypes))
-        return (self[first : first + step] for first in range(0, len(self.features), step))
+        return map(self.__getitem__, chunks(len(self.features), self.prototypes))
 
 
 @dataclass(frozen=True, eq=False)

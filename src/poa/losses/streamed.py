@@ -4,7 +4,7 @@ While the logits of some rows are there, all that needs them is made: the terms 
 features and prototypes, in the forward pass (as Liger's fused linear cross-entropy does, arXiv 2410.10989).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_VALUES = 2**23
-"""About as many logits of a network at a time: with few, the products are slow."""
+CPU_CHUNK_VALUES, CHUNK_VALUES = 2**22, 2**26
+"""About as many logits of a network at a time, on a CPU and elsewhere: with fewer, the products are slow."""
+
+
+def chunks(num_rows: int, prototypes: Float[Tensor, "prototypes width"], *, repeats: int = 1) -> Iterator[slice]:
+    """Rows to take at a time, each of which stands for ``repeats`` rows of logits."""
+    values = CPU_CHUNK_VALUES if prototypes.device.type == "cpu" else CHUNK_VALUES
+    step = max(1, values // (len(prototypes) * max(repeats, 1)))
+    return (slice(first, min(first + step, num_rows)) for first in range(0, num_rows, step))
 
 
 class Crops(NamedTuple):
@@ -106,9 +113,7 @@ class _Pass(NamedTuple):
         gradients = [torch.zeros_like(rows) for rows in students]
         num_asked = len(self.kind.weights)
         repeats = len(students[0]) // max(num_asked, 1)
-        step = max(1, CHUNK_VALUES // (len(self.prototypes) * max(repeats, 1)))
-        for first in range(0, num_asked, step):
-            few = slice(first, min(first + step, num_asked))
+        for few in chunks(num_asked, self.prototypes, repeats=repeats):
             own = slice(few.start * repeats, few.stop * repeats)
             asked = self.kind.asked(few).repeat_interleave(repeats, 0)
             weights = self.kind.weights[few].to(asked.dtype).repeat_interleave(repeats)
@@ -123,9 +128,9 @@ class _Pass(NamedTuple):
         for number, (rows, gradient) in enumerate(zip(students, gradients, strict=True)):
             (share, same_share), teacher = self.shares[number], self.larger[number]
             logs, target = (rows @ self.prototypes.T).log_softmax(1), asked
-            values[number, 0] -= weights @ torch.einsum("rp,rp->r", asked, logs)
+            values[number, 0] -= weights @ (asked * logs).sum(1)
             if teacher is not None and same_share:
-                values[number, 1] -= weights @ torch.einsum("rp,rp->r", seen[teacher], logs)
+                values[number, 1] -= weights @ (seen[teacher] * logs).sum(1)
                 target = asked.lerp(seen[teacher], same_share / (share + same_share))
             probabilities = logs.exp_()
             wrong = (probabilities - target) if number in self.larger else probabilities.sub_(target)
