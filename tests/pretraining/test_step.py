@@ -1,7 +1,6 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.views import FACTORS, RawViews, Views
 from poa.losses.objective import Targets
-from poa.losses.prototypes import Asked
 from poa.methods.poa import POA
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import step_batches, train_step
@@ -398,13 +396,5 @@ def part_of(target: Targets, *, rank: int, masks: Tensor) -> Targets:
     """A process's rows of the targets of the whole batch."""
     mine = torch.zeros(2, 2, len(masks) // 4, dtype=torch.bool)  # view, process, image
     mine[:, rank] = True
-    rows = mine.flatten()
-    few = [rows, rows.repeat_interleave(masks.sum(1))]
-    return Targets(*(_picked(asked, own) for asked, own in zip(target, few, strict=True)))
-
-
-def _picked(asked: Asked, rows: Tensor) -> Asked:
-    logits = asked.logits
-    assert logits.stored is not None
-    part = replace(logits, features=logits.features[rows], stored=logits.stored[rows])
-    return replace(asked, logits=part)
+    own = (mine.flatten(), mine.flatten().repeat_interleave(masks.sum(1)))
+    return Targets(*(asked(slice(None))[rows].__getitem__ for asked, rows in zip(target, own, strict=True)))
