@@ -63,7 +63,7 @@ SIDES = {
     "convnext": (32, 48, 70),
 }
 """Of images for each family, in pixels; the first is that of training."""
-SHORT: dict[str, Any] = {"epochs": 1, "limit": 32, "monitor": {"num_images": 16}}
+SHORT: dict[str, Any] = {"epochs": 1, "limit": 16, "monitor": {"num_images": 16}}
 
 # Loads each folder with `poa` out of reach, and writes what the model makes of some images.
 CONSUMER = """

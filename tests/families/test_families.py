@@ -81,22 +81,22 @@ def assert_timm_equals_elastic(
 
 
 def of_each_depth(family: Family) -> list[Size]:
-    """One size of about a dozen depths of the third stage, evenly spread, the rest in turn, and the intact one."""
+    """One size of some depths of the third stage, evenly spread, the rest in turn, and the intact one."""
     by_depth: dict[int, list[Size]] = {}
     for size in family.space.sizes:
         by_depth.setdefault(size.depths[-1], []).append(size)
-    spread = list(by_depth.values())[:: ceil(len(by_depth) / 13)]
+    spread = list(by_depth.values())[:: ceil(len(by_depth) / 6)]
     chosen = [sizes[number % len(sizes)] for number, sizes in enumerate(spread)]
     return [*chosen, family.space.intact]
 
 
-NUM_SIZES = {"swin": 14, "resnet": 12, "convnext": 11}
+NUM_SIZES = {"swin": 6, "resnet": 7, "convnext": 6}
 
 
 @pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize("name", NUM_SIZES)
 def test_the_timm_model_of_a_depth_equals_the_elastic_sub_network_bit_for_bit(name: str) -> None:
-    """14 of the published Swin's 39 sizes, 12 of the ResNet's 465 and 11 of a ConvNeXt's 57, seen at few pixels.
+    """Of 39 published sizes of Swin, 465 of ResNet and 57 of ConvNeXt, seen at few pixels.
 
     Which blocks the other depths keep is tested in ``test_sizes.py``.
     """
@@ -118,8 +118,8 @@ def test_the_timm_model_of_a_depth_equals_the_elastic_sub_network_bit_for_bit(na
     ("name", "sizes"),
     [
         ("swin", ("96x6", "112x13")),
-        ("resnet", ("64x4-6", "96x5-17", "128x8-36")),
-        ("convnext", ("96x9", "112x20", "128x27")),
+        ("resnet", ("64x4-6", "96x5-17")),
+        ("convnext", ("96x9", "112x20")),
     ],
 )
 def test_published_widths_as_well(name: str, sizes: tuple[str, ...]) -> None:

@@ -4,11 +4,14 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 import tiny
+from command import poa, tiny_file
 from poa.config import resolve
+from poa.errors import UserError
 from poa.machine.devices import Found
 from poa.pretraining import launch
 from poa.training.interrupt import StopSignal
@@ -56,7 +59,7 @@ def test_a_process_does_as_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     config = tiny.config(devices=2, out="runs/mine")
     (tmp_path / "config.yaml").write_text(resolve.to_yaml(config))
     seen: list[tuple[Any, bool]] = []
-    monkeypatch.setattr(launch.loop, "train", lambda given, *, resume, asked: seen.append((given, resume)))
+    monkeypatch.setattr(launch.loop, "train", lambda given, *, resume, **_: seen.append((given, resume)))
     monkeypatch.setattr(launch, "make_printable", lambda: None)
     monkeypatch.setattr(sys, "argv", ["launch", str(tmp_path), word, "poa", "pretrain"])
     monkeypatch.setenv("RANK", "1")
@@ -97,3 +100,23 @@ def test_a_command_that_may_be_started_again(tmp_path: Path) -> None:
     assert not launch.goes_on(fresh, resume=False, again=True)
     assert not launch.goes_on(begun, resume=False, again=False), "nothing goes on unasked"
     assert not launch.goes_on(tiny.config(out=""), resume=False, again=True)
+
+
+def refused(command: list[str], *, env: dict[str, str]) -> Mock:
+    """In place of a process of a run: its program, in this process, where the settings are refused."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["launch", *command[3:]])
+        patch.setenv("RANK", env["RANK"])
+        patch.setattr(launch.loop, "train", Mock(side_effect=UserError("Use a multiple of 6.")))
+        with pytest.raises(SystemExit) as ended:
+            launch.main()
+    return Mock(poll=lambda: ended.value.code, returncode=ended.value.code)
+
+
+def test_failing_processes_are_heard_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch.subprocess, "Popen", refused)
+    assert poa("pretrain", "--config", tiny_file(tmp_path), "--out", tmp_path / "run", "--devices", "2") == 2
+    assert capsys.readouterr().err == "poa: Use a multiple of 6.\n"
+    assert not (tmp_path / "run").exists()
