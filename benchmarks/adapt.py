@@ -26,8 +26,9 @@ from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.experiments.runs import steps_done
 from poa.files import whole_file
+from poa.models.opening import is_begun
 from poa.models.registry import family_of
-from poa.models.run import Run, is_begun
+from poa.models.run import Run
 
 WHOLE, BASE = "adapt-small-data", "vit-small-data"
 """The recipe whose parts are tried, and the one that it starts from."""

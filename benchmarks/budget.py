@@ -18,7 +18,8 @@ from poa.data.index import ImageIndex, open_index
 from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.experiments.runs import steps_done
-from poa.models.run import Paths, Run, is_begun
+from poa.models.opening import is_begun
+from poa.models.run import Paths, Run
 from poa.pretraining.build import assemble
 from poa.pretraining.step import step_batches, train_step
 

@@ -39,7 +39,7 @@ from fault_runs import COMMANDS, SETTINGS
 from measure import machine
 from poa import cli
 from poa.experiments import demo
-from poa.models.run import is_begun
+from poa.models.opening import is_begun
 from poa.pretraining import launch
 from poa.tasks import evaluate
 from poa.training.checkpoint import load_checkpoint

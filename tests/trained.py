@@ -59,6 +59,23 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         assert torch.equal(found[name], value), name
 
 
+def assert_same_state(found: Any, expected: Any) -> None:
+    """Bit for bit."""
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same_state(found[key], value)
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_same_state(ours, theirs)
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected
+
+
 def written(content: Any, file: Path) -> str:
     torch.save(content, file)
     return str(file)

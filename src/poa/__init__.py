@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from poa.choice.api import choose, measure
 from poa.config.protocols import MAX_BAD_SHARE
-from poa.config.values import without_paths
+from poa.config.values import Step, without_paths
 from poa.errors import UserError
 from poa.examination.api import doctor
 from poa.planning.api import plan
@@ -93,12 +93,13 @@ def pretrain(
     return launch.train(settings, resume=launch.goes_on(settings, resume=resume, again=again))
 
 
-def load(folder: str | PathLike[str], *, checkpoint: int | None = None) -> "Run":
+def load(folder: str | PathLike[str], *, checkpoint: Step | None = None) -> "Run":
     """Open a run, for its sizes, features and models.
 
     Args:
         folder: The ``out`` of a pre-training.
-        checkpoint: The step of the checkpoint to use; the newest by default.
+        checkpoint: The step of the checkpoint to use, or ``best`` for that with the best score while training; the
+            newest by default.
 
     Raises:
         UserError: The folder is not a run, or has no such checkpoint.
@@ -145,7 +146,7 @@ def evaluate(
     name: str | None = None,
     image_size: int | None = None,
     out: str | PathLike[str] | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     limit: int | None = None,
     workers: int = 0,
     overwrite: bool = False,
@@ -165,7 +166,8 @@ def evaluate(
         name: Folder of the results in ``out``.
         image_size: Side of the images, in pixels.
         out: Folder of all results; ``eval`` in a run, else ``eval/NAME``.
-        checkpoint: The step of the run's checkpoint to use; that of a run given as such, else the newest by default.
+        checkpoint: The step of the run's checkpoint to use, or ``best``; by default that of a run given as such, else
+            the newest.
         limit: Take only a class-balanced part of the training images.
         workers: Processes that decode images.
         overwrite: Forget results of that name.

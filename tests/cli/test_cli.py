@@ -150,7 +150,7 @@ def test_resume_needs_the_folder_alone(run: Path, tmp_path: Path, capsys: pytest
     assert steps(out) == list(range(1, STEPS + 1))
     again = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert again == [json.loads(line)["loss"] for line in whole.splitlines()], "the run did not go on where it was"
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000008.pt"]
+    assert (out / "checkpoints/step-00000008.pt").exists()
     capsys.readouterr()
     assert poa("pretrain", "--out", out, "--resume") == 0, "a finished run has nothing to do"
     assert "run finished" in capsys.readouterr().err
@@ -206,7 +206,7 @@ def test_dry_run_writes_nothing(at: Path, capsys: pytest.CaptureFixture[str], fu
     assert (lines["images"], lines["sizes"]) == ("64", "4")
     assert lines["time"].endswith(f"for {STEPS} steps")
     disk, checkpoint = (float(number) for number in re.findall(r"[\d.]+(?= MB)", lines["disk"]))
-    assert disk / checkpoint == pytest.approx(5 if further else 3, rel=0.02)
+    assert disk / checkpoint == pytest.approx(6 if further else 4, rel=0.02)
     assert ("Only one of 2 processes was measured" in lines["note"]) == bool(further)
 
 

@@ -139,11 +139,11 @@ CASES: dict[str, Case] = {
         | {"workers": 2, "overwrite": True},
     ),
     "doctor": (
-        "--out a.html --write-list b.txt --min-side 9 --model m --size 32x2 --checkpoint 8 --limit 7 --workers 2 "
+        "--out a.html --write-list b.txt --min-side 9 --model m --size 32x2 --checkpoint best --limit 7 --workers 2 "
         "--overwrite",
         "poa.examination.examine.examine",
         {"data": "runs/mine", "settings": Examination(min_side=9), "out": Path("a.html"), "write_list": Path("b.txt")}
-        | {"comparison": (("m", {"checkpoint": 8}), "32x2"), "limit": 7, "workers": 2, "overwrite": True},
+        | {"comparison": (("m", {"checkpoint": "best"}), "32x2"), "limit": 7, "workers": 2, "overwrite": True},
     ),
     "embed": (
         "--data a --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite "
@@ -169,10 +169,11 @@ CASES: dict[str, Case] = {
         },
     ),
     "choose": (
-        "--max-ms 5 --min-score 30 --threads 2 --score linear --checkpoint 8 --train a --test b --limit 7 --workers 2",
+        "--max-ms 5 --min-score 30 --threads 2 --score linear --checkpoint best --train a --test b --limit 7 "
+        "--workers 2",
         "poa.choice.choose.choose",
         {
-            "source": ("runs/mine", {"checkpoint": 8}),
+            "source": ("runs/mine", {"checkpoint": "best"}),
             "limits": Limits(max_ms=5, min_score=30),
             "score": "linear",
             "how": MeasureSettings(threads=2),
@@ -180,21 +181,27 @@ CASES: dict[str, Case] = {
         },
     ),
     "export": (
-        "--size 32x2 --format program --precision fp16 --image-size 32 --checkpoint 8 --with-preprocessing "
+        "--size 32x2 --format program --precision fp16 --image-size 32 --checkpoint best --with-preprocessing "
         "--calibrate a --images b --tolerance 0.1 --train c --test d --limit 7 --max-loss 2 --out e --overwrite",
         "poa.shipping.networks.exportables",
-        {"given": "runs/mine", "sizes": ("32x2",), "image_size": 32, "checkpoint": 8},
+        {"given": "runs/mine", "sizes": ("32x2",), "image_size": 32, "checkpoint": "best"},
     ),
     "report": (
-        "--images a --out b.html --sizes 32x2 --kinds colours matches --limit 7 --show 3 --checkpoint 8",
+        "--images a --out b.html --sizes 32x2 --kinds colours matches --limit 7 --show 3 --checkpoint best",
         "poa.report.write.write_report",
         {"subjects": ("runs/mine",), "images": "a", "out": Path("b.html"), "sizes": ("32x2",)}
-        | {"kinds": ("colours", "matches"), "limit": 7, "show": 3, "checkpoint": 8},
+        | {"kinds": ("colours", "matches"), "limit": 7, "show": 3, "checkpoint": "best"},
     ),
     "polish": (
-        "--size 32x2 --epochs 3 --data a --out b",
+        "--size 32x2 --epochs 3 --data a --out b --checkpoint best",
         "poa.experiments.polish.polish_settings",
-        {"run": Path("runs/mine"), "size": "32x2", "epochs": 3, "data": "a", "out": Path("b")},
+        {
+            "run": (Path("runs/mine"), {"checkpoint": "best"}),
+            "size": "32x2",
+            "epochs": 3,
+            "data": "a",
+            "out": Path("b"),
+        },
     ),
     "plan": (
         "--data a --recipe demo --config c.yaml --hours 2 --steps 3 --model swin --epochs 4",
@@ -233,7 +240,7 @@ def arrived(monkeypatch: pytest.MonkeyPatch, command: str, words: str, function:
     monkeypatch.setattr(function, work)
     monkeypatch.setattr("poa.models.source.model_source", lambda *given, **options: (*given, options))
     monkeypatch.setattr("poa.examination.examine.Comparison", lambda *given: given)
-    monkeypatch.setattr("poa.models.run.load", lambda folder: folder)
+    monkeypatch.setattr("poa.models.run.load", lambda *given, **options: (*given, options))
     model = [] if command in NO_SOURCE else ["runs/mine"]
     with pytest.raises(Arrived) as caught:
         cli.main([*command.split(), *model, *words.split()])
@@ -272,3 +279,9 @@ def test_every_command_and_flag_is_here() -> None:
     assert commands == set(CASES) | TESTED_ELSEWHERE
     for command, (words, _, _) in CASES.items():
         assert flags_of(command) <= set(words.split()), command
+
+
+def test_a_checkpoint_has_a_number_or_is_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["sizes", "runs/mine", "--checkpoint", "last"])
+    assert "named by its step, such as 1200, or by the word best, got 'last'" in capsys.readouterr().err

@@ -103,6 +103,8 @@ SLIMCLR = {
     "optimizer.patch_embed_multiplier": 1.0,
     "optimizer.freeze_last_layer_epochs": 0.0,
     "optimizer.clip": float("inf"),
+    "optimizer.schedule": "cosine",
+    "optimizer.cooldown_epochs": None,
     "optimizer.cosine_stretch": 1.0,
 }
 """What the four published runs share; what is None is published by method, see tests of the method."""
@@ -176,6 +178,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "views.mask_ratio": (0.1, 0.3),
         "optimizer.warmup_epochs": 30.0,
         "optimizer.layer_decay": 0.95,
+        "optimizer.schedule": "cosine",
+        "optimizer.cooldown_epochs": None,
         "optimizer.cosine_stretch": 1.0,
     },
     "slimclr-mocov2": SLIMCLR | MOCO_V2,
@@ -270,6 +274,8 @@ REST: dict[str, Any] = {
     "losses.rate": 1.0,  # SimDINO's official code, as the distortion
     "losses.distortion": 0.05,
     **{name: value for name, value in SLIMCLR.items() if name.startswith("slim.")},
+    "optimizer.schedule": "cosine",
+    "optimizer.cooldown_epochs": None,
     "optimizer.cosine_stretch": 1.0,
     "optimizer.backbone_warmup_epochs": 0.0,
     "saving.every_epochs": 1.0,
@@ -278,6 +284,7 @@ REST: dict[str, Any] = {
     "monitor.every_epochs": 1.0,
     "monitor.data": None,
     "monitor.num_images": 2048,
+    "monitor.patience": None,
     "monitor.gradients_every": None,
     "monitor.tensorboard": False,
     "evaluation.resize": None,

@@ -9,8 +9,11 @@ from command import poa as command
 from poa.config.pretraining import Config, ModelSettings
 from poa.errors import UserError
 from poa.experiments.polish import polish_settings
+from poa.models.registry import family_of
 from poa.models.run import Run
+from poa.models.teacher import teacher_of
 from poa.training.metrics import read_metrics
+from trained import assert_same
 
 SIZE = "32x3"
 
@@ -39,8 +42,6 @@ def test_a_size_goes_on_from_its_weights_and_learns_from_the_intact_network(run:
 
 def test_a_stage_with_a_choice_of_its_own_depths() -> None:
     """Of a ResNet the width and both elastic depths are one size's."""
-    from poa.models.registry import family_of
-
     config = tiny.config("resnet", method="distill")
     space = family_of(config).space
     run = Run(Path("run"), config)
@@ -52,6 +53,9 @@ def test_a_stage_with_a_choice_of_its_own_depths() -> None:
 
 
 def test_what_cannot_be_polished_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = polish_settings(poa.load(run.folder, checkpoint="best"), SIZE)
+    assert chosen.distill.teacher == str(run.checkpoint)
+    assert_same(teacher_of(chosen, family_of(chosen)).network.state_dict(), run.teacher.state_dict())
     with pytest.raises(UserError, match=r"64x3 is the largest size of .*, which is the teacher. Choose a smaller"):
         polish_settings(run, "64x3")
     with pytest.raises(UserError, match=r"no size '99x3'.*Did you mean '64x3'"):
@@ -63,5 +67,5 @@ def test_what_cannot_be_polished_is_told(run: Run, capsys: pytest.CaptureFixture
     assert "--epochs must be at least 1, got 0." in capsys.readouterr().err
     folder = run.extract("32x2")
     (folder / "model.safetensors").write_bytes((run.folder / "models" / SIZE / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"32x2 was extracted at another step .* than its last\. Delete "):
+    with pytest.raises(UserError, match=r"32x2 was extracted at another step of .* than 2\. Delete it"):
         polish_settings(run, "32x2")

@@ -21,7 +21,7 @@ from poa import files
 from poa.config import resolve
 from poa.data.images import centre_crop
 from poa.errors import UserError
-from poa.models import run as runs
+from poa.models import opening
 from poa.models.run import Run
 from poa.models.source import model_source
 from poa.training.checkpoint import load_checkpoint, save_checkpoint
@@ -70,14 +70,14 @@ def test_a_run_that_could_not_begin_is_started_again(tmp_path: Path, left: str) 
     for name in left.split():
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"holds no run to resume\. Leave out --resume to start one"):
-        runs.check(resolve.resolve({"out": str(tmp_path)}, resume=True), resume=True)
+        opening.check(resolve.resolve({"out": str(tmp_path)}, resume=True), resume=True)
     config = tiny.config(out=str(tmp_path))
-    with runs.writing(config):
-        runs.create(config)
+    with opening.writing(config):
+        opening.create(config)
     assert poa.load(tmp_path).config == config
     with pytest.raises(UserError, match=r"already holds a run without a checkpoint.* adding --resume"):
-        runs.check(config, resume=False)
-    runs.check(resolve.resolve({"out": str(tmp_path)}, resume=True), resume=True)
+        opening.check(config, resume=False)
+    opening.check(resolve.resolve({"out": str(tmp_path)}, resume=True), resume=True)
 
 
 def test_a_full_disk_leaves_no_half_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,14 +88,14 @@ def test_a_full_disk_leaves_no_half_of_the_settings(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", full)
     with (
         pytest.raises(UserError, match=r"No space left on device\..* free some space there and run the same"),
-        runs.writing(config),
+        opening.writing(config),
     ):
-        runs.create(config)
+        opening.create(config)
     monkeypatch.undo()
-    assert not runs.is_begun(tmp_path / "run")
-    with runs.writing(config):
-        runs.create(config)
-    assert runs.is_begun(tmp_path / "run")
+    assert not opening.is_begun(tmp_path / "run")
+    with opening.writing(config):
+        opening.create(config)
+    assert opening.is_begun(tmp_path / "run")
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -103,7 +103,7 @@ def test_a_run_has_one_writer(folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
     given = {"out": str(folder), "resume": True} if resume else tiny.settings(out=str(tmp_path / "new"))
     with (
-        runs.writing(tiny.config(out=given["out"])),
+        opening.writing(tiny.config(out=given["out"])),
         pytest.raises(UserError, match=f"{given['out']} is in use by process {os.getpid()} on "),
     ):
         poa.pretrain(**given)
@@ -244,7 +244,14 @@ def test_a_checkpoint_by_its_step(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(earlier.features(images(), size="32x2"), poa.load(folder).features(images(), size="32x2"))
     assert earlier.weights == poa.load(folder).weights == model_source(str(copy), checkpoint=4).weights
     assert earlier.weights != newest.weights
-    with pytest.raises(UserError, match=r"has no checkpoint of step 5\. It has those of 4, 8: choose one of them, or"):
+    assert model_source(str(copy), checkpoint="best").weights == earlier.weights
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "rankme": 99.0}\n')
+    assert poa.load(copy, checkpoint="best").step == 8
+    (copy / "metrics.jsonl").write_text('{"step": 5, "rankme": 99.0}\n')
+    with pytest.raises(UserError, match=r"No checkpoint of .* was scored .*\. Give --checkpoint one of 4, 8, or leave"):
+        poa.load(copy, checkpoint="best")
+    with pytest.raises(UserError, match=r"has no checkpoint of step 5\. It has those of 4, 8: choose one of them or `"):
         model_source(str(copy), checkpoint=5)
     with pytest.raises(UserError, match=r"names a step of a run, but branch untrained was not trained\. Leave out"):
         model_source(str(copy), branch="untrained", checkpoint=4)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,19 +16,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 from rich.console import Console
 
 import poa
 import tiny
+from command import poa as command
 from poa.config.resolve import resolve
 from poa.data.index import open_index
 from poa.errors import UserError
 from poa.pretraining.dry_run import dry_run
-from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, step_of
+from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, saved_steps
 from poa.training.metrics import read_metrics
+from trained import assert_same_state
 
 EPOCHS, STEPS = 2, 8
 # All that is random takes part: drop path, masks, several sizes a step. A checkpoint every other step.
@@ -122,23 +124,6 @@ def run_and_signal(folder: Path, cases: Sequence[Case]) -> Runs:
     return {(family, number): Interrupted(out, step, status) for (family, number, step, _), out, status in ended}
 
 
-def assert_same_state(found: Any, expected: Any) -> None:
-    """Bit for bit."""
-    assert type(found) is type(expected)
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            assert_same_state(found[key], value)
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert_same_state(ours, theirs)
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
-
-
 def assert_same_run(folder: Path, expected: Path) -> None:
     first, second = read_metrics(folder / "metrics.jsonl"), read_metrics(expected / "metrics.jsonl")
     assert [row["step"] for row in first] == list(range(1, STEPS + 1))
@@ -170,7 +155,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 def test_a_run_leaves_what_it_promises(whole: Whole, family: str) -> None:
     names = {path.name for path in whole(family).iterdir()}
     assert {"config.yaml", "command.txt", "env.json", "checkpoints", "metrics.jsonl"} <= names
-    assert [step_of(path) for path in checkpoints(whole(family) / "checkpoints")] == [STEPS - 2, STEPS]
+    best = poa.load(whole(family), checkpoint="best").step
+    assert saved_steps(whole(family) / "checkpoints") == sorted({best, STEPS - 2, STEPS})
     rows = read_metrics(whole(family) / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows if "rankme" in row] == [4, 8]
@@ -266,6 +252,20 @@ def test_other_settings_are_no_way_to_go_on(whole: Whole, over: dict[str, Any], 
         poa.pretrain(out=whole("vit"), resume=True, **over)
 
 
+def test_a_run_with_a_cosine_says_how_to_go_on(whole: Whole, tmp_path: Path) -> None:
+    """And so it does."""
+    folder = shutil.copytree(whole("vit"), tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"follows a cosine to the end cannot be made longer, as one with --opt"
+    ) as error:
+        poa.pretrain(out=folder, resume=True, epochs=EPOCHS + 1)
+    words = str(error.value).partition("in a new run: poa ")[2].partition(". Resume it with its own settings")[0]
+    assert command(*shlex.split(words)) == 0
+    longer = poa.load(tmp_path / "run-longer")
+    assert (longer.step, longer.config.init) == (STEPS // EPOCHS, str(folder))
+    assert_same_state(longer.initial("64x3").state_dict(), poa.load(folder).network("64x3").state_dict())
+
+
 @pytest.mark.parametrize(
     ("over", "named"),
     [
@@ -306,13 +306,13 @@ def test_a_checkpoint_that_does_not_say_its_settings_is_resumed(whole: Whole, tm
     """As older versions have written it."""
     folder = tmp_path / "run"
     shutil.copytree(whole("vit"), folder)
-    half, end = checkpoints(folder / "checkpoints")
+    *_, half, end = checkpoints(folder / "checkpoints")
     state = load_checkpoint(half)
     end.unlink()
     half.unlink()
     for name in ("settings", "processes"):
         del state[name]
-    save_checkpoint(folder / "checkpoints", step_of(half), state)
+    save_checkpoint(folder / "checkpoints", STEPS - 2, state)
     poa.pretrain(out=folder, resume=True)
     assert_same_run(folder, whole("vit"))
 

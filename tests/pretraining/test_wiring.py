@@ -247,7 +247,8 @@ def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
         losses = {"loss": 1.0, "intact/global": 1.0, "elastic/global": 1.0}
         return StepResult(losses, (), 0.1, stop=False)
 
-    def save(_: Path, step: int, __: Any, *, keep_last: int = 2, keep_every: int | None = None) -> None:
+    def save(_: Path, step: int, __: Any, *, keep_last: int, keep_every: int | None, keep: set[int]) -> None:
+        assert not keep
         found.saved.append((step, keep_last, keep_every))
 
     class Writer:

@@ -276,7 +276,7 @@ def test_the_summary_keeps_paths_whole() -> None:
             memory_bytes=2_000_000_000,
             scores={"64x2": 71.234},
             files={"models": models},
-            next_command="poa extract runs/a --size 64x2",
+            said={"best": "RankMe 12 at step 9", "next": "poa extract runs/a --size 64x2"},
         ),
         soft_wrap=True,
     )
@@ -288,6 +288,7 @@ def test_the_summary_keeps_paths_whole() -> None:
         "memory  2.0 GB at most",
         "scores  64x2 71.23",
         f"models  {models}",
+        "best    RankMe 12 at step 9",
         "next    poa extract runs/a --size 64x2",
     ]
 
@@ -295,7 +296,7 @@ def test_the_summary_keeps_paths_whole() -> None:
 def test_the_summary_of_a_run_without_steps_is_no_error() -> None:
     console, output = plain()
     empty = summary(
-        "stopped", seconds={"training": 0.0}, num_images=0, memory_bytes=0, scores={}, files={}, next_command="poa"
+        "stopped", seconds={"training": 0.0}, num_images=0, memory_bytes=0, scores={}, files={}, said={"next": "poa"}
     )
     console.print(empty, soft_wrap=True)
     assert "scores" not in output.getvalue()

@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 
-from poa.training.schedules import Schedules, cosine, linear_ramp, scaled_lr
+from poa.training.schedules import Schedules, constant, cosine, linear_ramp, scaled_lr
 
 NUM_STEPS = 276_800
 VIT = partial(cosine, num_steps=NUM_STEPS, stretch=0.78)
@@ -73,3 +73,12 @@ def test_prototypes_learn_later() -> None:
     assert SCHEDULES.at(799).last_layer_lr == 0.0
     assert SCHEDULES.at(800).last_layer_lr == SCHEDULES.at(800).lr > 0
     assert SCHEDULES.at(24_000).temperature == 0.07
+
+
+def test_a_constant_rate_warms_up_and_cools_down_by_a_square_root() -> None:
+    curve = partial(constant, base=2.0, final=1.0, num_steps=12, warmup_steps=3, cooldown_steps=4)
+    assert [curve(step) for step in range(10)] == [0.0, 1.0, *[2.0] * 7, 1.5]
+    assert curve(10) == pytest.approx(2 - 0.5**0.5)
+    assert curve(12) == curve(20) == 1.0
+    assert constant(11, base=2.0, final=1.0, num_steps=12) == constant(12, base=2.0, final=1.0, num_steps=12) == 2.0
+    assert [curve(step, num_steps=99) for step in range(9)] == [curve(step) for step in range(9)]

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from poa.choice.measured import Measured, Setup, load
+from poa.config.values import Step
 from poa.errors import UserError
 from poa.evaluation import evaluate as scoring
 from poa.evaluation.headings import heading_of_run
@@ -53,7 +54,7 @@ class Overview:
     heading: str
 
 
-def overview(given: Sequence[Run | str | PathLike[str]], *, checkpoint: int | None = None) -> Overview:
+def overview(given: Sequence[Run | str | PathLike[str]], *, checkpoint: Step | None = None) -> Overview:
     """What one table or chart shows of runs, folders that timm loads, and timm models.
 
     Raises:
@@ -70,14 +71,14 @@ def overview(given: Sequence[Run | str | PathLike[str]], *, checkpoint: int | No
 
 
 def opened(
-    given: Sequence[Run | str | PathLike[str]], *, checkpoint: int | None = None, branch: str = "teacher"
+    given: Sequence[Run | str | PathLike[str]], *, checkpoint: Step | None = None, branch: str = "teacher"
 ) -> list[Subject]:
     """Runs, folders that timm loads, and timm models, each under a name that no other has.
 
     Args:
         given: Names of subjects, or runs.
-        checkpoint: The step of the runs' checkpoint whose scores are known; by default that of a run given as such,
-            else the newest.
+        checkpoint: The step of the runs' checkpoint whose scores are known, or ``best``; by default that of a run given
+            as such, else the newest.
         branch: Whose weights networks get; ``untrained`` reads and downloads none, but those of folders.
 
     Raises:
@@ -124,7 +125,7 @@ def common_setup(measured: Sequence[Sequence[Measured]]) -> Setup | None:
     return max(number, key=lambda setup: number[setup]) if number else None
 
 
-def _opened(name: str, label: str, checkpoint: int | None, branch: str) -> Subject:
+def _opened(name: str, label: str, checkpoint: Step | None, branch: str) -> Subject:
     folder = registry.folder_of(name)
     if is_run(folder):
         run = load_run(folder, checkpoint=checkpoint)

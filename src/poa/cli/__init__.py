@@ -30,7 +30,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     pretrain.extract,
     ship.export,
     pretrain.polish,
-    pretrain.gradients,
+    inspect.gradients,
     pretrain.demo,
     pretrain.recipes,
     pretrain.compare,

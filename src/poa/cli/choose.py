@@ -4,6 +4,7 @@ from typing import Annotated
 
 from poa.cli.evaluate import FLAGS, Model, Names, say
 from poa.config.choice import Limits, MeasureSettings
+from poa.config.values import Step
 from poa.errors import UserError
 from poa.text import plain_console, shell_word
 
@@ -16,7 +17,7 @@ def measure(
     *model: Model,
     sizes: Names = ("all",),
     image_size: int | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     how: How = MeasureSettings(),
 ) -> None:
     """Measure time, memory and file size of networks on this machine, all timed in turn.
@@ -27,7 +28,7 @@ def measure(
         model: Folders of runs; extracted sizes or other folders that timm loads; timm names. One or several.
         sizes: Of runs: names such as 96x4; all by default.
         image_size: Side of the images in pixels; by default the size that the network is made for.
-        checkpoint: Step of the checkpoint to use, of runs; the newest by default.
+        checkpoint: Step of the checkpoint to use, of runs, or `best`; the newest by default.
         how: Device, runtime, threads, batch and time.
     """
     from poa.choice.measure import measure_sources
@@ -55,7 +56,7 @@ def choose(
     *,
     limits: Annotated[Limits, FLAGS] = Limits(),
     score: str = "knn",
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     how: How = MeasureSettings(),
     train: str | None = None,
     test: str | None = None,
@@ -73,7 +74,7 @@ def choose(
         run: Folder of the run.
         limits: What the size has to keep to.
         score: Name of the evaluation, such as knn or linear: the folder of its results in RUN/eval.
-        checkpoint: Step of the run's checkpoint to use; the newest by default.
+        checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
         how: How sizes are measured.
         train: Labelled images to learn from, to score sizes that have no score.
         test: Labelled images to test on.

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from poa.cli.evaluate import FLAGS, Switch, say
 from poa.config.examination import Examination
+from poa.config.values import Step
 from poa.errors import UserError, counted
 from poa.text import plain_console, shell_word
 
@@ -20,7 +21,7 @@ def doctor(
     settings: Annotated[Examination, FLAGS] = Examination(),
     model: str | None = None,
     size: str | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     limit: int | None = None,
     workers: int | None = None,
     overwrite: Switch = False,
@@ -37,7 +38,7 @@ def doctor(
         model: Find near-duplicates by the features of a network, not by pixels: the folder of a run, a folder that timm
             loads, or a timm name.
         size: Which size of --model, such as 96x4.
-        checkpoint: Step of the run's checkpoint to use; the newest by default.
+        checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
         limit: Examine only so many images, balanced over classes.
         workers: Processes that decode images; by default one for each core but one, none for few images.
         overwrite: Replace existing files.

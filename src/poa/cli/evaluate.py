@@ -21,7 +21,7 @@ from poa.config.protocols import (
     RetrievalSettings,
     RobustnessSettings,
 )
-from poa.config.values import Settings, flag
+from poa.config.values import Settings, Step, flag
 from poa.errors import UserError
 from poa.text import plain_console, tell
 
@@ -75,7 +75,7 @@ class Options:
         name: Folder of the results in --out; by default named after the protocol and the branch.
         image_size: Side of the images in pixels; by default the size that the network is made for.
         out: Folder of all results; by default RUN/eval, or eval/NAME for other networks.
-        checkpoint: Step of the run's checkpoint to use; the newest by default.
+        checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
         limit: Use only so many training images, balanced over classes (test images where no training images are used).
         workers: Processes that decode images.
         overwrite: Replace earlier results of that name.
@@ -87,7 +87,7 @@ class Options:
     name: str | None = None
     image_size: int | None = None
     out: Path | None = None
-    checkpoint: int | None = None
+    checkpoint: Step | None = None
     limit: int | None = None
     workers: int = 0
     overwrite: Switch = False

@@ -1,4 +1,4 @@
-"""The commands ``poa embed``, ``poa pictures`` and ``poa report``: features as files, pictures, one page of all."""
+"""The commands ``poa embed``, ``pictures``, ``report`` and ``gradients``: what networks and trainings show."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from poa.cli.evaluate import Model, Names, Switch, say
+from poa.config.values import Step
 from poa.errors import counted
 from poa.text import plain_console
 
@@ -28,7 +29,7 @@ def embed(
     patches: Switch = False,
     branch: Branch = "teacher",
     image_size: int | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     limit: int | None = None,
     workers: int = 0,
     overwrite: Switch = False,
@@ -45,7 +46,7 @@ def embed(
         patches: Also write one feature for each patch.
         branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
         image_size: Side of the images in pixels; by default the size that the network is made for.
-        checkpoint: Step of the run's checkpoint to use; the newest by default.
+        checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
         limit: Use only so many images, balanced over classes.
         workers: Processes that decode images.
         overwrite: Replace existing files.
@@ -89,7 +90,7 @@ def pictures(
     seed: int = 0,
     branch: Branch = "teacher",
     image_size: int | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     workers: int = 0,
     overwrite: Switch = False,
 ) -> None:
@@ -110,7 +111,7 @@ def pictures(
         branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
         image_size: Side of the images in pixels; by default the size that the network is made for. Larger images show
             more patches.
-        checkpoint: Step of the checkpoint to use, of runs; the newest by default.
+        checkpoint: Step of the checkpoint to use, of runs, or `best`; the newest by default.
         workers: Processes that decode images.
         overwrite: Replace earlier pictures in --out.
     """
@@ -141,7 +142,7 @@ def report(
     kinds: Kinds = ("attention", "colours", "neighbours", "matches", "prototypes"),
     limit: int | None = None,
     show: int = 8,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
 ) -> None:
     """Write one HTML file to explore all sizes of a run: scores and costs, a budget, training curves, pictures.
 
@@ -158,7 +159,7 @@ def report(
         kinds: Kinds of pictures; all by default.
         limit: Number of images that are searched for neighbours and images of prototypes; up to 1,000 by default.
         show: Number of images that are shown one by one.
-        checkpoint: Step of the checkpoint to use, of runs; the newest by default.
+        checkpoint: Step of the checkpoint to use, of runs, or `best`; the newest by default.
     """
     from poa.report.write import write_report
 
@@ -174,3 +175,20 @@ def report(
         console=plain_console(stderr=True),
     )
     say(f"Page: {page}")
+
+
+def gradients(run: Path, /, *, out: Path | None = None) -> None:
+    """Plot the gradient norms of each width over the steps of a run with --monitor.gradients-every.
+
+    Args:
+        run: Folder of the run.
+        out: PNG file to write; RUN/gradients.png by default.
+    """
+    from poa.models.run import load
+    from poa.plots.gradients import gradient_plot
+    from poa.training.metrics import read_metrics
+
+    paths = load(run).paths
+    picture = out or paths.folder / "gradients.png"
+    gradient_plot(read_metrics(paths.metrics), out=picture)
+    say(str(picture))

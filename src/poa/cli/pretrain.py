@@ -12,6 +12,7 @@ from poa.cli.plan import planned, show_planned
 from poa.cli.show import show_sizes, show_table
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
+from poa.config.values import Step
 from poa.errors import UserError
 from poa.machine import launchers
 from poa.text import note, plain_console, python_literal
@@ -54,7 +55,8 @@ def pretrain(
         config: Start from a YAML file of settings, which overrides --recipe and is overridden by flags.
         hours: How long the run shall take: epochs by the time of some steps.
         steps: How many steps the run shall have: epochs by the number of images.
-        resume: Resume the run in --out exactly from its last checkpoint, with its own settings.
+        resume: Resume the run in --out exactly from its last checkpoint, with its own settings; also with more --epochs
+            where its learning rate is constant.
         resume_if_begun: Resume the run in --out if it has begun, else start it. What Slurm has requeued or torchrun has
             restarted does so without.
         dry_run: Build everything, train two steps, estimate time and memory of the run, and write nothing.
@@ -110,7 +112,7 @@ def sizes(
     model: ModelFlags = ModelSettings(),
     recipe: str | None = None,
     image_size: int | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     out: Path | None = None,
     plot: Path | None = None,
     score: str | None = None,
@@ -126,7 +128,7 @@ def sizes(
         model: The network before any run, as in `poa pretrain`.
         recipe: The network of a shipped recipe; --model flags override it.
         image_size: Side of the images in pixels, for FLOPs; with --model or --recipe.
-        checkpoint: Step of the checkpoint whose scores are shown as the run's; the newest by default.
+        checkpoint: Step of the checkpoint whose scores are shown as the run's, or `best`; the newest by default.
         out: Also write the table to this .csv or .json file.
         plot: Also draw all sizes to this PNG file: a score against what sizes cost.
         score: The score that comes first, and that is drawn; k-NN by default.
@@ -172,7 +174,7 @@ def extract(
     *,
     size: Annotated[list[str], SEVERAL],
     out: Path | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     overwrite: Switch = False,
     licence: Annotated[str, Parameter(show_default=False)] = "unknown",
     push_to_hub: str | None = None,
@@ -188,7 +190,7 @@ def extract(
         run: Folder of the run; leave it out with --from.
         size: One or more sizes, such as 96x4.
         out: Folder to write (one size); RUN/models/SIZE by default, models/NAME/SIZE with --from.
-        checkpoint: Step of the checkpoint to use; the newest by default.
+        checkpoint: Step of the checkpoint to use, or `best`; the newest by default.
         overwrite: Replace another model in that folder, or the card of the same one.
         licence: Licence of the weights, for the model card, such as apache-2.0.
         push_to_hub: Upload the folder to the Hugging Face hub under this name, such as me/my-model; of several sizes to
@@ -225,7 +227,14 @@ def extract(
 
 
 def polish(
-    run: Path, /, *, size: str, epochs: int | None = None, data: str | None = None, out: Path | None = None
+    run: Path,
+    /,
+    *,
+    size: str,
+    epochs: int | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    checkpoint: Step | None = None,
 ) -> None:
     """Train one size of a run a little longer, with the run's intact network as frozen teacher.
 
@@ -237,31 +246,16 @@ def polish(
         epochs: Passes over the images; a fifth of the run's by default.
         data: Images; those of the run by default.
         out: Folder of the new run, RUN/polished/SIZE by default.
+        checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
     """
     from poa.experiments.polish import polish_settings
-    from poa.models.run import is_begun, load
+    from poa.models.opening import is_begun
+    from poa.models.run import load
 
     if epochs is not None and epochs < 1:
         raise UserError(f"--epochs must be at least 1, got {epochs}.")
-    settings = polish_settings(load(run), size, epochs=epochs, data=data, out=out)
+    settings = polish_settings(load(run, checkpoint=checkpoint), size, epochs=epochs, data=data, out=out)
     _train(settings, resume=is_begun(Path(settings.out)))
-
-
-def gradients(run: Path, /, *, out: Path | None = None) -> None:
-    """Plot the gradient norms of each width over the steps of a run with --monitor.gradients-every.
-
-    Args:
-        run: Folder of the run.
-        out: PNG file to write; RUN/gradients.png by default.
-    """
-    from poa.models.run import load
-    from poa.plots.gradients import gradient_plot
-    from poa.training.metrics import read_metrics
-
-    paths = load(run).paths
-    picture = out or paths.folder / "gradients.png"
-    gradient_plot(read_metrics(paths.metrics), out=picture)
-    say(str(picture))
 
 
 def demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, epochs: int | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from poa.cli.evaluate import Names, Switch, say
+from poa.config.values import Step
 from poa.errors import UserError
 from poa.text import plain_console
 
@@ -51,7 +52,7 @@ def export(
     format: Formats = ("onnx",),
     precision: Precisions = ("fp32",),
     image_size: int | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     with_preprocessing: Switch = False,
     calibrate: str | None = None,
     checks: Checks = Checks(),
@@ -68,7 +69,7 @@ def export(
         format: onnx (ONNX Runtime and others), program (.pt2, torch.export), openvino, or executorch (.pte).
         precision: fp32; fp16 (weights and computation of 16 bits); int8 (static quantisation; onnx and openvino).
         image_size: Side of the images in pixels; by default the size that the network is made for.
-        checkpoint: Step of the run's checkpoint to use; the newest by default.
+        checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
         with_preprocessing: The files take pixels, uint8 of batch x height x width x 3, and normalise them themselves;
             resizing and cropping stay outside.
         calibrate: Images that give the ranges of int8, such as those of later use; those of the run by default.

@@ -40,7 +40,7 @@ class TrainingOptions(Options):
         name: Folder of the models in --out; by default named after the task and the branch.
         image_size: Side of the images in pixels; by default the size that the network is made for.
         out: Folder of all trained models; by default RUN/trained, or trained/NAME for other networks.
-        checkpoint: Step of the run's checkpoint to use; the newest by default.
+        checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
         limit: Use only so many training images, balanced over classes.
         workers: Processes that decode images.
         overwrite: Replace earlier models of that name.

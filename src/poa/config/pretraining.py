@@ -217,8 +217,8 @@ class DistillSettings(Settings):
     """A frozen teacher: the only one (methods distill and seed), or one beside the moving one (poa and single)."""
 
     teacher: str = ""
-    """The frozen teacher: the folder of a run (its intact network), a folder that timm loads, or a timm name; or
-    `init`, the network of --init as it was."""
+    """The frozen teacher: the folder of a run (its intact network), one of its checkpoints (step-....pt), a folder that
+    timm loads, or a timm name; or `init`, the network of --init as it was."""
     teacher_size: Pixels | None = None
     """Side of the crops that the teacher sees, in pixels; they are resized to it. By default it sees them as they
     are."""
@@ -295,9 +295,9 @@ class Config(Settings):
     seed: Natural = 0
     """Seed of everything random."""
     init: str | None = None
-    """Trained weights to start from: a folder that timm loads, the folder of a run, a file of weights (.safetensors,
-    .pth, .pt, .bin, .ckpt, .pth.tar), or a timm name such as vit_small_patch14_dinov2.lvd142m. Name their network with
-    --model."""
+    """Trained weights to start from: a folder that timm loads, the folder of a run, one of its checkpoints
+    (step-....pt), a file of weights (.safetensors, .pth, .pt, .bin, .ckpt, .pth.tar), or a timm name such as
+    vit_small_patch14_dinov2.lvd142m. Name their network with --model."""
     accumulate: Annotated[Count, FURTHER] = 1
     """Micro-batches per step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
     checkpointing: Annotated[bool, FURTHER] = False

@@ -20,17 +20,20 @@ HARMLESS |= {"max_bad_share", "saving", "monitor", "heads.memory"}
 """Settings that may change when a run is resumed. But for rounding they do not alter what is learned, save ``devices``
 and ``num_nodes``: ``pretraining/resume.py`` says how. Images may have moved: a fingerprint checks that they are the
 same."""
+LENGTH = {"epochs", "optimizer.cooldown_epochs"}
+"""Settings that may change besides when a run with a constant learning rate is resumed before its cool-down."""
 
 IN_EPOCHS = (
     "optimizer.warmup_epochs",
     "optimizer.backbone_warmup_epochs",
+    "optimizer.cooldown_epochs",
     "optimizer.freeze_last_layer_epochs",
     "losses.ibot_start_epoch",
     "losses.teacher_temperature_epochs",
     "views.small_epochs",
     "slim.slow_start_epochs",
 )
-"""Settings that alter what is learned and are counted in epochs from the start; in a recipe they suit its length."""
+"""Settings that alter what is learned and are counted in epochs; in a recipe they suit its length."""
 _log = logging.getLogger(__name__)
 
 END = "...\n"
@@ -164,6 +167,12 @@ def as_begun(config: Config, begun: Config) -> Config:
     """The settings, with what is counted in epochs as a run has it that an earlier commit began."""
     settings = flat(begun.model_dump())
     return _with(config, {name: settings[name] for name in IN_EPOCHS})
+
+
+def of_plan(config: Config, learned: Mapping[str, Any]) -> Config:
+    """The settings with the length that other ones have, which are given as ``learned`` gives them."""
+    found = {name: learned[name] for name in LENGTH & learned.keys()}
+    return _with(config.model_copy(update={"epochs": found.pop("epochs", config.epochs)}), found)
 
 
 def _with(config: Config, found: Mapping[str, float]) -> Config:

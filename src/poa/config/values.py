@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from poa.errors import UserError, nearest
@@ -19,6 +19,17 @@ NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 ShareAboveZero = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _read_step(_: Any, tokens: Sequence[Token]) -> int | str:
+    text = tokens[0].value
+    if text != "best" and not text.isdecimal():
+        raise ValueError(f"a checkpoint is named by its step, such as 1200, or by the word best, got {text!r}")
+    return text if text == "best" else int(text)
+
+
+Step = Annotated[int | Literal["best"], Parameter(converter=_read_step)]
+"""Which checkpoint of a run: the step, or the one with the best score while training."""
 LONGEST = 100
 """Characters of a wrong value that are shown."""
 NO_FLAG = Parameter(parse=False)

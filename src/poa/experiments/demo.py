@@ -16,7 +16,8 @@ from poa.evaluation.headings import heading_of_run
 from poa.evaluation.knn import Knn
 from poa.evaluation.sweep import SweepOptions
 from poa.experiments.plan import stopped
-from poa.models.run import Run, is_begun
+from poa.models.opening import is_begun
+from poa.models.run import Run
 from poa.models.source import run_source
 from poa.plots.sizes import accuracy_plot
 from poa.plots.tables import SizeRow, size_table

@@ -43,12 +43,13 @@ def polish_settings(
     lasting = of_length(config, epochs or max(1, round(EPOCHS_SHARE * config.epochs)))
     alone = only(lasting, wanted)
     model = alone.model.model_copy(update={"widths": (wanted.width,), "depth_min": wanted.depths})
+    teacher = str(run.folder if run.asked_step is None else run.checkpoint)
     peak = config.lr or scaled_lr(config.optimizer.base_lr, batch_size=config.batch_size)
     return alone.model_copy(
         update={
             "model": model,
             "method": "distill",
-            "distill": config.distill.model_copy(update={"teacher": str(run.folder)}),
+            "distill": config.distill.model_copy(update={"teacher": teacher}),
             "init": str(_extracted(run, wanted)),
             "lr": LR_SHARE * peak,
             "data": data or config.data,
@@ -59,7 +60,7 @@ def polish_settings(
 
 
 def _extracted(run: Run, size: Size) -> Path:
-    """The folder of the extracted size, which is written if it is missing and must be that of the newest checkpoint."""
+    """The folder of the extracted size, which is written if it is missing and must be that of the run's checkpoint."""
     folder = run.paths.models / str(size)
     if not folder.exists():
         return run.extract(size)
@@ -68,6 +69,6 @@ def _extracted(run: Run, size: Size) -> Path:
     kept = load_file(file) if file.exists() else {}
     if kept.keys() != trained.keys() or not all(torch.equal(kept[name], value) for name, value in trained.items()):
         raise UserError(
-            f"{folder} was extracted at another step of {run.folder} than its last. Delete {folder}, and polish again."
+            f"{folder} was extracted at another step of {run.folder} than {run.step}. Delete it, and polish again."
         )
     return folder

@@ -23,8 +23,9 @@ from poa.evaluation.protocol import LEVEL, Protocol
 from poa.evaluation.sweep import SweepOptions, overlap_of
 from poa.experiments.plan import Training, elastic_run, stopped
 from poa.features.images import open_images
+from poa.models.opening import is_begun, reopen
 from poa.models.registry import explicit
-from poa.models.run import Paths, is_begun, reopen
+from poa.models.run import Paths
 from poa.models.source import model_source
 from poa.pretraining.loop import train
 from poa.text import note, tell

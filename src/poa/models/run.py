@@ -1,25 +1,18 @@
 """The folder of a run: where things are in it, and its networks of all sizes."""
 
-import json
-import os
-import platform
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-import timm
 import torch
-import torchvision
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
 from poa.config import resolve
 from poa.config.pretraining import Config
+from poa.config.values import Step
 from poa.data.augment import normalise
 from poa.data.given import Images, given_images
 from poa.data.images import Preprocessing
@@ -31,11 +24,20 @@ from poa.errors import UserError, first_line
 from poa.export.card import UNKNOWN, Origin
 from poa.export.timm import write_size
 from poa.families.base import Backbone, Family, Features
-from poa.files import LOCK, for_models, one_writer, whole_file
 from poa.models.origin import evaluations_of, facts_of, inherited_by
 from poa.models.registry import family_of
-from poa.text import shell_word
-from poa.training.checkpoint import at_step, check_settings, digest_of, latest_checkpoint, load_checkpoint, step_of
+from poa.training.best import best_step, scores_of
+from poa.training.checkpoint import (
+    at_step,
+    check_settings,
+    checkpoints,
+    digest_of,
+    latest_checkpoint,
+    load_checkpoint,
+    saved_steps,
+    step_of,
+)
+from poa.training.metrics import read_metrics
 
 OF_NETWORK = ("method", "model.", "views.global_size", "views.mean", "views.std")
 """Beginnings of the names of settings that say which network a checkpoint holds, and how it sees images."""
@@ -81,112 +83,6 @@ class Paths:
     def scores(self) -> Path:
         """Folder of evaluation results."""
         return self.folder / "eval"
-
-
-def check(config: Config, *, resume: bool) -> None:
-    """Before anything is built, see that a new run can be written to ``config.out``, or that there is one to resume."""
-    if not config.out:
-        raise UserError("--out FOLDER is required: the folder of the run.")
-    if resume:
-        reopen(config)
-        return
-    paths = Paths(for_models(Path(config.out)))
-    try:
-        used = paths.folder.exists() and (not paths.folder.is_dir() or any(map(_is_of_others, paths.folder.iterdir())))
-        begun = is_begun(paths.folder)
-    except OSError as error:
-        raise _unwritable(paths.folder, error) from None
-    if used and not begun:
-        raise UserError(f"{paths.folder} already exists and is not an empty folder. Choose another --out.")
-    if not begun:
-        return
-    if latest_checkpoint(paths.checkpoints) is None:
-        raise UserError(
-            f"{paths.folder} already holds a run without a checkpoint. If it is not running, start it again by "
-            "adding --resume, or delete the folder; otherwise choose another --out."
-        )
-    raise UserError(f"{paths.folder} already holds a run. Resume it by adding --resume, or choose another --out.")
-
-
-def begins(config: Config, *, resume: bool) -> bool:
-    """Whether a run begins at its first step: a new one, or one to resume that has saved no checkpoint."""
-    return not resume or latest_checkpoint(Paths(Path(config.out)).checkpoints) is None
-
-
-def is_begun(folder: Path) -> bool:
-    """Whether a run has begun in a folder: its settings are written last, and were left empty by a full disk before."""
-    file = Paths(folder).config
-    return file.is_file() and file.stat().st_size > 0
-
-
-def _is_of_others(path: Path) -> bool:
-    """Whether a file or folder is none of those that a run which could not begin leaves in its folder."""
-    unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
-    return not unfinished and path.name not in {LOCK, "env.json", "command.txt", "config.yaml"}
-
-
-@contextmanager
-def writing(config: Config) -> Iterator[Paths]:
-    """Make the folder of a run if it is missing, and let no other process write to it meanwhile."""
-    paths = Paths(Path(config.out))
-    with ExitStack() as stack:
-        try:
-            paths.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(one_writer(paths.folder))
-        except OSError as error:
-            raise _unwritable(paths.folder, error) from None
-        yield paths
-
-
-def create(config: Config) -> None:
-    """Write the settings of a new run, and a record of command and environment before; call it while ``writing``."""
-    check(config, resume=False)
-    paths = Paths(Path(config.out))
-    environment = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-    }
-    texts = {
-        paths.folder / "env.json": json.dumps(environment, indent=1) + "\n",
-        paths.folder / "command.txt": " ".join(map(shell_word, sys.argv)) + "\n",
-        paths.config: resolve.to_yaml(config),
-    }
-    try:
-        for path, text in texts.items():
-            with whole_file(path, durable=True) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(paths.folder, error) from None
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"The run cannot be written to {folder}: {error.strerror}. Choose another --out, or free some space there and "
-        "run the same command again."
-    )
-
-
-def reopen(config: Config) -> tuple[Paths, Config]:
-    """Find the run to resume, and see that ``config`` differs from its settings in harmless ones only."""
-    paths = Paths(Path(config.out))
-    if not is_begun(paths.folder):
-        raise UserError(f"{paths.folder} holds no run to resume. Leave out --resume to start one.")
-    stored = resolve.of_run(paths.config)
-    changed = resolve.differences(stored, config)
-    if changed:
-        listed = ", ".join(f"{name} ({old!r} in the run, {new!r} now)" for name, (old, new) in changed.items())
-        why = "Epochs cannot be added, since all schedules depend on their number. " if "epochs" in changed else ""
-        raise UserError(
-            f"{paths.folder} was started with other settings: {listed}. {why}Resume it with its own settings "
-            "(give only --out and --resume), or choose another --out for a new run."
-        )
-    return paths, config
 
 
 def is_run(folder: Path) -> bool:
@@ -378,12 +274,13 @@ class Run:
         )
 
 
-def load(folder: str | Path, *, checkpoint: int | None = None) -> Run:
+def load(folder: str | Path, *, checkpoint: Step | None = None) -> Run:
     """Open a run.
 
     Args:
         folder: The ``--out`` of a pre-training.
-        checkpoint: The step of the checkpoint to use; the newest by default.
+        checkpoint: The step of the checkpoint to use, or ``best`` for that with the best score while training; the
+            newest by default.
 
     Raises:
         UserError: The folder is not a run, or has no such checkpoint.
@@ -393,7 +290,34 @@ def load(folder: str | Path, *, checkpoint: int | None = None) -> Run:
         raise UserError(
             f"{folder} is not the folder of a run: it has no config.yaml. Give the --out of a pre-training."
         )
-    run = Run(paths.folder, resolve.of_run(paths.config), checkpoint)
+    step = _best(paths) if checkpoint == "best" else checkpoint
+    run = Run(paths.folder, resolve.of_run(paths.config), step)
     if checkpoint is not None:
         _ = run.checkpoint  # a wrong step is told before anything else happens
     return run
+
+
+def _best(paths: Paths) -> int:
+    """The step of the kept checkpoint with the best score."""
+    steps = saved_steps(paths.checkpoints)
+    best = best_step(scores_of(read_metrics(paths.metrics)), among=steps)
+    if best is None:
+        raise UserError(
+            f"No checkpoint of {paths.folder} was scored while it was trained, so none is known to be the best. Give "
+            f"--checkpoint one of {', '.join(map(str, steps)) or 'no step'}, or leave it out for the newest."
+        )
+    return best
+
+
+class InRun(NamedTuple):
+    """A checkpoint of a run."""
+
+    folder: Path
+    step: int
+
+
+def in_run(file: Path) -> InRun | None:
+    """Of which run a file is a checkpoint, if it is one."""
+    folder = file.parent.parent
+    is_one = file in checkpoints(Paths(folder).checkpoints) and is_run(folder)
+    return InRun(folder, step_of(file)) if is_one else None

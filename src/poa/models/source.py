@@ -17,6 +17,7 @@ from jaxtyping import Float
 from timm.data.constants import DEFAULT_CROP_PCT
 from torch import Tensor, nn
 
+from poa.config.values import Step
 from poa.data.content import short_digest
 from poa.data.images import Preprocessing
 from poa.errors import UserError, first_line, nearest
@@ -98,7 +99,7 @@ def model_source(
     branch: str = "teacher",
     image_size: int | None = None,
     out: Path | None = None,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
 ) -> ModelSource:
     """The networks that a name stands for.
 
@@ -109,7 +110,7 @@ def model_source(
             trained weights, for sizes cut out of these.
         image_size: Side of the images, in pixels; by default the size that the network is made for.
         out: Folder under which evaluations are written; ``eval`` in a run, else ``eval/NAME``.
-        checkpoint: The step of the run's checkpoint to use; the newest by default.
+        checkpoint: The step of the run's checkpoint to use, or ``best``; the newest by default.
 
     Raises:
         UserError: There is no such network, its weights cannot be loaded, or it cannot process images of that size.

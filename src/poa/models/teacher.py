@@ -13,6 +13,7 @@ from poa.config.pretraining import INITIAL, Config, ViewSettings
 from poa.data.images import Preprocessing
 from poa.errors import UserError
 from poa.families.base import Backbone, Family, Features
+from poa.models.run import in_run
 from poa.models.source import model_source, try_features
 
 
@@ -113,8 +114,9 @@ def _as_students(config: Config) -> Preprocessing:
 
 def _other(name: str, side: int) -> tuple[nn.Module, Preprocessing]:
     """The network by name, whose refusals name the flag that sets its image size here, and how it takes images."""
+    folder, step = in_run(Path(name)) or (name, None)
     try:
-        source = model_source(name, image_size=side)
+        source = model_source(str(folder), image_size=side, checkpoint=step)
         return source.network(source.names[-1]), source.preprocessing
     except UserError as error:
         said = str(error).replace("leave out --image-size", "set --distill.teacher-size to that")

@@ -16,7 +16,8 @@ from poa.models.tensors import ENDINGS, check_types, read_file, unwrapped
 from poa.text import shell_word
 
 OFFLINE_KINDS = (
-    "a folder that timm loads (config.json and model.safetensors or pytorch_model.bin), the folder of a run, "
+    "a folder that timm loads (config.json and model.safetensors or pytorch_model.bin), the folder of a run, one of "
+    "its checkpoints, "
     f"or a file of weights ({', '.join(ENDINGS)})"
 )
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -50,8 +51,10 @@ class TrainedWeights:
 def read(name: str) -> TrainedWeights:
     """Trained weights, on the CPU; a file or folder of that name comes before a timm name."""
     path = registry.folder_of(name)
+    if (chosen := runs.in_run(path)) is not None:
+        return _of_run(name, runs.load(chosen.folder, checkpoint=chosen.step))
     if path.is_dir():
-        return _of_run(name, path) if runs.is_run(path) else _of_folder(name, path)
+        return _of_run(name, runs.load(path)) if runs.is_run(path) else _of_folder(name, path)
     if path.is_file():
         remedy = (
             "Name the network of these weights with --model NAME, or set --model.width-max, --model.depth-max "
@@ -66,8 +69,7 @@ def read(name: str) -> TrainedWeights:
     raise UserError(f"--init {name}: there is no such file, folder or timm model. {choices} Or give {OFFLINE_KINDS}.")
 
 
-def _of_run(name: str, folder: Path) -> TrainedWeights:
-    run = runs.load(folder)
+def _of_run(name: str, run: runs.Run) -> TrainedWeights:
     weights, aside = unwrapped(run.teacher.state_dict())
     given = run.config.model.model_dump(exclude_none=True)
     of_network = {key: value for key, value in given.items() if key not in ("sampling_bias", "drop_path")}

@@ -14,7 +14,7 @@ from poa.config.resolve import flat, nested, read_recipe, resolve
 from poa.errors import UserError
 from poa.features.images import open_images
 from poa.machine import devices, launchers
-from poa.models import run as runs
+from poa.models import opening
 from poa.models.registry import FAMILIES, describe, family_of
 from poa.models.run import Run
 from poa.planning.decisions import Decision, Start, crops_for, decide, length, of_length, start_of
@@ -172,7 +172,7 @@ def _plan(wishes: _Wishes, console: Console) -> RunPlan:
     if not first.data:
         raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
     if first.out:
-        runs.check(first, resume=False)
+        opening.check(first, resume=False)
     images = images_of(open_images(first.data, limit=first.limit, console=console))
     machine = _machine(first)
     if wishes.recipe is None and wishes.file is None:

@@ -14,10 +14,10 @@ from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
 from poa.features.images import open_images
 from poa.machine.launchers import cores_of
-from poa.models import registry
-from poa.models import run as runs
+from poa.models import opening, registry
 from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
-from poa.pretraining.loop import find_images, restore, show_start
+from poa.pretraining.loop import find_images, show_start
+from poa.pretraining.resume import restore
 from poa.pretraining.step import step_batches, train_step
 from poa.training.health import explained_memory
 from poa.training.metrics import tensorboard_writer
@@ -104,11 +104,11 @@ def measure(config: Config, *, resume: bool = False, console: Console, num_steps
     config, device = registry.explicit(config), distributed.this_device(config.device, float64=False)
     forget_memory(device)
     if config.out or resume:  # without, all but the folder is tried
-        runs.check(config, resume=resume)
+        opening.check(config, resume=resume)
     if config.monitor.tensorboard:
         tensorboard_writer()
     index = find_images(config, console)
-    fresh = runs.begins(config, resume=resume)
+    fresh = opening.begins(config, resume=resume)
     parts = assemble(config, index, device=device, fresh=fresh)
     processes = config.processes
     done = 0 if fresh else restore(parts, config, index, console, processes=processes)
@@ -140,7 +140,8 @@ def forecast(config: Config, found: Measured) -> Forecast:
     num_steps = config.epochs * found.steps_per_epoch
     checkpoint = BYTES_PER_PARAMETER * found.parameters
     every = config.saving.keep_every_epochs
-    kept = config.saving.keep_last + 1 + (int(config.epochs / every) if every else 0)
+    special = 2 if config.optimizer.schedule == "constant" else 1  # the best, and the last before a cool-down
+    kept = config.saving.keep_last + special + 1 + (int(config.epochs / every) if every else 0)
     disk = min(kept, num_steps) * checkpoint
     return Forecast(
         measured=found,

@@ -19,7 +19,7 @@ from poa.config import resolve
 from poa.config.pretraining import Config
 from poa.errors import UserError, reason
 from poa.machine import devices, launchers
-from poa.models import registry
+from poa.models import opening, registry
 from poa.models import run as runs
 from poa.models.run import Run
 from poa.pretraining import loop
@@ -54,7 +54,7 @@ def train(config: Config, *, resume: bool = False, asked: StopSignal | None = No
         return loop.train(config, resume=resume, asked=asked, plan=plan)
     _check(config)
     config = registry.explicit(config)
-    runs.check(config, resume=resume)
+    opening.check(config, resume=resume)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, loop.PLAN).write_text(plan, encoding="utf-8")
         _run_processes(config, Path(folder), resume=resume, asked=asked)
@@ -63,7 +63,7 @@ def train(config: Config, *, resume: bool = False, asked: StopSignal | None = No
 
 def goes_on(config: Config, *, resume: bool, again: bool) -> bool:
     """Whether a run is resumed: as asked for, or where the command may be started ``again``, since it has begun."""
-    return resume or (again and bool(config.out) and runs.is_begun(Path(config.out)))
+    return resume or (again and bool(config.out) and opening.is_begun(Path(config.out)))
 
 
 def placed(config: Config) -> Config:

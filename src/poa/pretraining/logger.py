@@ -4,8 +4,9 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from rich.console import Console
 
 from poa import distributed
@@ -17,13 +18,28 @@ from poa.errors import UserError, counted
 from poa.models.run import Paths
 from poa.pretraining.build import Parts
 from poa.pretraining.monitor import Monitor
+from poa.pretraining.schedule import epochs_to_cool_down, steps_before_cooldown
 from poa.pretraining.step import StepResult
-from poa.text import one_line
-from poa.training.metrics import MetricsLog, tensorboard_writer
+from poa.text import one_line, shell_word
+from poa.training.best import best_step, checks_since_best, score_of, scores_of
+from poa.training.checkpoint import saved_steps
+from poa.training.metrics import MetricsLog, read_metrics, tensorboard_writer
 from poa.training.progress import StepReport, TrainingDisplay, memory_in_use, summary
 
 RECENT_STEPS = 20
 T = TypeVar("T")
+
+
+class Verdict(NamedTuple):
+    """What the scores so far say of a step."""
+
+    is_best: bool
+    """No kept checkpoint has as high a score."""
+    is_plateau: bool
+    """The score has not risen for as long as is waited for."""
+
+
+NOT_SCORED = Verdict(is_best=False, is_plateau=False)
 
 
 class Logger:
@@ -37,6 +53,8 @@ class Logger:
         self._seconds: dict[str, float] = defaultdict(float)
         self._marks: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)  # (time, seconds of waiting so far)
         self._scores: dict[str, float] = {}
+        self._scored: list[Mapping[str, Any]] = []  # rows of the metrics
+        self._before_cooldown = steps_before_cooldown(config, steps_per_epoch=parts.steps_per_epoch)
         self._bad = self._listed()
         if config.monitor.tensorboard:
             tensorboard_writer()  # refuses here, before anything is written, where it is not installed
@@ -52,6 +70,8 @@ class Logger:
             tensorboard = self._paths.folder / "tb" if self._config.monitor.tensorboard else None
             self._log = self._stack.enter_context(MetricsLog(self._paths.metrics, tensorboard=tensorboard))
             self._log.truncate_after(self._start + 1)
+            if self._paths.metrics.exists():
+                self._scored = [row for row in read_metrics(self._paths.metrics) if score_of(row)]
         self._stack.enter_context(self._display)
         return self
 
@@ -90,6 +110,7 @@ class Logger:
             UserError: Too many images cannot be read.
         """
         self._note_bad({one_line(self._index.name(i)): i for raw in batch for i in raw.bad})
+        self._scored += [{"step": step, **scores}] if scores else []
         sizes = " ".join(map(str, result.sizes))
         if self._log:
             self._log.write(step, {"size": sizes, "lr": result.lr, **result.metrics, **scores})
@@ -109,6 +130,25 @@ class Logger:
                 scores=self._scores,
             )
         )
+
+    def judged(self, step: int) -> Verdict:
+        """What the scores so far say of a step, the same on all processes."""
+        own = torch.tensor([float(each) for each in self._judge(step)], device=self._parts.device)
+        return Verdict(*(bool(each) for each in distributed.sum_over_ranks(own).tolist()))
+
+    def _judge(self, step: int) -> Verdict:
+        scores, patience = scores_of(self._scored), self._config.monitor.patience
+        is_best = best_step(scores, among={*saved_steps(self._paths.checkpoints), step}) == step
+        is_constant = self._config.optimizer.schedule == "constant"  # its cool-down is not cut short
+        waits = patience is not None and step < (self._before_cooldown if is_constant else self._num_steps)
+        return Verdict(is_best, waits and checks_since_best(scores) >= (patience or 0))
+
+    def steps_to_keep(self, step: int) -> set[int]:
+        """Checkpoints that are never deleted once ``step`` is saved: the best, and the last before a cool-down."""
+        saved = {*saved_steps(self._paths.checkpoints), step}
+        best = best_step(scores_of(self._scored), among=saved)
+        fork = max((each for each in saved if each <= self._before_cooldown), default=None)
+        return {each for each in (best, fork) if each is not None}
 
     def _listed(self) -> set[str]:
         file = self._paths.bad_images
@@ -134,11 +174,15 @@ class Logger:
                 "--max-bad-share and resume with --resume, or fix or remove them and start a new run."
             )
 
-    def finish(self, step: int, *, resume_command: str, next_command: str) -> None:
-        """Show a summary, and the command that resumes the run or that follows a finished one."""
+    def finish(self, step: int) -> None:
+        """Show a summary: why the run ended, its best checkpoint, and the command that resumes it or follows."""
         self._stack.close()
-        finished = step == self._num_steps
-        title = "run finished" if finished else f"stopped and saved at step {step:,} of {self._num_steps:,}"
+        of_all = f"at step {step:,} of {self._num_steps:,}"
+        title, said = f"stopped and saved {of_all}", {"next": self._resume()}
+        if step == self._num_steps:
+            title, said = "run finished", {"next": f"poa sizes {shell_word(self._config.out)}"}
+        elif self._judge(step).is_plateau:
+            title, said = f"stopped early {of_all}", self._after_plateau(step)
         self._console.print(
             summary(
                 title,
@@ -147,7 +191,29 @@ class Logger:
                 memory_bytes=memory_in_use(self._parts.device),
                 scores=self._scores,
                 files={"run": self._paths.folder, "metrics": self._paths.metrics},
-                next_command=next_command if finished else resume_command,
+                said=self._best() | said,
             ),
             soft_wrap=True,
         )
+
+    def _resume(self, more: str = "") -> str:
+        return f"poa pretrain --out {shell_word(self._config.out)} --resume{more}"
+
+    def _best(self) -> dict[str, str]:
+        scores = scores_of(self._scored)
+        best = best_step(scores, among=saved_steps(self._paths.checkpoints))
+        if best is None:
+            return {}
+        return {"best": f"{scores[best].name} {scores[best].value:.4g} at step {best:,} (--checkpoint best)"}
+
+    def _after_plateau(self, step: int) -> dict[str, str]:
+        """Why a run has stopped early, and how it goes on."""
+        name = next(reversed(scores_of(self._scored).values())).name
+        checks = counted(self._config.monitor.patience or 0, "check")
+        why = f"{name} has not risen for {checks} (--monitor.patience)"
+        more = " --monitor.patience none"
+        if self._config.optimizer.schedule == "cosine":
+            following = f"poa sizes {shell_word(self._config.out)} --checkpoint best"
+            return {"why": why, "next": following, "or go on": self._resume(more)}
+        epochs = epochs_to_cool_down(self._config, after=step, steps_per_epoch=self._parts.steps_per_epoch)
+        return {"why": why, "cool down": self._resume(f" --epochs {epochs}{more}"), "or go on": self._resume(more)}

@@ -1,6 +1,6 @@
 """The loop of pre-training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ from rich.console import Console
 
 from poa import distributed
 from poa.config.pretraining import Config
-from poa.config.resolve import learned
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none, why_bad
 from poa.data.views import RawViews
@@ -19,15 +18,16 @@ from poa.features.images import note_darkness, open_images, tried
 from poa.files import whole_file
 from poa.machine.devices import found, told
 from poa.machine.launchers import requeue
-from poa.models import init, registry
+from poa.models import init, opening, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
 from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
-from poa.pretraining.logger import Logger
-from poa.pretraining.resume import changed_processes, identity
+from poa.pretraining.logger import NOT_SCORED, Logger
+from poa.pretraining.resume import change_length, identity, restore
+from poa.pretraining.schedule import steps_before_cooldown
 from poa.pretraining.step import step_batches, train_step
-from poa.text import note, plain_console, shell_word, tell
-from poa.training.checkpoint import check_settings, latest_checkpoint, load_checkpoint, restoring, save_checkpoint
+from poa.text import note, plain_console, tell
+from poa.training.checkpoint import latest_checkpoint, save_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
 
@@ -60,24 +60,27 @@ def train(
             config = config.model_copy(update={"devices": distributed.world_size()})
         console = console or plain_console(stderr=True, quiet=not distributed.is_main())
         if distributed.is_main():
-            runs.check(config, resume=resume)
+            opening.check(config, resume=resume)
             if resume:
-                stack.enter_context(runs.writing(config))
+                stack.enter_context(opening.writing(config))
         distributed.barrier()  # no checkpoint is looked for while another process may still write one
         index = find_images(config, console)
         paths = Paths(Path(config.out))
-        fresh = runs.begins(config, resume=resume)
+        fresh = opening.begins(config, resume=resume)
         parts = assemble(config, index, device=device, fresh=fresh)
         start = 0 if fresh else restore(parts, config, index, console, processes=distributed.world_size())
         loader = _loader(parts, config, index, start=start)
         logger = Logger(config, index, parts, paths, start=start, console=console)
+        distributed.barrier()  # all have read from which checkpoint they go on
         if distributed.is_main():
             if not resume:  # last: a folder is only left behind where a run has begun
-                stack.enter_context(runs.writing(config))
-                runs.create(config)
+                stack.enter_context(opening.writing(config))
+                opening.create(config)
                 if plan:
                     with whole_file(paths.folder / PLAN) as temporary:
                         temporary.write_text(plan, encoding="utf-8")
+            elif sentence := change_length(config, done=start):
+                note(console, sentence)
             if parts.report is not None:
                 init.write(parts.method.student.backbone, paths.initial)
         distributed.barrier()
@@ -87,8 +90,7 @@ def train(
         save = partial(_save, parts, config, paths, images=index.fingerprint, num_images=len(index))
         with logger, asked, _advised(paths, is_low=parts.dtype.itemsize < 4):
             done = _loop(parts, config, logger, loader, save, start=start, asked=asked)
-            out = shell_word(config.out)
-            logger.finish(done, resume_command=f"poa pretrain --out {out} --resume", next_command=f"poa sizes {out}")
+            logger.finish(done)
             if asked.is_to_be_requeued and distributed.is_main():
                 tell(console, requeue())
             distributed.barrier()  # Slurm may end all processes once one has ended
@@ -148,31 +150,6 @@ def _try_some(index: ImageIndex, config: Config) -> str | None:
     return f"{found}. Such images are skipped; the run stops if they are more than {share} of all."
 
 
-def restore(parts: Parts, config: Config, index: ImageIndex, console: Console, *, processes: int) -> int:
-    """Load the newest checkpoint, to be resumed by so many processes; returns the number of steps done.
-
-    Raises:
-        UserError: It is damaged, or was trained with other settings or images.
-    """
-    paths = Paths(Path(config.out))
-    newest = latest_checkpoint(paths.checkpoints)
-    assert newest is not None
-    state = load_checkpoint(newest)
-    check_settings(state, learned(config), newest)
-    if state.get("images") not in (index.fingerprint, index.listed):
-        raise UserError(
-            f"The images in {config.data} ({counted(len(index), 'image')}) are not those that {paths.folder} was "
-            "trained on: some were added, removed or written again. Restore them, or start a new run in another --out."
-        )
-    with restoring(newest, state):
-        parts.method.load_state_dict(state["method"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        parts.scaler.load_state_dict(state["scaler"])
-    if sentence := changed_processes(state, config, now=processes):
-        note(console, sentence)
-    return int(state["step"])
-
-
 def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
     return step_batches(
         parts,
@@ -192,32 +169,36 @@ def _loop(
     config: Config,
     logger: Logger,
     loader: Iterator[list[RawViews]],
-    save: Callable[[int], None],
+    save: Callable[..., None],
     *,
     start: int,
     asked: StopSignal,
 ) -> int:
     """Train from a step to the end, or until asked to stop; returns the number of steps done."""
     num_steps = config.epochs * parts.steps_per_epoch
+    cooldown = steps_before_cooldown(config, steps_per_epoch=parts.steps_per_epoch)
 
     def due(step: int, every_epochs: float) -> bool:
         return step % max(1, round(every_epochs * parts.steps_per_epoch)) == 0
 
     step = start
+    if logger.judged(step).is_plateau:
+        return step
     for batch in logger.waiting(loader):
         with logger.timed("training"):
             result = train_step(parts, step, batch, stop=asked.requested)
         step += 1
-        last, scores = step == num_steps, {}
-        if last or due(step, config.monitor.every_epochs):
-            with logger.timed("scoring"):
-                scores = logger.score(step, result)
+        is_scored = step == num_steps or due(step, config.monitor.every_epochs)
+        with logger.timed("scoring"):
+            scores = logger.score(step, result) if is_scored else {}
         logger.log(step, result, batch, scores=scores)
-        if last or result.stop or due(step, config.saving.every_epochs):
+        verdict = logger.judged(step) if is_scored else NOT_SCORED
+        ends = step == num_steps or verdict.is_plateau
+        if ends or result.stop or verdict.is_best or step == cooldown or due(step, config.saving.every_epochs):
             with logger.timed("saving"):
-                save(step)
-        if result.stop:
-            asked.stopped = not last
+                save(step, keep=logger.steps_to_keep(step))
+        if ends or result.stop:
+            asked.stopped = not ends
             break
     return step
 
@@ -237,7 +218,9 @@ def _advised(paths: Paths, *, is_low: bool) -> Iterator[None]:
         raise type(error)(f"{error} {advice}") from None
 
 
-def _save(parts: Parts, config: Config, paths: Paths, step: int, *, images: str, num_images: int) -> None:
+def _save(
+    parts: Parts, config: Config, paths: Paths, step: int, *, keep: Collection[int], images: str, num_images: int
+) -> None:
     state = {
         "step": step,
         "method": parts.method.state_dict(),
@@ -250,11 +233,12 @@ def _save(parts: Parts, config: Config, paths: Paths, step: int, *, images: str,
     if not distributed.is_main():
         check_state(state)  # all stop where the main process does
         return
-    keep = config.saving.keep_every_epochs
+    every = config.saving.keep_every_epochs
     save_checkpoint(
         paths.checkpoints,
         step,
         state,
         keep_last=config.saving.keep_last,
-        keep_every=None if keep is None else max(1, round(keep * parts.steps_per_epoch)),
+        keep_every=None if every is None else max(1, round(every * parts.steps_per_epoch)),
+        keep=keep,
     )

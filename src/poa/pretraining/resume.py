@@ -1,17 +1,125 @@
-"""With which settings, and on how many processes, a checkpoint was trained, and what other processes change."""
+"""From which checkpoint a run goes on, also where it is made longer, and what another number of processes changes."""
 
+import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from poa import distributed
+from poa.config import resolve
 from poa.config.pretraining import SELF_DISTILLED, SLIMMABLE, Config
 from poa.config.resolve import learned
+from poa.data.index import ImageIndex
+from poa.errors import UserError, counted
+from poa.files import whole_file
+from poa.models import opening
 from poa.models.registry import drop_path_of
+from poa.models.run import Paths
+from poa.pretraining.build import Parts
+from poa.pretraining.schedule import steps_before_cooldown
+from poa.text import note
+from poa.training.checkpoint import check_settings, checkpoints, load_checkpoint, restoring, step_of
+
+EARLIER = "earlier"
+"""Folder in that of a run, for what was trained for another length."""
 
 
 def identity(config: Config) -> dict[str, Any]:
     """What a checkpoint says about its training; those of older versions do not have it."""
     return {"settings": learned(config), "processes": distributed.world_size()}
+
+
+def restore(parts: Parts, config: Config, index: ImageIndex, console: Console, *, processes: int) -> int:
+    """Load the checkpoint from which a run goes on, on so many processes; returns the number of steps done.
+
+    Raises:
+        UserError: It is damaged, or was trained with other settings or images, or none fits the number of epochs.
+    """
+    paths = Paths(Path(config.out))
+    file = _where_to_go_on(paths, config, steps_per_epoch=parts.steps_per_epoch)
+    state = load_checkpoint(file)
+    planned = resolve.of_plan(config, state.get("settings", {}))
+    is_shared = step_of(file) <= shared_steps(planned, config, steps_per_epoch=parts.steps_per_epoch)
+    check_settings(state, learned(planned if is_shared else config), file)
+    if state.get("images") not in (index.fingerprint, index.listed):
+        raise UserError(
+            f"The images in {config.data} ({counted(len(index), 'image')}) are not those that {paths.folder} was "
+            "trained on: some were added, removed or written again. Restore them, or start a new run in another --out."
+        )
+    with restoring(file, state):
+        parts.method.load_state_dict(state["method"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.scaler.load_state_dict(state["scaler"])
+    if sentence := changed_processes(state, config, now=processes):
+        note(console, sentence)
+    return int(state["step"])
+
+
+def shared_steps(one: Config, other: Config, *, steps_per_epoch: int) -> int:
+    """Steps that are the same in two runs which differ in their length only."""
+    return min(steps_before_cooldown(each, steps_per_epoch=steps_per_epoch) for each in (one, other))
+
+
+def _where_to_go_on(paths: Paths, config: Config, *, steps_per_epoch: int) -> Path:
+    """The newest checkpoint; of a run whose length is changed, the newest that does not depend on it."""
+    saved, stored = checkpoints(paths.checkpoints), resolve.of_run(paths.config)
+    if not resolve.differences(stored, config):
+        return saved[-1]
+    shared = shared_steps(stored, config, steps_per_epoch=steps_per_epoch)
+    fitting = [file for file in saved if step_of(file) <= shared]
+    if not fitting:
+        raise UserError(
+            f"{paths.folder} cannot become a run of {counted(config.epochs, 'epoch')}: with this length it is another "
+            f"one from step {shared:,} on, and its first checkpoint is of step {step_of(saved[0]):,}. Give more "
+            "--epochs, or a shorter --optimizer.cooldown-epochs."
+        )
+    return fitting[-1]
+
+
+def change_length(config: Config, *, done: int) -> str | None:
+    """Give a run that goes on after so many steps its new length, if it has one; returns what is to be said of it.
+
+    Checkpoints past that step, with the settings and metrics of the old length, become a run of their own.
+
+    Raises:
+        UserError: The folder cannot be written to. The run is as it was, or goes on from the same step.
+    """
+    paths = Paths(Path(config.out))
+    stored = resolve.of_run(paths.config)
+    changed = resolve.differences(stored, config)
+    if not changed:
+        return None
+    new = ", ".join(f"{name} {now} instead of {before}" for name, (before, now) in changed.items())
+    said = f"{paths.folder} now has {new}. It goes on from step {done:,}"
+    try:
+        kept = _set_aside(paths, stored, after=done)
+    except OSError as error:
+        raise opening.unwritable(paths.folder, error) from None
+    opening.write_settings(config)
+    if kept is None:
+        return f"{said}, as if it had been planned so."
+    return (
+        f"{said}, the last kept one before a cool-down. What was trained past it is kept as a run of its own, {kept}."
+    )
+
+
+def _set_aside(paths: Paths, stored: Config, *, after: int) -> Path | None:
+    """Make a run of its own of all checkpoints past a step; the newest is moved last, and marks that this is done."""
+    past = [file for file in checkpoints(paths.checkpoints) if step_of(file) > after]
+    if not past:
+        return None
+    name = f"{stored.epochs}-epochs"
+    places = (paths.folder / EARLIER / each for each in (name, *(f"{name}-{number}" for number in range(2, 1000))))
+    aside = next(each for each in map(Paths, places) if not checkpoints(each.checkpoints))
+    aside.checkpoints.mkdir(parents=True, exist_ok=True)
+    with whole_file(aside.metrics) as temporary:
+        shutil.copyfile(paths.metrics, temporary)
+    opening.write_settings(stored.model_copy(update={"out": str(aside.folder)}))
+    for file in past:
+        file.rename(aside.checkpoints / file.name)
+    return aside.folder
 
 
 def changed_processes(state: Mapping[str, Any], config: Config, *, now: int) -> str | None:

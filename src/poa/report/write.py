@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from poa.choice.subjects import Subject, opened
+from poa.config.values import Step
 from poa.errors import UserError, counted
 from poa.evaluation.headings import heading_of_run
 from poa.files import whole_file
@@ -34,7 +35,7 @@ def write_report(
     kinds: Sequence[str] = tuple(KINDS),
     limit: int | None = None,
     show: int = SHOWN,
-    checkpoint: int | None = None,
+    checkpoint: Step | None = None,
     console: Console | None = None,
 ) -> Path:
     """Write one HTML file of all networks of some subjects, and return its path.
@@ -48,7 +49,8 @@ def write_report(
         kinds: Of pictures.
         limit: Images to search for neighbours and prototypes.
         show: How many images to draw one by one.
-        checkpoint: The step of the runs' checkpoint to use; by default that of a run given as such, else the newest.
+        checkpoint: The step of the runs' checkpoint to use, or ``best``; by default that of a run given as such, else
+            the newest.
         console: Where to show progress.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from poa.config.values import Step
 from poa.data.images import Preprocessing
 from poa.errors import UserError, counted
 from poa.export.about import About, Precision, Task
@@ -117,7 +118,7 @@ class OneImage(nn.Module):
 
 
 def exportables(
-    given: str, *, sizes: str | Sequence[str] = (), image_size: int | None = None, checkpoint: int | None = None
+    given: str, *, sizes: str | Sequence[str] = (), image_size: int | None = None, checkpoint: Step | None = None
 ) -> Exportables:
     """What a name stands for: a run, a folder that we or timm wrote, or a timm name.
 
@@ -125,7 +126,7 @@ def exportables(
         given: The name.
         sizes: ``all``, or names of sizes; may be left out where there is one network.
         image_size: Side of the images, in pixels.
-        checkpoint: The step of the run's checkpoint to use; the newest by default.
+        checkpoint: The step of the run's checkpoint to use, or ``best``; the newest by default.
 
     Raises:
         UserError: There is no such network, or it cannot be exported.
@@ -134,7 +135,7 @@ def exportables(
     return found if image_size is None else replace(found, mark=f"-{image_size}px")
 
 
-def _found(given: str, sizes: str | Sequence[str], image_size: int | None, checkpoint: int | None) -> Exportables:
+def _found(given: str, sizes: str | Sequence[str], image_size: int | None, checkpoint: Step | None) -> Exportables:
     folder = registry.folder_of(given)
     if is_run(folder) or checkpoint is not None:  # which only a run has
         source = model_source(given, image_size=image_size, checkpoint=checkpoint)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -30,7 +30,13 @@ _TAIL = _COMMENT_BYTES.to_bytes(2, "little") + _COMMENT
 
 
 def save_checkpoint(
-    folder: Path, step: int, state: Mapping[str, Any], *, keep_last: int = 2, keep_every: int | None = None
+    folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    *,
+    keep_last: int = 2,
+    keep_every: int | None = None,
+    keep: Collection[int] = (),
 ) -> Path:
     """Write a checkpoint, then delete the ones that are no longer kept.
 
@@ -43,6 +49,7 @@ def save_checkpoint(
         state: Tensors, numbers, strings, and dicts, lists and tuples of them.
         keep_last: How many of the newest to keep, this one included.
         keep_every: Also keep those whose step is a multiple of this number.
+        keep: Also keep those of these steps.
 
     Raises:
         UserError: The disk is full, the folder cannot be written, or a tensor is not finite. Earlier ones are kept.
@@ -57,7 +64,8 @@ def save_checkpoint(
         with whole_file(path, durable=True) as temporary:
             _write(temporary, state, sink=sink)
         for old in _expired(checkpoints(folder), step=step, keep_last=keep_last, keep_every=keep_every):
-            old.unlink()
+            if step_of(old) not in keep:
+                old.unlink()
     except OSError as error:
         raise UserError(_why_not_saved(path, error, needed_bytes=sink.num_bytes)) from error
     return path
@@ -136,9 +144,15 @@ def at_step(folder: Path, step: int) -> Path:
     if step not in there:
         raise UserError(
             f"{folder} has no checkpoint of step {step}. It has those of {', '.join(map(str, there)) or 'no step'}: "
-            "choose one of them, or leave out --checkpoint for the newest. (--saving.keep-every-epochs keeps more.)"
+            "choose one of them or `best`, or leave out --checkpoint for the newest. (--saving.keep-every-epochs keeps "
+            "more.)"
         )
     return there[step]
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending."""
+    return [step_of(path) for path in checkpoints(folder)]
 
 
 def unfinished(folder: Path, *, settings: Mapping[str, Any], what: str) -> dict[str, Any] | None:

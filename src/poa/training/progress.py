@@ -232,11 +232,12 @@ def summary(
     memory_bytes: int,
     scores: Mapping[str, float],
     files: Mapping[str, Path],
-    next_command: str,
+    said: Mapping[str, str],
 ) -> RenderableType:
     """What to know at the end of a run. Print it with ``soft_wrap=True``, so that paths can be copied whole.
 
-    ``seconds`` is the time by activity, together the time of the run; ``files`` are those written, by what they are.
+    ``seconds`` is the time by activity, together the time of the run; ``files`` are those written, by what they are;
+    ``said`` is what comes last, such as the command that follows.
     """
     total = sum(seconds.values())
     split = ", ".join(f"{name} {spent / max(total, 1e-9):.0%}" for name, spent in seconds.items())
@@ -246,7 +247,7 @@ def summary(
         "memory": f"{gigabytes(memory_bytes)} at most",
         "scores": _named(scores, ".4g"),
         **{name: one_line(str(path)) for name, path in files.items()},
-        "next": next_command,
+        **said,
     }
     width = max(map(len, rows))
     texts = [Text(f"{name:<{width}}  {value}") for name, value in rows.items() if value]

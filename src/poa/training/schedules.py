@@ -44,6 +44,29 @@ def cosine(
     return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
 
 
+def constant(
+    step: int,
+    *,
+    base: float,
+    final: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    start: float = 0.0,
+    cooldown_steps: int = 0,
+) -> float:
+    """Linear warm-up, then ``base``, then a cool-down to ``final`` (Zhai et al. 2022, arXiv 2106.04560, Sec. 3.5).
+
+    Of the way from ``base`` to ``final``, the square root of the cool-down's share that has passed is behind (Hägele et
+    al. 2024, arXiv 2405.18392). Nothing before the cool-down depends on ``num_steps``. Arguments as in ``cosine``.
+    """
+    if step < warmup_steps:
+        return linear_ramp(step, start=start, end=base, num_steps=warmup_steps)
+    passed = step - (num_steps - cooldown_steps)
+    if passed <= 0 or not cooldown_steps:
+        return base
+    return base + (final - base) * math.sqrt(min(passed / cooldown_steps, 1.0))
+
+
 def switched(step: int, *, before: Callable[[int], float], after: Callable[[int], float], at: int) -> float:
     """One curve before step ``at``, another one from it on."""
     return (after if step >= at else before)(step)
