@@ -71,6 +71,8 @@ def start_of(images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any]
     if side is not None:
         room = "224" if side >= 160 else "96" if side >= 48 else "small-data"
     suffix = "-1m" if room == "224" and images.number >= VERY_MANY else ""
+    if given.get("init") is not None:
+        return Start(f"adapt-{room}{suffix}", "made for runs that start from trained weights (--init)")
     if family is None and images.side < TINY and room == "small-data":
         return Start("demo", f"made for images about as small as these, of {images.side} pixels")
     if family in ("vit", "dinov3", "swin", "resnet"):
@@ -176,7 +178,7 @@ def of_length(base: Mapping[str, Any], given: Mapping[str, Any], *, epochs: int,
         Decision(
             name,
             in_proportion(base[name], share),
-            f"in proportion to {counted(epochs, 'epoch')} in the place of {base['epochs']}",
+            f"in proportion to {counted(epochs, 'epoch')} instead of {base['epochs']}",
         )
         for name in IN_EPOCHS
         if base[name]
