@@ -9,14 +9,14 @@ from data.image_files import content, listing, names, pack, refused, tarred, tou
 from poa.data import lists, sources
 from poa.data.images import IMAGE_ENDINGS, BadImage, decode
 from poa.data.index import ImageIndex, open_index
-from poa.data.sources import SPECIAL, Source, check_out, ending_of, folder_labels, notes, read_file, resolve
+from poa.data.sources import SPECIAL, Source, check_out, ending_of, folder_label, notes, read_file, resolve
 from poa.errors import UserError
 
 
 def test_endings_and_labels_come_from_the_path() -> None:
     assert [ending_of(name) for name in ("a.JPG", "a/b.c/d", "x", "a.tar.gz")] == [".jpg", "", "", ".gz"]
     paths = ["cat/1.jpg", "cat/old/2.jpg", "3.jpg", "/dog/4.jpg", "../dog/5.jpg"]
-    assert folder_labels(paths) == ["cat", "cat", "", "", ""]
+    assert [folder_label(path) for path in paths] == ["cat", "cat", "", "", ""]
 
 
 def test_folder_is_walked_and_sorted_by_name(tmp_path: Path) -> None:

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from operator import attrgetter
 from pathlib import Path
 
+from poa.data.entries import Entries, Entry
 from poa.data.images import IMAGE_ENDINGS, BadImage, check_bytes
 from poa.data.sources import (
     SPECIAL,
-    Entry,
     Listing,
     Progress,
     Source,
@@ -235,7 +234,7 @@ def _listing(source: Source, members: dict[str, Entry | None], *, stamp: Stamp) 
     if prefix and not below:
         raise UserError(_missing(source, members))
     archive = Archive(source.path)
-    entries: list[Entry] = []
+    entries = Entries()
     ignored: Counter[str] = Counter()
     for name, entry in below:
         if entry is None:
@@ -247,7 +246,7 @@ def _listing(source: Source, members: dict[str, Entry | None], *, stamp: Stamp) 
         else:
             ignored[why] += 1
     require_images(source, entries, ignored)
-    entries.sort(key=attrgetter("name"))
+    entries.sort()
     return Listing(entries=entries, stamps={str(source.path): stamp}, ignored=ignored)
 
 

@@ -24,6 +24,8 @@ MOST_NAMED = 10
 """Images that could not be read, of all that are left out."""
 _IN_WORDS = {"train": "training images", "images": "images"}
 _AT_ONCE, _THREADS = 256, 8
+_WAITING = 64
+"""Parts that are handed to threads before the values of the first are taken; each holds its items."""
 Count = Callable[[str, int, int | None], None]
 """Called with what is counted, how much of it is done, and out of how much if that is known."""
 T = TypeVar("T")
@@ -97,7 +99,7 @@ class LeftOut:
         return f"{sentence} No {images[:-1]} is left of {classes} {', '.join(map(repr, self.classes))}."
 
 
-def short_digest(*parts: bytes) -> str:
+def short_digest(*parts: bytes | bytearray) -> str:
     """A digest of 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -123,13 +125,14 @@ def content_digest(size: int, read: Callable[[int, int], bytes]) -> int:
     return int(short_digest(b"%d " % size, *(read(*span) for span in spans)), 16)
 
 
-def contents(look: Callable[[T], Content], files: Sequence[T], progress: Count) -> npt.NDArray[Any]:
-    """Look at files, several at a time."""
-    found: list[Content] = []
+def contents(look: Callable[[T], Content], files: Iterable[T], number: int, progress: Count) -> npt.NDArray[Any]:
+    """Look at so many files, several at a time."""
+    found, done = np.zeros(number, CONTENT), 0
     for part in _in_threads(look, files):
-        found.extend(part)
-        progress("images indexed", len(found), len(files))
-    return np.array(found, CONTENT)
+        found[done : done + len(part)] = part
+        done += len(part)
+        progress("images indexed", done, number)
+    return found
 
 
 def content_of_file(path: str, known: tuple[int, Content] | None) -> Content:
@@ -165,7 +168,8 @@ def content_of_entry(size: int, parts: Callable[[], Callable[[int, int], bytes]]
 
 def are_unchanged(paths: Iterable[str], sizes: npt.NDArray[np.int64], before: npt.NDArray[Any]) -> bool:
     """Whether files have the sizes and times that they had when they were looked at."""
-    wanted = zip(paths, sizes.tolist(), before["modified"].tolist(), before["changed"].tolist(), strict=True)
+    numbers = (map(int, column) for column in (sizes, before["modified"], before["changed"]))
+    wanted = zip(paths, *numbers, strict=True)
     return all(all(part) for part in _in_threads(lambda each: _state(each[0]) == each[1:], wanted))
 
 
@@ -182,4 +186,5 @@ def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[list
     left = iter(items)
     parts = iter(lambda: list(islice(left, _AT_ONCE)), [])
     with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(lambda part: [function(item) for item in part], parts)
+        while some := list(islice(parts, _WAITING)):
+            yield from pool.map(lambda part: [function(item) for item in part], some)

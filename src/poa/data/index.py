@@ -23,7 +23,7 @@ from poa.data.images import OPTIONAL_FORMATS, BadImage
 from poa.data.lists import list_paths
 from poa.data.sampler import spread
 from poa.data.sources import Kind, Listing, Progress, Source, list_digits, list_folder, resolve, unreadable
-from poa.data.table import Table, is_valid, write_table
+from poa.data.table import Table, is_valid, write_contents, write_listing
 from poa.errors import UserError, counted, nearest
 from poa.text import normal_form
 
@@ -249,14 +249,10 @@ def _tell(note: str) -> None:
 
 def _build(source: Source, root: Path, *, key: str, progress: Count) -> Path:
     """List the source and write its table; processes that do so at once end up with the same folder."""
-    try:
-        listing = _LISTERS[source.kind](source, lambda found: progress("images found", found, None))
-    except OSError as error:
-        raise unreadable(error, source.path) from error
     unfinished = folder = root / f"unfinished-{uuid.uuid4().hex}"
     try:
-        unfinished.mkdir()
-        digest = write_table(listing, source, unfinished, earlier=root.glob(f"{key}-*"), progress=progress)
+        _list(source, unfinished, progress)
+        digest = write_contents(unfinished, earlier=root.glob(f"{key}-*"), progress=progress)
         folder = root / f"{key}-{digest}"
         if folder.exists() and not is_valid(folder):
             shutil.rmtree(folder)  # damaged
@@ -270,9 +266,20 @@ def _build(source: Source, root: Path, *, key: str, progress: Count) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     _remove_stale(root, key=key, but=folder)
-    files = counted(sum(listing.ignored.values()), "other file")
-    _LOG.info("%s: %s, %s", source, counted(len(listing.entries), "image"), files)
+    table = Table.load(folder)
+    files = counted(sum(table.ignored.values()), "other file")
+    _LOG.info("%s: %s, %s", source, counted(len(table.records), "image"), files)
     return folder
+
+
+def _list(source: Source, folder: Path, progress: Count) -> None:
+    """List the source into a new folder; the listing, which takes most memory, ends with this."""
+    try:
+        listing = _LISTERS[source.kind](source, lambda found: progress("images found", found, None))
+    except OSError as error:
+        raise unreadable(error, source.path) from error
+    folder.mkdir()
+    write_listing(listing, source, folder)
 
 
 def _remove_stale(root: Path, *, key: str, but: Path) -> None:

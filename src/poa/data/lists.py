@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from poa.data.entries import Entries, Entry
 from poa.data.images import IMAGE_ENDINGS, begins_as_image
-from poa.data.sources import Entry, Listing, Progress, Source, Stamp, ending_of, read_file, report, require_images
+from poa.data.sources import Listing, Progress, Source, Stamp, ending_of, read_file, report, require_images
 from poa.errors import UserError, counted
 from poa.text import system_path
 
@@ -44,7 +45,7 @@ def list_paths(source: Source, progress: Progress) -> Listing:
     if not table.rows:
         raise UserError(f"The list {source} is empty: it needs the path of one image per line.")
     stamps = {str(source.path): Stamp.of(source.path)}
-    entries: list[Entry] = []
+    entries = Entries()
     labels: list[str] = []
     missing: list[str] = []
     special: list[str] = []

@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from poa.data.entries import Entries, Entry
 from poa.data.images import IMAGE_ENDINGS, LACKING, BadImage, begins_as_image, check_bytes
 from poa.errors import UserError, counted, nearest
 from poa.text import system_path
@@ -50,21 +50,6 @@ class Source(NamedTuple):
         return f"{self.path}/{self.inside}" if self.inside else str(self.path)
 
 
-class Entry(NamedTuple):
-    """One image file."""
-
-    name: str
-    """Path relative to the source, with ``/``; absolute where a list has it so."""
-    size: int
-    """In bytes."""
-    offset: int = 0
-    """In archives, of its header (zip) or of its first byte (others)."""
-    stored: int = 0
-    """In zips, bytes that it takes there."""
-    deflated: bool = False
-    """In zips, whether it is compressed."""
-
-
 class Stamp(NamedTuple):
     """State of a file or folder that changes when its content does."""
 
@@ -82,7 +67,7 @@ class Stamp(NamedTuple):
 class Listing:
     """The images of a source in their final order."""
 
-    entries: list[Entry]
+    entries: Entries
     labels: list[str] | None = None
     """Class name of each, empty where it has none; None if the names of the folders are the labels."""
     stamps: dict[str, Stamp] = field(default_factory=dict)
@@ -145,7 +130,7 @@ def list_folder(source: Source, progress: Progress) -> Listing:
     A folder that is reached again through a link is not listed again, so that loops end; the shortest path wins. The
     folders of runs are left out, for they hold pictures.
     """
-    entries: list[Entry] = []
+    entries = Entries()
     stamps: dict[str, Stamp] = {}
     ignored: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
@@ -157,21 +142,20 @@ def list_folder(source: Source, progress: Progress) -> Listing:
         if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as found:
-            items = list(found)
-        if prefix and _OF_RUN.issubset(item.name for item in items):
+        if prefix and all(os.path.lexists(folder / name) for name in _OF_RUN):
             ignored["folders of runs"] += 1
             continue
         stamps[str(folder)] = Stamp(status.st_size, status.st_mtime_ns)
-        pending.extend(_scan(items, prefix, entries=entries, ignored=ignored, progress=progress))
+        with os.scandir(folder) as items:
+            pending.extend(_scan(items, prefix, entries=entries, ignored=ignored, progress=progress))
     require_images(source, entries, ignored)
-    entries.sort(key=attrgetter("name"))
+    entries.sort()
     return Listing(entries=entries, stamps=stamps, ignored=ignored)
 
 
-def folder_labels(names: Iterable[str]) -> list[str]:
-    """Take the first folder in each path as its label; empty for a path without folder, absolute or leading upwards."""
-    return ["" if name.startswith(("/", "../")) else name.rpartition("/")[0].partition("/")[0] for name in names]
+def folder_label(name: str) -> str:
+    """Take the first folder in a path as its label; empty for a path without folder, absolute or leading upwards."""
+    return "" if name.startswith(("/", "../")) else name.rpartition("/")[0].partition("/")[0]
 
 
 def ending_of(name: str) -> str:
@@ -217,7 +201,7 @@ def _without_waiting(path: str, flags: int) -> int:
 def notes(source: Source, listing: Listing) -> list[str]:
     """What to tell about a listing: what columns are taken for, which files are taken and which are left out."""
     told = [f"{source}: {listing.columns}."] if listing.columns else []
-    taken = Counter(ending_of(entry.name) for entry in listing.entries)
+    taken = Counter(map(ending_of, listing.entries.names))
     others = set(listing.ignored) - {HIDDEN}
     if others or len(taken) > 1:
         rest = f"other files are left out: {kinds_of(listing.ignored)}" if others else "no other files are left out"
@@ -249,7 +233,7 @@ def report(found: int, progress: Progress) -> None:
         progress(found)
 
 
-def require_images(source: Source, entries: list[Entry], ignored: Counter[str]) -> None:
+def require_images(source: Source, entries: Entries, ignored: Counter[str]) -> None:
     """Refuse a source without images, and name the files that it has instead."""
     if entries:
         return
@@ -305,10 +289,10 @@ def _missing(path: Path) -> str:
 
 
 def _scan(
-    items: list[os.DirEntry[str]],
+    items: Iterable[os.DirEntry[str]],
     prefix: str,
     *,
-    entries: list[Entry],
+    entries: Entries,
     ignored: Counter[str],
     progress: Progress,
 ) -> list[str]:
@@ -344,7 +328,7 @@ def list_digits(source: Source, progress: Progress) -> Listing:
 
     digits = load_digits()
     ink = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    entries: list[Entry] = []
+    entries = Entries()
     blob = io.BytesIO()
     for digit in range(10):
         for number in _members(np.flatnonzero(digits.target == digit), source.inside):

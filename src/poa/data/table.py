@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +25,8 @@ from poa.data.content import (
     contents,
     short_digest,
 )
-from poa.data.sources import Entry, Kind, Listing, Source, Stamp, folder_labels, notes, read_file
+from poa.data.entries import Entry
+from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes, read_file
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 """How the files of a table that a crash or a full disk cut short fail to be read."""
@@ -78,12 +81,14 @@ class Table:
         """The folder from which names start; None in an archive."""
         return {"folder": self.path, "list": self.path.parent}.get(self.kind)
 
-    def paths(self) -> list[str]:
+    def paths(self) -> Iterator[str]:
         """Of all images, where each is a file of its own; none in an archive."""
-        folder = self.files_in
-        if folder is None:
-            return []
-        return [os.path.join(folder, self.entry(row).name) for row in range(len(self.records))]  # noqa: PTH118
+        return map(self.file, range(0 if self.files_in is None else len(self.records)))
+
+    def file(self, row: int) -> str:
+        """Of image ``row``, a file of its own."""
+        assert self.files_in is not None
+        return os.path.join(self.files_in, self.entry(row).name)  # noqa: PTH118
 
     def entry(self, row: int) -> Entry:
         """The file of image ``row``."""
@@ -109,22 +114,17 @@ class Table:
         return Archive(self.folder / "blob.bin" if self.kind == "digits" else self.path)
 
 
-def write_table(listing: Listing, source: Source, folder: Path, *, earlier: Iterable[Path], progress: Count) -> str:
-    """Write the table of a listing; returns a digest of what the files are and hold.
-
-    Files that are as an ``earlier`` table of the source says are not read again.
-    """
+def write_listing(listing: Listing, source: Source, folder: Path) -> None:
+    """Write the table of a listing, but for what the files hold."""
     entries = listing.entries
-    encoded = [entry.name.encode("utf-8", "surrogateescape") for entry in entries]
-    label_names = folder_labels(entry.name for entry in entries) if listing.labels is None else listing.labels
-    classes = sorted(set(label_names) - {""})
-    number = {name: label for label, name in enumerate(classes)} | {"": -1}
+    names, ends = bytearray(), array("q")
+    for name in entries.names:
+        names += name.encode("utf-8", "surrogateescape")
+        ends.append(len(names))
+    classes, labels = _labels(listing)
     records = np.zeros(len(entries), _RECORD)
-    records["name_end"] = np.cumsum([len(name) for name in encoded])
-    records["label"] = [number[name] for name in label_names]
-    for column in ("size", "offset", "stored", "deflated"):
-        records[column] = [getattr(entry, column) for entry in entries]
-    names = b"".join(encoded)
+    for column, values in {"name_end": ends, "label": labels, **entries.numbers}.items():
+        records[column] = values
     np.save(folder / "records.npy", records)
     np.save(folder / "names.npy", np.frombuffer(names, np.uint8))
     (folder / "blob.bin").write_bytes(listing.blob)
@@ -140,30 +140,59 @@ def write_table(listing: Listing, source: Source, folder: Path, *, earlier: Iter
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     (folder / "stamps.json").write_text(json.dumps(listing.stamps), encoding="utf-8")
-    found = _look(Table.load(folder), _known(earlier), progress)
+
+
+def _labels(listing: Listing) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Names of the classes, and the class of each image; no name is kept for each image."""
+    names = listing.entries.names if listing.labels is None else listing.labels
+    label_of: Callable[[str], str] = folder_label if listing.labels is None else str
+    classes = sorted(set(map(label_of, names)) - {""})
+    number = {name: label for label, name in enumerate(classes)} | {"": -1}
+    return classes, np.fromiter((number[label_of(name)] for name in names), np.int32, len(names))
+
+
+def write_contents(folder: Path, *, earlier: Iterable[Path], progress: Count) -> str:
+    """Look at the files of a listing that was written; returns a digest of what they are and hold.
+
+    Files that are as an ``earlier`` table of the source says are not read again.
+    """
+    table = Table.load(folder)
+    found = _look(table, _known(earlier), progress)
     np.save(folder / "contents.npy", found)
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
-    stamps = sorted((path, *stamp) for path, stamp in listing.stamps.items())
-    return short_digest(repr(stamps).encode(), found.tobytes())
+    stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
+    return short_digest(repr(sorted((path, *stamp) for path, stamp in stamps.items())).encode(), found.tobytes())
 
 
-def _look(table: Table, known: Mapping[str, tuple[int, Content]], progress: Count) -> npt.NDArray[Any]:
+def _look(table: Table, known: Callable[[str], tuple[int, Content] | None], progress: Count) -> npt.NDArray[Any]:
     """What all files hold."""
-    if paths := table.paths():
-        return contents(lambda path: content_of_file(path, known.get(path)), paths, progress)
-    rows = range(len(table.records))
-    return contents(lambda row: content_of_entry(table.entry(row).size, partial(table.parts, row)), rows, progress)
+    number = len(table.records)
+    if table.files_in is not None:
+        return contents(lambda path: content_of_file(path, known(path)), table.paths(), number, progress)
+    return contents(
+        lambda row: content_of_entry(table.entry(row).size, partial(table.parts, row)), range(number), number, progress
+    )
 
 
-def _known(earlier: Iterable[Path]) -> dict[str, tuple[int, Content]]:
-    """Size and content of files by path, from the first of earlier tables that is whole."""
+def _known(earlier: Iterable[Path]) -> Callable[[str], tuple[int, Content] | None]:
+    """What finds size and content of a file by its path, in the first of earlier tables that is whole."""
     for folder in earlier:
         with contextlib.suppress(*_DAMAGED):
             table = Table.load(folder)
-            sizes, found = table.records["size"].tolist(), map(Content._make, table.contents.tolist())
-            return dict(zip(table.paths(), zip(sizes, found, strict=True), strict=False))
-    return {}
+            found = np.fromiter(map(hash, table.paths()), np.int64, len(table.contents) if table.files_in else 0)
+            rows = found.argsort()
+            return partial(_find, table, rows, array("q", found[rows].tobytes()))
+    return lambda _: None
+
+
+def _find(table: Table, rows: npt.NDArray[np.intp], hashes: "array[int]", path: str) -> tuple[int, Content] | None:
+    """Hashes of a million paths take a thirtieth of what the paths take."""
+    place = bisect_left(hashes, hash(path))
+    if place == len(hashes) or hashes[place] != hash(path):
+        return None
+    row = int(rows[place])
+    return (int(table.records["size"][row]), Content(*table.contents[row].item())) if table.file(row) == path else None
 
 
 def is_valid(folder: Path) -> bool:
@@ -176,7 +205,7 @@ def is_valid(folder: Path) -> bool:
         stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
         if not all(Stamp.of(Path(path)) == Stamp(*stamp) for path, stamp in stamps.items()):
             return False
-        paths = table.paths()
-        return are_unchanged(paths, table.records["size"][: len(paths)], table.contents[: len(paths)])
+        number = len(table.records) if table.files_in else 0
+        return are_unchanged(table.paths(), table.records["size"][:number], table.contents[:number])
     except _DAMAGED:
         return False

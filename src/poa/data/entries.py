@@ -1,0 +1,56 @@
+"""The image files of a source, in little memory."""
+
+from array import array
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Entry(NamedTuple):
+    """One image file."""
+
+    name: str
+    """Path relative to the source, with ``/``; absolute where a list has it so."""
+    size: int
+    """In bytes."""
+    offset: int = 0
+    """In archives, of its header (zip) or of its first byte (others)."""
+    stored: int = 0
+    """In zips, bytes that it takes there."""
+    deflated: bool = False
+    """In zips, whether it is compressed."""
+
+
+class Entries:
+    """Image files in order, in columns: a million of them take half of what a list of them would."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._numbers = {name: array(code) for name, code in zip(Entry._fields[1:], "qqqB", strict=True)}
+
+    def append(self, entry: Entry) -> None:
+        """Add a file behind the others."""
+        self.names.append(entry.name)
+        for column, number in zip(self._numbers.values(), entry[1:], strict=True):
+            column.append(number)
+
+    def sort(self) -> None:
+        """Order by name."""
+        order = np.array(sorted(range(len(self)), key=self.names.__getitem__))
+        self.names = [self.names[row] for row in order]
+        for column in self._numbers.values():
+            column[:] = array(column.typecode, np.asarray(column)[order].tobytes())
+
+    @property
+    def numbers(self) -> Mapping[str, npt.NDArray[Any]]:
+        """All but the names, by the names of fields."""
+        return {name: np.asarray(column) for name, column in self._numbers.items()}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Entry]:
+        for name, size, offset, stored, deflated in zip(self.names, *self._numbers.values(), strict=True):
+            yield Entry(name, size, offset, stored, bool(deflated))
