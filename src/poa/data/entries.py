@@ -38,7 +38,7 @@ class Entries:
 
     def sort(self) -> None:
         """Order by name."""
-        order = np.array(sorted(range(len(self)), key=self.names.__getitem__))
+        order = np.array(self.names, object).argsort(kind="stable")
         self.names = [self.names[row] for row in order]
         for column in self._numbers.values():
             column[:] = array(column.typecode, np.asarray(column)[order].tobytes())

@@ -25,7 +25,7 @@ from poa.data.content import (
     contents,
     short_digest,
 )
-from poa.data.entries import Entry
+from poa.data.entries import Entries, Entry
 from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes, read_file
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
@@ -83,12 +83,9 @@ class Table:
 
     def paths(self) -> Iterator[str]:
         """Of all images, where each is a file of its own; none in an archive."""
-        return map(self.file, range(0 if self.files_in is None else len(self.records)))
-
-    def file(self, row: int) -> str:
-        """Of image ``row``, a file of its own."""
-        assert self.files_in is not None
-        return os.path.join(self.files_in, self.entry(row).name)  # noqa: PTH118
+        if self.files_in is not None:
+            for row in range(len(self.records)):
+                yield os.path.join(self.files_in, self.entry(row).name)  # noqa: PTH118
 
     def entry(self, row: int) -> Entry:
         """The file of image ``row``."""
@@ -117,16 +114,12 @@ class Table:
 def write_listing(listing: Listing, source: Source, folder: Path) -> None:
     """Write the table of a listing, but for what the files hold."""
     entries = listing.entries
-    names, ends = bytearray(), array("q")
-    for name in entries.names:
-        names += name.encode("utf-8", "surrogateescape")
-        ends.append(len(names))
+    ends, listed = _write_names(entries, folder)
     classes, labels = _labels(listing)
     records = np.zeros(len(entries), _RECORD)
     for column, values in {"name_end": ends, "label": labels, **entries.numbers}.items():
         records[column] = values
     np.save(folder / "records.npy", records)
-    np.save(folder / "names.npy", np.frombuffer(names, np.uint8))
     (folder / "blob.bin").write_bytes(listing.blob)
     meta = {
         "kind": source.kind,
@@ -136,10 +129,20 @@ def write_listing(listing: Listing, source: Source, folder: Path) -> None:
         "num_ignored": sum(listing.ignored.values()),
         "ignored": dict(listing.ignored),
         "notes": notes(source, listing),
-        "listed": short_digest(names, records["name_end"].tobytes(), records["size"].tobytes()),
+        "listed": listed,
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     (folder / "stamps.json").write_text(json.dumps(listing.stamps), encoding="utf-8")
+
+
+def _write_names(entries: Entries, folder: Path) -> tuple["array[int]", str]:
+    """Returns where each name ends, and a digest of names and sizes."""
+    names, ends = bytearray(), array("q")
+    for name in entries.names:
+        names += name.encode("utf-8", "surrogateescape")
+        ends.append(len(names))
+    np.save(folder / "names.npy", np.frombuffer(names, np.uint8))
+    return ends, short_digest(names, ends.tobytes(), entries.numbers["size"].tobytes())
 
 
 def _labels(listing: Listing) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -187,12 +190,15 @@ def _known(earlier: Iterable[Path]) -> Callable[[str], tuple[int, Content] | Non
 
 
 def _find(table: Table, rows: npt.NDArray[np.intp], hashes: "array[int]", path: str) -> tuple[int, Content] | None:
-    """Hashes of a million paths take a thirtieth of what the paths take."""
+    """Hashes of a million paths take a thirtieth of what the paths take.
+
+    Two files of one hash would be confused if their sizes and times were the same too, to the nanosecond.
+    """
     place = bisect_left(hashes, hash(path))
     if place == len(hashes) or hashes[place] != hash(path):
         return None
     row = int(rows[place])
-    return (int(table.records["size"][row]), Content(*table.contents[row].item())) if table.file(row) == path else None
+    return int(table.records["size"][row]), Content(*table.contents[row].item())
 
 
 def is_valid(folder: Path) -> bool:
