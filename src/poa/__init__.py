@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from poa.models.cut import CutWeights
     from poa.models.run import Run
     from poa.plots.tables import Value
+    from poa.pretraining.observers import Callback
 
 __version__ = "0.1.0.dev0"
 
@@ -66,6 +67,8 @@ def pretrain(
     config: str | PathLike[str] | None = None,
     resume: bool = False,
     resume_if_begun: bool = False,
+    on_step: "Callback | None" = None,
+    on_score: "Callback | None" = None,
     **given: Any,
 ) -> "Run":
     """Pre-train an elastic network.
@@ -75,6 +78,9 @@ def pretrain(
         config: Start from a YAML file of settings.
         resume: Resume the run in ``out``, with its settings unless a recipe or file is named.
         resume_if_begun: Do so if it has begun, else start it.
+        on_step: Called after every step with its number, counted from 1, and its line of ``metrics.jsonl`` as a dict.
+            An error in it ends the run, which is saved at this step and can be resumed.
+        on_score: The same after every check, with its scores.
         **given: Settings by name, sections as dicts: ``data=..., out=..., epochs=10, model={"width_max": 512}``.
 
     Returns:
@@ -86,11 +92,13 @@ def pretrain(
     from poa.config.resolve import resolve
     from poa.machine.launchers import is_restarted
     from poa.pretraining import launch
+    from poa.pretraining.observers import Callbacks
 
     again = resume_if_begun or is_restarted()
     file = None if config is None else fspath(config)
     settings = resolve(without_paths(given), recipe=recipe, file=file, resume=resume or again)
-    return launch.train(settings, resume=launch.goes_on(settings, resume=resume, again=again))
+    resume = launch.goes_on(settings, resume=resume, again=again)
+    return launch.train(settings, resume=resume, callbacks=Callbacks(on_step, on_score))
 
 
 def load(folder: str | PathLike[str], *, checkpoint: Step | None = None) -> "Run":

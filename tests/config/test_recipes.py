@@ -287,6 +287,7 @@ REST: dict[str, Any] = {
     "monitor.patience": None,
     "monitor.gradients_every": None,
     "monitor.tensorboard": False,
+    "log": (),
     "evaluation.resize": None,
 }
 """Defaults of what the published POA runs do not say, or each in its own way."""

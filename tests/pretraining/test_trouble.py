@@ -31,9 +31,12 @@ def test_no_gpu(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "Use --device cpu" in told
 
 
-def test_no_tensorboard(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flag", ["--monitor.tensorboard", "--log tensorboard"])
+def test_no_tensorboard(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    told = refused(capsys, *TRAIN.split(), "--monitor.tensorboard")
+    told = refused(capsys, *TRAIN.split(), *flag.split())
     assert "pip install 'poa-ssl[track]'" in told
     assert not (at / "new").exists()
 

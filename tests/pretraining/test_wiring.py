@@ -26,11 +26,11 @@ from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import RawViews
 from poa.models.teacher import Teacher
-from poa.pretraining import logger, loop
+from poa.pretraining import loop, observers
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.monitor import Monitor
 from poa.pretraining.step import StepResult, step_batches, train_step
-from poa.training import metrics
+from poa.training.trackers import Started
 
 STEPS = 3
 CPU = torch.device("cpu")
@@ -236,7 +236,7 @@ class Looped(NamedTuple):
     """Steps, and which checkpoints are kept."""
     scored: list[int]
     written: dict[int, dict[str, Any]]
-    """Lines of TensorBoard by step."""
+    """What a tracker was told, by step."""
 
 
 def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
@@ -251,20 +251,20 @@ def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
         assert not keep
         found.saved.append((step, keep_last, keep_every))
 
-    class Writer:
-        def __init__(self, folder: Path, **_: Any) -> None:
-            assert folder == out / "tb"
+    class Noting:
+        def __init__(self, started: Started) -> None:
+            assert started[:2] == (out, 0)
+            assert started.settings["epochs"] == 2
 
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            found.written.setdefault(step, {})[name] = value
+        def write(self, step: int, numbers: dict[str, float]) -> None:
+            found.written[step] = numbers
 
         def close(self) -> None:
             pass
 
     monkeypatch.setattr(loop, "train_step", train_step)
     monkeypatch.setattr(loop, "save_checkpoint", save)
-    for module in (logger, metrics):
-        monkeypatch.setattr(module, "tensorboard_writer", lambda: Writer)
+    monkeypatch.setattr(observers, "tracker_of", lambda _: Noting)
     monkeypatch.setattr(Monitor, "score", lambda _, step, __: (found.scored.append(step), ({"knn": 1.0}, []))[1])
     loop.train(tiny.config(out=str(out), **over))
     return found

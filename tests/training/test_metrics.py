@@ -1,6 +1,5 @@
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ from poa.training.metrics import MetricsLog, read_metrics
 
 def test_each_write_is_a_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path) as log:
-        log.write(1, {"loss/intact": 0.5, "size": "64x2"})
-        assert path.read_text() == '{"step": 1, "loss/intact": 0.5, "size": "64x2"}\n'
-        log.write(2, {"num_images": 32})
+    log = MetricsLog(path)
+    log.write(1, {"loss/intact": 0.5, "size": "64x2"})
+    assert path.read_text() == '{"step": 1, "loss/intact": 0.5, "size": "64x2"}\n'
+    log.write(2, {"num_images": 32})
     assert read_metrics(path) == [
         {"step": 1, "loss/intact": 0.5, "size": "64x2"},
         {"step": 2, "num_images": 32},
@@ -24,22 +23,22 @@ def test_each_write_is_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_json_has_no_word_for_become_null(tmp_path: Path, value: float) -> None:
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path) as log:
-        log.write(1, {"loss": value})
+    log = MetricsLog(path)
+    log.write(1, {"loss": value})
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"step": 1, "loss": None}
 
 
 def test_a_killed_and_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
-    with MetricsLog(whole) as log:
-        for step in range(10):
-            log.write(step, {"loss": step / 3})
+    log = MetricsLog(whole)
+    for step in range(10):
+        log.write(step, {"loss": step / 3})
     resumed.write_bytes(whole.read_bytes()[:-20])
-    with MetricsLog(resumed) as log:
-        log.truncate_after(6)
-        assert [row["step"] for row in read_metrics(resumed)] == [0, 1, 2, 3, 4, 5]
-        for step in range(6, 10):
-            log.write(step, {"loss": step / 3})
+    log = MetricsLog(resumed)
+    log.truncate_after(6)
+    assert [row["step"] for row in read_metrics(resumed)] == [0, 1, 2, 3, 4, 5]
+    for step in range(6, 10):
+        log.write(step, {"loss": step / 3})
     assert resumed.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["resumed.jsonl", "whole.jsonl"]
 
@@ -47,14 +46,14 @@ def test_a_killed_and_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_pa
 def test_truncating_drops_a_half_written_line_alone_too(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st')
-    with MetricsLog(path) as log:
-        log.truncate_after(2)
+    log = MetricsLog(path)
+    log.truncate_after(2)
     assert path.read_text() == '{"step": 1}\n'
 
 
 def test_truncating_before_the_first_line_is_no_error(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path / "metrics.jsonl") as log:
-        log.truncate_after(0)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.truncate_after(0)
     assert not list(tmp_path.iterdir())
 
 
@@ -77,28 +76,3 @@ def test_a_line_that_is_no_metric_is_shown(tmp_path: Path, line: str) -> None:
 def test_missing_metrics_are_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There are no metrics at"):
         read_metrics(tmp_path / "metrics.jsonl")
-
-
-def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install 'poa-ssl\[track\]'"):
-        MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "tb")
-
-
-def test_tensorboard_shows_the_numbers_of_the_resumed_run_once(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path, tensorboard=tmp_path / "tb") as log:
-        for step in range(5):
-            log.write(step, {"loss": 1.0, "size": "64x2"})
-    with MetricsLog(path, tensorboard=tmp_path / "tb") as log:
-        log.truncate_after(3)
-        for step in range(3, 6):
-            log.write(step, {"loss": 2.0, "size": "64x2"})
-    events = EventAccumulator(str(tmp_path / "tb")).Reload()
-    assert events.Tags()["scalars"] == ["loss"]
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
-        (0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0),
-    ]  # fmt: skip

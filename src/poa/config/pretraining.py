@@ -27,6 +27,7 @@ def _odd(number: int) -> int:
 
 
 _listed = BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)
+_one = BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)
 Channels = Annotated[int, Field(ge=1, le=2**16)]
 Pixels = Annotated[int, Field(ge=1, le=2**13)]
 Blocks = Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None, _listed]
@@ -322,6 +323,11 @@ class Config(Settings):
     """Use only so many images, balanced over classes."""
     max_bad_share: Annotated[Share, FURTHER] = 0.01
     """Stop when more than this share of the images cannot be read."""
+    log: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow"], ...], _one, FURTHER, Parameter(show_default=False)
+    ] = ()
+    """Loggers that the numbers of metrics.jsonl go to as well: TensorBoard, Weights & Biases (offline), MLflow (in a
+    folder of the run)."""
     model: Annotated[ModelSettings, _section("Model", place=1)] = ModelSettings()
     heads: Annotated[HeadSettings, _section("Heads", place=2)] = HeadSettings()
     views: Annotated[ViewSettings, _section("Views", place=3)] = ViewSettings()
@@ -337,6 +343,12 @@ class Config(Settings):
     def processes(self) -> int:
         """Of the whole run, over all machines."""
         return (self.devices or 1) * self.num_nodes
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Loggers of other packages, each once."""
+        older = ("tensorboard",) if self.monitor.tensorboard else ()
+        return tuple(dict.fromkeys((*older, *self.log)))
 
     @property
     def exported_branch(self) -> str:

@@ -71,4 +71,4 @@ class MonitorSettings(Settings):
     gradients_every: Count | None = None
     """Log gradient norms over the weights that each width uses every so many steps; `poa gradients` plots them."""
     tensorboard: bool = False
-    """Also write TensorBoard files (needs the extra `track`)."""
+    """The same as --log tensorboard."""

@@ -20,8 +20,8 @@ from poa.pretraining.loop import find_images, show_start
 from poa.pretraining.resume import restore
 from poa.pretraining.step import step_batches, train_step
 from poa.training.health import explained_memory
-from poa.training.metrics import tensorboard_writer
 from poa.training.progress import bar, duration, forget_memory, memory_in_use
+from poa.training.trackers import tracker_of
 
 NUM_STEPS = 2
 BYTES_PER_PARAMETER = 4 * 4
@@ -105,8 +105,8 @@ def measure(config: Config, *, resume: bool = False, console: Console, num_steps
     forget_memory(device)
     if config.out or resume:  # without, all but the folder is tried
         opening.check(config, resume=resume)
-    if config.monitor.tensorboard:
-        tensorboard_writer()
+    for name in config.trackers:
+        tracker_of(name)
     index = find_images(config, console)
     fresh = opening.begins(config, resume=resume)
     parts = assemble(config, index, device=device, fresh=fresh)

@@ -23,6 +23,7 @@ from poa.models import opening, registry
 from poa.models import run as runs
 from poa.models.run import Run
 from poa.pretraining import loop
+from poa.pretraining.observers import NO_CALLBACKS, Callbacks
 from poa.text import make_printable, shown_warnings, unicode_text
 from poa.training.interrupt import SIGNALS, StopSignal
 
@@ -40,7 +41,14 @@ class Failure(NamedTuple):
     """Exit status; minus the number of the signal if one ended it."""
 
 
-def train(config: Config, *, resume: bool = False, asked: StopSignal | None = None, plan: str = "") -> Run:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    asked: StopSignal | None = None,
+    plan: str = "",
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> Run:
     """Pre-train, on one process for each device; ``asked`` tells afterwards whether the run was stopped.
 
     The text of a plan is written to a new run.
@@ -51,7 +59,12 @@ def train(config: Config, *, resume: bool = False, asked: StopSignal | None = No
     """
     asked, config = asked or StopSignal(), placed(config)
     if config.processes == 1 or launchers.place() is not None:
-        return loop.train(config, resume=resume, asked=asked, plan=plan)
+        return loop.train(config, resume=resume, asked=asked, plan=plan, callbacks=callbacks)
+    if callbacks != NO_CALLBACKS:
+        raise UserError(
+            f"on_step and on_score cannot reach this program from the {config.processes} processes that --devices "
+            "starts. Start the program with torchrun, leave them out, or set devices=1."
+        )
     _check(config)
     config = registry.explicit(config)
     opening.check(config, resume=resume)

@@ -18,13 +18,15 @@ from poa.errors import UserError, counted
 from poa.models.run import Paths
 from poa.pretraining.build import Parts
 from poa.pretraining.monitor import Monitor
+from poa.pretraining.observers import Callbacks, Observers
 from poa.pretraining.schedule import epochs_to_cool_down, steps_before_cooldown
 from poa.pretraining.step import StepResult
 from poa.text import one_line, shell_word
 from poa.training.best import best_step, checks_since_best, score_of, scores_of
 from poa.training.checkpoint import saved_steps
-from poa.training.metrics import MetricsLog, read_metrics, tensorboard_writer
+from poa.training.metrics import MetricsLog, read_metrics
 from poa.training.progress import StepReport, TrainingDisplay, memory_in_use, summary
+from poa.training.trackers import Started
 
 RECENT_STEPS = 20
 T = TypeVar("T")
@@ -46,7 +48,15 @@ class Logger:
     """Writes and shows what happens in a run, of which ``start`` steps were done before; only on the main process."""
 
     def __init__(
-        self, config: Config, index: ImageIndex, parts: Parts, paths: Paths, *, start: int, console: Console
+        self,
+        config: Config,
+        index: ImageIndex,
+        parts: Parts,
+        paths: Paths,
+        *,
+        start: int,
+        console: Console,
+        callbacks: Callbacks,
     ) -> None:
         self._config, self._index, self._parts, self._paths, self._console = config, index, parts, paths, console
         self._start, self._num_steps = start, config.epochs * parts.steps_per_epoch
@@ -56,8 +66,7 @@ class Logger:
         self._scored: list[Mapping[str, Any]] = []  # rows of the metrics
         self._before_cooldown = steps_before_cooldown(config, steps_per_epoch=parts.steps_per_epoch)
         self._bad = self._listed()
-        if config.monitor.tensorboard:
-            tensorboard_writer()  # refuses here, before anything is written, where it is not installed
+        self._observers = Observers(config.trackers, callbacks)  # refuses here, before anything is written
         self._monitor = Monitor(config, parts, console=console) if distributed.is_main() else None
         self._log: MetricsLog | None = None
         self._display = TrainingDisplay(
@@ -67,11 +76,12 @@ class Logger:
 
     def __enter__(self) -> "Logger":
         if distributed.is_main():
-            tensorboard = self._paths.folder / "tb" if self._config.monitor.tensorboard else None
-            self._log = self._stack.enter_context(MetricsLog(self._paths.metrics, tensorboard=tensorboard))
+            self._log = MetricsLog(self._paths.metrics)
             self._log.truncate_after(self._start + 1)
             if self._paths.metrics.exists():
                 self._scored = [row for row in read_metrics(self._paths.metrics) if score_of(row)]
+            started = Started(self._paths.folder, self._start, self._config.model_dump(mode="json"))
+            self._stack.enter_context(self._observers.opened(started))
         self._stack.enter_context(self._display)
         return self
 
@@ -103,8 +113,13 @@ class Logger:
             self._display.message(f"WARNING: {sentence}")
         return self._scores
 
-    def log(self, step: int, result: StepResult, batch: Sequence[RawViews], *, scores: Mapping[str, float]) -> None:
+    def log(
+        self, step: int, result: StepResult, batch: Sequence[RawViews], *, scores: Mapping[str, float]
+    ) -> UserError | None:
         """Write and show a step; scores are those made after it, if any.
+
+        Returns:
+            The error to raise once the step is saved, where a callback or another package's logger has failed.
 
         Raises:
             UserError: Too many images cannot be read.
@@ -112,8 +127,9 @@ class Logger:
         self._note_bad({one_line(self._index.name(i)): i for raw in batch for i in raw.bad})
         self._scored += [{"step": step, **scores}] if scores else []
         sizes = " ".join(map(str, result.sizes))
+        values: dict[str, float | int | str] = {"size": sizes, "lr": result.lr, **result.metrics, **scores}
         if self._log:
-            self._log.write(step, {"size": sizes, "lr": result.lr, **result.metrics, **scores})
+            self._log.write(step, values)
         self._marks.append((time.monotonic(), self._seconds["data"]))
         elapsed, waited = (last - first for first, last in zip(self._marks[0], self._marks[-1], strict=True))
         images = (len(self._marks) - 1) * self._config.batch_size
@@ -130,6 +146,7 @@ class Logger:
                 scores=self._scores,
             )
         )
+        return self._observers.tell(step, values, scores) if self._log else None
 
     def judged(self, step: int) -> Verdict:
         """What the scores so far say of a step, the same on all processes."""

@@ -23,6 +23,7 @@ from poa.models import run as runs
 from poa.models.run import Paths, Run
 from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
 from poa.pretraining.logger import NOT_SCORED, Logger
+from poa.pretraining.observers import NO_CALLBACKS, Callbacks
 from poa.pretraining.resume import change_length, identity, restore
 from poa.pretraining.schedule import steps_before_cooldown
 from poa.pretraining.step import step_batches, train_step
@@ -43,6 +44,7 @@ def train(
     console: Console | None = None,
     asked: StopSignal | None = None,
     plan: str = "",
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> Run:
     """Pre-train, on this process and the others it was launched with, to the end or until asked to stop.
 
@@ -51,7 +53,7 @@ def train(
     new run.
 
     Raises:
-        UserError: A setting, the images, the folder or the checkpoint are invalid, or a loss is not finite.
+        UserError: A setting, images, folder or checkpoint are invalid, a loss is not finite, or a callback fails.
     """
     asked = asked or StopSignal()
     config, device = registry.explicit(config), distributed.this_device(config.device, float64=False)
@@ -70,7 +72,7 @@ def train(
         parts = assemble(config, index, device=device, fresh=fresh)
         start = 0 if fresh else restore(parts, config, index, console, processes=distributed.world_size())
         loader = _loader(parts, config, index, start=start)
-        logger = Logger(config, index, parts, paths, start=start, console=console)
+        logger = Logger(config, index, parts, paths, start=start, console=console, callbacks=callbacks)
         distributed.barrier()  # all have read from which checkpoint they go on
         if distributed.is_main():
             if not resume:  # last: a folder is only left behind where a run has begun
@@ -191,12 +193,15 @@ def _loop(
         is_scored = step == num_steps or due(step, config.monitor.every_epochs)
         with logger.timed("scoring"):
             scores = logger.score(step, result) if is_scored else {}
-        logger.log(step, result, batch, scores=scores)
+        failure = logger.log(step, result, batch, scores=scores)
         verdict = logger.judged(step) if is_scored else NOT_SCORED
         ends = step == num_steps or verdict.is_plateau
-        if ends or result.stop or verdict.is_best or step == cooldown or due(step, config.saving.every_epochs):
+        kept = verdict.is_best or step == cooldown or due(step, config.saving.every_epochs)
+        if ends or result.stop or failure or kept:
             with logger.timed("saving"):
                 save(step, keep=logger.steps_to_keep(step))
+        if failure is not None:
+            raise failure
         if ends or result.stop:
             asked.stopped = not ends
             break

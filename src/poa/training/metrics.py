@@ -3,28 +3,18 @@
 import json
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from poa.errors import UserError, installing
+from poa.errors import UserError
 from poa.files import whole_file
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
+class MetricsLog:
+    """Appends to ``metrics.jsonl``, one JSON object a line."""
 
-class MetricsLog(AbstractContextManager["MetricsLog"]):
-    """Appends to ``metrics.jsonl``, one JSON object a line, and to TensorBoard if a folder for it is given.
-
-    Raises:
-        UserError: TensorBoard is asked for but not installed.
-    """
-
-    def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._tensorboard = tensorboard
-        self._writer = _summary_writer(tensorboard) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """Add one line; numbers that are not finite become null. On return the operating system has it.
@@ -40,10 +30,6 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             raise UserError(
                 f"{self._path} cannot be written: {error.strerror}. Fix this and resume with --resume."
             ) from error
-        if self._writer:
-            for name, value in values.items():
-                if not isinstance(value, str):
-                    self._writer.add_scalar(name, value, step)
 
     def truncate_after(self, step: int) -> None:
         """Drop what a resumed run will write again: lines whose step is ``step`` or later, and a half-written one."""
@@ -51,13 +37,6 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             kept = [line for line in _lines(self._path) if _row(line, path=self._path)["step"] < step]
             with whole_file(self._path, durable=True) as temporary, temporary.open("wb") as file:
                 file.writelines(kept)
-        if self._tensorboard and self._writer:
-            self._writer.close()
-            self._writer = _summary_writer(self._tensorboard, purge_step=step)
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer:
-            self._writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -89,18 +68,3 @@ def _row(line: bytes, *, path: Path) -> dict[str, Any]:
 
 def _json_value(value: float | int | str) -> float | int | str | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def tensorboard_writer() -> type["SummaryWriter"]:
-    """What writes TensorBoard's files; a UserError where it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            f"TensorBoard is requested but not installed. {installing('track')}, or turn TensorBoard off."
-        ) from error
-    return SummaryWriter
-
-
-def _summary_writer(folder: Path, *, purge_step: int | None = None) -> "SummaryWriter":
-    return tensorboard_writer()(folder, purge_step=purge_step)
