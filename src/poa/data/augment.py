@@ -36,6 +36,7 @@ def augment(
         _finish(raw.locals, raw.local_parameters, augmentation=augmentation, device=device, dtype=dtype),
         raw.masks.to(device, non_blocking=True),
         None if raw.kept is None else raw.kept.to(device, non_blocking=True),
+        raw.masks.flatten().nonzero().flatten().to(device, non_blocking=True),
     )
 
 

@@ -47,6 +47,13 @@ class Views(NamedTuple):
     """For each global crop, which patches are hidden from the students."""
     kept: Int[Tensor, "crops kept"] | None = None
     """For each global crop, the patches that students compute, ascending; None for all."""
+    hidden: Int[Tensor, " hidden"] | None = None
+    """Which of all patches the masks hide, counted over the crops, if they were found where no GPU is waited for."""
+
+    def hidden_of(self, patches: Float[Tensor, "crops patches *values"]) -> Float[Tensor, "hidden *values"]:
+        """What belongs to the hidden patches, in row-major order."""
+        rows = self.masks.flatten().nonzero().flatten() if self.hidden is None else self.hidden
+        return patches.flatten(0, 1).index_select(0, rows)
 
 
 class RawViews(NamedTuple):

@@ -139,10 +139,16 @@ class MovingAverageCenter(nn.Module):
         self.center.lerp_(logits.to(dtype), (totals[-1] > 0).to(dtype) * (1 - self.momentum))
 
 
-def mask_weights(masks: Bool[Tensor, "images patches"]) -> Float[Tensor, "masked"]:
-    """One over the number of masked patches of its image, for every masked patch in row-major order."""
+def mask_weights(
+    masks: Bool[Tensor, "images patches"], hidden: Int[Tensor, " masked"] | None = None
+) -> Float[Tensor, " masked"]:
+    """One over the number of masked patches of its image, for every masked patch in row-major order.
+
+    ``hidden`` names these where they are known; to find them, a GPU is waited for.
+    """
     counts = masks.sum(1, keepdim=True).clamp(min=1)
-    return counts.float().reciprocal().expand_as(masks)[masks]
+    weights = counts.float().reciprocal().expand_as(masks)
+    return weights[masks] if hidden is None else weights.flatten().index_select(0, hidden)
 
 
 def koleo(

@@ -101,9 +101,9 @@ class EmbeddingQueue(nn.Module):
                 f"A queue of {counted(length, 'embedding')} cannot be filled by {len(gathered)} at a time. Set "
                 f"the queue to a multiple of {len(gathered)}, such as {enough}."
             )
-        start = int(self.place)
-        self.rows[start : start + len(gathered)] = gathered
-        self.place.fill_((start + len(gathered)) % length)
+        places = self.place + torch.arange(len(gathered), device=self.place.device)  # reading it would wait for a GPU
+        self.rows.index_copy_(0, places, gathered)
+        self.place.add_(len(gathered)).remainder_(length)
 
 
 N = TypeVar("N", bound=nn.Module)

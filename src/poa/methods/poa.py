@@ -72,7 +72,7 @@ class Network(Branch):
         else:
             cls, patches = self.backbone.visible(views.globals, views.kept)
         local = cls[:0] if teacher or not len(views.locals) else self.backbone(views.locals, None).cls
-        rows = (cls, local, patches[views.masks])
+        rows = (cls, local, views.hidden_of(patches))
         stacked, lengths = torch.cat(rows), [len(each) for each in rows]  # one pass through each head
         projectors = [head for head in self.heads if isinstance(head, Projector)]  # a frozen teacher's head is none
         if prototypes is None:
@@ -158,7 +158,7 @@ class POA(Method):
             outputs.append(self._run(network, views, prototypes=prototypes))
         num_locals = 2 * len(views.locals) // len(views.globals)
         weights = self.weights(sizes, num_locals=num_locals)
-        masks = mask_weights(views.masks)
+        masks = mask_weights(views.masks, views.hidden)
 
         def losses(asked: Targets, *heads: HeadOutput) -> list[dict[str, Tensor]]:
             return self.objective.losses(asked, self._students(heads, weights), patch_weights=masks)

@@ -79,9 +79,9 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
     torch.manual_seed(_step_seed(parts.seed, step))  # drop path: nothing random outlives a step
     terms: dict[str, Tensor] = {}
     for number, raw in enumerate(batch):
-        views = augment(raw, augmentation=parts.views, device=parts.device)
         if step < parts.ibot_start:
-            views = views._replace(masks=torch.zeros_like(views.masks))
+            raw = raw._replace(masks=torch.zeros_like(raw.masks))
+        views = augment(raw, augmentation=parts.views, device=parts.device)
         with _without_reduction(parts.wrapped, number < len(batch) - 1):
             with torch.autocast(parts.device.type, dtype=parts.dtype, enabled=parts.dtype != torch.float32):
                 losses = parts.wrapped(views, sizes, temperature=values.temperature)
