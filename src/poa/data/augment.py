@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from poa.config.pretraining import ViewSettings
@@ -34,10 +34,15 @@ def augment(
     return Views(
         _finish(raw.globals, raw.global_parameters, augmentation=augmentation, device=device, dtype=dtype),
         _finish(raw.locals, raw.local_parameters, augmentation=augmentation, device=device, dtype=dtype),
-        raw.masks.to(device, non_blocking=True),
-        None if raw.kept is None else raw.kept.to(device, non_blocking=True),
-        raw.masks.flatten().nonzero().flatten().to(device, non_blocking=True),
+        moved(raw.masks, device),
+        None if raw.kept is None else moved(raw.kept, device),
+        moved(raw.masks.flatten().nonzero().flatten(), device),
     )
+
+
+def moved(values: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
+    """On the device; CUDA is not waited for. It keeps what it copies until then, which MPS does not promise."""
+    return values.to(device, non_blocking=device.type == "cuda")
 
 
 def normalise(
@@ -137,7 +142,7 @@ def _finish(
     dtype: torch.dtype,
 ) -> Float[Tensor, "batch 3 height width"]:
     """The whole chain for crops of one size."""
-    crops = crops.to(device, non_blocking=True)
+    crops = moved(crops, device)
     finished = torch.empty(crops.shape, dtype=dtype, device=device)
     for rows in _chunks(crops):
         images = _to_float(crops[rows])
@@ -188,8 +193,8 @@ def _apply_(
     rows = chosen.nonzero().flatten()
     if not len(rows):
         return
-    some = values[rows].to(images.device, non_blocking=True)
-    rows = rows.to(images.device, non_blocking=True)
+    some = moved(values[rows], images.device)
+    rows = moved(rows, images.device)
     images.index_copy_(0, rows, operation(images.index_select(0, rows), some))
 
 
@@ -202,7 +207,7 @@ def _normalise_(
     images: Float[Tensor, "batch 3 height width"], *, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Take mean and standard deviation of each channel out, in place."""
-    shift, scale = torch.tensor((mean, std))[:, :, None, None].to(images.device, non_blocking=True)
+    shift, scale = moved(torch.tensor((mean, std))[:, :, None, None], images.device)
     return images.sub_(shift).div_(scale)
 
 

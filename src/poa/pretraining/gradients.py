@@ -95,7 +95,7 @@ def slice_norms(gradients: Mapping[str, Tensor], plans: Sequence[SlicePlan]) -> 
     layers, rows = [], []
     for name in cuts[0]:
         if name in gradients and all(name in of_width for of_width in cuts):
-            row = torch.stack([of_width[name](gradients[name]).double().norm() for of_width in cuts])
+            row = torch.stack([_exact(of_width[name](gradients[name])).norm() for of_width in cuts])
             layers.append(name)
             rows.append(row)
     norms = torch.stack(rows).cpu() if rows else torch.zeros(0, len(plans), dtype=torch.float64)
@@ -111,4 +111,9 @@ def leading_singular_values(gradient: Float[Tensor, "rows columns"], *, number: 
     """The largest singular values, descending, or NaN; a second one near the first says that widths pull apart."""
     if not gradient.isfinite().all():
         return (float("nan"),) * number
-    return tuple(torch.linalg.svdvals(gradient.double())[:number].tolist())
+    return tuple(torch.linalg.svdvals(_exact(gradient))[:number].tolist())
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float64; on the CPU where the device, a Mac's, does not have it."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
