@@ -33,7 +33,7 @@ RECIPES = {
     "vit-96": ("caltech101.zip", "40"),
 }
 """Recipes whose plans are compared with runs: their images and number of steps."""
-CAMVID = "--ignore 11 --image-size 96 --resize 120 --epochs 4"
+CAMVID = "--ignore 11 --image-size 96 --resize 120 --epochs 2"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ CASES = {
         "segmentation RUN --train DATA/camvid.zip/train --train-masks DATA/camvid.zip/trainannot "
         f"--test DATA/camvid.zip/val --test-masks DATA/camvid.zip/valannot {CAMVID}",
         file="segmentation",
-        key="mIoU",
+        key="miou",
     ),
     "coco128": Case(
         "--data DATA/coco128.zip/train2017", "quality RUN --data DATA/coco128.zip/val2017", file="quality", key="views@"

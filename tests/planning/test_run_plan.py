@@ -1,5 +1,6 @@
 """Plans of runs, whose steps are not measured here but given."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,18 @@ class Steps:
         if used > 2e9:
             raise MemoryRanOut("Memory ran out.")
         seconds = self.seconds * (config.views.global_size / 32) ** 2
-        return Measured(1352, 12, 10**6, 1352 // config.batch_size, 0, seconds, 0.0, seconds, int(used), "of it")
+        return Measured(
+            config.limit or 1352,
+            12,
+            10**6,
+            (config.limit or 1352) // config.batch_size,
+            0,
+            seconds,
+            0.0,
+            seconds,
+            int(used),
+            "of it",
+        )
 
 
 @pytest.fixture
@@ -62,8 +74,11 @@ def test_a_plan_without_wishes(steps: Steps) -> None:
     assert found.forecast.num_steps == 48 * 21
     rows = found.rows()
     assert rows[0] == ("images", found.images.line())
-    assert {"recipe", "speed", "memory", "time", "disk", "expected", "note"} <= {name for name, _ in rows}
-    assert "--views.mean 0.298 0.298 0.298 --views.std 0.368 0.368 0.368: that of 49 of the images\n" in found.text()
+    assert {"recipe", "speed", "memory", "time", "disk", "expected"} <= {name for name, _ in rows}
+    assert "note" not in {name for name, _ in rows}, "of what a plan chose itself, the reasons tell"
+    assert re.search(
+        r"^--views.mean 0.304 .* --views.std 0.37.*: that of 104 of the images$", found.text(), re.MULTILINE
+    )
 
 
 def test_what_is_given_is_kept(steps: Steps) -> None:
@@ -88,7 +103,13 @@ def test_a_network_that_is_named_decides_on_its_crops(steps: Steps) -> None:
 def test_hours_and_steps_become_epochs(steps: Steps) -> None:
     assert planned(hours=1).config.epochs == int(0.9 * 3600 * 4) // 21
     assert planned(steps=210).config.epochs == 10
-    assert planned(steps=3).config.epochs == 1
+    assert planned(steps=21).config.limit is None
+    few = planned(steps=3)
+    assert (few.config.epochs, few.config.limit, few.forecast.num_steps) == (1, 192, 3)
+    assert "--limit 192: there is time for 3 steps, and 21 would be needed to see all images once\n" in few.text()
+    assert "note: 3 steps are few" in few.text()
+    assert planned({"limit": 640}, steps=3).config.limit == 640, "what is given is kept"
+    assert planned(recipe="demo", steps=3).config.limit == 192
     short = planned(recipe="demo", steps=210)
     assert (short.config.epochs, short.start, short.decisions[0].setting) == (10, None, "epochs")
     assert short.config.optimizer.warmup_epochs == pytest.approx(2 * 10 / 45, abs=1e-4), "as with --epochs"
@@ -156,7 +177,9 @@ def test_a_plan_is_made_by_the_main_process(monkeypatch: pytest.MonkeyPatch, ste
 def test_notes() -> None:
     def found(crop: int, side: int, num_steps: int) -> list[str]:
         images = ImageFacts(1, 1, side, side**2, False, (0.5,) * 3, (0.2,) * 3)
-        return [each.split(",")[0].split(":")[0] for each in notes_of(config(crop), images, num_steps=num_steps)]
+        notes = notes_of(config(crop), images, num_steps=num_steps, chosen_crops=False)
+        assert not [*notes_of(config(crop), images, num_steps=300, chosen_crops=True)]
+        return [each.split(",")[0].split(":")[0] for each in notes]
 
     def config(crop: int) -> Config:
         return Config.model_validate({"views": {"global_size": crop}})

@@ -97,13 +97,18 @@ def decide(
     """What is changed of a recipe, apart from its length; what the user has given is left alone."""
     base = flat(Config.model_validate(read_recipe(recipe)).model_dump())
     used = {**base, **given}
-    found = [*_views(images, used, base, crop=crop), *_training(images, machine, used)]
+    found = [*_views(images, machine, used, base, crop=crop), *_training(images, machine, used)]
     return [each for each in found if each.setting not in given and base[each.setting] != each.value]
 
 
-def _views(images: ImageFacts, used: Mapping[str, Any], base: Mapping[str, Any], *, crop: int) -> Iterator[Decision]:
+def _views(
+    images: ImageFacts, machine: MachineFacts, used: Mapping[str, Any], base: Mapping[str, Any], *, crop: int
+) -> Iterator[Decision]:
     how = f"the images' shorter side is {images.side} pixels"
-    yield Decision("views.global_size", crop, how if crop <= images.side else f"{how}, and the network needs {crop}")
+    most = LARGEST_CROP.get(machine.device, CROPS[-1])
+    further = f", and the network needs {crop}" if crop > images.side else ""
+    further = f"; larger crops than {most} pixels take long here" if images.side > most else further
+    yield Decision("views.global_size", crop, how + further)
     if used["views.num_locals"]:
         local = max(8, round(base["views.local_size"] / base["views.global_size"] * crop / 4) * 4)
         yield Decision("views.local_size", local, f"in proportion to crops of {crop} pixels")

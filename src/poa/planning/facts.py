@@ -12,7 +12,7 @@ from poa.examination.measures import GOOD, measure
 from poa.machine.launchers import cores_of
 from poa.models.folder import memory_of_machine
 
-SAMPLE = 48
+SAMPLE = 100
 """Images that are decoded, evenly spread over all."""
 Colour = tuple[float, float, float]
 

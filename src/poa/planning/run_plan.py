@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class RunPlan:
         config: All settings.
         forecast: Speed, time, memory and disk, as measured by some steps.
         expected: What a run of ours came to that is like this one.
+        gave_crops: Whether the user has given their side.
     """
 
     images: ImageFacts
@@ -60,6 +61,7 @@ class RunPlan:
     config: Config
     forecast: Forecast
     expected: str
+    gave_crops: bool
 
     def choices(self) -> list[tuple[str, str]]:
         """What was chosen, and why."""
@@ -80,7 +82,8 @@ class RunPlan:
     def rows(self) -> list[tuple[str, str]]:
         """What was chosen, what the run will take, and what to expect; each line with its name."""
         known = {name for name, _ in self.choices()}
-        notes = notes_of(self.config, self.images, num_steps=self.forecast.num_steps)
+        chosen = self.start is not None and not self.gave_crops
+        notes = notes_of(self.config, self.images, num_steps=self.forecast.num_steps, chosen_crops=chosen)
         return [
             *self.choices(),
             *((name, what) for name, what in self.forecast.rows() if name not in known),
@@ -182,12 +185,15 @@ def _plan(wishes: _Wishes, console: Console) -> RunPlan:
         measured = _measured(draft.config, console)
     decisions = (*draft.decisions, *_of_length(draft, wishes, images, machine, measured))
     config = wishes.settings(draft.start, decisions)
+    if config.limit is not None:
+        an_epoch = config.limit // config.batch_size
+        measured = replace(measured, num_images=config.limit, steps_per_epoch=an_epoch)
     found = forecast(config, measured)
     kind, _ = describe(config.model.name)
     family = next(name for name, each in FAMILIES.items() if each is kind)
     seen = found.num_steps * config.batch_size
     expected = expectation(family=family, number=images.number, side=images.side, images_seen=seen)
-    return RunPlan(images, machine, draft.start, decisions, config, found, expected)
+    return RunPlan(images, machine, draft.start, decisions, config, found, expected, CROP in flat(wishes.given))
 
 
 def _machine(config: Config) -> MachineFacts:
@@ -289,19 +295,27 @@ def _of_length(
     draft: _Draft, wishes: _Wishes, images: ImageFacts, machine: MachineFacts, measured: Measured
 ) -> list[Decision]:
     """Epochs and all that follows from their number."""
-    given, config = flat(wishes.given), draft.config
+    given, config, an_epoch = flat(wishes.given), draft.config, measured.steps_per_epoch
     steps = wishes.steps if wishes.hours is None else _possible(wishes.hours, measured)
     if draft.start is None:
         if steps is None:
             return []
-        return [Decision("epochs", max(1, steps // measured.steps_per_epoch), _why(wishes, measured))]
+        return [Decision("epochs", max(1, steps // an_epoch), _why(wishes, measured)), *_part(config, steps, an_epoch)]
     base = flat(Config.model_validate(read_recipe(draft.start.recipe)).model_dump())
-    per_hour = 3600 / (measured.seconds_per_step * measured.steps_per_epoch)
+    per_hour = 3600 / (measured.seconds_per_step * an_epoch)
     if "epochs" in given:
         return of_length(base, given, epochs=given["epochs"], per_hour=per_hour)
-    epochs, why = length(images, machine, epochs=config.epochs, an_epoch=measured.steps_per_epoch, steps=steps)
+    epochs, why = length(images, machine, epochs=config.epochs, an_epoch=an_epoch, steps=steps)
     decided = [] if epochs == base["epochs"] else [Decision("epochs", epochs, why or _why(wishes, measured))]
-    return [*decided, *of_length(base, given, epochs=epochs, per_hour=per_hour)]
+    return [*decided, *_part(config, steps, an_epoch), *of_length(base, given, epochs=epochs, per_hour=per_hour)]
+
+
+def _part(config: Config, steps: int | None, an_epoch: int) -> list[Decision]:
+    """Fewer images, where there is no time for all."""
+    if steps is None or steps >= an_epoch or config.limit is not None:
+        return []
+    why = f"there is time for {max(1, steps)} steps, and {an_epoch} would be needed to see all images once"
+    return [Decision("limit", max(1, steps) * config.batch_size, why)]
 
 
 def _why(wishes: _Wishes, measured: Measured) -> str:

@@ -24,6 +24,7 @@ from poa.training.progress import bar, duration, forget_memory, memory_in_use
 from poa.training.trackers import tracker_of
 
 NUM_STEPS = 2
+LONG_SECONDS = 15.0
 BYTES_PER_PARAMETER = 4 * 4
 """In a checkpoint: student, teacher and the two moments of AdamW."""
 
@@ -100,7 +101,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
 
 @explained_memory()
 def measure(config: Config, *, resume: bool = False, console: Console, num_steps: int = NUM_STEPS) -> Measured:
-    """Train so many steps, at least two; see ``dry_run``."""
+    """Train so many steps, or at least two where steps take long; see ``dry_run``."""
     config, device = registry.explicit(config), distributed.this_device(config.device, float64=False)
     forget_memory(device)
     if config.out or resume:  # without, all but the folder is tried
@@ -116,7 +117,7 @@ def measure(config: Config, *, resume: bool = False, console: Console, num_steps
         open_images(config.monitor.data, console=console).require_labels()
     show_start(parts, config, console)
     with bar("training steps", total=num_steps, console=console) as advance:
-        _, *counted = _timed_steps(parts, config, index, num_steps, advance)
+        _, *counted = _until_long(_timed_steps(parts, config, index, num_steps, advance))
     training, preparing, on_cpu = (sum(part) / len(counted) for part in zip(*counted, strict=True))
     workers = workers_of(config)
     waiting = max(0.0, preparing / workers - training) if workers else preparing
@@ -151,6 +152,16 @@ def forecast(config: Config, found: Measured) -> Forecast:
         disk_bytes=disk,
         notes=(*warnings_of(config, num_images=found.num_images), *_notes(config, disk=disk)),
     )
+
+
+def _until_long(steps: Iterator[tuple[float, float, float]]) -> Iterator[tuple[float, float, float]]:
+    """At least two steps; no more once they have taken long."""
+    seconds = 0.0
+    for number, (training, preparing, on_cpu) in enumerate(steps, start=1):
+        yield training, preparing, on_cpu
+        seconds += training + preparing
+        if number >= NUM_STEPS and seconds > LONG_SECONDS:
+            return
 
 
 def _timed_steps(
