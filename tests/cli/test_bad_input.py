@@ -113,7 +113,9 @@ REFUSED = {
     "plan of nothing": ("plan --hours 1", "--data is required"),
     "resume nowhere": ("pretrain --resume", "--out FOLDER"),
     "other settings": ("pretrain --out run --resume --lr 0.1", "lr (None in the run, 0.1 now)", "only --out and --res"),
-    "more epochs": ("pretrain --out run --resume --epochs 5", "epochs (2 in the run, 5 now)", "cannot be added"),
+    "more epochs": ("pretrain --out run --resume --epochs 5", "epochs (2 in the run, 5 now)", "--out run-longer --ep"),
+    "no step": ("sizes run --checkpoint last", "by the word best, got 'last'"),
+    "cool-down of a cosine": (f"{TRAIN} --optimizer.cooldown-epochs 1", "no effect on a cosine", "schedule constant"),
     "other images": (
         "pretrain --out run --resume --data digits/test",
         "(64 images) are not those that run was trained on",

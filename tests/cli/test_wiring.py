@@ -279,9 +279,3 @@ def test_every_command_and_flag_is_here() -> None:
     assert commands == set(CASES) | TESTED_ELSEWHERE
     for command, (words, _, _) in CASES.items():
         assert flags_of(command) <= set(words.split()), command
-
-
-def test_a_checkpoint_has_a_number_or_is_the_best(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["sizes", "runs/mine", "--checkpoint", "last"])
-    assert "named by its step, such as 1200, or by the word best, got 'last'" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A run with a constant learning rate can be made longer, and a run stops early where its score stays."""
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_what_was_trained_for_the_shorter_length_is_kept_as_a_run(longer: tuple[
     assert poa.pretrain(out=kept, resume=True).step == 4
 
 
-def test_a_run_cannot_be_made_so_short_that_no_checkpoint_fits(longer: tuple[Path, str]) -> None:
+def test_what_does_not_fit_the_length_of_a_run_is_refused(longer: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = longer
     before = (folder / "config.yaml").read_bytes()
     with pytest.raises(UserError, match=r"become a run of 2 epochs: .* from step 3 on, .* is of step 5\. Give more"):
@@ -82,6 +83,10 @@ def test_a_run_cannot_be_made_so_short_that_no_checkpoint_fits(longer: tuple[Pat
     given: dict[str, Any] = {"out": str(folder), "optimizer": {"schedule": "cosine"}}
     with pytest.raises(UserError, match=r"other settings: optimizer\.schedule \('constant' in the run, 'cosine' now\)"):
         trained(**given, resume=True)
+    edited = Path(shutil.copytree(folder, tmp_path / "run"))
+    (edited / "config.yaml").write_text((edited / "config.yaml").read_text().replace("epochs: 3", "epochs: 9", 1))
+    with pytest.raises(UserError, match=r"other settings than those in config\.yaml: epochs \(3 in the checkpoint, 9"):
+        trained(out=str(edited), resume=True)
     config = resolve({"out": str(folder), "epochs": 4}, resume=True)
     forecast = dry_run(config, resume=True, console=Console(quiet=True))
     assert (forecast.measured.done, forecast.num_steps) == (5, 3)
