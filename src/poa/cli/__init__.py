@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
+import docstring_parser
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 from pydantic import ValidationError
 
@@ -14,7 +16,9 @@ from poa.config.values import explain, flag
 from poa.errors import UserError, reason
 from poa.text import make_printable, one_line, shown_warnings
 
-# What a command needs is imported when it runs: `poa --help` and a mistyped flag shall not wait for torch.
+# What a command needs is imported when it runs: `poa --help` and a mistyped flag shall not wait for torch. And what
+# cyclopts finds in the source of a class is kept: for each section it would read pydantic's base class again.
+docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
 app = App(
     name="poa",
