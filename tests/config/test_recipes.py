@@ -276,6 +276,7 @@ REST: dict[str, Any] = {
     **{name: value for name, value in SLIMCLR.items() if name.startswith("slim.")},
     "optimizer.schedule": "cosine",
     "optimizer.cooldown_epochs": None,
+    "views.full_decode": False,
     "optimizer.cosine_stretch": 1.0,
     "optimizer.backbone_warmup_epochs": 0.0,
     "saving.every_epochs": 1.0,
