@@ -3,7 +3,7 @@
 All compute in float32 (float64 stays), also under autocast.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +71,10 @@ class Asked:
         """Of some rows."""
         return (self.logits[rows] - self.offsets).softmax(1)
 
+    def log(self, logits: Float[Tensor, "some prototypes"]) -> Float[Tensor, "some prototypes"]:
+        """The logarithm, of rows whose logits are given."""
+        return (logits - self.offsets).log_softmax(1)
+
 
 @torch.no_grad()
 def sinkhorn(logits: Logits, *, num_iterations: int = 3) -> Asked:
@@ -84,19 +88,19 @@ def sinkhorn(logits: Logits, *, num_iterations: int = 3) -> Asked:
         logits: Of the teacher.
         num_iterations: Rounds of the two normalisations.
     """
-    offsets = _logsumexp_over_samples(logits, logits.chunks())
+    offsets = _logsumexp_over_samples(logits, torch.clone)
     for _ in range(num_iterations - 1):
-        before = offsets
-        balanced = (part - (part - before).logsumexp(1, keepdim=True) for part in logits.chunks())
-        offsets = _logsumexp_over_samples(logits, balanced)
+        offsets = offsets + _logsumexp_over_samples(logits, Asked(logits, offsets).log)
     return Asked(logits, offsets)
 
 
-def _logsumexp_over_samples(logits: Logits, parts: Iterable[Tensor]) -> Float[Tensor, "prototypes"]:
+def _logsumexp_over_samples(logits: Logits, balanced: Callable[[Tensor], Tensor]) -> Float[Tensor, "prototypes"]:
+    """Of what is made of some rows; in place, since a new matrix costs more than what is done to it."""
     dtype = torch.promote_types(logits.features.dtype, torch.float32)
     local = logits.features.new_full((len(logits.prototypes),), -torch.inf, dtype=dtype)  # where there are no rows
-    for part in parts:
-        local = torch.logaddexp(local, part.logsumexp(0))
+    for part in map(balanced, logits.chunks()):
+        top = part.amax(0)
+        local = torch.logaddexp(local, top + part.sub_(top).exp_().sum(0).log())
     highest = max_over_ranks(local)
     return highest + sum_over_ranks((local - highest).exp()).log()
 

@@ -123,17 +123,19 @@ class _Pass(NamedTuple):
     def _rows(
         self, asked: Tensor, weights: Tensor, students: list[Tensor], gradients: list[Tensor], values: Tensor
     ) -> None:
-        """Of some rows."""
+        """Of some rows; in place where it can be, since a new matrix costs more than what is done to it."""
         seen: list[Tensor] = []
+        taught = [larger for larger, (_, same) in zip(self.larger, self.shares, strict=True) if same]
         for number, (rows, gradient) in enumerate(zip(students, gradients, strict=True)):
             (share, same_share), teacher = self.shares[number], self.larger[number]
-            logs, target = (rows @ self.prototypes.T).log_softmax(1), asked
-            values[number, 0] -= weights @ (asked * logs).sum(1)
+            made = rows @ self.prototypes.T
+            logs, target = made.log_softmax(1), asked
+            values[number, 0] -= weights @ torch.mul(asked, logs, out=made).sum(1)
             if teacher is not None and same_share:
-                values[number, 1] -= weights @ (seen[teacher] * logs).sum(1)
+                values[number, 1] -= weights @ torch.mul(seen[teacher], logs, out=made).sum(1)
                 target = asked.lerp(seen[teacher], same_share / (share + same_share))
             probabilities = logs.exp_()
-            wrong = (probabilities - target) if number in self.larger else probabilities.sub_(target)
+            wrong = (probabilities - target) if number in taught else probabilities.sub_(target)
             seen.append(probabilities)
             scale = ((share + same_share) * weights)[:, None]
             torch.mul(wrong @ self.prototypes, scale / self.temperature, out=gradient)
