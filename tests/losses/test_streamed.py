@@ -19,11 +19,6 @@ SHARES = {"global": 0.1, "ibot": 0.7, "local": 0.3, "same_global": 0.2, "same_lo
 LARGER = (None, 0, 1)  # the third student learns from the second
 
 
-@pytest.fixture(autouse=True)
-def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poa.losses.streamed.CPU_CHUNK_VALUES", 2 * NUM)
-
-
 def head(number: int, prototypes: Tensor) -> HeadOutput:
     rows = [filler((count, WIDTH), 10 * number + k) for k, count in enumerate((2 * BATCH, NUM_LOCALS * BATCH, PATCHES))]
     return HeadOutput(*[3 * each.to(prototypes.dtype) for each in rows], prototypes)
@@ -74,8 +69,11 @@ def gradients(terms: list[dict[str, Tensor]], given: list[Student], *, factor: f
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("keep", [True, False])
-def test_terms_and_gradients_are_those_of_all_logits_at_once(dtype: torch.dtype, keep: bool) -> None:
+@pytest.mark.parametrize(("keep", "rows"), [(True, 2), (False, 8)])
+def test_terms_and_gradients_are_those_of_all_logits_at_once(
+    dtype: torch.dtype, keep: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poa.losses.streamed.CPU_CHUNK_VALUES", rows * NUM)  # 8: local crops of two images, then of one
     prototypes = filler((NUM, WIDTH), 3).to(dtype).requires_grad_()
     given, teacher = students(prototypes), head(5, filler((NUM, WIDTH), 4).to(dtype))
     objective = Prototypes(0.1, keep_logits=keep)

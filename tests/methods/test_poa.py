@@ -77,6 +77,7 @@ def test_the_loss_equals_loops(variant: str, num_locals: int, sizes: tuple[Size,
 @pytest.mark.parametrize("memory", ["normal", "low"])
 def test_other_weights_and_centring_equal_loops(memory: Literal["normal", "low"]) -> None:
     made = method(memory=memory, intact_share=0.6, koleo=0.3, centering="moving-average").double()
+    assert made.objective.keep_logits == (memory == "normal")
     views = doubled(batch())
     centers = {k: [0.1 * number for number in range(k)] for k in HEADS.prototypes}
     for each in (*made.cls_centers, *made.patch_centers):
