@@ -100,3 +100,18 @@ def test_the_main_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> No
     sent.clear()
     with pytest.raises(UserError, match="of the main process"):
         distributed.from_main(lambda: 3)
+
+
+def test_what_the_main_process_makes_alone_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda *_, **__: None)
+    assert distributed.from_main(distributed.world_size) == 1, "it would wrap a network, and wait for ever"
+    with pytest.raises(UserError, match="wrong"):
+        distributed.from_main(fail)
+    assert distributed.world_size() == 2
+
+
+def fail() -> None:
+    raise UserError("wrong")

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,11 +29,13 @@ _STORE, _LAUNCHER = "POA_STORE", "POA_LAUNCHER"
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
 """Number of a call of Linux: which signal this process gets when its parent ends."""
+_WORKS_ALONE = ContextVar("works alone", default=False)
+"""Whether the others wait for what this process makes: it must not wait for them meanwhile."""
 
 
 def is_launched() -> bool:
     """Whether this process belongs to a process group."""
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _WORKS_ALONE.get()
 
 
 def rank() -> int:
@@ -57,7 +60,7 @@ def barrier() -> None:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What the main process makes, on all processes; a mistake that it finds is raised on all.
+    """What the main process makes alone, on all processes; a mistake that it finds is raised on all.
 
     Raises:
         UserError: As ``make`` raises it.
@@ -66,10 +69,13 @@ def from_main(make: Callable[[], T]) -> T:
         return make()
     found: list[Any] = [None]
     if is_main():
+        token = _WORKS_ALONE.set(True)
         try:
             found = [make()]
         except UserError as error:
             found = [error]
+        finally:
+            _WORKS_ALONE.reset(token)
     dist.broadcast_object_list(found, src=0)
     if isinstance(found[0], UserError):
         raise found[0]
