@@ -101,6 +101,7 @@ POA: dict[str, Any] = {
     "optimizer.kind": "sgd",
     "optimizer.decay_all": True,
     "optimizer.base_lr": 0.002,
+    "optimizer.schedule": "constant",
     "optimizer.final_lr": 1e-3,
     "optimizer.warmup_epochs": 1.0,
     "optimizer.backbone_warmup_epochs": 2.0,
@@ -145,6 +146,7 @@ ROWS = [
     ("poa", "sampling", "widening"),
 ]
 ELSEWHERE = {
+    "optimizer.cooldown_epochs": "acts with a constant rate: test_length",
     "views.full_decode": "acts on large photographs: data/test_loader",
     "heads.memory": "differs by rounding: test_streamed, test_poa",
     "losses.koleo_over_ranks": "acts with several processes: test_step",
