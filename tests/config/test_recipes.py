@@ -289,6 +289,7 @@ REST: dict[str, Any] = {
     "monitor.gradients_every": None,
     "monitor.tensorboard": False,
     "log": (),
+    "own": "",
     "evaluation.resize": None,
 }
 """Defaults of what the published POA runs do not say, or each in its own way."""

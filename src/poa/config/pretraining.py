@@ -35,7 +35,7 @@ SLIMMABLE = ("slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3")
 """Methods for networks with BatchNorm, which every size has for itself."""
 SELF_DISTILLED = ("poa", "single")
 """Methods whose heads have prototypes and whose teacher follows the student and is exported."""
-ELASTIC = ("poa", "distill", *SLIMMABLE)
+ELASTIC = ("poa", "distill", "own", *SLIMMABLE)
 """Methods that train all sizes of the search space; the others train its largest alone."""
 INITIAL = "init"
 """The frozen teacher that is the network of the run with the weights it starts from."""
@@ -279,10 +279,12 @@ class Config(Settings):
     """Images: a folder, a list of paths (txt, csv), a zip or tar (or a folder in it: a.zip/train), or `digits`."""
     out: Annotated[str, Parameter(show_default=False)] = ""
     """Folder of the run; must be new, or hold the run to resume with --resume."""
-    method: Literal["poa", "single", "distill", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3"] = "poa"
+    method: Literal["poa", "single", "distill", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3", "own"] = (
+        "poa"
+    )
     """poa trains all sizes at once; distill trains them to predict a frozen teacher's features; single trains only the
     largest, as DINOv2 does; seed distils a teacher into it; slimclr-... trains all widths of a slimmable ResNet by
-    contrastive learning."""
+    contrastive learning; own is the one that --own names."""
     epochs: Count = 346
     """Passes over the images."""
     batch_size: Count = 1600
@@ -323,6 +325,8 @@ class Config(Settings):
     """Use only so many images, balanced over classes."""
     max_bad_share: Annotated[Share, FURTHER] = 0.01
     """Stop when more than this share of the images cannot be read."""
+    own: Annotated[str, FURTHER, Parameter(show_default=False)] = ""
+    """A method of your own, as MODULE:CLASS (method own); CONTRIBUTING.md has an example."""
     log: Annotated[
         tuple[Literal["tensorboard", "wandb", "mlflow"], ...], _one, FURTHER, Parameter(show_default=False)
     ] = ()

@@ -27,6 +27,8 @@ class Branch(nn.Module):
 class Method(nn.Module, ABC):
     """One module that holds all networks of a way of pre-training, to be wrapped whole for data parallelism.
 
+    One from outside of this package is made of a family and the settings of the run, a ``Config``.
+
     Attributes:
         student: The branch that learns by gradients; each of its parameters gets one in every step.
     """

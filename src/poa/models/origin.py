@@ -21,6 +21,7 @@ METHODS = {
     "slimclr-simclr": "SlimCLR (arXiv 2209.15525): contrast at all widths at once, by SimCLR",
     "slimclr-mocov2": "SlimCLR (arXiv 2209.15525): contrast at all widths at once, by MoCo v2",
     "slimclr-mocov3": "SlimCLR (arXiv 2209.15525): contrast at all widths at once, by MoCo v3",
+    "own": "a method from outside of this package",
 }
 _NOT_SHOWN = {"weights", "image_size", "resize", "mean", "std", "precision", "classes"}
 """Settings that the rest of a card tells."""

@@ -20,6 +20,7 @@ from poa.machine.launchers import cores_of
 from poa.methods.base import Method
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
 from poa.methods.distill import Distill
+from poa.methods.own import own_method
 from poa.methods.poa import POA
 from poa.methods.seed import SEED
 from poa.methods.taught import TaughtPOA
@@ -171,6 +172,8 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
     Raises:
         UserError: Method, network and batch do not fit together.
     """
+    if config.own and config.method != "own":
+        raise UserError(f"--own {config.own} has no effect with --method {config.method}. Add --method own.")
     is_slim = isinstance(family, SlimResNet)
     if is_slim != (config.method in SLIMMABLE):
         slim_only = "Add --model slim-resnet, or choose another method."
@@ -187,6 +190,8 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
             f"--optimizer.restart-lr has no effect with --method {config.method}, which has no slow start. "
             "Leave it out."
         )
+    if config.method == "own":
+        return own_method(config.own)(family, config)
     students: dict[str, Any] = {
         "drop_path": drop_path_of(config.model),
         "checkpointing": config.checkpointing,
