@@ -90,6 +90,9 @@ def main() -> None:
     if "Caltech-101" in there and not (out / "caltech101").exists():
         with zipfile.ZipFile(arguments.data / "caltech101.zip") as archive:
             archive.extractall(out / "unfinished")
+        for file in (out / "unfinished").glob("*.txt"):  # one line of the lists names no image
+            lines = file.read_text(encoding="utf-8").splitlines()
+            file.write_text("".join(f"{line}\n" for line in lines if (file.parent / line).exists()), encoding="utf-8")
         (out / "unfinished").rename(out / "caltech101")
     parts = [f"# Runs with --data, --out and --hours {arguments.hours:g} alone", machine(torch.device("cpu"))]
     compared = []
