@@ -247,7 +247,7 @@ class SlimSettings(Settings):
     slow_start_epochs: NotNegative | None = None
     """Epochs in which only the full width is trained; by default half of all, 0 for none."""
     weighting: Literal["even", "share", "width", "scaled-width", "full", "cumulative", "full-next"] = "full"
-    """How the losses of the widths are weighted; docs/howto.md has the formulas."""
+    """How the losses of the widths are weighted; docs/slimmable.md has the formulas."""
     distillation: Literal["soft", "kl", "mse", "atkd", "dkd"] | None = "soft"
     """Online distillation from the full width to the others; none for no distillation."""
     distillation_share: Share = 0.5
