@@ -115,6 +115,7 @@ REFUSED = {
     "other settings": ("pretrain --out run --resume --lr 0.1", "lr (None in the run, 0.1 now)", "only --out and --res"),
     "more epochs": ("pretrain --out run --resume --epochs 5", "epochs (2 in the run, 5 now)", "--out run-longer --ep"),
     "no step": ("sizes run --checkpoint last", "by the word best, got 'last'"),
+    "patience without labels": (f"{TRAIN} --monitor.patience 3", "needs k-NN scores", "Add --monitor.data LABELLED"),
     "cool-down of a cosine": (f"{TRAIN} --optimizer.cooldown-epochs 1", "no effect on a cosine", "schedule constant"),
     "other images": (
         "pretrain --out run --resume --data digits/test",

@@ -208,12 +208,13 @@ def test_a_checkpoint_by_its_step(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(earlier.features(images(), size="32x2"), poa.load(folder).features(images(), size="32x2"))
     assert earlier.weights == poa.load(folder).weights == model_source(str(copy), checkpoint=4).weights
     assert earlier.weights != newest.weights
+    metrics = copy / "metrics.jsonl"
+    metrics.write_text('{"step": 4, "knn/64x3": 50.0}\n{"step": 8, "knn/64x3": 40.0}\n')
     assert model_source(str(copy), checkpoint="best").weights == earlier.weights
-    with (copy / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "rankme": 99.0}\n')
+    metrics.write_text('{"step": 4, "knn/64x3": 50.0}\n{"step": 8, "knn/64x3": 99.0}\n')
     assert poa.load(copy, checkpoint="best").step == 8
-    (copy / "metrics.jsonl").write_text('{"step": 5, "rankme": 99.0}\n')
-    with pytest.raises(UserError, match=r"No checkpoint of .* was scored .*\. Give --checkpoint one of 4, 8, or leave"):
+    metrics.write_text('{"step": 5, "knn/64x3": 99.0}\n')
+    with pytest.raises(UserError, match=r"No checkpoint of .* has k-NN scores .*one of 4, 8, or leave"):
         poa.load(copy, checkpoint="best")
     with pytest.raises(UserError, match=r"has no checkpoint of step 5\. It has those of 4, 8: choose one of them or `"):
         model_source(str(copy), checkpoint=5)

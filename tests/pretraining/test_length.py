@@ -102,7 +102,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return StepResult({"loss": 1.0, "intact/global": 1.0, "elastic/global": 1.0}, (), 0.1, stop=False)
 
     monkeypatch.setattr(loop, "train_step", train_step)
-    monkeypatch.setattr(Monitor, "score", lambda *_: ({"rankme": scores.pop(0)}, []))
+    monkeypatch.setattr(Monitor, "score", lambda *_: ({"knn/64x3": scores.pop(0)}, []))
     return scores
 
 
@@ -126,7 +126,10 @@ def test_a_disk_error_leaves_a_run_that_can_be_made_longer(
     assert saved_steps(tmp_path / "run/earlier/2-epochs/checkpoints") == [3, 4]
 
 
-EARLY: dict[str, Any] = {"monitor": {"every_epochs": 0.5, "patience": 1}, "saving": {"every_epochs": 50}}
+EARLY: dict[str, Any] = {
+    "monitor": {"every_epochs": 0.5, "patience": 1, "data": "digits/train"},
+    "saving": {"every_epochs": 50},
+}
 
 
 def test_a_run_stops_where_its_score_stays_and_cools_down_from_there(untrained: list[float], tmp_path: Path) -> None:
@@ -137,8 +140,8 @@ def test_a_run_stops_where_its_score_stays_and_cools_down_from_there(untrained: 
     assert saved_steps(tmp_path / "run/checkpoints") == [2, 3]
     for line in (
         "stopped early at step 3 of 18 ",
-        "best       RankMe 3 at step 2 (--checkpoint best)",
-        "why        RankMe has not risen for 1 check (--monitor.patience)",
+        "best       k-NN 3 at step 2 (--checkpoint best)",
+        "why        k-NN has not risen for 1 check (--monitor.patience)",
         f"cool down  poa pretrain --out {out} --resume --epochs 2 --monitor.patience none",
         f"or go on   poa pretrain --out {out} --resume --monitor.patience none",
     ):

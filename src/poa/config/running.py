@@ -67,7 +67,7 @@ class MonitorSettings(Settings):
     num_images: Annotated[int, Field(ge=2)] = 2048
     """Largest number of images used for these scores."""
     patience: Count | None = None
-    """Stop when the score has not risen in so many checks in a row: mean k-NN with --monitor.data, else RankMe."""
+    """Stop when the mean of the k-NN scores (--monitor.data) has not risen in so many checks in a row."""
     gradients_every: Count | None = None
     """Log gradient norms over the weights that each width uses every so many steps; `poa gradients` plots them."""
     tensorboard: bool = False

@@ -303,7 +303,7 @@ def _best(paths: Paths) -> int:
     best = best_step(scores_of(read_metrics(paths.metrics)), among=steps)
     if best is None:
         raise UserError(
-            f"No checkpoint of {paths.folder} was scored while it was trained, so none is known to be the best. Give "
+            f"No checkpoint of {paths.folder} has k-NN scores (--monitor.data), so none is known to be the best. Give "
             f"--checkpoint one of {', '.join(map(str, steps)) or 'no step'}, or leave it out for the newest."
         )
     return best

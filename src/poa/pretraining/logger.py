@@ -79,7 +79,7 @@ class Logger:
             self._log = MetricsLog(self._paths.metrics)
             self._log.truncate_after(self._start + 1)
             if self._paths.metrics.exists():
-                self._scored = [row for row in read_metrics(self._paths.metrics) if score_of(row)]
+                self._scored = [row for row in read_metrics(self._paths.metrics) if score_of(row) is not None]
             started = Started(self._paths.folder, self._start, self._config.model_dump(mode="json"))
             self._stack.enter_context(self._observers.opened(started))
         self._stack.enter_context(self._display)
@@ -221,13 +221,12 @@ class Logger:
         best = best_step(scores, among=saved_steps(self._paths.checkpoints))
         if best is None:
             return {}
-        return {"best": f"{scores[best].name} {scores[best].value:.4g} at step {best:,} (--checkpoint best)"}
+        return {"best": f"k-NN {scores[best]:.4g} at step {best:,} (--checkpoint best)"}
 
     def _after_plateau(self, step: int) -> dict[str, str]:
         """Why a run has stopped early, and how it goes on."""
-        name = next(reversed(scores_of(self._scored).values())).name
         checks = counted(self._config.monitor.patience or 0, "check")
-        why = f"{name} has not risen for {checks} (--monitor.patience)"
+        why = f"k-NN has not risen for {checks} (--monitor.patience)"
         more = " --monitor.patience none"
         if self._config.optimizer.schedule == "cosine":
             following = f"poa sizes {shell_word(self._config.out)} --checkpoint best"

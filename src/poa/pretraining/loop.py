@@ -103,10 +103,12 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     """Index the images, and decode some of them before hours are spent.
 
     Raises:
-        UserError: There are no images, or most of those tried cannot be read.
+        UserError: There are no images, or most of those tried cannot be read, or labelled ones are lacking.
     """
     if not config.data:
         raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
+    if config.monitor.patience and not config.monitor.data:
+        raise UserError("--monitor.patience needs k-NN scores. Add --monitor.data LABELLED, or leave it out.")
     index = open_images(config.data, limit=config.limit, console=console)
     if sentence := _try_some(index, config):
         note(console, sentence)
