@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,14 @@ def test_where_the_processes_of_srun_meet() -> None:
         launchers.meeting_point(place, SRUN | {"SLURM_STEP_NODELIST": ""})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    assert launchers.usable_cores() == 2
+
+
 def test_cores_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    monkeypatch.setattr(launchers, "usable_cores", lambda: 96)
     assert launchers.cores_of(8, {}) == 12
     assert launchers.cores_of(8, SRUN) == 6
     assert launchers.cores_of(8, SRUN | TORCHRUN) == 12, "torchrun's processes share the cores of the task"

@@ -1,6 +1,5 @@
 """How processes of a run are started, and what one makes of its arguments. Real ones run in tests/cli/test_cli.py."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ class Process:
 def test_processes_are_told_all_they_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resume: bool) -> None:
     Process.started = []
     monkeypatch.setattr(launch.subprocess, "Popen", Process)
-    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setattr(launch.launchers, "usable_cores", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = tiny.config(devices=3, out="runs/mine")
     launch._run_processes(config, tmp_path, resume=resume, asked=StopSignal())

@@ -1,6 +1,5 @@
 """``poa doctor``: measure all images, compare them, and write what was found. The images are only read."""
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from poa.examination.measures import GOOD
 from poa.examination.scan import Scan, folder_of, scan
 from poa.features.extract import extract_features, read_batches
 from poa.features.images import open_images
+from poa.machine.launchers import usable_cores
 from poa.models.source import ModelSource
 from poa.text import note, plain_console, unicode_text
 from poa.training.progress import Bars
@@ -115,7 +115,7 @@ def _check(data: str, path: Path | None, flag: str, endings: tuple[str, ...], ov
 
 
 def _workers(num_images: int) -> int:
-    return 0 if num_images <= ALONE else max(1, (os.cpu_count() or 1) - 1)
+    return 0 if num_images <= ALONE else max(1, usable_cores() - 1)
 
 
 def _find(

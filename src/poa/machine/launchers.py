@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -82,9 +83,14 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", found[0])
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: a container, a scheduler or taskset may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def cores_of(local_processes: int, environment: Mapping[str, str] = os.environ) -> int:
     """Cores of one of the processes of this machine: as Slurm gives them, else an equal share."""
-    cores = (os.cpu_count() or 1) // local_processes
+    cores = usable_cores() // local_processes
     found = place(environment)
     return _number(environment, "SLURM_CPUS_PER_TASK", default=cores) if found is not None and found.by_srun else cores
 

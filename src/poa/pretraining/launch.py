@@ -107,7 +107,7 @@ def _run_processes(config: Config, folder: Path, *, resume: bool, asked: StopSig
     (folder / "config.yaml").write_text(resolve.to_yaml(config), encoding="utf-8")
     command = [sys.executable, "-m", "poa.pretraining.launch", str(folder), "resume" if resume else "start", *sys.argv]
     number = config.processes
-    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // number)), **os.environ}
+    shared = {"OMP_NUM_THREADS": str(max(1, launchers.usable_cores() // number)), **os.environ}
     processes = []
     try:
         for own in distributed.group_on_this_machine(number, folder):
