@@ -195,7 +195,7 @@ def test_the_nearest_run_of_ours() -> None:
     assert nearest_run(family="convnext", number=10_000, side=32, steps=800).steps == 780
     assert nearest_run(family="dinov3", number=9000, side=200, steps=700).images == "Caltech-101"
     said = expectation(family="vit", number=9000, side=200, images_seen=45_000)
-    assert "a vit on 9,144 images of Caltech-101 (200 pixels)" in said
+    assert "a ViT on 9,144 images of Caltech-101 (160 pixels)" in said
     assert "30.9 to 32.6 % by k-NN in 102 classes (20.0 to 22.2 % untrained)" in said
     assert "Yours has 9,000 images of 200 pixels and trains on 45,000." in said
 
