@@ -228,7 +228,7 @@ OURS = {
     "resnet-224": "ae3b92f7",
     "resnet-224-1m": "264d476e",
     "resnet-96": "22c1d4d6",
-    "resnet-small-data": "873047a2",
+    "resnet-small-data": "1b73fc3f",
     "slimclr-small-data": "2e546907",
     "swin-224": "c4aa90dd",
     "swin-224-1m": "2c8fab18",
