@@ -53,7 +53,7 @@ def test_a_stage_with_a_choice_of_its_own_depths() -> None:
 
 
 def test_what_cannot_be_polished_is_told(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = polish_settings(poa.load(run.folder, checkpoint="best"), SIZE)
+    chosen = polish_settings(poa.load(run.folder, checkpoint=run.step), SIZE)
     assert chosen.distill.teacher == str(run.checkpoint)
     assert_same(teacher_of(chosen, family_of(chosen)).network.state_dict(), run.teacher.state_dict())
     with pytest.raises(UserError, match=r"64x3 is the largest size of .*, which is the teacher. Choose a smaller"):

@@ -13,7 +13,8 @@ from command import dashed
 from poa.training.metrics import read_metrics
 from processes import start_command
 
-STEPS = 20
+STEPS = 40
+"""Enough that the signal comes before the end also on a busy machine."""
 STEP = {
     "SLURM_JOB_ID": "4711",
     "SLURM_NTASKS": "2",
