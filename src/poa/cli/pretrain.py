@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 from rich.table import Table
 
-from poa.cli.evaluate import say
-from poa.cli.plan import planned, show_planned
+from poa.cli.evaluate import Switch, say
+from poa.cli.plan import Flags, planned, show_planned
 from poa.cli.show import show_sizes, show_table
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
@@ -27,9 +27,7 @@ SEVERAL = Parameter(consume_multiple=True, negative=())
 OWN = Parameter(group=Group("Comparison", sort_key=0))
 """For flags of a comparison that are no settings of a run."""
 
-Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
 ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=True, negative_iterable=())]
-Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
 def pretrain(

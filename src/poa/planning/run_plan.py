@@ -23,6 +23,7 @@ from poa.planning.facts import ImageFacts, MachineFacts, images_of, machine_of
 from poa.planning.notes import notes_of
 from poa.pretraining import launch
 from poa.pretraining.dry_run import Forecast, Measured, forecast, measure
+from poa.pretraining.loop import require_data
 from poa.text import plain_console, tell
 from poa.training.health import MemoryRanOut
 
@@ -125,7 +126,7 @@ class _Wishes:
             return resolve({**self.given, **planned}, recipe=self.recipe, file=self.file)
         return resolve(self.given, recipe=start.recipe, planned=planned)
 
-    def draft(self, start: Start, decisions: Sequence[Decision]) -> "_Draft":
+    def draft(self, start: Start, decisions: Sequence[Decision]) -> _Draft:
         """The same, as long as the recipe: what it counts in epochs is only decided with their number."""
         given = {name: value for name, value in self.given.items() if name != "epochs"}
         planned = nested({each.setting: each.value for each in decisions})
@@ -172,8 +173,7 @@ def _check(wishes: _Wishes) -> None:
 
 def _plan(wishes: _Wishes, console: Console) -> RunPlan:
     first = wishes.settings()
-    if not first.data:
-        raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
+    require_data(first)
     if first.out:
         opening.check(first, resume=False)
     images = images_of(open_images(first.data, limit=first.limit, console=console))

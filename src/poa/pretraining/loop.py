@@ -105,8 +105,7 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     Raises:
         UserError: There are no images, or most of those tried cannot be read, or labelled ones are lacking.
     """
-    if not config.data:
-        raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
+    require_data(config)
     if config.monitor.patience and not config.monitor.data:
         raise UserError("--monitor.patience needs k-NN scores. Add --monitor.data LABELLED, or leave it out.")
     index = open_images(config.data, limit=config.limit, console=console)
@@ -114,6 +113,12 @@ def find_images(config: Config, console: Console) -> ImageIndex:
         note(console, sentence)
     note_darkness(index, console=console)
     return index
+
+
+def require_data(config: Config) -> None:
+    """Refuse settings that name no images."""
+    if not config.data:
+        raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
 
 
 def show_start(parts: Parts, config: Config, console: Console) -> None:
