@@ -72,7 +72,8 @@ def demo(out: Path, *, console: Console, model: str = FIRST, method: str = "poa"
         f"same networks untrained. Picture: {picture}",
         soft_wrap=False,
     )
-    for line in next_commands(run, recipe=f"{model}-96" if method == "poa" else method):
+    named = "" if model == FIRST else f" --model {model}"
+    for line in next_commands(run, flags=named if method == "poa" else f" --method {method}"):
         tell(console, line)
     return run
 
@@ -93,13 +94,13 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
     return rows[0], rows[1]
 
 
-def next_commands(run: Run, *, recipe: str) -> list[str]:
-    """Commands to try next, with a recipe for the user's own images."""
+def next_commands(run: Run, *, flags: str) -> list[str]:
+    """Commands to try next, the last one with flags for the user's own images."""
     size, folder = run.space.sizes[len(run.space.sizes) // 2], shell_word(str(run.folder))
     return [
         "Next:",
         f"  poa report {folder}",
         f"  poa choose {folder} --max-ms 2",
         f"  poa extract {folder} --size {size} --out model-{size}",
-        f"  poa pretrain --data YOUR_IMAGES --out runs/mine --recipe {recipe} --dry-run",
+        f"  poa plan --data YOUR_IMAGES --hours 2{flags}",
     ]
