@@ -1,10 +1,11 @@
 """Run a function in several processes that form a process group."""
 
+import contextlib
 import importlib.util
 import inspect
 import multiprocessing
 import os
-import sys
+import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
@@ -32,21 +33,40 @@ def _worker(rank: int, num_processes: int, file: str, name: str, args: tuple[Any
     dist.destroy_process_group()
 
 
-def _command(words: Sequence[str], environment: Mapping[str, str], said: str) -> None:
+def _command(words: Sequence[str], environment: Mapping[str, str], said: str, asked_at: int | None) -> None:
     torch.set_num_threads(1)
     os.environ.update(environment)
     from poa.cli import main
+    from poa.data.workers import STOP_SIGNALS
+    from poa.pretraining import loop
 
-    with Path(said).open("w", buffering=1) as sys.stderr:
+    # The server has them blocked where a test with data workers has started it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    train_step = loop.train_step
+
+    def asked_to_stop(parts: Any, step: int, *args: Any, **options: Any) -> Any:
+        result = train_step(parts, step, *args, **options)
+        if step == asked_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return result
+
+    loop.train_step = asked_to_stop
+    with Path(said).open("w", buffering=1) as file, contextlib.redirect_stderr(file):
         main(list(words))
 
 
-def start_command(words: Sequence[str], environment: Mapping[str, str], *, said: Path) -> BaseProcess:
+def start_command(
+    words: Sequence[str], environment: Mapping[str, str], *, said: Path, asked_at: int | None = None
+) -> BaseProcess:
     """Start ``poa`` with some words and environment variables; what it says on standard error goes to a file.
 
-    It shares the imports of ``run_processes``, in place of a second for them.
+    It shares the imports of ``run_processes``, in place of a second for them. ``asked_at`` is the step in which it gets
+    SIGUSR1: sent from outside, the signal would come when the machine has time for it.
     """
-    process = multiprocessing.get_context("forkserver").Process(target=_command, args=(words, environment, str(said)))
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_command, args=(words, environment, str(said), asked_at)
+    )
     process.start()
     return process
 
