@@ -37,11 +37,7 @@ def _command(words: Sequence[str], environment: Mapping[str, str], said: str, as
     torch.set_num_threads(1)
     os.environ.update(environment)
     from poa.cli import main
-    from poa.data.workers import STOP_SIGNALS
     from poa.pretraining import loop
-
-    # The server has them blocked where a test with data workers has started it.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     train_step = loop.train_step
 

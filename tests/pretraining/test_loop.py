@@ -38,43 +38,7 @@ DROP_PATH: dict[str, Any] = {"model": {"drop_path": 0.3}}
 KILLED = ("vit", "swin")
 """With workers and without."""
 STOPPED = [family for family in tiny.FAMILIES if family != "swin"]
-
-# Pre-trains once for each case, in a process and a process group of its own, which is started when everything is
-# imported. Before a step, another process sends it a signal, or to all of its group SIGUSR1 and that signal.
-PROGRAM = """
-import json, os, subprocess, sys, torch, traceback
-torch.set_num_threads(1)
-import poa, poa.pretraining.loop, poa.models.registry
-
-train_step = poa.pretraining.loop.train_step
-
-def pretrain(settings, number, at, whom):
-    def interrupted(parts, step, batch, **options):
-        if step == at:
-            group = f"os.killpg({os.getpgid(0)}, signal.SIGUSR1); os.killpg({os.getpgid(0)}, {number})"
-            send = group if whom == "group" else f"os.kill({os.getpid()}, {number})"
-            subprocess.run([sys.executable, "-S", "-c", f"import os, signal; {send}"])
-        return train_step(parts, step, batch, **options)
-
-    os.setpgid(0, 0)
-    poa.pretraining.loop.train_step = interrupted
-    sys.stderr = open(settings["out"] + ".err", "w", buffering=1)
-    poa.pretrain(**settings)
-
-if __name__ == "__main__":
-    for case in json.loads(sys.argv[1]):
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                pretrain(*case)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+PROGRAM = Path(__file__).parents[1] / "interrupted_runs.py"
 
 
 def settings(family: str, out: Path, **over: Any) -> dict[str, Any]:
@@ -104,14 +68,13 @@ def run_and_signal(folder: Path, cases: Sequence[Case]) -> Runs:
 
     One family loads its images in a worker, which takes seconds to start.
     """
-    (folder / "program.py").write_text(PROGRAM)
     folders = [folder / f"{family}-{number:d}" for family, number, *_ in cases]
     given = [
         (settings(family, out, workers=int(family == "vit")), int(number), step, whom)
         for (family, number, step, whom), out in zip(cases, folders, strict=True)
     ]
     done = subprocess.run(
-        [sys.executable, str(folder / "program.py"), json.dumps(given)],
+        [sys.executable, str(PROGRAM), json.dumps(given)],
         capture_output=True,
         text=True,
         check=False,

@@ -99,16 +99,16 @@ def _script_not_run_again() -> Iterator[None]:
 
 @contextmanager
 def _stop_signals_held_back() -> Iterator[None]:
-    """Processes started meanwhile do not see requests to stop.
+    """The server of processes, if it is started meanwhile, does not see requests to stop.
 
     Terminals and schedulers send these to all processes of a run. The one that trains ends in good order, and needs its
-    workers for that, and they need the server that started them.
+    workers for that, and they need the server that started them. Workers hold the signals back themselves.
     """
     if sys.platform != "linux":
         yield
         return
     resource_tracker.ensure_running()  # its own start, which comes first, would let the signals through again
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # children inherit the mask
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server inherits the mask
     try:
         yield
     finally:
@@ -120,6 +120,8 @@ def _on_start(_: int) -> None:
     trainer = multiprocessing.parent_process()
     assert trainer is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # of each thread that is started from here
     threading.Thread(target=_end_after, args=(trainer,), daemon=True).start()
     if sys.platform == "linux":
         threading.Thread(target=_end_at_request, args=(trainer.pid,), daemon=True).start()
@@ -145,5 +147,5 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["poa.data.server"])
     return context
