@@ -4,11 +4,12 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+MINIMUM := .venv-minimum
 INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 
-.PHONY: setup demo test lint format types docs check clean
+.PHONY: setup demo test test-minimum lint format types docs package check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,10 +43,22 @@ format: $(DEVELOPING)
 types: $(DEVELOPING)
 	$(BIN)/mypy
 
+# uv takes the oldest version of each package that pyproject.toml allows, in an environment of its own.
+test-minimum: $(DEVELOPING)
+	$(PIP_INSTALL) uv
+	$(BIN)/uv venv --clear --python $(BIN)/python $(MINIMUM)
+	$(BIN)/uv pip install --python $(MINIMUM)/bin/python --resolution lowest-direct --editable ".[dev]"
+	$(MINIMUM)/bin/python -m pytest -n auto --dist loadscope
+
 docs: $(DEVELOPING)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 
-check: lint types docs test  ## what CI runs
+package: $(DEVELOPING)  ## wheel and sdist in dist/; the wheel is tried in another folder
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+	$(BIN)/python tests/package.py dist
+
+check: lint types docs package test  ## what CI runs
 
 clean:
-	rm -rf $(VENV) runs docs/_build docs/reference
+	rm -rf $(VENV) $(MINIMUM) runs dist docs/_build docs/reference

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import poa as library
@@ -40,7 +41,11 @@ def test_version_is_ours_though_another_poa_is_installed(
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "99")
     assert poa("--version") == 0
-    assert capsys.readouterr().out.strip() == library.__version__ == CITATION["version"]
+    words = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert words["poa"] == library.__version__ == CITATION["version"]
+    assert words["torch"] == torch.__version__
+    assert words["timm"] == "99"
+    assert words["device"].split()[0] in ("cpu", "cuda", "mps")
 
 
 def test_extras_that_are_named_are_ours() -> None:
@@ -55,6 +60,12 @@ def test_extras_that_are_named_are_ours() -> None:
     assert {
         name for names in [*asked, *(names for _, names in [*commands, *within])] for name in names.split(",")
     } <= set(EXTRAS)
+
+
+def test_packages_have_an_oldest_version() -> None:
+    """Which `make test-minimum` takes."""
+    names = [*PROJECT["dependencies"], *(name for extra in EXTRAS.values() for name in extra)]
+    assert [name for name in names if ">=" not in name and not name.startswith(DISTRIBUTION)] == []
 
 
 def test_addresses_are_those_of_the_papers_that_are_implemented() -> None:

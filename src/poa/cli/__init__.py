@@ -20,10 +20,18 @@ from poa.text import make_printable, one_line, shown_warnings
 # cyclopts finds in the source of a class is kept: for each section it would read pydantic's base class again.
 docstring_parser.parse_from_object = cache(docstring_parser.parse_from_object)
 
+
+def _versions() -> str:
+    from poa.machine.environment import versions
+
+    return versions(__version__)
+
+
 app = App(
     name="poa",
     help="Pre-train once on your own images, get every size of the model.",
-    version=__version__,
+    version=_versions,
+    version_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
 TRAININGS: tuple[Callable[..., None], ...] = (tasks.finetune, tasks.transfer, tasks.segmentation, tasks.detection)

@@ -1,22 +1,17 @@
 """The folder of a run when it begins and when it is resumed: whether it may, who writes to it, and its settings."""
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import timm
-import torch
-import torchvision
-
 from poa.config import resolve
 from poa.config.pretraining import SLIMMABLE, Config
 from poa.errors import UserError
 from poa.files import LOCK, for_models, one_writer, whole_file
+from poa.machine.environment import environment
 from poa.models.run import Paths
 from poa.text import shell_word
 from poa.training.checkpoint import latest_checkpoint
@@ -81,18 +76,9 @@ def create(config: Config) -> None:
     """Write the settings of a new run, and a record of command and environment before; call it while ``writing``."""
     check(config, resume=False)
     paths = Paths(Path(config.out))
-    environment = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-    }
+    started = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
     texts = {
-        paths.folder / "env.json": json.dumps(environment, indent=1) + "\n",
+        paths.folder / "env.json": json.dumps(started, indent=1) + "\n",
         paths.folder / "command.txt": " ".join(map(shell_word, sys.argv)) + "\n",
         paths.config: resolve.to_yaml(config),
     }
