@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import poa as library
-from command import SIZES, STEPS, TINY, dashed, one_thread, poa, tiny_file
+from command import SIZES, STEPS, TINY, dashed, poa, tiny_file
 from poa import files
 from poa.config import resolve
 from poa.errors import UserError
@@ -332,30 +332,6 @@ def test_what_a_process_leaves_is_told_by_its_launcher(
     assert "SIGKILL" in str(killed) or status == 2
 
 
-def test_help_fits_a_terminal_and_waits_for_no_torch() -> None:
-    code = """
-import sys
-from poa.cli import main
-for words in ([], ["--help"], ["recipes"], *([*command, "--help"] for command in (
-    ["pretrain"], ["sizes"], ["evaluate"], ["evaluate", "knn"], ["evaluate", "linear"], ["evaluate", "few-shot"],
-    ["evaluate", "cluster"], ["evaluate", "retrieval"], ["evaluate", "probe"],
-    ["evaluate", "finetune"], ["evaluate", "transfer"], ["evaluate", "quality"], ["compare"],
-    ["evaluate", "segmentation"], ["evaluate", "detection"], ["evaluate", "robustness"],
-    ["evaluate", "disturbances"], ["pictures"],
-    ["measure"], ["choose"], ["embed"], ["extract"], ["demo"], ["recipes"]))):
-    try:
-        main(words)
-    except SystemExit as end:
-        assert not end.code, (words, end.code)
-assert "torch" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=one_thread(), check=False)
-    assert done.returncode == 0, done.stderr
-    for heading in ("Parameters", "Model", "Heads", "Views", "Losses", "Optimizer", "Saving", "Monitor", "Evaluation"):
-        assert f"╭─ {heading} ─" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-
-
 def test_essential_settings_come_first_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert poa("pretrain", "--help") == 0
     panels = capsys.readouterr().out.split("╭─ ")
@@ -365,21 +341,6 @@ def test_essential_settings_come_first_in_the_help(capsys: pytest.CaptureFixture
     assert flags == [f"--{name}" for name in essential.split()]
     read: Any = docstring_parser.parse_from_object
     assert read.cache_info().hits  # reading pydantic's base class for each section would double the time
-
-
-@pytest.mark.parametrize("words", [["-m", "poa"], ["-c", "from poa.cli import main; main()"]])
-def test_exit_status_of_the_process(words: list[str], tmp_path: Path) -> None:
-    def status(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *words, *more]
-        return subprocess.run(command, capture_output=True, text=True, env=one_thread(), cwd=tmp_path, check=False)
-
-    recipes = status("recipes")
-    assert recipes.returncode == 0
-    assert "demo" in recipes.stdout.split()
-    assert re.search(r"^vit-96 +Photographs of all sizes seen at 96 pixels", recipes.stdout, re.MULTILINE)
-    wrong = status("pretrain", "--epoch", "3")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr == "poa: Unknown option: --epoch. Did you mean --epochs? See --help.\n"
 
 
 def test_interrupted(at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from poa.cli.evaluate import Switch, say
 from poa.cli.plan import Flags, planned, show_planned
-from poa.cli.show import show_sizes, show_table
+from poa.cli.show import show_sizes, show_table, show_untrained
 from poa.config import resolve
 from poa.config.pretraining import Config, ModelSettings
 from poa.config.values import Step
@@ -141,17 +141,15 @@ def sizes(
         raise UserError("Sizes have scores after a run. Leave out --plot and --score, or give the folder of a run.")
     if cost and not plot:
         raise UserError("--cost is for the chart. Add --plot FILE.png, or leave out --cost.")
-    from poa.choice.subjects import Overview, overview
+    if not subjects:
+        views = {"num_locals": 0} | ({} if image_size is None else {"global_size": image_size})
+        show_untrained(resolve.resolve({"model": given, "views": views}, recipe=recipe), out=out)
+        return
+    from poa.choice.subjects import overview
     from poa.evaluation import evaluate as scoring
-    from poa.models.registry import family_of
     from poa.plots.tables import write
 
-    if subjects:
-        shown = overview(subjects, checkpoint=checkpoint)
-    else:
-        views = {"num_locals": 0} | ({} if image_size is None else {"global_size": image_size})
-        family = family_of(resolve.resolve({"model": given, "views": views}, recipe=recipe))
-        shown = Overview(scoring.rows_of(family, {}), [], "")
+    shown = overview(subjects, checkpoint=checkpoint)
     names = scoring.headline(shown.rows)
     if score is not None:
         names = [score, *(name for name in names if name != score)]

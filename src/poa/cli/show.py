@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from poa.config.pretraining import Config
 from poa.errors import counted
 from poa.text import plain_console, tell
 
@@ -32,6 +33,19 @@ def show_sizes(rows: "Sequence[SizeRow]", scores: Sequence[str], *, notes: Seque
     if left_out:
         where = "--out FILE.csv or FILE.json writes all" if all_in is None else f"see {all_in}"
         tell(console, f"{', '.join(left_out)}: {where}.")
+
+
+def show_untrained(config: Config, *, out: Path | None) -> None:
+    """Print the sizes of a run before it: without scores, and so without importing what makes them."""
+    from poa.evaluation.cost import costs_of
+    from poa.models.registry import family_of
+    from poa.plots.tables import size_rows, write
+
+    family = family_of(config)
+    rows = size_rows(family.space, costs=costs_of(family, family.image_size))
+    if out is not None:
+        write(rows, out)
+    show_sizes(rows, (), notes=(), all_in=out)
 
 
 def show_table(table: "Table") -> None:
