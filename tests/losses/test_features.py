@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conformance import filler
-from poa.losses.features import feature_distance, resized_grid
+from poa.losses.features import feature_distance, gram_distance, resized_grid
 from reference import losses as reference
 
 GIVEN, ASKED = 2 * filler((4, 3), 1), 2 * filler((4, 3), 2)
@@ -45,6 +45,29 @@ def test_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = feature_distance(GIVEN.float().bfloat16(), ASKED.float(), smooth_l1=0.1)
     assert loss.dtype == torch.float32
+
+
+def test_similarities_by_hand() -> None:
+    """Two patches at 45 degrees for the student, at a right angle for the teacher; one with itself is always alike."""
+    given, asked = torch.tensor([[[3.0, 0.0], [1.0, 1.0]]]), torch.tensor([[[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]]])
+    assert gram_distance(given, asked).item() == pytest.approx(2 * 0.5 / 4)
+
+
+def test_similarities_equal_loops_whatever_the_width() -> None:
+    given, asked = filler((2, 4, 3), 1), filler((2, 4, 5), 2)
+    loss = gram_distance(given, asked)
+    assert loss.item() == pytest.approx(reference.gram_distance(given.tolist(), asked.tolist()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(gram_distance(given, asked), loss)
+
+
+def test_similarities_teach_the_student_alone() -> None:
+    given, asked = filler((1, 3, 2), 1).requires_grad_(), filler((1, 3, 4), 2).requires_grad_()
+    gram_distance(given, asked).backward()
+    assert asked.grad is None
+    assert torch.autograd.gradcheck(lambda rows: gram_distance(rows, asked), given)
+    assert gram_distance(given.detach().bfloat16(), asked).dtype == torch.float64
+    assert gram_distance(given.detach().bfloat16(), asked.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (5, 3), (2, 4), (3, 5), (1, 2), (3, 3)])

@@ -132,6 +132,27 @@ def test_weights_are_those_of_the_paper() -> None:
     assert elastic == pytest.approx([0.2, 0.2, 0.2, 0.1])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kept", [None, torch.tensor(BATCH * [[0, 2, 3], [0, 1, 3]])])
+def test_the_gram_term_equals_loops_and_is_shared_by_both_students(kept: Tensor | None) -> None:
+    """Of all patches that the students compute, hidden ones too."""
+    made, views = method(gram=0.5, ibot=0.0).double(), doubled(batch())._replace(kept=kept)
+    losses, weights = made(views, [SMALL], temperature=TEMPERATURE), made.weights([SMALL], num_locals=2)
+    assert losses.keys() == weights.keys()
+    assert (weights["intact/gram"], weights["elastic/gram"]) == pytest.approx((0.4, 0.1))
+    rows = range(2 * BATCH)
+    seen = [list(range(4)) for _ in rows] if kept is None else kept.tolist()
+    asked = made.teacher.backbone(views.globals).patches
+    students: dict[str, Any] = {"intact": made.student, "elastic": made.sub_networks.extract(SMALL, made.student)}
+    for branch, student in students.items():
+        look = student.backbone
+        given = look(views.globals, views.masks) if kept is None else look.visible(views.globals, kept)
+        expected = reference_losses.gram_distance(
+            *([patches[row, seen[row]].tolist() for row in rows] for patches in (given.patches, asked))
+        )
+        assert losses[f"{branch}/gram"].item() == pytest.approx(expected), branch
+
+
 def test_terms_of_several_sizes_are_averaged() -> None:
     made, views = method(), batch()
     both = made(views, [SMALL, WIDE], temperature=TEMPERATURE)

@@ -79,6 +79,21 @@ WHOLE = {"ibot": 0.0}
             {"views": {"drop_patches": 0.5}, "losses": WHOLE, "distill": {"teacher": "x"}},
             "frozen teacher's. Add --distill.patch-weight 0",
         ),
+        (
+            "vit",
+            {"losses": {"gram": 0.5}, "method": "distill"},
+            "0.5 works with --method poa or single, got distill",
+        ),
+        (
+            "convnext",
+            {"losses": {"gram": 1.0}},
+            "a ConvNeXt makes one patch of .* 32 pixels. Raise --views.global",
+        ),
+        (
+            "vit",
+            {"losses": {"gram": 1.0}, "views": {"small_size": 8, "small_epochs": 1.0}},
+            "a ViT makes one patch of a crop of 8 pixels. Raise --views.small-size, or leave it out",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(family: str, over: dict[str, Any], told: str) -> None:

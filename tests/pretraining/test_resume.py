@@ -21,7 +21,7 @@ BATCH_NORM = "BatchNorm takes its statistics over 8 images instead of 16"
         ({"model": {"drop_path": 0.1}}, [SIZES, KOLEO, DROP_PATH]),
         ({"same_sizes_on_all_ranks": True, "losses": {"koleo_over_ranks": True}}, []),
         (
-            {"elastic_samples": 2, "losses": {"koleo": 0}},
+            {"elastic_samples": 2, "losses": {"koleo": 0, "gram": 0.5}},
             ["each step trains 4 of the sizes instead of 2, in another order"],
         ),
         ({"accumulate": 2}, [SIZES, "KoLeo looks for nearest neighbours among 4 images instead of 8"]),

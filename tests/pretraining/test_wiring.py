@@ -94,6 +94,7 @@ POA: dict[str, Any] = {
     "losses.ibot": 0.5,
     "losses.ibot_start_epoch": 2.0,
     "losses.koleo": 0.3,
+    "losses.gram": 0.5,
     "losses.student_temperature": 0.2,
     "losses.teacher_temperature": (0.05, 0.07),
     "losses.teacher_temperature_epochs": 3.0,

@@ -99,6 +99,20 @@ def feature_distance(given: Row, asked: Row, share: float) -> float:
     return (1 - share) * (1 - cosine) + share * smooth
 
 
+def gram_distance(given: Sequence[Matrix], asked: Sequence[Matrix]) -> float:
+    """Of the cosines between the patches of each image, squared."""
+
+    def cosines(rows: Matrix) -> list[float]:
+        return [dot(a, b) / math.sqrt(dot(a, a) * dot(b, b)) for a in rows for b in rows]
+
+    squares = [
+        (ours - theirs) ** 2
+        for image, other in zip(given, asked, strict=True)
+        for ours, theirs in zip(cosines(image), cosines(other), strict=True)
+    ]
+    return sum(squares) / len(squares)
+
+
 def standardised(rows: Matrix) -> list[list[float]]:
     """Channel by channel, with the variance of all rows."""
     columns = []

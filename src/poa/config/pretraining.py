@@ -200,6 +200,9 @@ class LossSettings(Settings):
     """Weight of the KoLeo term, which spreads features out; without it small runs collapse."""
     koleo_over_ranks: bool = False
     """Search nearest neighbours for KoLeo among the images of all processes."""
+    gram: NotNegative = 0.0
+    """Weight of the Gram term: which patches of a crop are alike for a student shall be alike for the moving teacher,
+    whatever their widths (DINOv3's Gram anchoring; poa and single)."""
     student_temperature: Positive = 0.1
     """Temperature of the students."""
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)

@@ -55,6 +55,10 @@ class Views(NamedTuple):
         rows = self.masks.flatten().nonzero().flatten() if self.hidden is None else self.hidden
         return patches.flatten(0, 1).index_select(0, rows)
 
+    def seen_of(self, patches: Float[Tensor, "crops patches width"]) -> Float[Tensor, "crops seen width"]:
+        """What belongs to the patches that students compute."""
+        return patches if self.kept is None else patches.take_along_dim(self.kept[:, :, None], dim=1)
+
 
 class RawViews(NamedTuple):
     """A batch as a worker makes it: crops before colour, and their drawn colour parameters; rows are as in `Views`."""

@@ -21,6 +21,7 @@ from poa.data.views import Views
 from poa.elastic.space import Size
 from poa.families.base import Backbone, Family
 from poa.losses.coding_rate import CodingRate
+from poa.losses.features import gram_distance
 from poa.losses.objective import HeadOutput, Objective, Student, Targets
 from poa.losses.prototypes import MovingAverageCenter, Prototypes, koleo, mask_weights
 from poa.methods.base import Branch, Method, elastic_students, named, of_branch
@@ -163,11 +164,16 @@ class POA(Method):
         def losses(asked: Targets, *heads: HeadOutput) -> list[dict[str, Tensor]]:
             return self.objective.losses(asked, self._students(heads, weights), patch_weights=masks)
 
+        with torch.no_grad():
+            teacher: BranchOutput = self.teacher(views, teacher=True)
         # map, so that a head's targets are gone before those of the next one are made
-        by_head = list(map(losses, self.targets(views, temperature), *(output.heads for output in outputs)))
+        by_head = list(map(losses, self.targets(teacher.heads, temperature), *(output.heads for output in outputs)))
         for number, output in enumerate(outputs):
             terms = _mean([head[number] for head in by_head])
-            yield "elastic" if number else "intact", output, terms | {"koleo": self._koleo(output.cls)}
+            terms["koleo"] = self._koleo(output.cls)
+            if self.losses.gram:
+                terms["gram"] = gram_distance(views.seen_of(output.patches), views.seen_of(teacher.patches))
+            yield "elastic" if number else "intact", output, terms
 
     def _students(self, heads: Sequence[HeadOutput], weights: Mapping[str, float]) -> list[Student]:
         """The intact student, and the elastic ones, which share their weights and learn from a larger one (Eq. 7)."""
@@ -188,6 +194,8 @@ class POA(Method):
         student = {"global": 2 / pairs if code else 1.0, "ibot": losses.ibot}
         if losses.kind == "coding-rate":
             student["rate"] = losses.rate
+        if losses.gram:
+            student["gram"] = losses.gram
         if num_locals:
             student["local"] = 2 * num_locals / pairs if code else 1.0
         koleo_weight = 2 * losses.koleo  # of both global crops
@@ -202,10 +210,8 @@ class POA(Method):
         same = 1.0 - losses.intact_share
         return weights | {f"elastic/same_{name}": same for name in ("global", "local") if name in student}
 
-    def targets(self, views: Views, temperature: float) -> Iterator[Targets]:
-        """What the teacher asks, one head after the other; with moving averages the centres move too."""
-        with torch.no_grad():
-            heads = self.teacher(views, teacher=True).heads
+    def targets(self, heads: Sequence[HeadOutput], temperature: float) -> Iterator[Targets]:
+        """What the teacher's heads ask, one after the other; with moving averages the centres move too."""
         pairs = list(zip(self.cls_centers, self.patch_centers, strict=True))
         centers: list[Any] = pairs or [(None, None)] * len(heads)
         for head, pair in zip(heads, centers, strict=True):

@@ -4,7 +4,7 @@ from poa.config.pretraining import SELF_DISTILLED, Config, ViewSettings
 from poa.data.loader import Cropping, CropSchedule
 from poa.data.masks import Masking
 from poa.errors import UserError
-from poa.families.base import Family
+from poa.families.base import Family, FourStages
 from poa.families.vit import ViT
 
 
@@ -18,6 +18,8 @@ def crops_of(config: Config, family: Family, *, steps_per_epoch: int) -> CropSch
     views.check()
     if views.drop_patches:
         _check_dropping(config, family)
+    if config.losses.gram:
+        _check_gram(config, family)
     side = views.global_size if views.small_size is None else views.small_size
     family.check_image_size(side, setting="views.small-size")
     small = views.model_copy(update={"global_size": side})
@@ -49,4 +51,21 @@ def _check_dropping(config: Config, family: Family) -> None:
         raise UserError(
             f"{asked} leaves patches without features to compare with the frozen teacher's. Add "
             "--distill.patch-weight 0, or leave it out."
+        )
+
+
+def _check_gram(config: Config, family: Family) -> None:
+    """A single patch is like nothing else."""
+    asked, views = f"--losses.gram {config.losses.gram:g}", config.views
+    if config.method not in SELF_DISTILLED:
+        raise UserError(
+            f"{asked} works with --method {' or '.join(SELF_DISTILLED)}, got {config.method}. Leave it out."
+        )
+    side, flag = views.global_size, "--views.global-size"
+    if views.small_size is not None:
+        side, flag = views.small_size, "--views.small-size"
+    if family.mask_grid(side) < (3 if isinstance(family, FourStages) else 2):  # each cell of a last map counts twice
+        raise UserError(
+            f"{asked} compares the patches of a crop with each other, and a {type(family).__name__} makes one patch of "
+            f"a crop of {side} pixels. Raise {flag}, or leave it out."
         )
