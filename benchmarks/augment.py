@@ -27,7 +27,7 @@ from torchvision.transforms import functional
 from measure import machine
 from poa.config.pretraining import ViewSettings
 from poa.data.augment import augment
-from poa.data.images import decode
+from poa.data.images import decode, image_tensor
 from poa.data.index import open_index
 from poa.data.views import (
     BOX,
@@ -142,7 +142,9 @@ def timed(seconds: list[float], work: Callable[[], Result], *, num_images: int =
 
 def crop(file: bytes, *, step: int, position: int) -> SampleCrops:
     """What our worker does with one image."""
-    return make_crops(decode(file), augmentation=AUGMENTATION, generator=sample_generator(0, step, position))
+    return make_crops(
+        image_tensor(decode(file)), augmentation=AUGMENTATION, generator=sample_generator(0, step, position)
+    )
 
 
 def same_cuts(file: bytes, *, step: int, position: int) -> list[Cut]:

@@ -17,7 +17,8 @@ from sklearn.datasets import load_sample_images
 
 from measure import in_turns, machine, ratio
 from poa.config.pretraining import ViewSettings
-from poa.data.images import decode, decode_reduced, image_tensor, resize
+from poa.data.images import decode, decode_reduced, image_tensor
+from poa.data.resize import resize
 from poa.data.views import SPARE, make_crops, reduction, sample_generator
 
 AUGMENTATION = ViewSettings()
@@ -70,7 +71,7 @@ def photograph(width: int, height: int, *, quality: int) -> bytes:
 
 def crops(image: Image.Image, step: int) -> object:
     """What a worker makes of a decoded image."""
-    return make_crops(image, augmentation=AUGMENTATION, generator=sample_generator(0, step, 0))
+    return make_crops(image_tensor(image), augmentation=AUGMENTATION, generator=sample_generator(0, step, 0))
 
 
 def within_a_step(whole: Image.Image, reduced: Image.Image) -> float:

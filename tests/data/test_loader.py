@@ -12,10 +12,11 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image
 
 from poa.config.pretraining import ViewSettings
-from poa.data.images import centre_crop
+from poa.data.images import image_tensor
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import Cropping, CropSchedule, batches, images_for_scoring
 from poa.data.masks import Masking
+from poa.data.resize import centre_crop
 from poa.data.sampler import draws
 from poa.data.views import RawViews
 from poa.errors import UserError
@@ -249,7 +250,7 @@ def test_scoring_a_batch_of_bad_images_has_no_rows() -> None:
 def test_scoring_survives_a_line_of_pixels() -> None:
     line = np.zeros((1, 60_000, 3), dtype=np.uint8)
     line[:, 30_000:] = 255
-    crop = centre_crop(Image.fromarray(line), size=224, resize_to=256)  # resized whole, it would fill 12 GB
+    crop = centre_crop(image_tensor(Image.fromarray(line)), size=224, resize_to=256)  # whole, it would fill 12 GB
     assert crop.shape == (1, 3, 224, 224)
     assert crop[..., 0].max() < 100  # dark on the left, bright on the right, alike about the middle
     assert ((crop.int() + crop.flip(-1).int()) - 255).abs().max() <= 1

@@ -9,7 +9,17 @@ from data.image_files import content, listing, names, pack, refused, tarred, tou
 from poa.data import lists, sources
 from poa.data.images import IMAGE_ENDINGS, BadImage, decode
 from poa.data.index import ImageIndex, open_index
-from poa.data.sources import SPECIAL, Source, check_out, ending_of, folder_label, notes, read_file, resolve
+from poa.data.sources import (
+    SPECIAL,
+    Source,
+    check_out,
+    ending_of,
+    folder_label,
+    notes,
+    read_file,
+    resolve,
+    without_arrays,
+)
 from poa.errors import UserError
 
 
@@ -28,8 +38,23 @@ def test_folder_is_walked_and_sorted_by_name(tmp_path: Path) -> None:
 
 def test_all_image_endings_in_any_case(tmp_path: Path) -> None:
     images = ["a.jpg", "b.JPEG", "c.png", "d.WebP", "e.bmp", "f.tif", "g.TIFF", "h.gif", "i.ppm", "j.PGM"]
-    touch(tmp_path, *images, "k.npy", "l.jpg.txt", "jpg")
+    touch(tmp_path, *images, "k.h5", "l.jpg.txt", "jpg")
     assert names(tmp_path) == images
+
+
+def test_arrays_are_images_of_sets_without_others(tmp_path: Path) -> None:
+    mixed = touch(tmp_path / "mixed", "a/1.npy", "a/2.png", "b/1.DCM", "b/3.png")
+    (mixed / "list.csv").write_text("a/1.npy,ant\na/2.png,bee\nb/3.png,cat\n")
+    for path in (mixed, mixed / "list.csv", pack(mixed, tmp_path / "t.tar")):
+        found = without_arrays(listing(path))
+        assert [entry.name.removeprefix("top/") for entry in found.entries] == ["a/2.png", "b/3.png"]
+        assert [entry.size for entry in found.entries] == [7, 7]
+        assert found.labels in (None, ["bee", "cat"])
+        assert found.ignored[".npy"] == 1
+        assert notes(resolve(path), found)
+    alone = listing(touch(tmp_path / "alone", "a/1.npy", "2.dcm"))
+    assert without_arrays(alone) is alone
+    assert [entry.name for entry in alone.entries] == ["2.dcm", "a/1.npy"]
 
 
 def test_hidden_files_and_others_are_counted_not_taken(tmp_path: Path) -> None:
@@ -180,10 +205,10 @@ def test_empty_data() -> None:
 
 def test_no_images(tmp_path: Path) -> None:
     assert f"There is no file in {tmp_path}" in refused(tmp_path)
-    touch(tmp_path, "a.npy", "b.npy", "c.dcm", "LICENSE")
+    touch(tmp_path, "a.h5", "b.h5", "c.nii", "LICENSE")
     message = refused(tmp_path)
-    assert ".npy (2)" in message
-    assert ".dcm (1)" in message
+    assert ".h5 (2)" in message
+    assert ".nii (1)" in message
     assert "without ending (1)" in message
     assert ".jpe, .jpeg, .jpf, .jpg" in message
     assert ".txt (1)" in refused(zipped(tmp_path / "set.zip", "a.txt"))

@@ -10,7 +10,8 @@ from torchvision.transforms import RandomResizedCrop
 
 from poa.config.pretraining import ViewSettings
 from poa.config.resolve import resolve
-from poa.data.images import decode, decode_reduced, image_tensor, resize
+from poa.data.images import decode, decode_reduced, image_tensor
+from poa.data.resize import resize
 from poa.data.views import (
     FACTORS,
     GREY,
@@ -75,7 +76,11 @@ def test_crops_are_near_those_of_pillow_and_mirrored_by_probability() -> None:
     image = photo(300, 400)
     generators = [sample_generator(0, 0, 0) for _ in range(2)]
     straight, mirrored = (
-        make_crops(image, augmentation=ViewSettings(global_size=64, local_size=32, flip=flip), generator=generator)
+        make_crops(
+            image_tensor(image),
+            augmentation=ViewSettings(global_size=64, local_size=32, flip=flip),
+            generator=generator,
+        )
         for flip, generator in zip((0.0, 1.0), generators, strict=True)
     )
     assert torch.equal(straight.globals, mirrored.globals.flip(-1))
@@ -87,7 +92,7 @@ def test_crops_are_near_those_of_pillow_and_mirrored_by_probability() -> None:
 
 
 def test_every_crop_shows_its_own_region() -> None:
-    crops = make_crops(photo(200, 200), augmentation=SMALL, generator=sample_generator(0, 0, 0))
+    crops = make_crops(image_tensor(photo(200, 200)), augmentation=SMALL, generator=sample_generator(0, 0, 0))
     assert crops.globals.shape == (2, 3, 32, 32)
     assert crops.locals.shape == (3, 3, 16, 16)
     rows = [*crops.globals.flatten(1).unique(dim=0), *crops.locals.flatten(1).unique(dim=0)]
@@ -96,7 +101,7 @@ def test_every_crop_shows_its_own_region() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 60), (500, 3)])
 def test_tiny_and_thin_images_give_crops(size: tuple[int, int]) -> None:
-    crops = make_crops(photo(*size), augmentation=SMALL, generator=sample_generator(0, 0, 0))
+    crops = make_crops(image_tensor(photo(*size)), augmentation=SMALL, generator=sample_generator(0, 0, 0))
     assert crops.globals.shape == (2, 3, 32, 32)
 
 
@@ -139,7 +144,7 @@ def test_colour_parameters_have_the_set_frequencies_and_ranges() -> None:
 
 def test_collate_puts_the_first_crops_of_all_images_first() -> None:
     samples = [
-        make_crops(photo(64, 64, seed=seed), augmentation=SMALL, generator=sample_generator(0, 0, seed))
+        make_crops(image_tensor(photo(64, 64, seed=seed)), augmentation=SMALL, generator=sample_generator(0, 0, seed))
         for seed in range(2)
     ]
     masks = torch.zeros(4, 16, dtype=torch.bool)
@@ -157,7 +162,7 @@ def test_collate_puts_the_first_crops_of_all_images_first() -> None:
 
 def test_no_local_crops_give_an_empty_batch_of_them() -> None:
     augmentation = ViewSettings(global_size=32, local_size=16, num_locals=0)
-    crops = make_crops(photo(64, 64), augmentation=augmentation, generator=sample_generator(0, 0, 0))
+    crops = make_crops(image_tensor(photo(64, 64)), augmentation=augmentation, generator=sample_generator(0, 0, 0))
     raw = collate([crops, crops], masks=torch.zeros(4, 16, dtype=torch.bool), bad=())
     assert raw.locals.shape == (0, 3, 16, 16)
     assert raw.local_parameters.shape[0] == 0

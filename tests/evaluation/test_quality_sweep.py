@@ -17,9 +17,10 @@ import tiny
 from poa.cli.evaluate import quality as command
 from poa.config import resolve
 from poa.data.augment import augment, normalise
-from poa.data.images import Preprocessing, centre_crop, decode
+from poa.data.images import Preprocessing, decode, image_tensor
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import images_for_scoring
+from poa.data.resize import centre_crop
 from poa.data.views import collate, make_crops, sample_generator
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
@@ -107,9 +108,9 @@ def views_by_hand(index: ImageIndex, given: ModelSource, *, seed: int) -> tuple[
     views: list[Tensor] = []
     for i in range(len(index)):
         side = given.preprocessing.resize
-        square = centre_crop(decode(index.read(i)), size=side, resize_to=side)[0]
+        square = centre_crop(image_tensor(decode(index.read(i))), size=side, resize_to=side)[0]
         crops = make_crops(
-            Image.fromarray(square.permute(1, 2, 0).numpy()),
+            image_tensor(Image.fromarray(square.permute(1, 2, 0).numpy())),
             augmentation=quality.views_of(given),
             generator=sample_generator(seed, 0, i),
         )

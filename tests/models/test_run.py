@@ -18,7 +18,8 @@ import tiny
 from conformance import filler
 from poa import files
 from poa.config import resolve
-from poa.data.images import centre_crop
+from poa.data.images import image_tensor
+from poa.data.resize import centre_crop
 from poa.errors import UserError
 from poa.models import opening
 from poa.models.run import Run
@@ -121,7 +122,7 @@ def test_features_of_images_in_other_forms(run: Run, tmp_path: Path) -> None:
     assert torch.equal(run.features(arrays[0], size="48x2"), run.features(bytes_[:1], size="48x2"))
     photo = Image.fromarray(np.asarray(filler((30, 50, 3), 5) * 255 + 127).astype(np.uint8))
     photo.save(tmp_path / "photo.png")
-    cropped = centre_crop(photo, size=run.preprocessing.image_size, resize_to=run.preprocessing.resize)
+    cropped = centre_crop(image_tensor(photo), size=run.preprocessing.image_size, resize_to=run.preprocessing.resize)
     expected = run.features(cropped, size="48x2")
     for same in (photo, [photo], tmp_path / "photo.png", str(tmp_path / "photo.png")):
         assert torch.equal(run.features(same, size="48x2"), expected)

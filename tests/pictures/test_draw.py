@@ -13,9 +13,10 @@ import poa
 import tiny
 from poa.cli.inspect import pictures
 from poa.data.augment import augment, normalise
-from poa.data.images import resize
+from poa.data.images import image_tensor
 from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
+from poa.data.resize import resize
 from poa.data.views import collate, make_crops, sample_generator
 from poa.errors import UserError
 from poa.evaluation.quality import views_of
@@ -114,7 +115,7 @@ def test_views_lie_where_they_are_said_to(run: Run, tmp_path: Path, seen: dict[s
     for place, image in enumerate(images.shown):
         pixels = network.crops[image : image + 1]
         sample = make_crops(
-            Image.fromarray(pixels[0].permute(1, 2, 0).numpy()),
+            image_tensor(Image.fromarray(pixels[0].permute(1, 2, 0).numpy())),
             augmentation=views_of(source(run)),
             generator=sample_generator(5, 0, image),
         )

@@ -5,9 +5,11 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from poa.config.channels import Values
 from poa.config.running import MonitorSettings, OptimizerSettings, SavingSettings
 from poa.config.values import (
     AreaRange,
+    Ascending,
     Count,
     Finite,
     Natural,
@@ -145,9 +147,9 @@ class ViewSettings(Settings):
     """Side of the blur kernel, in pixels; odd."""
     solarize_probability: Share = 0.2
     """Probability of solarisation of the second global crop."""
-    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
-    """Mean of the channels, of values in 0..1."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    mean: Annotated[tuple[Finite, ...], Field(min_length=1)] = (0.485, 0.456, 0.406)
+    """Mean of the channels, of values in 0..1; measured on some of the images where --channels is not 3."""
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.229, 0.224, 0.225)
     """Standard deviation of the channels."""
     mask_share: Share = 0.5
     """Share of the global crops that get a mask."""
@@ -324,6 +326,12 @@ class Config(Settings):
     """Number of machines; a run on several is started by srun or torchrun, which say how many there are."""
     workers: Annotated[Natural | None, FURTHER] = None
     """Loader processes on each device; by default chosen from the cores and the image size."""
+    channels: Annotated[Annotated[int, Field(ge=1, le=1000)] | None, FURTHER] = None
+    """Channels of the images, which then keep all their bits (16 bits, floats; PNG, TIFF, NumPy, DICOM); by default all
+    images become 8-bit RGB."""
+    value_range: Annotated[Annotated[tuple[Finite, Finite], Ascending] | None, FURTHER] = None
+    """Stored values that become 0 and 1, with --channels; by default those of unsigned integers, and 0 and 1 of
+    floats."""
     limit: Annotated[Count | None, FURTHER] = None
     """Use only so many images, balanced over classes."""
     max_bad_share: Annotated[Share, FURTHER] = 0.01
@@ -345,6 +353,11 @@ class Config(Settings):
     saving: Annotated[SavingSettings, _section("Saving", place=8)] = SavingSettings()
     monitor: Annotated[MonitorSettings, _section("Monitor", place=9)] = MonitorSettings()
     evaluation: Annotated[EvaluationSettings, _section("Evaluation", place=10)] = EvaluationSettings()
+
+    @property
+    def values(self) -> Values:
+        """Which channels and bits of image files the network sees."""
+        return Values(self.channels, self.value_range)
 
     @property
     def processes(self) -> int:

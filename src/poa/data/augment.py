@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Num, Shaped
 from torch import Tensor
 
+from poa.config.channels import RGB
 from poa.config.pretraining import ViewSettings
+from poa.data.channels import in_unit
 from poa.data.views import FACTORS, GREY, ORDER, SIGMA, SOLARIZE, RawViews, Views
 
 # On a CPU, a few crops at a time stay in its cache, which takes two thirds of the time of the whole batch at once.
@@ -46,24 +48,25 @@ def moved(values: Shaped[Tensor, "*shape"], device: torch.device) -> Shaped[Tens
 
 
 def normalise(
-    images: UInt8[Tensor, "batch 3 height width"], *, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Float[Tensor, "batch 3 height width"]:
-    """Bytes to float32 with the given mean and standard deviation of each channel taken out."""
-    return _normalise_(_to_float(images), mean=mean, std=std)
+    images: Num[Tensor, "batch channels height width"], *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "batch channels height width"]:
+    """Bytes, or floats in 0..1, to float32 with the given mean and standard deviation of each channel taken out."""
+    return _normalise_(in_unit(images), mean=mean, std=std)
 
 
 def adjust_brightness(
-    images: Float[Tensor, "batch 3 height width"], factors: Float[Tensor, "batch"]
-) -> Float[Tensor, "batch 3 height width"]:
+    images: Float[Tensor, "batch channels height width"], factors: Float[Tensor, "batch"]
+) -> Float[Tensor, "batch channels height width"]:
     """Multiply each image by its factor."""
     return (images * _column(factors)).clamp_(0, 1)
 
 
 def adjust_contrast(
-    images: Float[Tensor, "batch 3 height width"], factors: Float[Tensor, "batch"]
-) -> Float[Tensor, "batch 3 height width"]:
-    """Blend each image with the mean of its grey version: 0 is that mean, 1 the image."""
-    mean = to_grey(images).mean((1, 2, 3), keepdim=True)
+    images: Float[Tensor, "batch channels height width"], factors: Float[Tensor, "batch"]
+) -> Float[Tensor, "batch channels height width"]:
+    """Blend each image with the mean of its grey version, or channels that are no RGB with their own: 0 is the mean."""
+    is_rgb = images.shape[1] == RGB
+    mean = to_grey(images).mean((1, 2, 3), keepdim=True) if is_rgb else images.mean((2, 3), keepdim=True)
     return (images * _column(factors)).add_(mean * _column(1 - factors)).clamp_(0, 1)
 
 
@@ -104,8 +107,8 @@ def to_grey(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "bat
 
 
 def gaussian_blur(
-    images: Float[Tensor, "batch 3 height width"], sigmas: Float[Tensor, "batch"], *, kernel: int
-) -> Float[Tensor, "batch 3 height width"]:
+    images: Float[Tensor, "batch channels height width"], sigmas: Float[Tensor, "batch"], *, kernel: int
+) -> Float[Tensor, "batch channels height width"]:
     """Blur each image with its own standard deviation; pixels, and an odd side of the kernel. Edges are mirrored."""
     batch, channels, height, width = images.shape
     half = kernel // 2
@@ -118,8 +121,8 @@ def gaussian_blur(
 
 
 def solarize(
-    images: Float[Tensor, "batch 3 height width"], *, threshold: float
-) -> Float[Tensor, "batch 3 height width"]:
+    images: Float[Tensor, "batch channels height width"], *, threshold: float
+) -> Float[Tensor, "batch channels height width"]:
     """Invert the values from the threshold on."""
     return torch.where(images >= threshold, 1 - images, images)
 
@@ -134,18 +137,18 @@ JITTER: tuple[tuple[Callable[[Tensor, Tensor], Tensor], float], ...] = (
 
 
 def _finish(
-    crops: UInt8[Tensor, "batch 3 height width"],
+    crops: Num[Tensor, "batch channels height width"],
     parameters: Float[Tensor, "batch parameters"],
     *,
     augmentation: ViewSettings,
     device: torch.device,
     dtype: torch.dtype,
-) -> Float[Tensor, "batch 3 height width"]:
+) -> Float[Tensor, "batch channels height width"]:
     """The whole chain for crops of one size."""
     crops = moved(crops, device)
     finished = torch.empty(crops.shape, dtype=dtype, device=device)
     for rows in _chunks(crops):
-        images = _to_float(crops[rows])
+        images = in_unit(crops[rows])
         _recolour_(images, parameters[rows], augmentation=augmentation)
         finished[rows] = _normalise_(images, mean=augmentation.mean, std=augmentation.std)
     return finished
@@ -160,7 +163,7 @@ def _chunks(crops: Tensor) -> Iterator[slice]:
 
 
 def _recolour_(
-    images: Float[Tensor, "batch 3 height width"],
+    images: Float[Tensor, "batch channels height width"],
     parameters: Float[Tensor, "batch parameters"],
     *,
     augmentation: ViewSettings,
@@ -184,7 +187,7 @@ def _recolour_(
 
 
 def _apply_(
-    images: Float[Tensor, "batch 3 height width"],
+    images: Float[Tensor, "batch channels height width"],
     chosen: Bool[Tensor, "batch"],
     operation: Callable[[Tensor, Tensor], Tensor],
     values: Float[Tensor, "batch"],
@@ -198,14 +201,9 @@ def _apply_(
     images.index_copy_(0, rows, operation(images.index_select(0, rows), some))
 
 
-def _to_float(images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-    """Bytes to values in 0 ... 1."""
-    return images.to(torch.float32).div_(255)
-
-
 def _normalise_(
-    images: Float[Tensor, "batch 3 height width"], *, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Float[Tensor, "batch 3 height width"]:
+    images: Float[Tensor, "batch channels height width"], *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "batch channels height width"]:
     """Take mean and standard deviation of each channel out, in place."""
     shift, scale = moved(torch.tensor((mean, std))[:, :, None, None], images.device)
     return images.sub_(shift).div_(scale)

@@ -8,11 +8,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num
 from PIL import Image
 from torch import Tensor
 
-from poa.data.images import BadImage, Preprocessing, as_rgb, centre_crop, decode
+from poa.config.channels import USUAL, Values
+from poa.data.channels import alike, in_range, of_image, pixels_of, with_channels
+from poa.data.images import BadImage, Preprocessing
+from poa.data.readers import arranged
+from poa.data.resize import centre_crop
 from poa.data.sources import read_file
 from poa.errors import UserError
 
@@ -20,7 +24,7 @@ OneImage: TypeAlias = str | PathLike[str] | Image.Image | npt.NDArray[Any] | Ten
 Images: TypeAlias = OneImage | Sequence[OneImage]
 
 
-def given_images(images: Images, preprocessing: Preprocessing) -> UInt8[Tensor, "images 3 height width"]:
+def given_images(images: Images, preprocessing: Preprocessing) -> Num[Tensor, "images channels height width"]:
     """Images as bytes for a network: files and PIL images resized and cropped as for a test, others as they are.
 
     Raises:
@@ -36,14 +40,17 @@ def given_images(images: Images, preprocessing: Preprocessing) -> UInt8[Tensor, 
             f"Images in one list need the same size in pixels, got {got}. "
             "Give PIL images, which are resized, or resize them to one size."
         )
-    return torch.cat(parts)
+    return torch.cat(alike(parts))
 
 
-def _batch(image: Any, preprocessing: Preprocessing) -> UInt8[Tensor, "images 3 height width"]:
+def _batch(image: Any, preprocessing: Preprocessing) -> Num[Tensor, "images channels height width"]:
     if isinstance(image, str | PathLike | Image.Image):
-        return centre_crop(_opened(image), size=preprocessing.image_size, resize_to=preprocessing.resize)
+        pixels = _opened(image, preprocessing.values)
+        return centre_crop(pixels, size=preprocessing.image_size, resize_to=preprocessing.resize)
     if not isinstance(image, np.ndarray | Tensor):
         raise UserError(f"Images are paths of files, PIL images, NumPy arrays or tensors, got {type(image).__name__}.")
+    if preprocessing.values != USUAL:
+        return _deep(np.asarray(image), preprocessing.values)
     if image.dtype not in (np.uint8, torch.uint8):
         raise UserError(
             f"Images are RGB values of 0..255 of type uint8, got {image.dtype}. Multiply values from 0 to 1 by 255, "
@@ -61,9 +68,20 @@ def _batch(image: Any, preprocessing: Preprocessing) -> UInt8[Tensor, "images 3 
     return pixels
 
 
-def _opened(image: str | PathLike[str] | Image.Image) -> Image.Image:
+def _deep(array: npt.NDArray[Any], values: Values) -> Num[Tensor, "images channels height width"]:
+    """One array or a batch of them, of values as files hold them."""
     try:
-        return as_rgb(image) if isinstance(image, Image.Image) else decode(read_file(Path(image)))
+        parts = [arranged(each, values.number) for each in (array if array.ndim == 4 else array[None])]
+        return torch.cat([in_range(with_channels(part, values.number), values) for part in parts])
+    except BadImage as error:
+        raise UserError(f"An array cannot be used ({error}). Give height x width x channels.") from None
+
+
+def _opened(image: str | PathLike[str] | Image.Image, values: Values) -> Num[Tensor, "1 channels height width"]:
+    try:
+        if isinstance(image, Image.Image):
+            return of_image(image, values)
+        return pixels_of(read_file(Path(image)), values)
     except BadImage as error:
         name = "The image" if isinstance(image, Image.Image) else f"The image {image}"
         raise UserError(f"{name} cannot be used ({error}). Give another one.") from None

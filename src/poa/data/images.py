@@ -1,4 +1,4 @@
-"""Decoding of image files to 8-bit RGB, and central crops."""
+"""Decoding of image files by Pillow, to 8-bit RGB, and central crops."""
 
 import io
 import os
@@ -13,15 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import UInt8
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from poa.config.channels import RGB, USUAL, Values
 from poa.errors import UserError, installing
-
-THIN = 8  # times as long as wide; of thinner images the ends are cut before a resize makes them huge
 
 # Naming the formats keeps Pillow from handing a file to its rarer readers, some of which start other programs.
 _WANTED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JPEG2000")
@@ -74,10 +72,13 @@ OPTIONAL_FORMATS = tuple(plug_in.format for plug_in in _READABLE)
 _FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 LACKING = {ending: plug_in.advice for plug_in in _MISSING for ending in plug_in.endings}
 """Endings of images that this installation of Pillow does not read, and how to get what reads them."""
+ARRAY_ENDINGS = (".npy", ".dcm")
+"""Of files that are images too (``readers``), but only of sets without others: beside images they may be anything."""
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib"})
 IMAGE_ENDINGS |= {".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 IMAGE_ENDINGS |= {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
 IMAGE_ENDINGS |= {ending for plug_in in _READABLE for ending in plug_in.endings}
+IMAGE_ENDINGS |= {*ARRAY_ENDINGS}
 """Endings of files in these formats."""
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")
 """Formats that do not keep values exactly."""
@@ -85,9 +86,10 @@ MIN_BRIGHTEST = 8192
 """An image of 16 bits whose brightest value is lower would have none above 31 of 255."""
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 """Orientations of images whose rows are columns."""
-_PNG = b"\x89PNG\r\n\x1a\n"
-_TIFF = (b"II*\0", b"MM\0*")
-_STARTS = (*_TIFF, _PNG, b"\xff\xd8\xff", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+PNG = b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*")
+NUMPY, DICOM = b"\x93NUMPY", b"DICM"
+_STARTS = (*TIFF, PNG, b"\xff\xd8\xff", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _UNUSED_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _BITS, _BANDS, _KIND_OF_VALUE = 258, 277, 339  # tags of a TIFF
 _SIGNED, _FLOAT = 2, 3
@@ -110,8 +112,10 @@ class Preprocessing:
     image_size: int
     resize: int
     """Shorter side of a test image before its central crop."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    values: Values = USUAL
+    """Which channels and bits of a file a network sees."""
 
 
 class BadImage(ValueError):  # noqa: N818 (named for what it says of the image)
@@ -163,7 +167,7 @@ class Opened(NamedTuple):
 
 def opened(encoded: bytes) -> Opened:
     """The image in a file in both forms; raises ``BadImage`` as ``decode`` does."""
-    with _explained(encoded):
+    with explained(encoded):
         stored = _tolerant(encoded, _load)
         return Opened(stored, as_rgb(stored))
 
@@ -193,20 +197,25 @@ def decode_reduced(encoded: bytes, by: Callable[[int, int], int]) -> Image.Image
     Raises:
         BadImage: As ``decode``.
     """
-    with _explained(encoded):
-        return as_rgb(_tolerant(encoded, partial(_load, by=by)))
+    with explained(encoded):
+        return as_rgb(load_reduced(encoded, by))
+
+
+def load_reduced(encoded: bytes, by: Callable[[int, int], int]) -> Image.Image:
+    """The same in its own mode, not turned upright; what Pillow raises goes through ``explained``."""
+    return _tolerant(encoded, partial(_load, by=by))
 
 
 def load(encoded: bytes) -> Image.Image:
     """The image in a file in its own mode; raises ``BadImage`` as ``decode`` does."""
-    with _explained(encoded):
+    with explained(encoded):
         return _tolerant(encoded, _load)
 
 
 def upright_sides(encoded: bytes) -> tuple[int, int]:
     """Height and width of an image once it is upright, without decoding it; raises ``BadImage`` as ``decode`` does."""
-    with _explained(encoded):
-        image = _tolerant(encoded, _open)
+    with explained(encoded):
+        image = _tolerant(encoded, open_image)
     is_aside = image.format != "TIFF" and _orientation(image) in _ON_THEIR_SIDE  # Pillow turns a TIFF by itself
     return (image.width, image.height) if is_aside else (image.height, image.width)
 
@@ -227,12 +236,13 @@ def _tolerant(encoded: bytes, read: Callable[[bytes], Image.Image]) -> Image.Ima
         return read(bare)
 
 
-def _open(encoded: bytes) -> Image.Image:
+def open_image(encoded: bytes) -> Image.Image:
+    """The image in a file, of which no pixel is decoded yet."""
     return Image.open(io.BytesIO(encoded), formats=_FORMATS)
 
 
 def _load(encoded: bytes, *, by: Callable[[int, int], int] = lambda *_: 1) -> Image.Image:
-    image = _open(encoded)
+    image = open_image(encoded)
     divisor = by(image.height, image.width) if isinstance(image, JpegImageFile) else 1
     if divisor > 1:
         image.draft(None, (image.width // divisor, image.height // divisor))
@@ -241,8 +251,8 @@ def _load(encoded: bytes, *, by: Callable[[int, int], int] = lambda *_: 1) -> Im
 
 
 @contextmanager
-def _explained(encoded: bytes) -> Iterator[None]:
-    """Turn what Pillow raises into a ``BadImage``."""
+def explained(encoded: bytes) -> Iterator[None]:
+    """Turn what readers raise into a ``BadImage``."""
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -260,15 +270,17 @@ def _explained(encoded: bytes) -> Iterator[None]:
 
 
 def _why_unidentified(encoded: bytes) -> str:
-    if encoded.startswith(_TIFF):
+    if encoded.startswith(TIFF):
         try:
             kind = _kind_of_tiff(encoded)
         except Exception:  # as above
             return "damaged at its start"
-        return f"not supported: a TIFF of {kind}; save it as 8-bit RGB, or as grey of 8 or 16 bits"
+        return f"not supported: a TIFF of {kind}; save it as 8-bit RGB, or as grey of 8 or 16 bits, or set --channels"
     for plug_in in _MISSING:
         if _is_of(plug_in, encoded):
             return f"not supported: {plug_in.format}, whose reader is not installed. {plug_in.advice}"
+    if encoded.startswith(NUMPY) or encoded[128:132] == DICOM:
+        return "not supported as 8-bit RGB; say how many channels it has with --channels"
     if begins_as_image(encoded[:16]):
         return "damaged at its start, without pixels, or of a kind that Pillow does not read"
     return "not supported: not an image in a known format, or without pixels, or damaged at its start"
@@ -287,9 +299,9 @@ def _kind_of_tiff(encoded: bytes) -> str:
 
 def _without_texts(encoded: bytes) -> bytes:
     """A PNG without the texts and the colour profile, for which Pillow has limits; other files as they are."""
-    if not encoded.startswith(_PNG):
+    if not encoded.startswith(PNG):
         return encoded
-    kept, place = [_PNG], len(_PNG)
+    kept, place = [PNG], len(PNG)
     while place < len(encoded):
         end = place + 12 + int.from_bytes(encoded[place : place + 4])
         if encoded[place + 4 : place + 8] not in _UNUSED_CHUNKS:
@@ -303,27 +315,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return _turn_upright(image, _to_rgb(image))
 
 
-def centre_crop(image: Image.Image, *, size: int, resize_to: int) -> UInt8[Tensor, "1 3 size size"]:
-    """Resize the shorter side, then cut the central square."""
-    shorter = min(image.height, image.width)
-    if max(image.height, image.width) > THIN * shorter:
-        left, top = (max(0, (side - THIN * shorter) // 2) for side in (image.width, image.height))
-        image = image.crop((left, top, image.width - left, image.height - top))
-    height, width = (int(resize_to * side / shorter) for side in (image.height, image.width))
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return resize(image_tensor(image), height, width)[:, :, top : top + size, left : left + size]
+def as_stored(image: Image.Image, channels: int) -> Image.Image:
+    """An image that is open, upright, with its channels; those of 1 or 3 have colours for a palette and white below."""
+    if image.has_transparency_data and channels in (1, RGB):
+        return as_rgb(image)
+    modes = {"1": "L", "P": "RGBA" if image.has_transparency_data else "RGB"}
+    return _turn_upright(image, image.convert(modes[image.mode]) if image.mode in modes else image)
 
 
 def image_tensor(image: Image.Image) -> UInt8[Tensor, "1 3 height width"]:
     """The pixels of an RGB image, with the channels last in memory: `resize` is twice as fast on that layout."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-
-
-def resize(
-    pixels: UInt8[Tensor, "1 3 old_height old_width"], height: int, width: int
-) -> UInt8[Tensor, "1 3 height width"]:
-    """Bicubic resize with anti-aliasing, as torchvision's on uint8 tensors and within rounding of Pillow's."""
-    return F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -22,7 +22,17 @@ from poa.data.content import MOST_NAMED, Count, Identity, LeftOut, labels_digest
 from poa.data.images import OPTIONAL_FORMATS, BadImage
 from poa.data.lists import list_paths
 from poa.data.sampler import spread
-from poa.data.sources import Kind, Listing, Progress, Source, list_digits, list_folder, resolve, unreadable
+from poa.data.sources import (
+    Kind,
+    Listing,
+    Progress,
+    Source,
+    list_digits,
+    list_folder,
+    resolve,
+    unreadable,
+    without_arrays,
+)
 from poa.data.table import Table, is_valid, write_contents, write_listing
 from poa.errors import UserError, counted, nearest
 from poa.text import normal_form
@@ -279,7 +289,7 @@ def _list(source: Source, folder: Path, progress: Count) -> None:
     except OSError as error:
         raise unreadable(error, source.path) from error
     folder.mkdir()
-    write_listing(listing, source, folder)
+    write_listing(without_arrays(listing), source, folder)
 
 
 def _remove_stale(root: Path, *, key: str, but: Path) -> None:

@@ -1,18 +1,20 @@
 """Batches of images for pre-training and for evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import Num
 from torch import Tensor
 
+from poa.config.channels import USUAL, Values
 from poa.config.pretraining import ViewSettings
-from poa.data.images import BadImage, centre_crop, decode, decode_reduced, image_tensor
+from poa.data.channels import Divisor, alike, pixels_of, whole
+from poa.data.images import BadImage
 from poa.data.masks import Masking, kept_for, masks_for
+from poa.data.resize import centre_crop
 from poa.data.sampler import draws
 from poa.data.views import RawViews, collate, make_crops, reduction, sample_generator
 from poa.data.workers import Plan, prepare
@@ -33,10 +35,11 @@ class Images(Protocol):
 
 
 class Cropping(NamedTuple):
-    """How the crops of an image are made, and what of them is hidden."""
+    """How images are decoded, how their crops are made, and what of them is hidden."""
 
     views: ViewSettings
     masking: Masking
+    values: Values = USUAL
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ScoringImages(NamedTuple):
 
     indices: tuple[int, ...]
     """Which images the rows are."""
-    images: UInt8[Tensor, "batch 3 size size"]
+    images: Num[Tensor, "batch channels size size"]
     """Their central crops."""
     bad: tuple[int, ...]
     """Indices of images that could not be read; they have no row."""
@@ -118,22 +121,30 @@ def batches(
 
 
 def images_for_scoring(
-    index: Images, *, size: int, resize: int, batch_size: int, workers: int = 0, start: int = 0
+    index: Images,
+    *,
+    size: int,
+    resize: int,
+    batch_size: int,
+    workers: int = 0,
+    start: int = 0,
+    values: Values = USUAL,
 ) -> Iterator[ScoringImages]:
     """The images of an index in order from ``start`` on, each as its central crop of ``size`` pixels.
 
-    ``resize`` is the shorter side in pixels before the crop is cut. The last batch may have fewer images.
+    ``resize`` is the shorter side in pixels before the crop is cut, ``values`` says how files are decoded. The last
+    batch may have fewer images.
     """
     if resize < size:
         raise UserError(
             f"Images resized to {resize} pixels are too small for crops of {size}. Resize to {size} pixels or more."
         )
-    return prepare(_ScoringPlan(index, size, resize, batch_size, start), workers=workers)
+    return prepare(_ScoringPlan(index, size, resize, batch_size, start, values), workers=workers)
 
 
 def whole_images(
     index: Images, *, workers: int = 0, start: int = 0
-) -> Iterator[UInt8[Tensor, "1 3 _height _width"] | None]:
+) -> Iterator[Num[Tensor, "1 channels _height _width"] | None]:
     """The images of an index in order from ``start`` on, each of its own size; None for one that cannot be read."""
     return prepare(_WholePlan(index, start), workers=workers)
 
@@ -147,8 +158,7 @@ class _WholePlan(Plan[Tensor | None]):
         return max(0, len(self.index) - self.start)
 
     def make(self, number: int) -> Tensor | None:
-        image = read_or_none(self.index, self.start + number)
-        return None if image is None else image_tensor(image)
+        return read_or_none(self.index, self.start + number)
 
 
 @dataclass(frozen=True)
@@ -174,14 +184,14 @@ class _TrainingPlan(Plan[RawViews]):
         length = self.batch_size // self.parts
         first = (self.rank * self.micro_batches + part) * length
         batch = draws(step, num_images=len(self.index), batch_size=self.batch_size, seed=self.seed)
-        views, masking = self.crops.at(step)
-        read = decode if views.full_decode else partial(decode_reduced, by=partial(reduction, augmentation=views))
+        views, masking, values = self.crops.at(step)
+        by = whole if views.full_decode else partial(reduction, augmentation=views)
         samples, bad = [], []
         for draw in batch[first : first + length]:
-            image, replaced = read_or_next(self.index, draw.index, read)
+            pixels, replaced = read_or_next(self.index, draw.index, values, by)
             bad += replaced
             generator = sample_generator(self.seed, step, draw.position)
-            samples.append(make_crops(image, augmentation=views, generator=generator))
+            samples.append(make_crops(pixels, augmentation=views, generator=generator))
         of_crops: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "step": step}
         masks = masks_for(range(first, first + length), masking=masking, **of_crops)
         kept = kept_for(range(first, first + length), masking=masking, **of_crops)
@@ -197,6 +207,7 @@ class _ScoringPlan(Plan[ScoringImages]):
     resize_to: int
     batch_size: int
     start: int
+    values: Values
 
     def __len__(self) -> int:
         return max(0, -((self.start - len(self.index)) // self.batch_size))
@@ -206,26 +217,28 @@ class _ScoringPlan(Plan[ScoringImages]):
         wanted = range(first, min(first + self.batch_size, len(self.index)))
         crops = {}
         for each in wanted:
-            image = read_or_none(self.index, each)
-            if image is not None:
-                crops[each] = centre_crop(image, size=self.size, resize_to=self.resize_to)
-        none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+            pixels = read_or_none(self.index, each, self.values)
+            if pixels is not None:
+                crops[each] = centre_crop(pixels, size=self.size, resize_to=self.resize_to)
+        none = torch.empty(0, self.values.number, self.size, self.size, dtype=torch.uint8)
         bad = tuple(each for each in wanted if each not in crops)
-        return ScoringImages(tuple(crops), torch.cat([none, *crops.values()]), bad)
+        return ScoringImages(tuple(crops), torch.cat(alike(crops.values()) or [none]), bad)
 
 
-def read_or_none(index: Images, wanted: int, read: Callable[[bytes], Image.Image] = decode) -> Image.Image | None:
-    """An image in mode RGB; None if its file cannot be read or decoded."""
+def read_or_none(
+    index: Images, wanted: int, values: Values = USUAL, by: Divisor = whole
+) -> Num[Tensor, "1 channels height width"] | None:
+    """The pixels of an image, see ``pixels_of``; None if its file cannot be read or decoded."""
     try:
-        return read(index.read(wanted))
+        return pixels_of(index.read(wanted), values, by)
     except (BadImage, OSError):
         return None
 
 
 def read_or_next(
-    index: Images, wanted: int, read: Callable[[bytes], Image.Image] = decode
-) -> tuple[Image.Image, list[int]]:
-    """An image in mode RGB, or the first good one after it, and the indices of the bad ones before it.
+    index: Images, wanted: int, values: Values = USUAL, by: Divisor = whole
+) -> tuple[Num[Tensor, "1 channels height width"], list[int]]:
+    """The pixels of an image, or of the first good one after it, and the indices of the bad ones before it.
 
     Raises:
         UserError: A hundred images in a row are bad.
@@ -233,20 +246,20 @@ def read_or_next(
     bad: list[int] = []
     for offset in range(min(BAD_IN_A_ROW, len(index))):
         candidate = (wanted + offset) % len(index)
-        image = read_or_none(index, candidate, read)
-        if image is not None:
-            return image, bad
+        pixels = read_or_none(index, candidate, values, by)
+        if pixels is not None:
+            return pixels, bad
         bad.append(candidate)
     raise UserError(
         f"Of {counted(len(bad), 'image')} from number {wanted} on, none could be read: the first is "
-        f"{why_bad(index, bad[0])}. Check that the files still exist and are images."
+        f"{why_bad(index, bad[0], values)}. Check that the files still exist and are images."
     )
 
 
-def why_bad(index: Images, wanted: int) -> str:
+def why_bad(index: Images, wanted: int, values: Values = USUAL) -> str:
     """Why an image cannot be read, found out by reading it again."""
     try:
-        decode(index.read(wanted))
+        pixels_of(index.read(wanted), values)
     except (BadImage, OSError) as error:
         return str(error)
     return "readable at a second try"

@@ -5,7 +5,7 @@ import os
 import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from poa.data.entries import Entries, Entry
-from poa.data.images import IMAGE_ENDINGS, LACKING, BadImage, begins_as_image, check_bytes
+from poa.data.images import ARRAY_ENDINGS, IMAGE_ENDINGS, LACKING, BadImage, begins_as_image, check_bytes
 from poa.errors import UserError, counted, nearest
 from poa.text import system_path
 
@@ -151,6 +151,17 @@ def list_folder(source: Source, progress: Progress) -> Listing:
     require_images(source, entries, ignored)
     entries.sort()
     return Listing(entries=entries, stamps=stamps, ignored=ignored)
+
+
+def without_arrays(listing: Listing) -> Listing:
+    """Leave arrays out where there are other images: there they may be features or masks."""
+    is_array = np.array([name.lower().endswith(ARRAY_ENDINGS) for name in listing.entries.names])
+    if is_array.all() or not is_array.any():
+        return listing
+    kept, others = np.flatnonzero(~is_array), np.flatnonzero(is_array)
+    labels = None if listing.labels is None else [listing.labels[row] for row in kept]
+    ignored = listing.ignored + Counter(ending_of(listing.entries.names[row]) for row in others)
+    return replace(listing, entries=listing.entries.take(kept), labels=labels, ignored=ignored)
 
 
 def folder_label(name: str) -> str:

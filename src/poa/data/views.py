@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from poa.config.channels import RGB
 from poa.config.pretraining import ViewSettings
-from poa.data.images import image_tensor, resize
+from poa.data.channels import alike
+from poa.data.resize import resize
 
 RATIO = (3 / 4, 4 / 3)
 """Least and greatest width-to-height ratio of the region that a crop shows."""
@@ -63,8 +64,8 @@ class Views(NamedTuple):
 class RawViews(NamedTuple):
     """A batch as a worker makes it: crops before colour, and their drawn colour parameters; rows are as in `Views`."""
 
-    globals: UInt8[Tensor, "crops 3 size size"]
-    locals: UInt8[Tensor, "local_crops 3 local_size local_size"]
+    globals: Num[Tensor, "crops channels size size"]
+    locals: Num[Tensor, "local_crops channels local_size local_size"]
     global_parameters: Float[Tensor, "crops parameters"]
     """Columns are named at the top of this file."""
     local_parameters: Float[Tensor, "local_crops parameters"]
@@ -77,8 +78,8 @@ class RawViews(NamedTuple):
 class SampleCrops(NamedTuple):
     """The crops of one image and what was drawn for their colours (two global rows, then the local ones)."""
 
-    globals: UInt8[Tensor, "2 3 size size"]
-    locals: UInt8[Tensor, "num_locals 3 local_size local_size"]
+    globals: Num[Tensor, "2 channels size size"]
+    locals: Num[Tensor, "num_locals channels local_size local_size"]
     parameters: npt.NDArray[np.float32]
 
 
@@ -109,16 +110,18 @@ def reduction(height: int, width: int, *, augmentation: ViewSettings) -> int:
     return next((divisor for divisor in (MOST_REDUCED, 2) if density >= SPARE * divisor), 1)
 
 
-def make_crops(image: Image.Image, *, augmentation: ViewSettings, generator: np.random.Generator) -> SampleCrops:
-    """Cut, resize and mirror the crops of one RGB image, and draw their colour parameters, by one block of numbers."""
+def make_crops(
+    pixels: Num[Tensor, "1 channels height width"], *, augmentation: ViewSettings, generator: np.random.Generator
+) -> SampleCrops:
+    """Cut, resize and mirror the crops of one image, and draw their colour parameters, by one block of numbers."""
     uniforms = generator.random((2 + augmentation.num_locals, NUM_UNIFORMS))
-    pixels = image_tensor(image)
+    height, width = pixels.shape[2:]
     crops = []
     for size, scale, row in zip(augmentation.crop_sizes, augmentation.crop_scales, uniforms.tolist(), strict=True):
-        box = crop_box(image.height, image.width, scale=scale, ratio=RATIO, uniforms=row[BOX:])
+        box = crop_box(height, width, scale=scale, ratio=RATIO, uniforms=row[BOX:])
         crop = resize(pixels[:, :, box.top : box.top + box.height, box.left : box.left + box.width], size, size)
         crops.append(crop.flip(-1) if row[FLIP] < augmentation.flip else crop)
-    local_crops = crops[2:] or [pixels.new_empty(0, 3, augmentation.local_size, augmentation.local_size)]
+    local_crops = crops[2:] or [pixels.new_empty(0, pixels.shape[1], *[augmentation.local_size] * 2)]
     return SampleCrops(torch.cat(crops[:2]), torch.cat(local_crops), colour_parameters(uniforms, augmentation))
 
 
@@ -158,8 +161,12 @@ def crop_box(
 
 
 def colour_parameters(uniforms: npt.NDArray[np.float64], augmentation: ViewSettings) -> npt.NDArray[np.float32]:
-    """Turn uniform numbers into the colour parameters of an image's crops, a row a crop (two global ones first)."""
-    strength = np.array(augmentation.jitter)
+    """Turn uniform numbers into the colour parameters of an image's crops, a row a crop (two global ones first).
+
+    Saturation, hue and grey are left out where the channels are not red, green and blue.
+    """
+    is_rgb = len(augmentation.mean) == RGB
+    strength = np.array(augmentation.jitter) * (1, 1, is_rgb, is_rgb)
     neutral = np.array([1.0, 1.0, 1.0, 0.0])
     blur = np.array([*augmentation.blur_probabilities[:2]] + [augmentation.blur_probabilities[2]] * (len(uniforms) - 2))
     jittered = uniforms[:, _JITTER, None] < augmentation.jitter_probability
@@ -167,7 +174,7 @@ def colour_parameters(uniforms: npt.NDArray[np.float64], augmentation: ViewSetti
     parameters = np.zeros((len(uniforms), NUM_PARAMETERS), dtype=np.float32)
     parameters[:, ORDER] = np.argsort(uniforms[:, _ORDER], axis=1)
     parameters[:, FACTORS] = neutral + jittered * strength * (2 * uniforms[:, _FACTORS] - 1)
-    parameters[:, GREY] = uniforms[:, _GREY] < augmentation.grey_probability
+    parameters[:, GREY] = uniforms[:, _GREY] < augmentation.grey_probability * is_rgb
     parameters[:, SIGMA] = (uniforms[:, _BLUR] < blur) * (low + (high - low) * uniforms[:, _SIGMA])
     parameters[1, SOLARIZE] = uniforms[1, _SOLARIZE] < augmentation.solarize_probability
     return parameters
@@ -183,8 +190,8 @@ def collate(
     """Lay the crops of some images out as one batch, all first crops before all second ones."""
     parameters = torch.from_numpy(np.stack([sample.parameters for sample in samples], axis=1))
     return RawViews(
-        torch.stack([sample.globals for sample in samples], dim=1).flatten(0, 1),
-        torch.stack([sample.locals for sample in samples], dim=1).flatten(0, 1),
+        torch.stack(alike(sample.globals for sample in samples), dim=1).flatten(0, 1),
+        torch.stack(alike(sample.locals for sample in samples), dim=1).flatten(0, 1),
         parameters[:2].flatten(0, 1),
         parameters[2:].flatten(0, 1),
         masks,

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from poa import distributed
 from poa.config.pretraining import ViewSettings
 from poa.data.augment import SOLARIZE_THRESHOLD, augment
+from poa.data.channels import as_pixels, channels_last
 from poa.data.content import Identity
 from poa.data.index import ImageIndex
 from poa.data.loader import ScoringImages, images_for_scoring
@@ -306,25 +306,27 @@ class Quality(Scorer):
         border = (side - size) // 2
         inner = slice(border, border + size)
         for batch in images_for_scoring(
-            self.index, size=side, resize=side, batch_size=BATCH, workers=self.workers, start=start // VIEWS
+            self.index,
+            size=side,
+            resize=side,
+            batch_size=BATCH,
+            workers=self.workers,
+            start=start // VIEWS,
+            values=self.source.preprocessing.values,
         ):
             plain = batch.images[:, :, inner, inner]
             images = torch.stack([plain, *self._drawn(batch)], dim=1).flatten(0, 1) if batch.indices else plain
             yield ScoringImages(_numbers(batch.indices), images, _numbers(batch.bad))
 
-    def _drawn(self, batch: ScoringImages) -> Sequence[UInt8[Tensor, "rows 3 size size"]]:
+    def _drawn(self, batch: ScoringImages) -> Sequence[Num[Tensor, "rows channels size size"]]:
         """Two views of each image."""
         crops = [
-            make_crops(
-                Image.fromarray(pixels.permute(1, 2, 0).numpy()),
-                augmentation=self.views,
-                generator=sample_generator(self.seed, 0, image),
-            )
+            make_crops(channels_last(pixels), augmentation=self.views, generator=sample_generator(self.seed, 0, image))
             for image, pixels in zip(batch.indices, batch.images, strict=True)
         ]
         raw = collate(crops, masks=torch.empty(0, 0, dtype=torch.bool), bad=())
         coloured = augment(raw, augmentation=self.views, device=distributed.this_device()).globals
-        return coloured.mul(255).round().to(torch.uint8).cpu().chunk(2)
+        return as_pixels(coloured, like=batch.images).cpu().chunk(2)
 
 
 class _Rows(NamedTuple):
@@ -368,6 +370,7 @@ def evaluate(
 def views_of(source: ModelSource) -> ViewSettings:
     """How two views are made: as in the training of a run, else as published, but small images are not blurred."""
     folder, size = folder_of(source.name), source.preprocessing.image_size
+    channels = source.preprocessing.values.number
     if is_run(folder):
         published = load(folder).config.views
     elif size < SMALL:
@@ -379,6 +382,6 @@ def views_of(source: ModelSource) -> ViewSettings:
         local_size=size,
         num_locals=0,
         blur_kernel=min(published.blur_kernel, size - 1 + size % 2),  # odd
-        mean=(0.0, 0.0, 0.0),  # they become pixels again
-        std=(1.0, 1.0, 1.0),
+        mean=(0.0,) * channels,  # they become pixels again
+        std=(1.0,) * channels,
     )

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from poa.config.examination import Kind
+from poa.data.channels import image_of
 from poa.data.loader import read_or_none
 from poa.errors import counted
 from poa.examination.findings import Findings
@@ -130,9 +131,10 @@ def _figure(found: Findings, kind: Kind, i: int) -> str:
 
 
 def _image(found: Findings, i: int) -> str:
-    image = read_or_none(found.index, i)
-    if image is None:
+    pixels = read_or_none(found.index, i)
+    if pixels is None:
         return ""
+    image = image_of(pixels)
     small = ' class="small"' if max(image.size) <= SIDE // 2 else ""
     image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     file = io.BytesIO()

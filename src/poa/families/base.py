@@ -112,12 +112,14 @@ class Family(ABC):
         image_size: Side of the square images the networks are made for, in pixels.
         architecture: A timm architecture; what no setting names is as it has it.
         fused_attention: Use fused attention kernels.
+        in_chans: Channels of the images.
     """
 
     space: SearchSpace
     image_size: int = 224
     architecture: str = ""
     fused_attention: bool = True
+    in_chans: int = 3
 
     smallest_image: ClassVar[int] = 1
     """Side of the smallest images that leave something to see in the last maps, in pixels."""
@@ -187,7 +189,8 @@ class Family(ABC):
 
     def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
         """Architecture name and keyword arguments with which timm builds the same model."""
-        return self.architecture, {"num_classes": 0} | self.arguments(size)
+        of_images = {} if self.in_chans == 3 else {"in_chans": self.in_chans}
+        return self.architecture, {"num_classes": 0} | self.arguments(size) | of_images
 
     def create(self, size: Size, **further: Any) -> Any:
         """The timm model of a size; further arguments matter in training only."""

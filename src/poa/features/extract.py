@@ -48,7 +48,8 @@ def read_batches(
 
     def batches(start: int) -> Iterator[ScoringImages]:
         size, resize = preprocessing.image_size, preprocessing.resize
-        return images_for_scoring(index, size=size, resize=resize, batch_size=batch_size, workers=workers, start=start)
+        fixed: dict[str, Any] = {"size": size, "resize": resize, "values": preprocessing.values}
+        return images_for_scoring(index, batch_size=batch_size, workers=workers, start=start, **fixed)
 
     return batches
 

@@ -5,7 +5,6 @@ from functools import lru_cache
 from rich.console import Console
 
 from poa import distributed
-from poa.data.images import image_tensor
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import read_or_none
 from poa.errors import counted
@@ -41,10 +40,10 @@ def note_darkness(*indexes: ImageIndex, console: Console | None = None) -> None:
 def _darkness(index: ImageIndex) -> str | None:
     num_images = brightest = 0
     for i in tried(index):
-        image = read_or_none(index, i)
-        if image is None:
+        pixels = read_or_none(index, i)
+        if pixels is None:
             continue
-        brightest = max(brightest, int(image_tensor(image).max()))
+        brightest = max(brightest, int(pixels.max()))
         if brightest >= DARK:
             return None
         num_images += 1

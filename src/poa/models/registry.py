@@ -61,6 +61,7 @@ def family_of(config: Config, *, fused_attention: bool = True) -> Family:
         space=space_of(kind, settings),
         image_size=config.views.global_size,
         fused_attention=fused_attention,
+        in_chans=config.values.number,
         **{name: value for name, value in settings.items() if name in known},
     )
     if config.views.num_locals:

@@ -39,7 +39,7 @@ from poa.training.checkpoint import (
 )
 from poa.training.metrics import read_metrics
 
-OF_NETWORK = ("method", "model.", "views.global_size", "views.mean", "views.std")
+OF_NETWORK = ("method", "model.", "views.global_size", "views.mean", "views.std", "channels", "value_range")
 """Beginnings of the names of settings that say which network a checkpoint holds, and how it sees images."""
 
 
@@ -240,7 +240,7 @@ class Run:
     def preprocessing(self) -> Preprocessing:
         """How images are prepared for the networks in evaluations."""
         views = self.config.views
-        return Preprocessing(views.global_size, self.config.scoring_resize, views.mean, views.std)
+        return Preprocessing(views.global_size, self.config.scoring_resize, views.mean, views.std, self.config.values)
 
     def extract(
         self, size: str | Size, *, out: str | Path | None = None, overwrite: bool = False, licence: str = UNKNOWN

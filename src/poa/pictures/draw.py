@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED
 from poa.data.augment import augment, normalise
+from poa.data.channels import channels_last
 from poa.data.index import ImageIndex
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import spread
@@ -254,8 +254,8 @@ def _views(
     side = crops.shape[-1]
     samples, regions = [], []
     for number in shown:
-        image = Image.fromarray(crops[number].permute(1, 2, 0).numpy())
-        samples.append(make_crops(image, augmentation=augmentation, generator=sample_generator(seed, 0, number)))
+        pixels = channels_last(crops[number])
+        samples.append(make_crops(pixels, augmentation=augmentation, generator=sample_generator(seed, 0, number)))
         drawn = sample_generator(seed, 0, number).random((2 + augmentation.num_locals, NUM_UNIFORMS)).tolist()
         both = [
             region_of(

@@ -1,5 +1,6 @@
 """How the crops of each step of a run are made."""
 
+from poa.config.channels import Values
 from poa.config.pretraining import SELF_DISTILLED, Config, ViewSettings
 from poa.data.loader import Cropping, CropSchedule
 from poa.data.masks import Masking
@@ -24,17 +25,17 @@ def crops_of(config: Config, family: Family, *, steps_per_epoch: int) -> CropSch
     family.check_image_size(side, setting="views.small-size")
     small = views.model_copy(update={"global_size": side})
     steps = round(views.small_epochs * steps_per_epoch)
-    return CropSchedule(_cropping(views, family), _cropping(small, family), steps)
+    return CropSchedule(_cropping(views, family, config.values), _cropping(small, family, config.values), steps)
 
 
-def _cropping(views: ViewSettings, family: Family) -> Cropping:
+def _cropping(views: ViewSettings, family: Family, values: Values) -> Cropping:
     masking = Masking(
         grid=family.mask_grid(views.global_size),
         share=views.mask_share,
         ratio=views.mask_ratio,
         dropped=views.drop_patches,
     )
-    return Cropping(views, masking)
+    return Cropping(views, masking, values)
 
 
 def _check_dropping(config: Config, family: Family) -> None:

@@ -108,7 +108,7 @@ def measure(config: Config, *, resume: bool = False, console: Console, num_steps
         opening.check(config, resume=resume)
     for name in config.trackers:
         tracker_of(name)
-    index = find_images(config, console)
+    index, config = find_images(config, console)
     fresh = opening.begins(config, resume=resume)
     parts = assemble(config, index, device=device, fresh=fresh)
     processes = config.processes

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from poa import distributed
+from poa.config.channels import USUAL
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none, why_bad
@@ -22,6 +23,7 @@ from poa.models import init, opening, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
 from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
+from poa.pretraining.channels import with_channels
 from poa.pretraining.logger import NOT_SCORED, Logger
 from poa.pretraining.observers import NO_CALLBACKS, Callbacks
 from poa.pretraining.resume import change_length, identity, restore
@@ -66,7 +68,7 @@ def train(
             if resume:
                 stack.enter_context(opening.writing(config))
         distributed.barrier()  # no checkpoint is looked for while another process may still write one
-        index = find_images(config, console)
+        index, config = find_images(config, console)
         paths = Paths(Path(config.out))
         fresh = opening.begins(config, resume=resume)
         parts = assemble(config, index, device=device, fresh=fresh)
@@ -99,8 +101,8 @@ def train(
     return runs.load(config.out)
 
 
-def find_images(config: Config, console: Console) -> ImageIndex:
-    """Index the images, and decode some of them before hours are spent.
+def find_images(config: Config, console: Console) -> tuple[ImageIndex, Config]:
+    """Index the images, decode some of them before hours are spent, and complete what is said of their channels.
 
     Raises:
         UserError: There are no images, or most of those tried cannot be read, or labelled ones are lacking.
@@ -111,8 +113,9 @@ def find_images(config: Config, console: Console) -> ImageIndex:
     index = open_images(config.data, limit=config.limit, console=console)
     if sentence := _try_some(index, config):
         note(console, sentence)
-    note_darkness(index, console=console)
-    return index
+    if config.values == USUAL:
+        note_darkness(index, console=console)
+    return index, with_channels(config, index, console)
 
 
 def require_data(config: Config) -> None:
@@ -142,13 +145,13 @@ def _try_some(index: ImageIndex, config: Config) -> str | None:
         UserError: Most of them cannot be read, or more than a run allows.
     """
     probe = tried(index)
-    bad = [i for i in probe if read_or_none(index, i) is None]
+    bad = [i for i in probe if read_or_none(index, i, config.values) is None]
     if not bad:
         return None
     share = f"{config.max_bad_share:.1%}"
     found = (
         f"{len(bad)} of {counted(len(probe), 'image')} tried in {config.data} cannot be read, such as "
-        f"{index.name(bad[0])} ({why_bad(index, bad[0])})"
+        f"{index.name(bad[0])} ({why_bad(index, bad[0], config.values)})"
     )
     if len(bad) > len(probe) / 2:
         raise UserError(f"{found}. Fix the images, or give another --data.")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 from rich.console import Console
 from torch import Tensor
 
 from poa.config.pretraining import Config
 from poa.data.augment import normalise
+from poa.data.channels import alike
 from poa.data.loader import images_for_scoring
 from poa.elastic.network import state
 from poa.elastic.space import Size
@@ -30,7 +31,7 @@ BANK_SHARE = 0.75
 class Sample:
     """Centre crops that features are extracted from again and again, decoded once, and their classes if needed."""
 
-    images: UInt8[Tensor, "images 3 size size"]
+    images: Num[Tensor, "images channels size size"]
     labels: npt.NDArray[np.int64] | None
 
 
@@ -43,10 +44,10 @@ def take_sample(source: str, config: Config, *, labelled: bool, console: Console
     labels = index.require_labels() if labelled else None
     rows: list[int] = []
     images = []
-    for batch in images_for_scoring(index, size=size, resize=resize, batch_size=BATCH):
+    for batch in images_for_scoring(index, size=size, resize=resize, batch_size=BATCH, values=config.values):
         rows.extend(batch.indices)
         images.append(batch.images)
-    return Sample(torch.cat(images), None if labels is None else labels[rows])
+    return Sample(torch.cat(alike(images)), None if labels is None else labels[rows])
 
 
 class Monitor:

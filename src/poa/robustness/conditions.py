@@ -10,9 +10,10 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from poa.config.protocols import RobustnessSettings
-from poa.data.images import Preprocessing, centre_crop
+from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none
+from poa.data.resize import centre_crop
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError
 from poa.robustness.corruptions import CORRUPTIONS, check_corruptions, corrupt

@@ -19,9 +19,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from poa.data.content import Identity, content_of_file, short_digest
-from poa.data.images import BadImage, Preprocessing, centre_crop, load
+from poa.data.images import BadImage, Preprocessing, image_tensor, load
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none
+from poa.data.resize import centre_crop
 from poa.data.sources import read_file
 from poa.errors import UserError, counted
 from poa.robustness.corruptions import generator_of
@@ -153,9 +154,9 @@ class MaskedImages:
 
     def mask(self, number: int) -> Bool[Tensor, "size size"]:
         """Where the crop of an image, which can be read, shows its object."""
-        image = read_or_none(self.index, number)
-        assert image is not None
-        return self._cropped_mask(number, image)
+        pixels = read_or_none(self.index, number)
+        assert pixels is not None
+        return self._cropped_mask(number, pixels)
 
     def show_object(self, numbers: Sequence[int]) -> Bool[Tensor, " batch"]:
         """Which images show their object at all."""
@@ -180,29 +181,29 @@ class MaskedImages:
         """
         drawn = generator_of(self.seed, number, stream=_DRAWING).integers(len(self.index), size=_TRIES)
         for other in map(int, drawn):
-            image = read_or_none(self.index, other) if self.labels[other] != self.labels[number] else None
-            if image is None:
+            pixels = read_or_none(self.index, other) if self.labels[other] != self.labels[number] else None
+            if pixels is None:
                 continue
-            mask = self._cropped_mask(other, image)
+            mask = self._cropped_mask(other, pixels)
             if not bool(mask.all()):
-                return self._crop(image)[0], mask
+                return self._crop(pixels)[0], mask
         raise UserError(
             f"No background was found for {self.index.name(number)!r}: none of {_TRIES} randomly drawn images "
             "has another class and a visible background. Check the masks: they are 0 where the background is."
         )
 
-    def _cropped_mask(self, number: int, image: Image.Image) -> Bool[Tensor, "size size"]:
-        mask = _read(self.path(number))
-        if mask.shape != (image.height, image.width):
+    def _cropped_mask(self, number: int, pixels: UInt8[Tensor, "1 3 height width"]) -> Bool[Tensor, "size size"]:
+        mask, (height, width) = _read(self.path(number)), pixels.shape[2:]
+        if mask.shape != (height, width):
             raise UserError(
                 f"The mask {self.path(number)} has {mask.shape[1]}x{mask.shape[0]} pixels, but its image has "
-                f"{image.width}x{image.height}. Masks must have the size of their images."
+                f"{width}x{height}. Masks must have the size of their images."
             )
         marked = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
-        return self._crop(marked)[0, 0] > 127
+        return self._crop(image_tensor(marked))[0, 0] > 127
 
-    def _crop(self, image: Image.Image) -> UInt8[Tensor, "1 3 size size"]:
-        return centre_crop(image, size=self.preprocessing.image_size, resize_to=self.preprocessing.resize)
+    def _crop(self, pixels: UInt8[Tensor, "1 3 height width"]) -> UInt8[Tensor, "1 3 size size"]:
+        return centre_crop(pixels, size=self.preprocessing.image_size, resize_to=self.preprocessing.resize)
 
 
 def _read(path: Path) -> npt.NDArray[np.bool_]:

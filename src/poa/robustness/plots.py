@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from poa.data.augment import normalise
-from poa.data.images import centre_crop
 from poa.data.loader import read_or_none
+from poa.data.resize import centre_crop
 from poa.data.sources import check_out
 from poa.errors import UserError
 from poa.features.images import open_images

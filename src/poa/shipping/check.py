@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num
 from torch import Tensor, nn
 
 from poa.data.augment import normalise
-from poa.data.images import Preprocessing, centre_crop
+from poa.data.channels import alike
+from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none
+from poa.data.resize import centre_crop
 from poa.errors import UserError
 from poa.export.about import Precision
 
@@ -73,26 +75,26 @@ def refusal(found: Agreement, precision: Precision, *, tolerance: float | None) 
     return None
 
 
-def sample(index: ImageIndex, preprocessing: Preprocessing, *, most: int) -> UInt8[Tensor, "images 3 side side"]:
+def sample(index: ImageIndex, preprocessing: Preprocessing, *, most: int) -> Num[Tensor, "images channels side side"]:
     """Images evenly spread over an index, prepared as for a test; those that cannot be read are left out.
 
     Raises:
         UserError: None can be read.
     """
     chosen = np.linspace(0, len(index) - 1, min(most, len(index))).round().astype(int)
-    opened = (read_or_none(index, int(number)) for number in chosen)
+    opened = (read_or_none(index, int(number), preprocessing.values) for number in chosen)
     crops = [
-        centre_crop(image, size=preprocessing.image_size, resize_to=preprocessing.resize)
-        for image in opened
-        if image is not None
+        centre_crop(pixels, size=preprocessing.image_size, resize_to=preprocessing.resize)
+        for pixels in opened
+        if pixels is not None
     ]
     if not crops:
         raise UserError(f"None of the images tried in {index.source} can be read. Check that the files are images.")
-    return torch.cat(crops)
+    return torch.cat(alike(crops))
 
 
 def as_input(
-    images: UInt8[Tensor, "images 3 side side"], preprocessing: Preprocessing, *, pixels: bool
+    images: Num[Tensor, "images channels side side"], preprocessing: Preprocessing, *, pixels: bool
 ) -> npt.NDArray[Any]:
     """Images as a file takes them."""
     if pixels:
@@ -102,7 +104,11 @@ def as_input(
 
 @torch.inference_mode()
 def outputs(
-    network: nn.Module, images: UInt8[Tensor, "images 3 side side"], preprocessing: Preprocessing, *, at_once: int = 32
+    network: nn.Module,
+    images: Num[Tensor, "images channels side side"],
+    preprocessing: Preprocessing,
+    *,
+    at_once: int = 32,
 ) -> Outputs:
     """What the network itself gives, for some images ``at_once``."""
     parts = [

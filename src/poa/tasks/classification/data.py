@@ -15,6 +15,7 @@ from timm.data.auto_augment import RandAugment, posterize
 from torch import Tensor
 
 from poa.config.finetune import NO_AUGMENTATION, Finetune
+from poa.data.channels import image_of
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, matched_labels
 from poa.data.loader import read_or_next
@@ -155,11 +156,11 @@ class _LabelledPlan(Plan[TrainingBatch]):
         step = self.start_step + number
         tensors, labels, bad = [], [], []
         for place, wanted in enumerate(self._drawn(step)):
-            image, passed_over = read_or_next(self.images.index, wanted)
+            pixels, passed_over = read_or_next(self.images.index, wanted)
             bad += passed_over
             labels.append(int(self.images.labels[(wanted + len(passed_over)) % len(self.images.labels)]))
             with keyed_random(self.settings.seed, _IMAGE, step, place):
-                tensors.append(self._transform(image))
+                tensors.append(self._transform(image_of(pixels)))
         return TrainingBatch(torch.stack(tensors), torch.tensor(labels), tuple(bad))
 
     def _drawn(self, step: int) -> list[int]:

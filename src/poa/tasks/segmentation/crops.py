@@ -12,7 +12,8 @@ from torchvision.transforms import v2
 
 from poa.config.segmentation import Segmentation
 from poa.data.augment import normalise
-from poa.data.images import Preprocessing, resize
+from poa.data.images import Preprocessing
+from poa.data.resize import resize
 from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
 from poa.data.workers import Plan, prepare
 from poa.tasks.segmentation.masks import Pair, Pairs
