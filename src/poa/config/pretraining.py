@@ -281,7 +281,7 @@ class Config(Settings):
     """Everything that makes a run."""
 
     data: Annotated[str, Parameter(show_default=False)] = ""
-    """Images: a folder, a list of paths (txt, csv), a zip or tar (or a folder in it: a.zip/train), or `digits`."""
+    """Images: a folder, a list (txt, csv), a zip or tar (or a folder in it: a.zip/train), Parquet, `digits`."""
     out: Annotated[str, Parameter(show_default=False)] = ""
     """Folder of the run; must be new, or hold the run to resume with --resume."""
     method: Literal["poa", "single", "distill", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3", "own"] = (

@@ -99,7 +99,7 @@ class LeftOut:
         return f"{sentence} No {images[:-1]} is left of {classes} {', '.join(map(repr, self.classes))}."
 
 
-def short_digest(*parts: bytes | bytearray) -> str:
+def short_digest(*parts: bytes | bytearray | memoryview) -> str:
     """A digest of 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -112,7 +112,7 @@ def labels_digest(classes: Sequence[str], labels: npt.NDArray[np.int64]) -> str:
     return short_digest(json.dumps(classes).encode(), labels.tobytes())
 
 
-def content_digest(size: int, read: Callable[[int, int], bytes]) -> int:
+def content_digest(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:
     """The digest of a file of which ``read(offset, length)`` gives parts.
 
     It sees the size and at most 64 KiB: all of a smaller file, eight parts of a larger one. What changes between these

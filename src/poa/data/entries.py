@@ -37,7 +37,7 @@ class Entries:
             column.append(number)
 
     def sort(self) -> None:
-        """Order by name."""
+        """Order by name, those of one name as they came."""
         order = np.array(self.names, object).argsort(kind="stable")
         self.names = [self.names[row] for row in order]
         for column in self._numbers.values():

@@ -21,6 +21,7 @@ from poa.data.archives import list_tar, list_zip
 from poa.data.content import MOST_NAMED, Count, Identity, LeftOut, labels_digest, short_digest
 from poa.data.images import OPTIONAL_FORMATS, BadImage
 from poa.data.lists import list_paths
+from poa.data.parquet import list_rows
 from poa.data.sampler import spread
 from poa.data.sources import (
     Kind,
@@ -47,6 +48,7 @@ _LISTERS: dict[Kind, Callable[[Source, Progress], Listing]] = {
     "list": list_paths,
     "zip": list_zip,
     "tar": list_tar,
+    "rows": list_rows,
     "digits": list_digits,
 }
 

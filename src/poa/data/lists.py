@@ -23,8 +23,10 @@ MAX_BYTES = 1 << 30
 """Of a list, some twenty million paths."""
 Rows = list[list[str]]
 Split = Callable[[str], Iterator[list[str]]]
-_PATHS = "path paths filepath file_path image_path img_path image images img file files filename file_name image_name"
-_LABELS = "label labels class classes category target y class_name label_name category_name class_id label_id"
+PATH_NAMES = (
+    "path paths filepath file_path image_path img_path image images img file files filename file_name image_name"
+)
+LABEL_NAMES = "label labels class classes category target y class_name label_name category_name class_id label_id"
 _OTHERS = "index idx id row unnamed:_0 # split set subset fold width height"
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -120,7 +122,7 @@ def _read(path: Path) -> _Table:
 
 def _table(path: Path, rows: Rows, columns: list[int]) -> _Table:
     named = [cell.lower().replace(" ", "_") for cell in rows[0]] if rows else []
-    in_header = [number for number in columns or range(len(named)) if _cell(named, number) in _PATHS.split()]
+    in_header = [number for number in columns or range(len(named)) if _cell(named, number) in PATH_NAMES.split()]
     place = (in_header or columns or [0])[0]
     if len(columns) > 1 and len(in_header) != 1:
         numbers = " and ".join(str(number + 1) for number in columns)
@@ -128,7 +130,7 @@ def _table(path: Path, rows: Rows, columns: list[int]) -> _Table:
             f"The list {path} names images in columns {numbers}, such as {rows[-1]}. Write `path` above the column "
             "that counts, or remove the others."
         )
-    is_known = bool(set(named) & {*_PATHS.split(), *_LABELS.split()})
+    is_known = bool(set(named) & {*PATH_NAMES.split(), *LABEL_NAMES.split()})
     begins = bool(rows) and not _exists(path, rows[0], [place])
     has_header = begins and (ending_of(_cell(rows[0], place)) not in IMAGE_ENDINGS if columns else is_known)
     header = named if has_header else []
@@ -139,7 +141,7 @@ def _table(path: Path, rows: Rows, columns: list[int]) -> _Table:
 def _label_column(path: Path, rows: Rows, header: Sequence[str], place: int) -> int | None:
     """The column of labels: the one called so, else the one after the paths, else the only one before them."""
     others = [number for number in range(max(map(len, rows), default=0)) if number != place]
-    named = [number for number in others if _cell(header, number) in _LABELS.split()]
+    named = [number for number in others if _cell(header, number) in LABEL_NAMES.split()]
     if named:
         return named[0]
     left = [

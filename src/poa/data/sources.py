@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from PIL import Image
 
 from poa.data.entries import Entries, Entry
 from poa.data.images import ARRAY_ENDINGS, IMAGE_ENDINGS, LACKING, BadImage, begins_as_image, check_bytes
+from poa.data.rows import TABLE_ENDINGS, RowFiles
 from poa.errors import UserError, counted, nearest
 from poa.text import system_path
 
@@ -33,18 +34,18 @@ _COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 _DIGITS_PARTS = ("", "train", "test")
 _REPORT_EVERY = 1000
 
-Kind = Literal["folder", "list", "zip", "tar", "digits"]
+Kind = Literal["folder", "list", "zip", "tar", "rows", "digits"]
 Progress = Callable[[int], None]
 """Called with the number of images found so far."""
 
 
 class Source(NamedTuple):
-    """A resolved folder, list or archive of images."""
+    """A resolved folder, list, archive or table of images."""
 
     kind: Kind
     path: Path
     inside: str = ""
-    """Folder inside an archive, or part of an embedded set; empty for all of it."""
+    """Folder inside an archive, or part of a set; empty for all of it."""
 
     def __str__(self) -> str:
         return f"{self.path}/{self.inside}" if self.inside else str(self.path)
@@ -75,15 +76,20 @@ class Listing:
     ignored: Counter[str] = field(default_factory=Counter)
     """Number of other files by ending."""
     columns: str = ""
-    """Of a list, what its columns are taken for, in words; empty where it has one."""
+    """What columns are taken for, in words; empty where there is one."""
     blob: bytes = b""
     """Of an embedded set."""
+    rows: RowFiles | None = None
+    """Of images in rows of Parquet or Arrow files."""
+    contents: npt.NDArray[Any] | None = None
+    """What each image holds, if that was seen while listing."""
 
 
 def resolve(data: str | os.PathLike[str]) -> Source:
     """Find what ``--data`` names.
 
-    That is a folder; a text or CSV list of paths; a zip or tar, or a folder inside one (``set.zip/train``);
+    That is a folder; a text or CSV list of paths; a zip or tar, or a folder inside one (``set.zip/train``); a Parquet
+    or Arrow file, or a folder of these, or a part of it (``set/train`` for files ``train-00000-of-00002.parquet``);
     ``digits``, ``digits/train`` or ``digits/test`` (a folder of that name is meant by ``./digits``).
     """
     data = system_path(os.fspath(data))
@@ -95,11 +101,14 @@ def resolve(data: str | os.PathLike[str]) -> Source:
     path = Path(data).expanduser()
     try:
         if path.is_dir():
-            return Source("folder", path.resolve())
+            return Source("rows" if _has_tables(path) else "folder", path.resolve())
         for outer in (path, *path.parents):
+            inside = "/".join(path.relative_to(outer).parts)
             if outer.is_file():
                 # Not outer.resolve(): stores that link to files by their hash keep the ending in the link's name only.
-                return _resolve_file(outer.parent.resolve() / outer.name, "/".join(path.relative_to(outer).parts))
+                return _resolve_file(outer.parent.resolve() / outer.name, inside)
+            if outer.is_dir() and _has_tables(outer):
+                return Source("rows", outer.resolve(), inside)
         if path.exists():
             raise UserError(f"{path} is a pipe or a device: write what it gives to a file and name that.")
         raise UserError(_missing(path))
@@ -161,7 +170,8 @@ def without_arrays(listing: Listing) -> Listing:
     kept, others = np.flatnonzero(~is_array), np.flatnonzero(is_array)
     labels = None if listing.labels is None else [listing.labels[row] for row in kept]
     ignored = listing.ignored + Counter(ending_of(listing.entries.names[row]) for row in others)
-    return replace(listing, entries=listing.entries.take(kept), labels=labels, ignored=ignored)
+    contents = None if listing.contents is None else listing.contents[kept]
+    return replace(listing, entries=listing.entries.take(kept), labels=labels, ignored=ignored, contents=contents)
 
 
 def folder_label(name: str) -> str:
@@ -271,12 +281,30 @@ def _digits_part(part: str) -> str:
     return part
 
 
+def _has_tables(folder: Path) -> bool:
+    """Whether a folder has Parquet or Arrow files, in it or in ``data``, and neither images nor other folders."""
+    if (folder / "dataset_dict.json").is_file():  # parts of a set, as `datasets` saves them
+        return True
+    found = False
+    with os.scandir(folder) as items:
+        for item in items:
+            if ending_of(item.name) in TABLE_ENDINGS:
+                found = True
+            elif ending_of(item.name) in IMAGE_ENDINGS or not (
+                item.name[0] == "." or item.is_file() or item.name == "data"
+            ):
+                return False
+    return found or ((folder / "data").is_dir() and _has_tables(folder / "data"))
+
+
 def _resolve_file(path: Path, inside: str) -> Source:
     ending = path.suffix.lower()
     if ending == ".zip":
         return Source("zip", path, inside)
     if ending in _TAR_ENDINGS or (ending in _COMPRESSED and path.stem.lower().endswith(".tar")):
         return Source("tar", path, inside)
+    if ending in TABLE_ENDINGS and not inside:
+        return Source("rows", path)
     if inside:
         raise UserError(f"{path} is not a zip or tar file, so it cannot contain {inside!r}. Check --data.")
     if ending in _LIST_ENDINGS:
@@ -284,7 +312,8 @@ def _resolve_file(path: Path, inside: str) -> Source:
     if ending in IMAGE_ENDINGS:
         raise UserError(f"{path} is a single image: give the folder it is in, {path.parent}, or a .txt list of images.")
     raise UserError(
-        f"{path} cannot be used as data: give a folder, a .zip, a .tar, or a list of paths in .txt, .csv or .tsv."
+        f"{path} cannot be used as data: give a folder, a .zip, a .tar, a .parquet, an .arrow, or a list of paths in "
+        ".txt, .csv or .tsv."
     )
 
 

@@ -26,6 +26,7 @@ from poa.data.content import (
     short_digest,
 )
 from poa.data.entries import Entries, Entry
+from poa.data.rows import RowFiles, Rows
 from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes, read_file
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
@@ -48,6 +49,7 @@ class Table:
     """Number of other files by ending."""
     notes: tuple[str, ...]
     listed: str
+    rows: RowFiles | None
     records: npt.NDArray[Any]
     names: npt.NDArray[np.uint8]
 
@@ -64,6 +66,7 @@ class Table:
             ignored=meta.get("ignored", {"other files": meta["num_ignored"]}),  # earlier versions kept the sum alone
             notes=tuple(meta["notes"]),
             listed=meta["listed"],
+            rows=RowFiles(*meta["rows"]) if meta.get("rows") else None,
             records=np.asarray(np.load(folder / "records.npy", mmap_mode="r")),
             names=np.asarray(np.load(folder / "names.npy", mmap_mode="r")),
         )
@@ -100,6 +103,8 @@ class Table:
             return read_file(self.path / entry.name)
         if self.kind == "list":
             return read_file(self.path.parent / entry.name)
+        if self.rows is not None:
+            return self._rows.read(entry.offset, entry.size)
         return self._archive.read_zipped(entry) if self.kind == "zip" else self._archive.read(entry)
 
     def parts(self, row: int) -> Callable[[int, int], bytes]:
@@ -107,12 +112,17 @@ class Table:
         return self._archive.parts(self.entry(row), zipped=self.kind == "zip")
 
     @cached_property
+    def _rows(self) -> Rows:
+        assert self.rows is not None
+        return Rows(self.rows)
+
+    @cached_property
     def _archive(self) -> Archive:
         return Archive(self.folder / "blob.bin" if self.kind == "digits" else self.path)
 
 
 def write_listing(listing: Listing, source: Source, folder: Path) -> None:
-    """Write the table of a listing, but for what the files hold."""
+    """Write the table of a listing, but for what the files hold, unless the listing says so."""
     entries = listing.entries
     ends, listed = _write_names(entries, folder)
     classes, labels = _labels(listing)
@@ -130,8 +140,11 @@ def write_listing(listing: Listing, source: Source, folder: Path) -> None:
         "ignored": dict(listing.ignored),
         "notes": notes(source, listing),
         "listed": listed,
+        "rows": listing.rows,
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    if listing.contents is not None:
+        np.save(folder / "contents.npy", listing.contents)
     (folder / "stamps.json").write_text(json.dumps(listing.stamps), encoding="utf-8")
 
 
@@ -160,12 +173,14 @@ def write_contents(folder: Path, *, earlier: Iterable[Path], progress: Count) ->
     Files that are as an ``earlier`` table of the source says are not read again.
     """
     table = Table.load(folder)
-    found = _look(table, _known(earlier), progress)
-    np.save(folder / "contents.npy", found)
+    if not (folder / "contents.npy").exists():
+        np.save(folder / "contents.npy", _look(table, _known(earlier), progress))
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
     stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
-    return short_digest(repr(sorted((path, *stamp) for path, stamp in stamps.items())).encode(), found.tobytes())
+    return short_digest(
+        repr(sorted((path, *stamp) for path, stamp in stamps.items())).encode(), table.contents.tobytes()
+    )
 
 
 def _look(table: Table, known: Callable[[str], tuple[int, Content] | None], progress: Count) -> npt.NDArray[Any]:

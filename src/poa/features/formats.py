@@ -53,7 +53,7 @@ def check_parquet() -> None:
     """See that the library for Parquet files is installed."""
     if find_spec("pyarrow") is None:
         raise UserError(
-            f"Parquet files need pyarrow, which is not installed. {installing('embed')}. "
+            f"Parquet files need pyarrow, which is not installed. {installing('parquet')}. "
             "Or choose an --out that ends in .npy or .safetensors."
         )
 
