@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from data.image_files import pack, same
+from poa.data import table
 from poa.data.images import IMAGE_ENDINGS
 from poa.data.index import ImageIndex, open_index
+from poa.data.table import Table
 from poa.errors import UserError
 
 
@@ -37,6 +39,8 @@ def test_second_opening_reuses_the_table(
     assert {path for path in walked if path.is_relative_to(data)} == {Path(data)}  # where its kind is seen
     assert (again.fingerprint, again.folder) == (first.fingerprint, first.folder)
     assert same(again, files)
+    monkeypatch.setattr(table, "_AT_ONCE", 6)
+    assert list(Table.load(first.folder).paths()) == [f"{data}/{first.name(i)}" for i in range(20)]
 
 
 def age(folder: Path) -> None:

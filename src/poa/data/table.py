@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes, 
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 """How the files of a table that a crash or a full disk cut short fail to be read."""
+_AT_ONCE = 1000
+"""Records that are read from the file at a time."""
 _RECORD = np.dtype(
     [("name_end", "<i8"), ("size", "<i8"), ("offset", "<i8"), ("stored", "<i8"), ("label", "<i4"), ("deflated", "?")]
 )
@@ -86,9 +89,16 @@ class Table:
 
     def paths(self) -> Iterator[str]:
         """Of all images, where each is a file of its own; none in an archive."""
-        if self.files_in is not None:
-            for row in range(len(self.records)):
-                yield os.path.join(self.files_in, self.entry(row).name)  # noqa: PTH118
+        if self.files_in is None:
+            return
+        folder, start = str(self.files_in), 0
+        for first in range(0, len(self.records), _AT_ONCE):  # record by record it takes ten times as long
+            ends = self.records["name_end"][first : first + _AT_ONCE].tolist()
+            names = self.names[start : ends[-1]].tobytes()
+            for begin, end in pairwise([start, *ends]):
+                name = names[begin - start : end - start].decode("utf-8", "surrogateescape")
+                yield os.path.join(folder, name)  # noqa: PTH118
+            start = ends[-1]
 
     def entry(self, row: int) -> Entry:
         """The file of image ``row``."""
@@ -199,12 +209,13 @@ def _known(earlier: Iterable[Path]) -> Callable[[str], tuple[int, Content] | Non
         with contextlib.suppress(*_DAMAGED):
             table = Table.load(folder)
             found = np.fromiter(map(hash, table.paths()), np.int64, len(table.contents) if table.files_in else 0)
-            rows = found.argsort()
-            return partial(_find, table, rows, array("q", found[rows].tobytes()))
+            rows = found.argsort().astype(np.int32)
+            found.sort()
+            return partial(_find, table, rows, found.data)
     return lambda _: None
 
 
-def _find(table: Table, rows: npt.NDArray[np.intp], hashes: "array[int]", path: str) -> tuple[int, Content] | None:
+def _find(table: Table, rows: npt.NDArray[np.int32], hashes: "memoryview[int]", path: str) -> tuple[int, Content] | None:
     """Hashes of a million paths take a thirtieth of what the paths take.
 
     Two files of one hash would be confused if their sizes and times were the same too, to the nanosecond.
