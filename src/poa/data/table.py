@@ -215,7 +215,9 @@ def _known(earlier: Iterable[Path]) -> Callable[[str], tuple[int, Content] | Non
     return lambda _: None
 
 
-def _find(table: Table, rows: npt.NDArray[np.int32], hashes: "memoryview[int]", path: str) -> tuple[int, Content] | None:
+def _find(
+    table: Table, rows: npt.NDArray[np.int32], hashes: "memoryview[int]", path: str
+) -> tuple[int, Content] | None:
     """Hashes of a million paths take a thirtieth of what the paths take.
 
     Two files of one hash would be confused if their sizes and times were the same too, to the nanosecond.
