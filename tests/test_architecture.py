@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "training": {"errors", "text", "files", "machine", "distributed"},
     "plots": {"errors", "text", "files", "elastic"},
     "families": {"errors", "elastic"},
-    "export": {"errors", "text", "files", "elastic", "data", "families"},
+    "export": {"errors", "text", "files", "config", "elastic", "data", "families"},
 }
 """What each folder and file of the root may import. Those of FLOORS may also import all that stands before them."""
 FLOORS = (

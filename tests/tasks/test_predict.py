@@ -122,9 +122,9 @@ def test_masks_are_those_of_the_test(root: Path, tmp_path: Path) -> None:
 def test_masks_of_an_exported_file(root: Path, tmp_path: Path) -> None:
     """Are those of the folder, since the file says how masks are predicted."""
     network = exportables(model(root, "segmentation")).network("16x2")
-    side, about = network.preprocessing.image_size, network.about("fp32", pixels=False)
+    about = network.about("fp32", pixels=False)
     program = traced(portable(network.network, network.preprocessing, half=False, pixels=False),
-                     example(side, pixels=False), name="16x2")  # fmt: skip
+                     example(network.preprocessing, pixels=False), name="16x2")  # fmt: skip
     write_program(program, tmp_path / "16x2.pt2", about.metadata())
     for name, given in (("folder", model(root, "segmentation")), ("file", str(tmp_path / "16x2.pt2"))):
         predict.predict(given, str(root / "bb/images"), out=tmp_path / name)

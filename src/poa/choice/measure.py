@@ -126,12 +126,12 @@ class _Made(NamedTuple):
 
 def _made(network: Network, how: MeasureSettings, done: Callable[[], Any]) -> _Made:
     source, name = network
-    image_size = source.preprocessing.image_size
+    own = source.preprocessing
     whole: Any = source.network(name)
     model: nn.Module = whole.model
-    operations = known_flops(model, image_size)
+    operations = known_flops(model, own.image_size, channels=own.values.number)
     made = _Made(
-        runnable(model, how, image_size=image_size, name=name),
+        runnable(model, how, own, name=name),
         parameters(model),
         None if operations is None else operations // 2,
     )
@@ -193,7 +193,8 @@ def _bytes_of(source: ModelSource, names: Sequence[str]) -> int:
     if source.family is None:
         return 0
     sizes = [source.family.space.find(name) for name in names]
-    counted = costs(source.family.build, sizes, image_size=source.preprocessing.image_size)
+    own = source.preprocessing
+    counted = costs(source.family.build, sizes, image_size=own.image_size, channels=own.values.number)
     return sum(_BYTES_PER_PARAMETER * cost.parameters for cost in counted.values())
 
 

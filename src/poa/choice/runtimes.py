@@ -12,6 +12,7 @@ from torch import nn
 from poa.choice.memory import file_bytes, memory_bytes
 from poa.choice.timing import Pass
 from poa.config.choice import MeasureSettings
+from poa.data.images import Preprocessing
 from poa.errors import UserError
 from poa.export.onnx import check_onnx, write_onnx
 from poa.export.program import example, traced
@@ -53,15 +54,15 @@ def version_of(runtime: str) -> str:
     return str(onnxruntime.__version__)
 
 
-def runnable(model: nn.Module, how: MeasureSettings, *, image_size: int, name: str) -> Runnable:
+def runnable(model: nn.Module, how: MeasureSettings, own: Preprocessing, *, name: str) -> Runnable:
     """Make a timm model, which may be moved, ready to run; times do not depend on what is in the images."""
     if how.runtime == "onnx":
-        return _by_onnx(model, how, image_size=image_size, name=name)
-    return _by_torch(model, how, image_size=image_size)
+        return _by_onnx(model, how, own, name=name)
+    return _by_torch(model, how, own)
 
 
-def _by_torch(model: nn.Module, how: MeasureSettings, *, image_size: int) -> Runnable:
-    model, images = model.to(how.device).eval(), torch.zeros(how.batch, 3, image_size, image_size, device=how.device)
+def _by_torch(model: nn.Module, how: MeasureSettings, own: Preprocessing) -> Runnable:
+    model, images = model.to(how.device).eval(), example(own, pixels=False, batch=how.batch).to(how.device)
 
     @torch.inference_mode()
     def run() -> None:
@@ -72,7 +73,7 @@ def _by_torch(model: nn.Module, how: MeasureSettings, *, image_size: int) -> Run
     return Runnable(run, file_bytes(model), memory_bytes(model, run, inputs=[images]))
 
 
-def _by_onnx(model: nn.Module, how: MeasureSettings, *, image_size: int, name: str) -> Runnable:
+def _by_onnx(model: nn.Module, how: MeasureSettings, own: Preprocessing, *, name: str) -> Runnable:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -80,11 +81,11 @@ def _by_onnx(model: nn.Module, how: MeasureSettings, *, image_size: int, name: s
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow down the next network
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
-        program = traced(model.cpu().eval(), example(image_size, pixels=False), name=name)
+        program = traced(model.cpu().eval(), example(own, pixels=False), name=name)
         write_onnx(program, file, outputs=["features"], metadata={})
         size = file.stat().st_size
         session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
-    images = {session.get_inputs()[0].name: torch.zeros(how.batch, 3, image_size, image_size).numpy()}
+    images = {session.get_inputs()[0].name: example(own, pixels=False, batch=how.batch).numpy()}
     return Runnable(lambda: session.run(None, images), size, None)
 
 

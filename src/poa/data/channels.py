@@ -12,6 +12,7 @@ from torch import Tensor
 from poa.config.channels import RGB, USUAL, Values
 from poa.data.images import BadImage, as_rgb, as_stored, decode_reduced, explained, image_tensor, load_reduced
 from poa.data.readers import reader_of, stored_of
+from poa.errors import UserError, counted
 
 Divisor = Callable[[int, int], int]
 """By what the sides of a photograph of some height and width may be divided, see ``decode_reduced``."""
@@ -86,6 +87,20 @@ def in_range(
         )
     scaled = (array.astype(np.float32) - np.float32(low)) / np.float32(high - low)
     return _tensor(np.nan_to_num(scaled, nan=0.0, posinf=1.0, neginf=0.0).clip(0.0, 1.0))
+
+
+def require_rgb(values: Values, *, what: str, name: str) -> None:
+    """Refuse networks of other images in parts that know no others.
+
+    Raises:
+        UserError: The networks see other channels, or more bits.
+    """
+    if values != USUAL:
+        raise UserError(
+            f"{what} takes 8-bit RGB images, but {name} sees {counted(values.number, 'channel')} with all their bits "
+            "(--channels). Score its frozen features (`poa evaluate knn`, linear, clusters ...), or extract a size and "
+            "train it further with timm."
+        )
 
 
 def _tensor(array: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> Num[Tensor, "1 channels height width"]:

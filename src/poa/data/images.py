@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,6 +116,11 @@ class Preprocessing:
     std: tuple[float, ...]
     values: Values = USUAL
     """Which channels and bits of a file a network sees."""
+
+    def stated(self) -> dict[str, Any]:
+        """By name, for files of settings and results; what is said of channels only where they are not as usual."""
+        names = ("image_size", "resize", "mean", "std")
+        return {name: getattr(self, name) for name in names} | self.values.stated()
 
 
 class BadImage(ValueError):  # noqa: N818 (named for what it says of the image)

@@ -51,10 +51,10 @@ def flops(network: nn.Module, image_size: int, *, channels: int = 3) -> int:
     return int(counter.get_total_flops())
 
 
-def known_flops(network: nn.Module, image_size: int) -> int | None:
+def known_flops(network: nn.Module, image_size: int, *, channels: int = 3) -> int | None:
     """The same, or None for a network that cannot be followed by shapes alone."""
     try:
-        return flops(network, image_size)
+        return flops(network, image_size, channels=channels)
     except (AssertionError, RuntimeError, TypeError, ValueError):
         return None
 
@@ -82,7 +82,7 @@ def costs(
 @cache
 def costs_of(family: Family, image_size: int) -> Mapping[Size, Cost]:
     """Costs of all sizes of a family, counted once in a process."""
-    return MappingProxyType(costs(family.build, family.space.sizes, image_size=image_size))
+    return MappingProxyType(costs(family.build, family.space.sizes, image_size=image_size, channels=family.in_chans))
 
 
 def of_depth(size: Size, count: Callable[[Size], Cost]) -> Cost:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from poa.config.channels import USUAL
 from poa.data.sources import check_out
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
@@ -61,7 +62,8 @@ def evaluate(
     check_out(source.out, test, *([] if train is None else [train]))
     train_index = None if train is None else open_images(train, limit=limit, console=options.console)
     test_index = open_images(test, limit=limit if train is None else None, console=options.console)
-    note_darkness(*([] if train_index is None else [train_index]), test_index, console=options.console)
+    if source.preprocessing.values == USUAL:
+        note_darkness(*([] if train_index is None else [train_index]), test_index, console=options.console)
     scorer = FrozenFeatures.of(source, names, protocol, train=train_index, test=test_index, workers=options.workers)
     return sweep(source, scorer, names, options)
 
@@ -184,7 +186,8 @@ def _row_of_network(
     source: ModelSource, name: str, scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
 ) -> SizeRow:
     network = source.network(name)
-    operations = known_flops(network, source.preprocessing.image_size)
+    own = source.preprocessing
+    operations = known_flops(network, own.image_size, channels=own.values.number)
     return SizeRow(size_of(name) or name, parameters(network), operations, scores=scores, intervals=intervals)
 
 

@@ -60,9 +60,9 @@ class Probe(ProbeSettings, Protocol):
             check_held_out(labels, what="learning rate")
         return self
 
-    def prepare(self, network: nn.Module, *, image_size: int) -> Prepared:
+    def prepare(self, network: nn.Module, *, image_size: int, channels: int = 3) -> Prepared:
         """The network with taps."""
-        taps = Taps(network, image_size=image_size)
+        taps = Taps(network, image_size=image_size, channels=channels)
         return Prepared(taps, taps.columns)
 
     def __call__(self, train: Rows, test: Rows, *, num_classes: int, device: torch.device) -> Outcome:

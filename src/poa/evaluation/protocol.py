@@ -107,7 +107,7 @@ class Protocol(Settings):
         """
         return self
 
-    def prepare(self, network: nn.Module, *, image_size: int) -> Prepared:  # noqa: ARG002  # for subclasses
+    def prepare(self, network: nn.Module, *, image_size: int, channels: int = 3) -> Prepared:  # noqa: ARG002
         """The network as it is to be seen, in evaluation mode; by default as it is."""
         return Prepared(network)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from poa import distributed
+from poa.config.channels import USUAL
 from poa.config.pretraining import ViewSettings
 from poa.data.augment import SOLARIZE_THRESHOLD, augment
 from poa.data.channels import as_pixels, channels_last
@@ -242,7 +243,7 @@ class Quality(Scorer):
         """Preprocessing, and how views are drawn."""
         views = self.views.model_dump() | FIXED
         return {
-            **asdict(self.source.preprocessing),
+            **self.source.preprocessing.stated(),
             "k": self.k,
             "seed": self.seed,
             "views": {key: views[key] for key in DRAWN},
@@ -362,7 +363,8 @@ def evaluate(
     names = source.choose(options.sizes)
     check_out(source.out, data)
     index = open_images(data, limit=limit, console=options.console)
-    note_darkness(index, console=options.console)
+    if source.preprocessing.values == USUAL:
+        note_darkness(index, console=options.console)
     _check_k(k, num_images=len(index))
     return sweep(source, Quality(source, index, views_of(source), k, seed, options.workers), names, options)
 

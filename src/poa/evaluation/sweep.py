@@ -6,7 +6,7 @@ A `Scorer` says what is done to each network: `FrozenFeatures` here, others for 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -283,7 +283,7 @@ class FrozenFeatures(Scorer):
     def choices(self) -> Mapping[str, Any]:
         """Preprocessing and the protocol; of a joint one also which networks there are."""
         return {
-            **asdict(self.source.preprocessing),
+            **self.source.preprocessing.stated(),
             "precision": "torch.float32",
             **dict(self.protocol),
             **({"networks": self.names} if self.protocol.joint else {}),
@@ -299,7 +299,9 @@ class FrozenFeatures(Scorer):
         device, preprocessing = distributed.this_device(), self.source.preprocessing
         prepared = {
             name: self.protocol.prepare(
-                self.source.network(name).to(device).eval(), image_size=preprocessing.image_size
+                self.source.network(name).to(device).eval(),
+                image_size=preprocessing.image_size,
+                channels=preprocessing.values.number,
             )
             for name in (self.names if self.protocol.joint else names)
         }

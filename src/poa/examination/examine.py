@@ -1,7 +1,7 @@
 """``poa doctor``: measure all images, compare them, and write what was found. The images are only read."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from poa import distributed
 from poa.config.examination import Examination
+from poa.data.channels import require_rgb
 from poa.data.index import ImageIndex
 from poa.errors import UserError, counted
 from poa.examination import alike, files
@@ -143,6 +144,7 @@ def _by_features(
 ) -> tuple[Rows, Finder]:
     """The images that have features, and what finds pairs of similar ones."""
     source, device = comparison.source, distributed.this_device()
+    require_rgb(source.preprocessing.values, what="`poa doctor`", name=source.name)
     extracted = extract_features(
         {name: source.network(name).to(device)},
         read_batches(index, source.preprocessing, batch_size=BATCH, workers=workers),
@@ -151,7 +153,7 @@ def _by_features(
         settings={
             "weights": unicode_text(source.weights),
             "images": unicode_text(index.identity.text),
-            **asdict(source.preprocessing),
+            **source.preprocessing.stated(),
         },
         preprocessing=source.preprocessing,
         device=device,

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from poa.config.channels import RGB, values_in
 from poa.data.images import Preprocessing
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.text import unicode_text
 
 Task = Literal["features", "classification", "segmentation", "detection"]
@@ -60,13 +61,15 @@ class About:
         }
         fit = "none: the image is made to fit into the square, with zeros to the right and below"
         crop = fit if self.task == "detection" else "centre"
-        prepared = {"interpolation": "bicubic, antialiased", "crop": crop, **content["preprocessing"]}
+        prepared = {"interpolation": "bicubic, antialiased", "crop": crop, **self.preprocessing.stated()}
         batch = 1 if self.task == "detection" else "batch"
-        layout = f"{batch} x height x width x 3" if self.pixels else f"{batch} x 3 x height x width"
+        number = self.preprocessing.values.number
+        layout = f"{batch} x height x width x 3" if self.pixels else f"{batch} x {number} x height x width"
+        channels = "RGB" if number == RGB else counted(number, "channel")
         entry = {
             **content,
             "preprocessing": prepared,
-            "input": f"{INPUT}: RGB, {'uint8' if self.pixels else 'float32, normalised'}, {layout}",
+            "input": f"{INPUT}: {channels}, {'uint8' if self.pixels else 'float32, normalised'}, {layout}",
             "outputs": list(OUTPUTS[self.task]),
         }
         return {KEY: json.dumps(entry)}
@@ -86,7 +89,11 @@ def read_about(metadata: Mapping[str, str], *, file: str) -> About:
             entry["task"],
             tuple(map(str, entry["classes"])),
             Preprocessing(
-                int(prepared["image_size"]), int(prepared["resize"]), tuple(prepared["mean"]), tuple(prepared["std"])
+                int(prepared["image_size"]),
+                int(prepared["resize"]),
+                tuple(prepared["mean"]),
+                tuple(prepared["std"]),
+                values_in(prepared),
             ),
             bool(entry["pixels"]),
             entry["precision"],

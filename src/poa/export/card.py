@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from poa.config.channels import USUAL
 from poa.data.images import Preprocessing
 from poa.files import whole_file
 from poa.text import markdown_text, unicode_text
@@ -51,6 +52,11 @@ _NO_SCORES = "This network had not been scored when this file was written."
 _IMAGES = """RGB. The shorter side is resized to {resize} pixels (bicubic, antialiased), and the middle {side} x {side}
 pixels are cut out. Values are divided by 255; then the mean ({mean}) is subtracted, and the result is divided by the
 standard deviation ({std}); these are given for red, green and blue."""
+
+
+_VALUES = """Images with {number} channels, whose values keep all their bits. {low} becomes 0 and {high} becomes 1.
+The shorter side is resized to {resize} pixels (bicubic, antialiased), and the middle {side} x {side} pixels are cut
+out. Then the mean of each channel ({mean}) is subtracted, and the result is divided by its standard deviation ({std})."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,12 @@ def model_card(
         further: More about images; Markdown.
     """
     named = {"classes": _classes(classes)} if classes else {}
-    images = _IMAGES.format(
+    values = preprocessing.values
+    low, high = values.range or (0, "the largest value of their type (floats: 1)")
+    images = (_IMAGES if values == USUAL else _VALUES).format(
+        number=values.number,
+        low=low,
+        high=high,
         resize=preprocessing.resize,
         side=preprocessing.image_size,
         mean=_numbers(preprocessing.mean),

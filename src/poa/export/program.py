@@ -58,11 +58,12 @@ def portable(network: nn.Module, preprocessing: Preprocessing, *, half: bool, pi
     return (_OfPixels(inner, preprocessing) if pixels else inner).cpu().eval().requires_grad_(False)
 
 
-def example(side: int, *, pixels: bool, batch: int = 2) -> Tensor:
+def example(preprocessing: Preprocessing, *, pixels: bool, batch: int = 2) -> Tensor:
     """Black images that a network can be traced with."""
+    side = preprocessing.image_size
     if pixels:
         return torch.zeros(batch, side, side, 3, dtype=torch.uint8)
-    return torch.zeros(batch, 3, side, side)
+    return torch.zeros(batch, preprocessing.values.number, side, side)
 
 
 @torch.no_grad()

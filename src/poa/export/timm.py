@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from poa.config.channels import USUAL
 from poa.data.images import Preprocessing
 from poa.elastic.plan import even_blocks
 from poa.elastic.space import Size
@@ -23,6 +24,8 @@ from poa.text import note, plain_console, unicode_text
 CLASSIFIER = "classifier.safetensors"
 """File of a classifier that timm cannot build."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+VALUES = "values"
+"""Key of a config by which poa knows which channels and bits of images a network sees; timm passes over it."""
 EXPORTED = "exported"
 """Folder of the files that ``poa export`` makes of a model, in that of the model."""
 _OURS = {CONFIG, WEIGHTS, CLASSIFIER, CARD, EXPORTED}
@@ -33,6 +36,16 @@ from PIL import Image
 model = timm.create_model("local-dir:.", pretrained=True).eval()
 prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 {found} = model(prepare(Image.open("photo.jpg").convert("RGB"))[None])"""
+TIMM_VALUES = """import numpy as np
+import timm
+import torch
+
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+stored = np.load("image.npy")  # {number} x {side} x {side} values, as in the files of images
+largest = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1
+values = ((stored.astype(np.float32) - {low}) / ({high} - {low})).clip(0, 1)
+mean, std = (np.float32(model.pretrained_cfg[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
+{found} = model(torch.from_numpy((values - mean) / std)[None])"""
 _TIMM_CLASSES = f"""{TIMM.format(found="scores")}
 names = model.pretrained_cfg["label_names"]
 print(names[int(scores.argmax())])"""
@@ -107,7 +120,7 @@ def write_model(
     with whole_folder(folder) as unfinished:
         for name, content in _files(model, blueprint, preprocessing, card).items():
             (unfinished / name).write_bytes(content)
-        _check(unfinished, model, blueprint, reference or model, image_size=preprocessing.image_size)
+        _check(unfinished, model, blueprint, reference or model, preprocessing)
 
 
 def _files(model: nn.Module, blueprint: Blueprint, preprocessing: Preprocessing, card: str) -> dict[str, bytes]:
@@ -246,6 +259,10 @@ def write_finetuned(
 
 def uses(preprocessing: Preprocessing, *, found: str) -> list[Use]:
     """How timm, transformers and ONNX Runtime load a model that gives ``features``, or ``logits`` of classes."""
+    if preprocessing.values != USUAL:
+        low, high = preprocessing.values.range or (0, "largest")
+        values = {"low": low, "high": high, "side": preprocessing.image_size, "number": preprocessing.values.number}
+        return [Use("timm", TIMM_VALUES.format(found=found, **values))]
     is_classifier = found == "logits"
     onnx = _ONNX.format(
         resize=preprocessing.resize,
@@ -296,10 +313,11 @@ def _config(model: Any, blueprint: Blueprint, preprocessing: Preprocessing) -> d
         "num_features": int(model.num_features),
         **({} if classes is None else {"label_names": list(map(unicode_text, classes))}),
         "model_args": {name: value for name, value in blueprint.arguments.items() if name != "num_classes"},
+        **({VALUES: stated} if (stated := preprocessing.values.stated()) else {}),
         "pretrained_cfg": {
             "tag": "poa" if classes is None else "poa_finetuned",
             "num_classes": num_classes,
-            "input_size": [3, preprocessing.image_size, preprocessing.image_size],
+            "input_size": [preprocessing.values.number, preprocessing.image_size, preprocessing.image_size],
             "fixed_input_size": classes is not None and bool(known.get("fixed_input_size")),
             "interpolation": "bicubic",
             "crop_pct": preprocessing.image_size / preprocessing.resize,
@@ -315,9 +333,14 @@ def _config(model: Any, blueprint: Blueprint, preprocessing: Preprocessing) -> d
 
 @torch.inference_mode()
 def _check(
-    folder: Path, model: nn.Module, blueprint: Blueprint, reference: Callable[[Tensor], Tensor], *, image_size: int
+    folder: Path,
+    model: nn.Module,
+    blueprint: Blueprint,
+    reference: Callable[[Tensor], Tensor],
+    preprocessing: Preprocessing,
 ) -> None:
-    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    sides = (preprocessing.image_size,) * 2
+    images = torch.randn(2, preprocessing.values.number, *sides, generator=torch.Generator().manual_seed(0))
     found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
     if blueprint.classifier is not None:
         head = model.get_submodule(blueprint.classifier)

@@ -3,7 +3,6 @@
 import filecmp
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from poa import distributed
+from poa.config.channels import USUAL
+from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex
 from poa.errors import UserError, counted, nearest
 from poa.families.base import Features
@@ -84,7 +85,8 @@ def embed(
     if new and not (work / _WHOLE).exists():  # else a command that was stopped may have put some in their place
         _check_new(file for path in targets.values() for file in files(path))
     index = open_images(data, limit=limit, console=console)
-    note_darkness(index, console=console)
+    if source.preprocessing.values == USUAL:
+        note_darkness(index, console=console)
     make_folder(folder, content="Features")
     with one_writer(work):
         found = _embed(source, index, targets, work, patches=patches, workers=workers, new=new, console=console)
@@ -113,7 +115,7 @@ def _embed(
     """See ``embed``; ``new`` files must not be there."""
     device = distributed.this_device()
     plain = {name: source.network(name).to(device).eval() for name in targets}
-    widths = {name: _widths(network, source.preprocessing.image_size, device) for name, network in plain.items()}
+    widths = {name: _widths(network, source.preprocessing, device) for name, network in plain.items()}
     with Bars(console or plain_console(stderr=True)) as progress:
         extracted = extract_features(
             {name: _WithPatches(network) if patches else network for name, network in plain.items()},
@@ -196,8 +198,8 @@ class _Widths(NamedTuple):
 
 
 @torch.inference_mode()
-def _widths(network: nn.Module, image_size: int, device: torch.device) -> _Widths:
-    features = network(torch.zeros(1, 3, image_size, image_size, device=device))
+def _widths(network: nn.Module, own: Preprocessing, device: torch.device) -> _Widths:
+    features = network(torch.zeros(1, own.values.number, own.image_size, own.image_size, device=device))
     return _Widths(features.cls.shape[1], *features.patches.shape[1:])
 
 
@@ -234,4 +236,4 @@ def _table(
 def _settings(source: ModelSource, index: ImageIndex) -> dict[str, Any]:
     """What the features depend on besides the network."""
     weights, images = unicode_text(source.weights), index.identity.text
-    return {"weights": weights, "images": images, **asdict(source.preprocessing)}
+    return {"weights": weights, "images": images, **source.preprocessing.stated()}

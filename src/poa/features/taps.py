@@ -84,14 +84,14 @@ class Taps(nn.Module):
 
     columns: Mapping[str, tuple[int, int]]
 
-    def __init__(self, network: nn.Module, *, image_size: int) -> None:
+    def __init__(self, network: nn.Module, *, image_size: int, channels: int = 3) -> None:
         super().__init__()
         self.model: Any = timm_model(network).eval()
         intermediates: Any = self.model.forward_intermediates
         self._has_tokens = "return_prefix_tokens" in inspect.signature(intermediates).parameters
         self._pools_patches = False
         parameter = next(self.model.parameters())
-        images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        images = torch.randn(2, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
         layers, patches = self._try(images.to(parameter.device, parameter.dtype))
         last = next(reversed(layers.values()))
         mean = patches.mean(dim=1)

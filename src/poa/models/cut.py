@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from poa.config.channels import USUAL
 from poa.config.resolve import resolve
 from poa.data.images import Preprocessing
 from poa.elastic.network import SubNetworks, state
@@ -14,11 +15,10 @@ from poa.export.card import UNKNOWN, Origin
 from poa.export.timm import write_size
 from poa.families.base import Backbone, Family
 from poa.models import hub, registry
-from poa.models.folder import made_for
+from poa.models.folder import made_for, resized_for, values_of
 from poa.models.init import fit
 from poa.models.origin import base_name, licence_of
 from poa.models.run import is_run
-from poa.models.source import resized_for
 from poa.models.weights import TrainedWeights, read
 
 COST = (
@@ -52,9 +52,13 @@ class CutWeights:
             raise UserError(f"{name} is a file of weights, which does not name its network. Add --model NAME.")
         self._made = None if self._source.model is None else made_for(self._source.model, name=name)
         side = image_size or (None if self._made is None else self._made.side)
-        views = {"num_locals": 0} | ({} if side is None else {"global_size": side})
+        views: dict[str, Any] = {"num_locals": 0} | ({} if side is None else {"global_size": side})
         network = {"name": _network_of(name, self._source)} | dict(model or {})
-        self.config = resolve({"model": network, "init": name, "views": views})
+        values = USUAL if self._made is None else values_of(registry.folder_of(name), self._made)
+        if self._made is not None and values != USUAL:
+            views |= {"mean": self._made.mean, "std": self._made.std}
+        of_images = {"channels": values.channels, "value_range": values.range}
+        self.config = resolve({"model": network, "init": name, "views": views, **of_images})
 
     @cached_property
     def family(self) -> Family:
@@ -89,8 +93,8 @@ class CutWeights:
         """How images are prepared: as for the weights, where that is known."""
         side, views = self.family.image_size, self.config.views
         if self._made is None:
-            return Preprocessing(side, self.config.scoring_resize, views.mean, views.std)
-        return resized_for(side, self._made)
+            return Preprocessing(side, self.config.scoring_resize, views.mean, views.std, self.config.values)
+        return resized_for(side, self._made, self.config.values)
 
     def extract(
         self, size: str | Size, *, out: str | Path | None = None, overwrite: bool = False, licence: str = UNKNOWN

@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.data.constants import DEFAULT_CROP_PCT
 from torch import nn
 
-from poa.errors import UserError, first_line
+from poa.config.channels import RGB, USUAL, Values, values_in
+from poa.data.images import Preprocessing
+from poa.errors import UserError, counted, first_line
+from poa.export.timm import VALUES
 
 MOST_BYTES = 64 * 2**20
 """Of config.json, which may name many classes."""
@@ -29,8 +33,8 @@ class Made(NamedTuple):
 
     side: int
     crop_share: float | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def model_in(folder: Path, *, flag: str) -> tuple[nn.Module, str, Mapping[str, Any]]:
@@ -69,8 +73,8 @@ def made_for(model: Any, *, name: str) -> Made:
     """What timm knows about the images of a model; a ``UserError`` where that makes no sense."""
     known = model.pretrained_cfg
     try:
-        side, crop = int(known["input_size"][-1]), known.get("crop_pct")
-        mean, std = (_rgb(known[name]) for name in ("mean", "std"))
+        (channels, _, side), crop = map(int, known["input_size"]), known.get("crop_pct")
+        mean, std = (tuple(map(float, known[name])) for name in ("mean", "std"))
         share = None if crop is None else float(crop)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
@@ -81,6 +85,7 @@ def made_for(model: Any, *, name: str) -> Made:
         isinstance(classifier, str | list | tuple)
         and all(isinstance(each, str) for each in classifier)
         and 0 < side <= MOST_PIXELS
+        and len(mean) == len(std) == channels
         and (share is None or 0.1 <= share <= 2)
         and all(map(math.isfinite, (*mean, *std)))
         and min(std) > 0
@@ -92,6 +97,34 @@ def made_for(model: Any, *, name: str) -> Made:
             "another network."
         )
     return Made(side, share, mean, std)
+
+
+def values_of(folder: Path, made: Made) -> Values:
+    """Which channels and bits the network of a folder sees, as the folder says or as many as timm knows.
+
+    Raises:
+        UserError: What the folder says makes no sense.
+    """
+    file = folder / "config.json"
+    stated = json.loads(file.read_text(encoding="utf-8")).get(VALUES) if file.is_file() else None
+    number = len(made.mean)
+    if stated is None:
+        return USUAL if number == RGB else Values(number)
+    try:
+        values = values_in(stated)
+    except (AttributeError, TypeError, ValueError):
+        values = Values(0)
+    if values.number != number:
+        raise UserError(
+            f"{file}: {VALUES} {stated} does not fit the {counted(number, 'channel')} of the network. Correct it."
+        )
+    return values
+
+
+def resized_for(side: int, made: Made, values: Values = USUAL) -> Preprocessing:
+    """How images are prepared for a timm model at ``side`` pixels, which need not be those that it is made for."""
+    resize = math.floor(side / (made.crop_share or DEFAULT_CROP_PCT) + 1e-6)
+    return Preprocessing(side, resize, mean=made.mean, std=made.std, values=values)
 
 
 def check_memory(model: nn.Module, *, copies: int = 1) -> None:
@@ -111,11 +144,6 @@ def memory_of_machine() -> int | None:
     if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _rgb(values: Any) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
 
 
 def load_model(folder: Path) -> Any:

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save
 from timm.layers import DropPath
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from poa.config.channels import RGB
 from poa.errors import UserError, counted
 from poa.families.base import Backbone
 from poa.files import whole_file
@@ -100,8 +102,8 @@ def fit(
     """
     given, model = dict(source.weights), backbone.model
     token = given.pop("mask_token", None)
-    fitted = _filtered(given, token, model, source.model)
     wanted = model.state_dict()
+    fitted = _of_channels(_filtered(given, token, model, source.model), model, wanted)
     kept = {value.data_ptr() for value in fitted.values()}  # renamed tensors are still the same ones
     dropped = [name for name, value in given.items() if name not in fitted and value.data_ptr() not in kept]
     surplus = {
@@ -160,6 +162,20 @@ def _filtered(
     return converted
 
 
+def _of_channels(fitted: dict[str, Tensor], model: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for red, green and blue, for as many channels as the network sees, by timm's rule.
+
+    For one channel they are added up, for others repeated and scaled so that the sum stays the same.
+    """
+    first = model.pretrained_cfg.get("first_conv") or ()
+    names = [f"{each}.weight" for each in ([first] if isinstance(first, str) else first)]
+    for name in names:
+        old, new = fitted.get(name), wanted.get(name)
+        if old is not None and new is not None and old.shape[1:2] == (RGB,) != new.shape[1:2]:
+            fitted = {**fitted, name: adapt_input_conv(new.shape[1], old)}
+    return fitted
+
+
 def _misfits(fitted: Mapping[str, Tensor], model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of tensors that are missing, and of those with other shapes."""
     wanted = model.state_dict()
@@ -210,7 +226,9 @@ def _workings(model: nn.Module) -> dict[str, object]:
 
 def _note(source: TrainedWeights, ours: Normalisation | None) -> str | None:
     theirs = source.normalisation
-    if theirs is None or ours is None or all(torch.tensor(theirs).isclose(torch.tensor(ours), atol=1e-3).flatten()):
+    if theirs is None or ours is None or len(theirs[0]) != len(ours[0]):
+        return None
+    if all(torch.tensor(theirs).isclose(torch.tensor(ours), atol=1e-3).flatten()):
         return None
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in theirs)
     return f"the weights were trained with another normalisation; to use it: --views.mean {mean} --views.std {std}"

@@ -39,9 +39,9 @@ _OF_SPACE = {"widths", "width_min", "width_max", "width_step", "depth_min", "dep
 _OF_TRAINING = {"name", "drop_path"}
 _NOT_SHOWN = {"window_size": "window_size", "ls_init_value": "layer_scale", "init_values": "layer_scale"}
 """Arguments of timm's models that a finished model does not show, and what they are called here."""
-_OF_USE = {"img_size", "num_classes", "drop_rate", "drop_path_rate", "dynamic_img_size", "strict_img_size"}
+_OF_USE = {"img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "dynamic_img_size", "strict_img_size"}
 """Arguments that say how a model is used, not what it is."""
-_AS_ALWAYS = {"in_chans": (3,), "global_pool": ("avg", "token")}
+_AS_ALWAYS = {"global_pool": ("avg", "token")}
 """Values of arguments that no family sets, since they go without saying; a ViT that pools is refused by its family."""
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from math import floor
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
-from timm.data.constants import DEFAULT_CROP_PCT
 from torch import Tensor, nn
 
+from poa.config.channels import RGB
 from poa.config.values import Step
 from poa.data.content import short_digest
 from poa.data.images import Preprocessing
@@ -25,7 +24,7 @@ from poa.export.card import Origin
 from poa.export.timm import Blueprint
 from poa.families.base import Family, Features
 from poa.models import hub, registry, weights
-from poa.models.folder import Made, made_for, model_in
+from poa.models.folder import made_for, model_in, resized_for, values_of
 from poa.models.origin import inherited_by, licence_of
 from poa.models.run import Run, is_run, load
 from poa.models.tensors import check_taken
@@ -131,11 +130,13 @@ def model_source(
     model = create(state, num_classes=0).requires_grad_(False)
     made = made_for(model, name=name)
     side = image_size or made.side
+    preprocessing = resized_for(side, made, values_of(folder, made))
     network = _PlainNetwork(model).eval()
     remedy = "Choose another network."
     if side != made.side:
         remedy = f"It is made for {made.side} pixels: leave out --image-size."
-    try_features(network, side, refusal=f"{name} cannot process images of", remedy=remedy)
+    number = preprocessing.values.number
+    try_features(network, side, channels=number, refusal=f"{name} cannot process images of", remedy=remedy)
 
     def trainable(_: str, *, num_classes: int, drop_path: float = 0.0) -> nn.Module:
         return _with_classifier(name, create(None, num_classes=num_classes, drop_path=drop_path), model.state_dict())
@@ -146,17 +147,11 @@ def model_source(
         network=lambda _: network,
         timm_model=trainable,
         weights=of_what if state else f"{of_what}, sha256 {_digest(model.state_dict())}",
-        preprocessing=resized_for(side, made),
+        preprocessing=preprocessing,
         out=out or Path("eval", label),
         branch=branch,
         origin=lambda: Origin(f"{branch} weights of {label}", inherited={label: licence_of(name)} if state else {}),
     )
-
-
-def resized_for(side: int, made: Made) -> Preprocessing:
-    """How images are prepared for a timm model at ``side`` pixels, which need not be those that it is made for."""
-    resize = floor(side / (made.crop_share or DEFAULT_CROP_PCT) + 1e-6)
-    return Preprocessing(side, resize, mean=made.mean, std=made.std)
 
 
 def _label(name: str) -> str:
@@ -188,7 +183,7 @@ def run_source(
         network=networks,
         timm_model=partial(_timm_model_of_run, run, networks),
         weights=weights_are,
-        preprocessing=Preprocessing(side, resize, mean=views.mean, std=views.std),
+        preprocessing=Preprocessing(side, resize, mean=views.mean, std=views.std, values=run.config.values),
         out=out or run.paths.scores,
         branch=branch,
         family=run.family,
@@ -365,10 +360,10 @@ def _built(name: str, **arguments: Any) -> Any:
 
 
 @torch.inference_mode()
-def try_features(network: nn.Module, side: int, *, refusal: str, remedy: str) -> Features:
+def try_features(network: nn.Module, side: int, *, channels: int = RGB, refusal: str, remedy: str) -> Features:
     """Features of a black image, or a sentence that the network does not take images of that size."""
     try:
-        features: Features = network(torch.zeros(1, 3, side, side))
+        features: Features = network(torch.zeros(1, channels, side, side))
         assert features.cls.ndim == 2
         assert features.patches.ndim == 3
     except Exception as error:  # of a network from others

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from poa.config.pretraining import INITIAL, Config, ViewSettings
 from poa.data.images import Preprocessing
-from poa.errors import UserError
+from poa.errors import UserError, counted
 from poa.families.base import Backbone, Family, Features
 from poa.models.run import in_run
 from poa.models.source import model_source, try_features
@@ -50,12 +50,12 @@ class Prepared(nn.Module):
         super().__init__()
         self.network, self.side = network, own.image_size if resizes else None
         mean, std, own_mean, own_std = (
-            torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std, own.mean, own.std)
+            torch.tensor(values).view(-1, 1, 1) for values in (views.mean, views.std, own.mean, own.std)
         )
         self.register_buffer("scale", std / own_std, persistent=False)
         self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
 
-    def forward(self, images: Float[Tensor, "batch 3 height side"]) -> Features:
+    def forward(self, images: Float[Tensor, "batch channels height side"]) -> Features:
         """Features of crops that are normalised as the run has them."""
         images = images * self.scale + self.shift
         if self.side is not None:
@@ -88,19 +88,26 @@ def teacher_of(config: Config, family: Family) -> Teacher:
         )
     initial = family.build(family.space.intact) if name == INITIAL else None
     network, own = (initial, _as_students(config)) if initial else _other(name, side or views.global_size)
+    if own.values != config.values:
+        raise UserError(
+            f"--distill.teacher {name} sees {counted(own.values.number, 'channel')} of images in another way than this "
+            f"run, with {config.values.number}. Choose a teacher that was trained with the same --channels and "
+            "--value-range."
+        )
     if side or (own.mean, own.std) != (views.mean, views.std):
         network = Prepared(network, views, own, resizes=side is not None)
     network = network.requires_grad_(False).eval()
+    number = config.values.number
     refusal = f"--distill.teacher {name} cannot process crops of"
     remedy = "Set --distill.teacher-size to a size that it takes, or choose another teacher."
-    found = try_features(network, views.global_size, refusal=refusal, remedy=remedy)
+    found = try_features(network, views.global_size, channels=number, refusal=refusal, remedy=remedy)
     if config.method == "seed" and views.num_locals:
         remedy = "Set --views.num-locals 0, or choose another teacher."
-        try_features(network, views.local_size, refusal=refusal, remedy=remedy)
-    number = found.patches.shape[1]
-    if config.method != "seed" and config.distill.patch_weight and (not number or isqrt(number) ** 2 != number):
+        try_features(network, views.local_size, channels=number, refusal=refusal, remedy=remedy)
+    patches = found.patches.shape[1]
+    if config.method != "seed" and config.distill.patch_weight and (not patches or isqrt(patches) ** 2 != patches):
         raise UserError(
-            f"--distill.teacher {name} has {number} patches, which are no square grid. Set --distill.patch-weight 0 "
+            f"--distill.teacher {name} has {patches} patches, which are no square grid. Set --distill.patch-weight 0 "
             "to learn its pooled features only, or choose another teacher."
         )
     return Teacher(network, found.cls.shape[1], found.patches.shape[2], initial)
@@ -109,7 +116,9 @@ def teacher_of(config: Config, family: Family) -> Teacher:
 def _as_students(config: Config) -> Preprocessing:
     """How the network of the run takes images, for a teacher perhaps larger ones."""
     side = config.distill.teacher_size or config.views.global_size
-    return Preprocessing(image_size=side, resize=side, mean=config.views.mean, std=config.views.std)
+    return Preprocessing(
+        image_size=side, resize=side, mean=config.views.mean, std=config.views.std, values=config.values
+    )
 
 
 def _other(name: str, side: int) -> tuple[nn.Module, Preprocessing]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED
 from poa.data.augment import augment, normalise
-from poa.data.channels import channels_last
+from poa.data.channels import channels_last, require_rgb
 from poa.data.index import ImageIndex
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import spread
@@ -81,6 +81,8 @@ def draw(
         console: Where to show progress.
     """
     kinds = _checked_kinds(kinds)
+    for source in sources:
+        require_rgb(source.preprocessing.values, what="`poa pictures`", name=source.name)
     networks = _networks(sources, sizes)
     if show < 1:
         raise UserError(f"--show must be at least 1, got {show}.")

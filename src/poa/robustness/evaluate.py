@@ -1,7 +1,7 @@
 """Accuracy under corruptions and other conditions, by one classifier of clean features for each network."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from poa import distributed
 from poa.data.augment import normalise
+from poa.data.channels import require_rgb
 from poa.data.content import Identity, LeftOut
 from poa.data.index import ImageIndex, matched_labels
 from poa.data.sources import check_out
@@ -70,6 +71,7 @@ def evaluate(
         NotScored: Some networks could not be scored; the others are written.
         UserError: A size, the images, the masks or a setting are invalid, or the name holds results of other settings.
     """
+    require_rgb(source.preprocessing.values, what="`poa evaluate robustness`", name=source.name)
     names, preprocessing = source.choose(options.sizes), source.preprocessing
     robustness = robustness.resolved(preprocessing.image_size)
     check_out(source.out, train, test)
@@ -111,7 +113,7 @@ class RobustnessScorer(Scorer):
     def choices(self) -> Mapping[str, Any]:
         """Preprocessing, conditions and classifier."""
         no_masks = {"masks": None} if self.masked is None else {}
-        return {**asdict(self.source.preprocessing), **no_masks, **dict(self.robustness)}
+        return {**self.source.preprocessing.stated(), **no_masks, **dict(self.robustness)}
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
+from poa.config.channels import USUAL, Values
 from poa.data.augment import normalise
 from poa.data.channels import alike
 from poa.data.images import Preprocessing
@@ -78,11 +79,14 @@ def refusal(found: Agreement, precision: Precision, *, tolerance: float | None) 
 def sample(index: ImageIndex, preprocessing: Preprocessing, *, most: int) -> Num[Tensor, "images channels side side"]:
     """Images evenly spread over an index, prepared as for a test; those that cannot be read are left out.
 
+    Digits, which are compared on where nothing else is known, are the same in all channels.
+
     Raises:
         UserError: None can be read.
     """
+    values, digits = preprocessing.values, index.source == "digits" and preprocessing.values != USUAL
     chosen = np.linspace(0, len(index) - 1, min(most, len(index))).round().astype(int)
-    opened = (read_or_none(index, int(number), preprocessing.values) for number in chosen)
+    opened = (read_or_none(index, int(number), Values(1) if digits else values) for number in chosen)
     crops = [
         centre_crop(pixels, size=preprocessing.image_size, resize_to=preprocessing.resize)
         for pixels in opened
@@ -90,7 +94,8 @@ def sample(index: ImageIndex, preprocessing: Preprocessing, *, most: int) -> Num
     ]
     if not crops:
         raise UserError(f"None of the images tried in {index.source} can be read. Check that the files are images.")
-    return torch.cat(alike(crops))
+    found = torch.cat(alike(crops))
+    return found.expand(-1, values.number, -1, -1) if digits else found
 
 
 def as_input(

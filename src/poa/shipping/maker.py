@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from poa.config.channels import USUAL
+from poa.errors import UserError, counted
 from poa.export.about import OUTPUTS, Precision
 from poa.export.onnx import write_int8, write_onnx, write_onnx_of_one
 from poa.export.openvino import write_openvino
@@ -66,8 +68,13 @@ class Maker:
     def _parts(self, *, half: bool, batch: int) -> tuple[nn.Module, Tensor]:
         """What is written, and images that it can be traced with."""
         prepared = self._network.preprocessing
+        if self._pixels and prepared.values != USUAL:
+            raise UserError(
+                f"files that take pixels take 8-bit RGB, but {self._network.name} sees "
+                f"{counted(prepared.values.number, 'channel')} with all their bits. Leave out --with-preprocessing"
+            )
         module = portable(self._network.network, prepared, half=half, pixels=self._pixels)
-        return module, example(prepared.image_size, pixels=self._pixels, batch=batch)
+        return module, example(prepared, pixels=self._pixels, batch=batch)
 
     def _as_onnx(self, precision: Precision) -> Path:
         file, metadata = self._folder / f"base-{precision}.onnx", self._metadata(precision)

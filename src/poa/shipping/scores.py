@@ -71,7 +71,7 @@ def score(run: Run, network: Exportable, images: Scored) -> float:
 def _rows(run: Run, preprocessing: Preprocessing, index: ImageIndex, labels: np.ndarray) -> Rows:
     size, resize = preprocessing.image_size, preprocessing.resize
     parts, read = list[Tensor](), list[int]()
-    for batch in images_for_scoring(index, size=size, resize=resize, batch_size=_AT_ONCE):
+    for batch in images_for_scoring(index, size=size, resize=resize, batch_size=_AT_ONCE, values=preprocessing.values):
         if batch.indices:
             parts.append(run(batch.images))
             read += batch.indices

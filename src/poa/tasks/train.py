@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from poa.config.values import Settings
+from poa.data.channels import require_rgb
 from poa.evaluation.results import Results, results_file
 from poa.evaluation.sweep import SweepOptions
 from poa.models.source import model_source, trained_folder
@@ -35,6 +36,7 @@ def train_models(
     settings = preset.changed(**{name: given[name] for name in given.keys() - {*of_source, *of_task, *of_sweep}})
     out = of_source.pop("out", None)
     source = model_source(subject, **of_source, out=trained_folder(subject) if out is None else Path(fspath(out)))
+    require_rgb(source.preprocessing.values, what="Training for a task", name=source.name)
     options = SweepOptions(**of_sweep)
     results = task(source, settings, **parts, **of_task, options=options)
     models = results_file(source, results.protocol, options.name).parent / "models"

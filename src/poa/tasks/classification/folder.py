@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from poa.data.images import Preprocessing
 from poa.errors import UserError, first_line
 from poa.export.timm import CLASSIFIER
-from poa.models.folder import made_for, model_in
-from poa.models.source import resized_for
+from poa.models.folder import made_for, model_in, resized_for
 
 
 class Classifier(NamedTuple):

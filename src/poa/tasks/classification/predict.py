@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class LabelPredictor(Predictor):
     @property
     def settings(self) -> Mapping[str, Any]:
         """How images are prepared, and what is written."""
-        return {"classes": self.classes, "all_classes": self.all_classes, **asdict(self.preprocessing)}
+        return {"classes": self.classes, "all_classes": self.all_classes, **self.preprocessing.stated()}
 
     def parts(self, index: ImageIndex, *, start: int, workers: int) -> Iterator[Part]:
         """Batches of images."""

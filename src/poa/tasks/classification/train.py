@@ -6,7 +6,7 @@ rates, mixup and cutmix, RandAugment, random erasing, drop path, and a moving av
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,7 @@ class Classification(Task):
     @property
     def choices(self) -> Mapping[str, Any]:
         """Preprocessing, and how to train."""
-        return {**asdict(self.source.preprocessing), **dict(self.config)}
+        return {**self.source.preprocessing.stated(), **dict(self.config)}
 
     @property
     def images(self) -> Labelled:

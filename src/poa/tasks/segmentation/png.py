@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,7 +57,7 @@ class MaskPredictor(ImagePredictor):
     @property
     def settings(self) -> Mapping[str, Any]:
         """How masks are predicted."""
-        return {"classes": self.classes, **asdict(self.preprocessing), **self.config.model_dump(mode="json")}
+        return {"classes": self.classes, **self.preprocessing.stated(), **self.config.model_dump(mode="json")}
 
     def check_out(self, out: Path) -> None:
         """Also refuse to replace a folder that may hold something else."""
