@@ -170,7 +170,6 @@ def test_folders_that_are_not_what_a_family_builds_are_refused(tmp_path: Path) -
     for number, (over, told) in enumerate(
         [
             ({"qkv_bias": False}, r"cannot be cut into sizes: qkv_bias=false is not supported"),
-            ({"in_chans": 1}, r"cannot be cut into sizes: in_chans=1 is not supported"),
             ({"global_pool": "avg"}, r"its image feature is not the class token"),
         ]
     ):

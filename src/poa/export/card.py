@@ -56,7 +56,8 @@ standard deviation ({std}); these are given for red, green and blue."""
 
 _VALUES = """Images with {number} channels, whose values keep all their bits. {low} becomes 0 and {high} becomes 1.
 The shorter side is resized to {resize} pixels (bicubic, antialiased), and the middle {side} x {side} pixels are cut
-out. Then the mean of each channel ({mean}) is subtracted, and the result is divided by its standard deviation ({std})."""
+out. Then the mean of each channel ({mean}) is subtracted, and the result is divided by the standard deviation
+({std})."""
 
 
 @dataclass(frozen=True, slots=True)
