@@ -43,12 +43,13 @@ format: $(DEVELOPING)
 types: $(DEVELOPING)
 	$(BIN)/mypy
 
-# uv takes the oldest version of each package that pyproject.toml allows, in an environment of its own.
+# uv takes the oldest version of each package that pyproject.toml allows, in an environment of its own. Beside the newest
+# versions of what those need, they warn of what will not work for long.
 test-minimum: $(DEVELOPING)
 	$(PIP_INSTALL) uv
 	$(BIN)/uv venv --clear --python $(BIN)/python $(MINIMUM)
 	$(BIN)/uv pip install --python $(MINIMUM)/bin/python --resolution lowest-direct --editable ".[dev]"
-	$(MINIMUM)/bin/python -m pytest -n auto --dist loadscope
+	$(MINIMUM)/bin/python -m pytest -n auto --dist loadscope -W ignore::DeprecationWarning
 
 docs: $(DEVELOPING)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
