@@ -19,6 +19,7 @@ import numpy.typing as npt
 from poa import distributed
 from poa.data.archives import list_tar, list_zip
 from poa.data.content import MOST_NAMED, Count, Identity, LeftOut, labels_digest, short_digest
+from poa.data.hub import list_hub
 from poa.data.images import OPTIONAL_FORMATS, BadImage
 from poa.data.lists import list_paths
 from poa.data.parquet import list_rows
@@ -49,6 +50,7 @@ _LISTERS: dict[Kind, Callable[[Source, Progress], Listing]] = {
     "zip": list_zip,
     "tar": list_tar,
     "rows": list_rows,
+    "hub": list_hub,
     "digits": list_digits,
 }
 

@@ -51,28 +51,31 @@ class _Columns(NamedTuple):
 
 def list_rows(source: Source, progress: Progress) -> Listing:
     """List the images in a Parquet or Arrow file, or in the files of a folder, as ``datasets`` saves them, too."""
-    names = [""] if source.path.is_file() else part_of(source, list(_names_below(source.path)))
+    if source.path.is_file():
+        return list_files(source, [source.path], progress)
+    names = part_of(list(_names_below(source.path)), source.inside, whole=str(source.path))
     return list_files(source, [source.path / name for name in names], progress)
 
 
-def part_of(source: Source, names: Sequence[str]) -> list[str]:
-    """The files of the part of a set that the source names.
+def part_of(names: Sequence[str], wanted: str, *, whole: str, joint: str = "/") -> list[str]:
+    """The files of one part of a set; the part is called as the whole set with ``joint`` and the part's name behind it.
 
     Raises:
-        UserError: There is no such part, or none is named and there are several.
+        UserError: There is no such part, or none is wanted and there are several.
     """
     if not names:
-        raise UserError(f"There is no Parquet or Arrow file in {source}. Check --data.")
+        raise UserError(f"There is no Parquet or Arrow file in {whole}. Check --data.")
     parts = {name: _part(name) for name in sorted(names)}
-    wanted = source.inside
     found = {part for part in parts.values() if part == wanted or part.endswith(f"/{wanted}") or not wanted}
     if len(found) == 1:
         return [name for name, part in parts.items() if part in found]
-    whole = source._replace(inside="")
     if not found:
         raise UserError(f"There is no part {wanted!r} in {whole}. {nearest(wanted, sorted(set(parts.values())))}")
-    example = whole._replace(inside=min(found))
-    raise UserError(f"{source} has several parts: {', '.join(sorted(found))}. Name the one to take, such as {example}.")
+    called = f"{whole}{joint}{wanted}" if wanted else whole
+    raise UserError(
+        f"{called} has several parts: {', '.join(sorted(found))}. Name the one to take, such as "
+        f"{whole}{joint}{min(found)}."
+    )
 
 
 def _part(name: str) -> str:

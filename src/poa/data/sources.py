@@ -31,10 +31,12 @@ _OF_RUN = {"config.yaml", "env.json"}
 _LIST_ENDINGS = frozenset({".txt", ".csv", ".tsv"})
 _TAR_ENDINGS = frozenset({".tar", ".tgz", ".tbz2", ".txz"})
 _COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
+HUB = "hf:"
+"""Begins the names of sets of the Hugging Face hub."""
 _DIGITS_PARTS = ("", "train", "test")
 _REPORT_EVERY = 1000
 
-Kind = Literal["folder", "list", "zip", "tar", "rows", "digits"]
+Kind = Literal["folder", "list", "zip", "tar", "rows", "hub", "digits"]
 Progress = Callable[[int], None]
 """Called with the number of images found so far."""
 
@@ -46,8 +48,12 @@ class Source(NamedTuple):
     path: Path
     inside: str = ""
     """Folder inside an archive, or part of a set; empty for all of it."""
+    text: str = ""
+    """What it is called, where that is not a path."""
 
     def __str__(self) -> str:
+        if self.text:
+            return self.text
         return f"{self.path}/{self.inside}" if self.inside else str(self.path)
 
 
@@ -88,11 +94,13 @@ class Listing:
 def resolve(data: str | os.PathLike[str]) -> Source:
     """Find what ``--data`` names.
 
-    That is a folder; a text or CSV list of paths; a zip or tar, or a folder inside one (``set.zip/train``); a Parquet
-    or Arrow file, or a folder of these, or a part of it (``set/train`` for files ``train-00000-of-00002.parquet``);
-    ``digits``, ``digits/train`` or ``digits/test`` (a folder of that name is meant by ``./digits``).
+    That is a folder; a list of paths; a zip or tar, or a folder inside one (``set.zip/train``); a Parquet file,
+    a folder of these, or a part of it (``set/train`` for files ``train-00000-of-00002.parquet``); a set of the Hugging
+    Face hub or a part of it (``hf:NAME:train``); ``digits``, ``digits/train`` or ``digits/test`` (not ``./digits``).
     """
     data = system_path(os.fspath(data))
+    if data.startswith(HUB):
+        return _resolve_hub(data)
     name, _, part = data.partition("/")
     if name == "digits":
         return Source("digits", Path("digits"), _digits_part(part.strip("/")))
@@ -279,6 +287,13 @@ def _digits_part(part: str) -> str:
     if part not in _DIGITS_PARTS:
         raise UserError(f"The embedded set `digits` has no part {part!r}. {nearest(part, _DIGITS_PARTS[1:])}")
     return part
+
+
+def _resolve_hub(data: str) -> Source:
+    name, _, part = data.removeprefix(HUB).partition(":")
+    if name:
+        return Source("hub", Path(name), part, text=data)
+    raise UserError(f"{data} names no set: give hf:OWNER/NAME, or a part of it, such as hf:OWNER/NAME:train.")
 
 
 def _has_tables(folder: Path) -> bool:

@@ -27,7 +27,7 @@ def check(path: Path, data: str, *, flag: str, endings: tuple[str, ...], overwri
     if path.is_dir():
         raise UserError(f"{path} is a folder. Give {flag} the name of a file.")
     source = resolve(data)
-    if path.exists() and source.kind != "digits" and path.samefile(source.path):
+    if path.exists() and source.path.exists() and path.samefile(source.path):
         raise UserError(f"{path} is the data itself, which is never changed. Choose another {flag}.")
     if path.exists() and not overwrite:
         raise UserError(f"{path} already exists. Choose another {flag}, or replace it with --overwrite.")

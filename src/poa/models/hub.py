@@ -1,4 +1,4 @@
-"""The only place that connects to servers, and how that is forbidden: weights by timm's names, models for the hub."""
+"""Weights by timm's names and models for the hub: with `data/hub` and `data/remote` all that connects to servers."""
 
 import time
 from collections.abc import Iterator
