@@ -115,8 +115,10 @@ class _Pass(NamedTuple):
         repeats = len(students[0]) // max(num_asked, 1)
         for few in chunks(num_asked, self.prototypes, repeats=repeats):
             own = slice(few.start * repeats, few.stop * repeats)
-            asked = self.kind.asked(few).repeat_interleave(repeats, 0)
-            weights = self.kind.weights[few].to(asked.dtype).repeat_interleave(repeats)
+            asked = self.kind.asked(few)
+            weights = self.kind.weights[few].to(asked.dtype)
+            if repeats > 1:
+                asked, weights = asked.repeat_interleave(repeats, 0), weights.repeat_interleave(repeats)
             self._rows(asked, weights, [rows[own] for rows in students], [each[own] for each in gradients], values)
         return gradients
 
@@ -133,9 +135,9 @@ class _Pass(NamedTuple):
             values[number, 0] -= weights @ torch.mul(asked, logs, out=made).sum(1)
             if teacher is not None and same_share:
                 values[number, 1] -= weights @ torch.mul(seen[teacher], logs, out=made).sum(1)
-                target = asked.lerp(seen[teacher], same_share / (share + same_share))
+                target = torch.lerp(asked, seen[teacher], same_share / (share + same_share), out=made)
             probabilities = logs.exp_()
-            wrong = (probabilities - target) if number in taught else probabilities.sub_(target)
+            wrong = torch.sub(probabilities, target, out=made if number in taught else probabilities)
             seen.append(probabilities)
             scale = ((share + same_share) * weights)[:, None]
             torch.mul(wrong @ self.prototypes, scale / self.temperature, out=gradient)
