@@ -4,7 +4,7 @@ All compute in float32 (float64 stays), also under autocast.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,28 +30,29 @@ def prototype_logits(
 
 @dataclass(frozen=True, eq=False)
 class Logits:
-    """Logits of a teacher, some rows at a time.
+    """Logits of a teacher, some rows at a time; made again whenever they are asked for.
 
     Attributes:
         features: Of this process; also none.
         prototypes: Of the teacher.
         temperature: Divides the logits.
-        stored: All logits, if they are kept; otherwise they are made again whenever they are asked for.
     """
 
     features: Float[Tensor, "rows width"]
     prototypes: Float[Tensor, "prototypes width"]
     temperature: float
-    stored: Float[Tensor, "rows prototypes"] | None = None
 
-    def keep(self) -> "Logits":
-        """The same with all logits stored: faster, and as large as rows times prototypes."""
-        return replace(self, stored=self[:])
+    def keep(self) -> "Stored":
+        """All of them: faster, and as large as rows times prototypes, which are not needed any more."""
+        return Stored(self[:], self.temperature)
+
+    @property
+    def nothing(self) -> Float[Tensor, "0 prototypes"]:
+        """Of no rows, which says how many prototypes there are, and of which type and where the logits are."""
+        return self[:0]
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "some prototypes"]:
         """Of some rows."""
-        if self.stored is not None:
-            return self.stored[rows]
         return prototype_logits(self.features[rows], self.prototypes, temperature=self.temperature)
 
     def chunks(self) -> Iterator[Float[Tensor, "some prototypes"]]:
@@ -60,10 +61,31 @@ class Logits:
 
 
 @dataclass(frozen=True, eq=False)
+class Stored:
+    """Logits of a teacher, all of which are kept."""
+
+    values: Float[Tensor, "rows prototypes"]
+    temperature: float
+
+    @property
+    def nothing(self) -> Float[Tensor, "0 prototypes"]:
+        """Of no rows."""
+        return self.values[:0]
+
+    def __getitem__(self, rows: slice) -> Float[Tensor, "some prototypes"]:
+        """Of some rows."""
+        return self.values[rows]
+
+    def chunks(self) -> Iterator[Float[Tensor, "some prototypes"]]:
+        """Of all rows in turn."""
+        return map(self.__getitem__, chunks(len(self.values), self.values.T))
+
+
+@dataclass(frozen=True, eq=False)
 class Asked:
     """A teacher's distributions ``softmax(logits - offsets)``, made some rows at a time."""
 
-    logits: Logits
+    logits: Logits | Stored
     offsets: Float[Tensor, "prototypes"]
 
     @torch.no_grad()
@@ -77,7 +99,7 @@ class Asked:
 
 
 @torch.no_grad()
-def sinkhorn(logits: Logits, *, num_iterations: int = 3) -> Asked:
+def sinkhorn(logits: Logits | Stored, *, num_iterations: int = 3) -> Asked:
     """Targets that use all prototypes equally over the global batch (Sinkhorn-Knopp; SwAV, DINOv2, POA Sec. 3).
 
     In turn, every prototype's mass over the rows of all processes and every row's mass are made equal. Done in log
@@ -94,10 +116,11 @@ def sinkhorn(logits: Logits, *, num_iterations: int = 3) -> Asked:
     return Asked(logits, offsets)
 
 
-def _logsumexp_over_samples(logits: Logits, balanced: Callable[[Tensor], Tensor]) -> Float[Tensor, "prototypes"]:
+def _logsumexp_over_samples(
+    logits: Logits | Stored, balanced: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "prototypes"]:
     """Of what is made of some rows; in place, since a new matrix costs more than what is done to it."""
-    dtype = torch.promote_types(logits.features.dtype, torch.float32)
-    local = logits.features.new_full((len(logits.prototypes),), -torch.inf, dtype=dtype)  # where there are no rows
+    local = torch.full_like(logits.nothing.sum(0), -torch.inf)  # where there are no rows
     for part in map(balanced, logits.chunks()):
         top = part.amax(0)
         local = torch.logaddexp(local, top + part.sub_(top).exp_().sum(0).log())
@@ -123,7 +146,7 @@ class MovingAverageCenter(nn.Module):
         self.momentum = momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
 
-    def forward(self, logits: Logits) -> Asked:
+    def forward(self, logits: Logits | Stored) -> Asked:
         """Targets with the present centre; called like :func:`sinkhorn`."""
         return Asked(logits, self.center / logits.temperature)
 

@@ -166,13 +166,15 @@ class POA(Method):
 
         with torch.no_grad():
             teacher: BranchOutput = self.teacher(views, teacher=True)
+        heads, seen = [*teacher.heads], teacher.patches
+        del teacher  # what is left of it is a list of heads, of which each goes when it has been used
         # map, so that a head's targets are gone before those of the next one are made
-        by_head = list(map(losses, self.targets(teacher.heads, temperature), *(output.heads for output in outputs)))
+        by_head = list(map(losses, self.targets(heads, temperature), *(output.heads for output in outputs)))
         for number, output in enumerate(outputs):
             terms = _mean([head[number] for head in by_head])
             terms["koleo"] = self._koleo(output.cls)
             if self.losses.gram:
-                terms["gram"] = gram_distance(views.seen_of(output.patches), views.seen_of(teacher.patches))
+                terms["gram"] = gram_distance(views.seen_of(output.patches), views.seen_of(seen))
             yield "elastic" if number else "intact", output, terms
 
     def _students(self, heads: Sequence[HeadOutput], weights: Mapping[str, float]) -> list[Student]:
@@ -210,12 +212,12 @@ class POA(Method):
         same = 1.0 - losses.intact_share
         return weights | {f"elastic/same_{name}": same for name in ("global", "local") if name in student}
 
-    def targets(self, heads: Sequence[HeadOutput], temperature: float) -> Iterator[Targets]:
-        """What the teacher's heads ask, one after the other; with moving averages the centres move too."""
+    def targets(self, heads: list[HeadOutput], temperature: float) -> Iterator[Targets]:
+        """What the teacher's heads ask, each taken off the list; with moving averages the centres move too."""
         pairs = list(zip(self.cls_centers, self.patch_centers, strict=True))
         centers: list[Any] = pairs or [(None, None)] * len(heads)
-        for head, pair in zip(heads, centers, strict=True):
-            yield self.objective.targets(head, temperature=temperature, centers=pair)
+        for pair in centers:
+            yield self.objective.targets(heads.pop(0), temperature=temperature, centers=pair)
 
     def _run(self, network: Callable[..., BranchOutput], views: Views, **further: Any) -> BranchOutput:
         if not self.checkpointing:
