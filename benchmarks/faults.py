@@ -3,9 +3,10 @@
 Tiny runs on the embedded digits: ViT, Swin, ResNet, SlimCLR, SEED, a ViT on two ranks, fine-tuning and
 segmentation. Each is first done without interruption. Then it is done again and again with SIGKILLs: of the main
 process, of a rank, or of a worker, where a command has them; after a random time, or before a random file is written.
-What was killed is started again at once, sometimes twice at the same time. At the end metrics, checkpoints, scores and
-models must be as without interruption, bit for bit; no process may be left over, and what was not killed may not end in
-a traceback.
+Or one of these stands still for a while (SIGSTOP), or from a random file on the disk is full, or slow, or the clock of
+the main process has made a step. What has ended is started again at once, sometimes twice at the same time. At the end
+metrics, checkpoints, scores and models must be as without interruption, bit for bit; no process may be left over, and
+what was not killed may not end in a traceback.
 
     OMP_NUM_THREADS=1 python benchmarks/faults.py --kills 200 --out runs/faults
 
@@ -20,9 +21,7 @@ import random
 import re
 import shutil
 import signal
-import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -35,24 +34,16 @@ import torch
 import yaml
 from PIL import Image
 
+from fault_processes import LEFT_SECONDS, PARTS, Disturbance, log_of, members, parts_of, start, wait, wait_for_part
 from fault_runs import COMMANDS, SETTINGS
 from measure import machine
-from poa import cli
-from poa.experiments import demo
 from poa.models.opening import is_begun
-from poa.pretraining import launch
-from poa.tasks import evaluate
 from poa.training.checkpoint import load_checkpoint
 
-PRELOADED = (demo, evaluate, launch)
-"""What commands import: one that starts as a fork of this process takes no seconds for that."""
-
-PARTS = {"rank": "poa.pretraining.launch", "worker": "multiprocessing.forkserver"}
-"""What can be killed besides the main process, and a part of its command line."""
-MOST_SECONDS = 600
-"""For a command to end; more is a fault."""
-LEFT_SECONDS = 30
-"""For processes to end whose parent was killed: on a busy machine they first end their imports."""
+KINDS = ("kill", "pause", "full disk", "slow disk", "clock step")
+MAY_END: dict[str, tuple[int, ...]] = {"kill": (-signal.SIGKILL, 2), "full disk": (2,)}
+MAY_END |= dict.fromkeys(("pause", "slow disk", "clock step"), (0,))
+"""Exit status of a command after each of these."""
 
 
 class Killed(NamedTuple):
@@ -65,6 +56,7 @@ class Killed(NamedTuple):
     moment: str
     status: int | None
     """Of the main process, minus the number of a signal; None if it did not end."""
+    kind: str = "kill"
 
 
 @dataclass
@@ -82,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--subjects", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     arguments = parser.parse_args()
@@ -94,14 +87,14 @@ def main() -> None:
         number = len(done)
         subject = arguments.subjects[number % len(arguments.subjects)]
         draw = random.Random(f"{arguments.seed} {number}")
-        episode = asdict(run_episode(Episode(number, subject), out, reference[subject], draw))
+        episode = asdict(run_episode(Episode(number, subject), out, reference[subject], draw, arguments.kinds))
         done.append(episode)
         with log.open("a") as file:
             file.write(json.dumps(episode) + "\n")
-        killed = ", ".join(f"{what} in {phase}" for what, phase, *_ in episode["kills"])
+        killed = ", ".join(f"{kind} of {what} in {phase}" for what, phase, *_, kind in episode["kills"])
         print(f"{number} {subject}: {killed or 'no kill'}; {'; '.join(episode['faults']) or 'as without'}", flush=True)
     print(machine(torch.device("cpu")))
-    for title, place in (("what", 0), ("when", 1)):
+    for title, place in (("how", -1), ("what", 0), ("when", 1)):
         print(f"{title}:", dict(Counter(kill[place] for each in done for kill in each["kills"])))
     print("of:", dict(Counter(each["subject"] for each in done for _ in each["kills"])))
     print(f"{sum(len(each['kills']) for each in done)} kills, {sum(len(each['faults']) for each in done)} faults")
@@ -114,100 +107,6 @@ def words_of(subject: str, command: str, folder: Path, out: Path) -> list[str]:
         return words
     how = ["--resume"] if is_begun(folder / "run") else ["--config", f"{out}/{subject}.yaml"]
     return [*words, "--out", "run", *how]
-
-
-class Watch:
-    """Counts what a command does to files in its folder, and kills its process before it does so once more."""
-
-    def __init__(self, kill_at: int | None) -> None:
-        self.count, self._kill_at = 0, kill_at
-        sys.addaudithook(self._see)
-
-    def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
-            return
-        path, mode, flags = (*arguments, None, None)[:3]
-        if event == "open" and not (set(mode) & set("wxa+") if mode else flags & (os.O_WRONLY | os.O_RDWR)):
-            return
-        if not isinstance(path, str | os.PathLike) or not Path(path).absolute().is_relative_to(Path.cwd()):
-            return
-        self.count += 1
-        if self.count == self._kill_at:
-            print(f"killed before: {event} {path}", flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def start(words: Sequence[str], folder: Path, *, kill_at: int | None = None) -> int:
-    """Start a command in a process and a session of its own; its output goes to ``log_of``."""
-    pid = os.fork()
-    if pid:
-        log_of(folder, pid).touch()  # it may be killed before it writes
-        return pid
-    os.setsid()
-    os.chdir(folder)
-    status, watch = 1, Watch(kill_at)
-    try:
-        output = os.open(log_of(folder, os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.argv = ["poa", *words]
-        print(f"{time.strftime('%H:%M:%S')} {sys.argv}", flush=True)
-        cli.main(list(words))
-        status = 0
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        print(f"\nfiles {watch.count}", flush=True)
-        os._exit(status)
-
-
-def log_of(folder: Path, pid: int) -> Path:
-    """Where the output of a command goes."""
-    return folder.with_name(f"{folder.name}.{pid}.log")
-
-
-def wait(pid: int, seen: dict[str, float] | None = None) -> int | None:
-    """Exit status of a started command, minus the number of a signal; None if it does not end.
-
-    ``seen`` gets the seconds after which each of its parts first lived.
-    """
-    began = time.monotonic()
-    while time.monotonic() < began + MOST_SECONDS:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if seen is not None:
-            here = [part for part in PARTS if part not in seen and parts_of(pid, part)]
-            seen.update(dict.fromkeys(here, time.monotonic() - began))
-        time.sleep(0.01)
-    for each in members(pid):
-        os.kill(each, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
-
-
-def members(session: int) -> dict[int, str]:
-    """Living processes of a session, and their command lines."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # ended meanwhile
-            state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(of) == session and state != "Z":
-                found[int(folder.name)] = (folder / "cmdline").read_text()
-    return found
-
-
-def parts_of(session: int, part: str) -> list[int]:
-    """Living ranks or workers of a command."""
-    return [pid for pid, line in members(session).items() if part in PARTS and PARTS[part] in line]
-
-
-def wait_for_part(session: int, part: str) -> None:
-    """Wait until a command has ranks or workers, or ends."""
-    while part in PARTS and not parts_of(session, part) and session in members(session):
-        time.sleep(0.01)
 
 
 def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
@@ -260,14 +159,16 @@ def write_pairs(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / part / kind / f"{number}.png")
 
 
-def run_episode(episode: Episode, out: Path, taken: Sequence[dict[str, float]], draw: random.Random) -> Episode:
+def run_episode(
+    episode: Episode, out: Path, taken: Sequence[dict[str, float]], draw: random.Random, kinds: Sequence[str]
+) -> Episode:
     """Do all of a subject with kills, and compare."""
     folder = out / "killed" / f"{episode.number:04} {episode.subject}"
     fresh(folder, episode.subject, out)
     for command, took in zip(COMMANDS[episode.subject], taken, strict=True):
         sessions = []
         for _ in range(draw.choice([1, 1, 2, 3])):
-            session, killed = kill_once(words_of(episode.subject, command, folder, out), folder, took, draw)
+            session, killed = disturb_once(words_of(episode.subject, command, folder, out), folder, took, draw, kinds)
             sessions.append(session)
             episode.kills += [killed] if killed else []
         words = words_of(episode.subject, command, folder, out)
@@ -282,24 +183,25 @@ def run_episode(episode: Episode, out: Path, taken: Sequence[dict[str, float]], 
         while (left := [pid for each in sessions for pid in members(each)]) and time.monotonic() < deadline:
             time.sleep(0.05)
         episode.faults += [f"{command}: {len(left)} processes are left over"] if left else []
-    wrong = [killed for killed in episode.kills if killed.status not in (-signal.SIGKILL, 2)]
-    episode.faults += [f"{killed.command}: ended with {killed.status} after a kill" for killed in wrong]
+    wrong = [killed for killed in episode.kills if killed.status not in MAY_END[killed.kind]]
+    episode.faults += [f"{killed.command}: ended with {killed.status} after a {killed.kind}" for killed in wrong]
     episode.faults += list(differences(folder, out / "reference" / episode.subject))
     if not episode.faults:
         clear(folder)
     return episode
 
 
-def kill_once(
-    words: Sequence[str], folder: Path, took: dict[str, float], draw: random.Random
+def disturb_once(
+    words: Sequence[str], folder: Path, took: dict[str, float], draw: random.Random, kinds: Sequence[str]
 ) -> tuple[int, Killed | None]:
-    """Start a command and kill it, or a part of it; returns its session, and what was hit if that was in time."""
-    parts = [part for part in PARTS if part in took]
-    victim, hit = draw.choice(["file", "main", *parts * 4]), list[int]()
+    """Start a command and disturb it, or a part of it; returns its session, and what was hit if that was in time."""
+    kind, parts = draw.choice(kinds), [part for part in PARTS if part in took]
+    victim, hit = draw.choice(["file", "main", *parts * 4]) if kind == "kill" else "file", list[int]()
+    victim = draw.choice(["main", *parts]) if kind == "pause" else victim
     earlier = set(folder.rglob(".step-*.tmp"))
     if victim == "file":
         number = draw.randint(1, int(took["files"]))
-        session, moment = start(words, folder, kill_at=number), f"file {number}"
+        session, moment = start(words, folder, Disturbance(kind, number)), f"file {number}"
     else:
         since = draw.choice(parts) if victim in parts else ""
         seconds = draw.uniform(0, took["seconds"] - took.get(since, 0))
@@ -308,13 +210,21 @@ def kill_once(
         time.sleep(seconds)
         hit = parts_of(session, victim)
         with suppress(ProcessLookupError):
-            os.kill(draw.choice(hit) if hit else session, signal.SIGKILL)
+            strike(draw.choice(hit) if hit else session, paused=draw.uniform(0.5, 3) if kind == "pause" else None)
     half = bool(set(folder.rglob(".step-*.tmp")) - earlier)
     status = wait(session)
-    if status == 0:
+    if status == 0 and kind in ("kill", "full disk"):
         return session, None
     phase = phase_of(words, folder, log_of(folder, session).read_text(), half=half)
-    return session, Killed(victim if hit else "main process", phase, " ".join(words), moment, status)
+    return session, Killed(victim if hit else "main process", phase, " ".join(words), moment, status, kind)
+
+
+def strike(pid: int, *, paused: float | None) -> None:
+    """Kill a process, or let it stand still for some seconds."""
+    os.kill(pid, signal.SIGKILL if paused is None else signal.SIGSTOP)
+    if paused is not None:
+        time.sleep(paused)
+        os.kill(pid, signal.SIGCONT)
 
 
 def phase_of(words: Sequence[str], folder: Path, said: str, *, half: bool) -> str:

@@ -33,6 +33,7 @@ def in_turns(
     rounds: int,
     device: torch.device,
     between: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time several pieces of work side by side, so that what else the machine does falls on all alike.
 
@@ -41,6 +42,7 @@ def in_turns(
         rounds: How often each is timed. A round before the first warms up and does not count.
         device: Waited for before the clock is read.
         between: Called before each piece of work, not timed.
+        clock: Read before and after.
 
     Returns:
         Seconds of each piece of work in each round.
@@ -50,11 +52,11 @@ def in_turns(
         for name, work in works.items():
             between()
             wait(device)
-            began = time.perf_counter()
+            began = clock()
             work(max(number, 0))
             wait(device)
             if number >= 0:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return seconds
 
 

@@ -36,7 +36,7 @@ SIMCLR_LR, SIMCLR_DECAY = 0.06 / 128, 5e-4
 """SGD: learning rate for each image of a batch, and weight decay."""
 DINO_LR, DINO_DECAY, DINO_WARMUP = 1e-3, 0.04, 0.1
 """AdamW: learning rate, weight decay, and the share of the run in which the rate rises."""
-DINO_HEAD = {"hidden_dim": 512, "bottleneck_dim": 128, "output_dim": 256}
+DINO_HEAD, DINO_PROTOTYPES = {"hidden_dim": 512, "bottleneck_dim": 128}, 256
 DINO_MOMENTUM = (0.95, 1.0)
 DINO_FROZEN = 1 / 30
 """Share of the run in which the last layer of the head rests."""
@@ -89,17 +89,18 @@ class DINO(nn.Module):
     warmup = DINO_WARMUP
     lr = DINO_LR
 
-    def __init__(self, backbone: Backbone, num_locals: int) -> None:
+    def __init__(self, backbone: Backbone, num_locals: int, prototypes: int = DINO_PROTOTYPES) -> None:
         from lightly.loss import DINOLoss
         from lightly.models.modules.heads import DINOProjectionHead
 
         super().__init__()
-        heads = [DINOProjectionHead(backbone.num_features, freeze_last_layer=1, **DINO_HEAD) for _ in range(2)]
+        width, shape = backbone.num_features, {**DINO_HEAD, "output_dim": prototypes}
+        heads = [DINOProjectionHead(width, freeze_last_layer=1, **shape) for _ in range(2)]
         self.student = nn.ModuleDict({"backbone": backbone, "head": heads[0]})
         self.teacher = nn.ModuleDict({"backbone": copy.deepcopy(backbone), "head": heads[1]})
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
-        self.criterion, self._num_locals = DINOLoss(output_dim=DINO_HEAD["output_dim"]), num_locals
+        self.criterion, self._num_locals = DINOLoss(output_dim=prototypes), num_locals
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW; biases and norms do not decay."""
