@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from poa.config.channels import Values
 from poa.data.index import open_index
 from poa.errors import UserError
 from poa.planning.facts import images_of, machine_of
@@ -37,3 +38,15 @@ def test_machine() -> None:
     assert (found.device, found.processes) == ("cpu", 2)
     assert found.cores >= 1
     assert found.line().startswith("no GPU, ")
+
+
+def test_images_with_channels_of_their_own(tmp_path: Path) -> None:
+    for number, side in enumerate((10, 20)):
+        image = np.zeros((side, 30, 4), np.uint16)
+        image[:, :, 1] = 13107 * (1 + number)
+        np.save(tmp_path / f"{number}.npy", image)
+    found = images_of(open_index(tmp_path), Values(4))
+    assert (found.number, found.tried, found.side, found.pixels) == (2, 2, 15, 450)
+    assert found.mean == (0.0, 0.3, 0.0, 0.0)
+    assert found.std == (1.0, 0.1, 1.0, 1.0), "a channel without any change is left as it is"
+    assert found.line().startswith("2, 4 channels, shorter")

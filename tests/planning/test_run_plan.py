@@ -118,7 +118,7 @@ def test_hours_and_steps_become_epochs(steps: Steps) -> None:
 
 def test_crops_become_smaller_where_time_is_short(monkeypatch: pytest.MonkeyPatch, steps: Steps) -> None:
     large = ImageFacts(1352, 48, 200, 40_000, False, (0.5,) * 3, (0.2,) * 3)
-    monkeypatch.setattr(planning, "images_of", lambda _: large)
+    monkeypatch.setattr(planning, "images_of", lambda *_: large)
     steps.seconds = 0.5
     assert planned(hours=10).config.views.global_size == 96
     found = planned(hours=0.5)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from poa.config.channels import RGB
 from poa.config.pretraining import SELF_DISTILLED, Config
 from poa.config.resolve import IN_EPOCHS, flat, in_proportion, read_recipe
 from poa.config.values import flag
@@ -121,7 +122,7 @@ def _views(
         yield Decision("views.grey_probability", 0.0, "the images are grey already")
         if images.side <= 32:
             yield Decision("views.flip", 0.0, "small grey images are often characters, which are not to be mirrored")
-    elif not any(used["views.jitter"][2:]):
+    elif len(images.mean) == RGB and not any(used["views.jitter"][2:]):
         yield Decision("views.jitter", (0.4, 0.4, 0.2, 0.1), "the images have colours")
         yield Decision("views.grey_probability", 0.2, "the images have colours")
         yield Decision("views.flip", 0.5, "images with colours are rarely characters, which are not to be mirrored")

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from poa.config.channels import RGB, USUAL, Values
 from poa.data.images import BadImage
 from poa.data.index import ImageIndex
 from poa.errors import UserError, counted
 from poa.examination.measures import GOOD, measure
 from poa.machine.launchers import cores_of
 from poa.models.folder import memory_of_machine
+from poa.pretraining.channels import sample
 
 SAMPLE = 100
 """Images that are decoded, evenly spread over all."""
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class ImageFacts:
 
     def line(self) -> str:
         """In words."""
-        kind = "grey" if self.is_grey else "colour"
+        number = len(self.mean)
+        kind = "grey" if self.is_grey else "colour" if number == RGB else counted(number, "channel")
         return f"{self.number:,}, {kind}, shorter side {self.side} pixels (median of {self.tried} tried)"
 
 
@@ -58,12 +61,17 @@ class MachineFacts:
         return f"{what}, {counted(self.cores, 'core')}{memory}"
 
 
-def images_of(index: ImageIndex) -> ImageFacts:
-    """Decode a sample of the images.
+def images_of(index: ImageIndex, values: Values = USUAL) -> ImageFacts:
+    """Decode a sample of the images, perhaps with channels of their own.
 
     Raises:
         UserError: None of them can be read.
     """
+    if values != USUAL:
+        some = sample(index, values)
+        height, width = np.array(some.sides).T
+        side, pixels = int(np.median(np.minimum(width, height))), int(np.median(width * height))
+        return ImageFacts(len(index), some.number, side, pixels, False, some.mean, some.std)
     records, reason = [], ""
     for i in range(0, len(index), max(1, len(index) // SAMPLE)):
         try:

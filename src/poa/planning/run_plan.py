@@ -176,7 +176,7 @@ def _plan(wishes: _Wishes, console: Console) -> RunPlan:
     require_data(first)
     if first.out:
         opening.check(first, resume=False)
-    images = images_of(open_images(first.data, limit=first.limit, console=console))
+    images = images_of(open_images(first.data, limit=first.limit, console=console), first.values)
     machine = _machine(first)
     if wishes.recipe is None and wishes.file is None:
         draft, measured = _suited(_drafts(wishes, images, machine, first), wishes, machine, console)
