@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from poa.choice.api import choose, measure
 from poa.config.protocols import MAX_BAD_SHARE
-from poa.config.values import Step, without_paths
+from poa.config.values import Step
 from poa.errors import UserError
 from poa.examination.api import doctor
+from poa.features.api import save_images
 from poa.planning.api import plan
 from poa.shipping.api import export_models
 
 if TYPE_CHECKING:
+    from poa.data.held import Named
     from poa.evaluation.results import Scores
     from poa.models.cut import CutWeights
     from poa.models.run import Run
@@ -53,6 +55,7 @@ __all__ = [
     "plan",
     "predict",
     "pretrain",
+    "save_images",
     "segment",
     "sizes",
     "write_report",
@@ -82,6 +85,8 @@ def pretrain(
             An error in it ends the run, which is saved at this step and can be resumed.
         on_score: The same after every check, with its scores.
         **given: Settings by name, sections as dicts: ``data=..., out=..., epochs=10, model={"width_max": 512}``.
+            ``data`` (and that of ``monitor``) may also be a list of paths, perhaps in pairs with labels, or a map-style
+            data set of images, which is stored in the cache; see ``save_images``.
 
     Returns:
         The run.
@@ -90,13 +95,14 @@ def pretrain(
         UserError: An argument is not valid.
     """
     from poa.config.resolve import resolve
+    from poa.features.images import with_named
     from poa.machine.launchers import is_restarted
     from poa.pretraining import launch
     from poa.pretraining.observers import Callbacks
 
     again = resume_if_begun or is_restarted()
     file = None if config is None else fspath(config)
-    settings = resolve(without_paths(given), recipe=recipe, file=file, resume=resume or again)
+    settings = resolve(with_named(given), recipe=recipe, file=file, resume=resume or again)
     resume = launch.goes_on(settings, resume=resume, again=again)
     return launch.train(settings, resume=resume, callbacks=Callbacks(on_step, on_score))
 
@@ -147,8 +153,8 @@ def evaluate(
     subject: "Run | str | PathLike[str]",
     protocol: str = "knn",
     *,
-    test: str | PathLike[str],
-    train: str | PathLike[str] | None = None,
+    test: "Named",
+    train: "Named | None" = None,
     sizes: str | Sequence[str] = "all",
     branch: str = "teacher",
     name: str | None = None,
@@ -190,6 +196,7 @@ def evaluate(
     """
     from poa.evaluation import evaluate as scoring
     from poa.evaluation.sweep import SweepOptions
+    from poa.features.images import named
     from poa.models.source import model_source
 
     chosen = scoring.protocol_of(protocol, settings)
@@ -197,14 +204,12 @@ def evaluate(
     place = None if out is None else Path(out)
     source = model_source(name_of, image_size=image_size, out=place, **given)
     options = SweepOptions(sizes, name, workers, overwrite, max_bad_share=max_bad_share)
-    parts = (None if train is None else fspath(train)), fspath(test)
-    results = scoring.evaluate(source, chosen, train=parts[0], test=parts[1], limit=limit, options=options)
+    voters = None if train is None else named(train)
+    results = scoring.evaluate(source, chosen, train=voters, test=named(test), limit=limit, options=options)
     return results.of(source.choose(sizes))
 
 
-def evaluate_knn(
-    run: "Run | str | PathLike[str]", *, train: str | PathLike[str], test: str | PathLike[str], **options: Any
-) -> "Scores":
+def evaluate_knn(run: "Run | str | PathLike[str]", *, train: "Named", test: "Named", **options: Any) -> "Scores":
     """Evaluate sizes of a run by weighted k-NN: short for ``evaluate(run, "knn", ...)``.
 
     Args:
@@ -224,7 +229,7 @@ def write_report(*subjects: "Run | str | PathLike[str]", **options: Any) -> Path
 
 
 def finetune(
-    subject: "Run | str | PathLike[str]", *, train: str | PathLike[str], preset: str = "small-data", **options: Any
+    subject: "Run | str | PathLike[str]", *, train: "Named", preset: str = "small-data", **options: Any
 ) -> dict[str, Path]:
     """Fine-tune networks on labelled images, as ``poa finetune`` does.
 
@@ -244,11 +249,12 @@ def finetune(
     """
     from poa.config.finetune import PRESETS
     from poa.config.values import preset_of
+    from poa.features.images import named
     from poa.tasks.evaluate import finetune_networks
     from poa.tasks.train import train_models
 
     name, given = _taken(subject, options)
-    return train_models(name, finetune_networks, preset_of(PRESETS, preset), given, train=fspath(train))
+    return train_models(name, finetune_networks, preset_of(PRESETS, preset), given, train=named(train))
 
 
 def segment(
@@ -334,7 +340,7 @@ def detect(
 
 def predict(
     model: str | PathLike[str],
-    images: str | PathLike[str],
+    images: "Named",
     *,
     out: str | PathLike[str],
     all_classes: bool = False,
@@ -361,11 +367,12 @@ def predict(
     Raises:
         UserError: An argument is not valid, or no image can be read.
     """
+    from poa.features.images import named
     from poa.tasks import predict as predicting
 
     written = predicting.predict(
         fspath(model),
-        fspath(images),
+        named(images),
         out=Path(out),
         all_classes=all_classes,
         min_score=min_score,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import poa.features.images as images
 from poa.data.index import open_index
-from poa.features.images import note_darkness, open_images
+from poa.features.images import note_darkness, open_images, with_named
 
 
 def write(folder: Path, *brightest: int) -> str:
@@ -57,3 +57,18 @@ def test_indexing_shows_progress_where_it_takes_long(
     monkeypatch.setattr(images, "PATIENCE_SECONDS", patience)
     assert len(open_images(write(tmp_path / "set", 1, 2, 3), limit=2, console=console)) == 2
     assert ("images indexed: 3/3 in 0:00" in said(console)) == (patience == 0)
+
+
+def test_settings_with_images_in_place_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POA_CACHE", str(tmp_path))
+    image = Image.new("RGB", (4, 4))
+    given = with_named({"data": [image], "out": Path("run"), "monitor": {"data": [(image, 0)], "num_images": 1}})
+    assert (given["out"], given["monitor"]["num_images"]) == ("run", 1)
+    assert [open_index(data).name(0) for data in (given["data"], given["monitor"]["data"])] == [
+        "000000000.png",
+        "0/000000000.png",
+    ]
+    assert with_named({"epochs": 3, "monitor": {"every_epochs": 2.0}}) == {
+        "epochs": 3,
+        "monitor": {"every_epochs": 2.0},
+    }

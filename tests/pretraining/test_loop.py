@@ -131,6 +131,15 @@ def test_the_same_settings_give_the_same_run_also_with_workers(whole: Whole, tmp
     assert_same_run(tmp_path / "run", whole("vit"))
 
 
+def test_images_that_a_program_holds_train_as_their_files(whole: Whole, tmp_path: Path) -> None:
+    index = open_index("digits")
+    labels = index.labels().tolist()
+    images = [(Image.open(io.BytesIO(index.read(i))), label) for i, label in enumerate(labels)]
+    poa.pretrain(**settings("convnext", tmp_path / "run", data=images))
+    rows = [read_metrics(folder / "metrics.jsonl") for folder in (tmp_path / "run", whole("convnext"))]
+    assert rows[0] == rows[1]
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """By family and signal; one program runs them all, as it has to import everything.

@@ -235,7 +235,7 @@ def open_index(
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, got {limit}: leave it out to take all images.")
     source = resolve(data)
-    root = _writable(cache)
+    root = cache_folder(cache)
     readers = () if OPTIONAL_FORMATS == _USUAL_READERS else OPTIONAL_FORMATS
     key = short_digest(repr((_FORMAT, source.kind, str(source), *readers)).encode())
     folder = next((found for found in sorted(root.glob(f"{key}-*")) if is_valid(found)), None)
@@ -304,8 +304,8 @@ def _remove_stale(root: Path, *, key: str, but: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _writable(cache: Path | None) -> Path:
-    """The folder for the tables, made if it is missing; one for this process alone if it cannot be written."""
+def cache_folder(cache: Path | None = None) -> Path:
+    """The folder for tables and for images of programs, made if missing; for this process alone if that fails."""
     try:
         root = cache or Path(os.environ.get("POA_CACHE") or Path.home() / ".cache/poa/index")
         root.mkdir(parents=True, exist_ok=True)

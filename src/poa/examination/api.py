@@ -1,18 +1,19 @@
 """The function of the Python API that examines images. Imports torch when it is called."""
 
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poa.errors import UserError
 
 if TYPE_CHECKING:
+    from poa.data.held import Named
     from poa.examination.findings import Findings
     from poa.models.run import Run
 
 
 def doctor(
-    data: str | PathLike[str],
+    data: "Named",
     *,
     out: str | PathLike[str] | None = None,
     write_list: str | PathLike[str] | None = None,
@@ -26,7 +27,7 @@ def doctor(
     """Find what may be wrong with the images of a set, as ``poa doctor`` does. The images are only read.
 
     Args:
-        data: A folder, a list of paths, an archive or ``digits``.
+        data: A folder, a list of paths, an archive, ``digits``, or images as for ``pretrain``.
         out: Write the findings to this file: .html or .csv.
         write_list: Write the images to keep to this file, for ``data`` of other functions: .txt, .csv or .tsv.
         model: Find near-duplicates by features of this run, folder that timm loads or timm name, not by pixels.
@@ -46,6 +47,7 @@ def doctor(
     """
     from poa.config.examination import Examination
     from poa.examination.examine import Comparison, examine
+    from poa.features.images import named
     from poa.models.source import located, model_source
 
     comparison = None
@@ -55,7 +57,7 @@ def doctor(
         folder, step = located(model)
         comparison = Comparison(model_source(folder, checkpoint=step), size)
     return examine(
-        fspath(data),
+        named(data),
         Examination(**settings),
         out=None if out is None else Path(out),
         write_list=None if write_list is None else Path(write_list),

@@ -1,10 +1,15 @@
 """The images of a command: indexed, with progress where that takes long, and looked at before hours are spent."""
 
+from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from poa import distributed
+from poa.config.values import without_paths
+from poa.data import held
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import read_or_none
 from poa.errors import counted
@@ -23,6 +28,29 @@ def open_images(data: str, *, limit: int | None = None, console: Console | None 
     """Index images as ``open_index`` does, with progress on standard error unless another console is given."""
     with Bars(_console(console), after_seconds=PATIENCE_SECONDS) as progress:
         return open_index(data, limit=limit, progress=progress)
+
+
+def named(data: Any) -> Any:
+    """What ``--data`` takes in place of images that a program names or holds, with progress."""
+    with Bars(_console(None), after_seconds=PATIENCE_SECONDS) as progress:
+        return held.named(data, progress)
+
+
+def with_named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a pre-training with paths and images as text."""
+    given = dict(settings)
+    if given.get("data") is not None:
+        given["data"] = named(given["data"])
+    monitor = given.get("monitor")
+    if isinstance(monitor, Mapping) and monitor.get("data") is not None:
+        given["monitor"] = {**monitor, "data": named(monitor["data"])}
+    return {name: without_paths(value) for name, value in given.items()}
+
+
+def saved(data: held.Items, out: Path) -> Path:
+    """Save images that a program holds, with progress."""
+    with Bars(_console(None), after_seconds=PATIENCE_SECONDS) as progress:
+        return held.save(data, out, progress)
 
 
 def tried(index: ImageIndex) -> range:

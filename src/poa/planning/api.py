@@ -3,8 +3,6 @@
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
-from poa.config.values import without_paths
-
 if TYPE_CHECKING:
     from poa.planning.run_plan import RunPlan
 
@@ -33,7 +31,8 @@ def plan(
     Raises:
         UserError: An argument is not valid.
     """
+    from poa.features.images import with_named
     from poa.planning.run_plan import make_plan
 
     file = None if config is None else fspath(config)
-    return make_plan(without_paths(given), recipe=recipe, file=file, hours=hours, steps=steps)
+    return make_plan(with_named(given), recipe=recipe, file=file, hours=hours, steps=steps)
