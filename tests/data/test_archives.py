@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data.image_files import listing, names, pack, refused, tarred, touch, zipped
-from poa.data.archives import Archive
 from poa.data.images import BadImage
+from poa.data.reading import Members, Zipped
 from poa.data.sources import SPECIAL
 
 
@@ -144,7 +144,7 @@ def test_no_more_is_inflated_than_is_stated(tmp_path: Path, size: int, monkeypat
     decompressobj = zlib.decompressobj
     monkeypatch.setattr(zlib, "decompressobj", Watched)
     with pytest.raises(BadImage, match=f"damaged in .*: not of the stated {size:,} bytes"):
-        Archive(tmp_path / "s.zip").read_zipped(entry)
+        Zipped(str(tmp_path / "s.zip")).read(entry)
     assert made == [size + 1]
 
 
@@ -172,7 +172,7 @@ def test_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     for name in ("s.tar", "stored.zip", "deflated.zip"):
         path = pack(tmp_path / "set", tmp_path / name)
         (entry,) = listing(path).entries
-        read = Archive(path).parts(entry, zipped=name != "s.tar")
+        read = (Members([str(path)]) if name == "s.tar" else Zipped(str(path))).parts(entry)
         for start, length in ((0, 10), (10, 70_000), (200_000, 5), (299_990, 10)):
             assert read(start, length) == encoded[start : start + length]
     with pytest.raises(BadImage, match="shorter than stated"):
@@ -211,9 +211,9 @@ def test_an_entry_larger_than_an_image_may_be_is_a_bad_image(tmp_path: Path, mon
     (entry,) = listing(zip_saying(tmp_path / "s.zip", {})).entries
     (packed,) = listing(tarred(tmp_path / "s.tar", "a" * 90 + ".jpg")).entries
     monkeypatch.setenv("POA_MAX_PIXELS", "20")
-    for archive, read in ((Archive(tmp_path / "s.zip"), "read_zipped"), (Archive(tmp_path / "s.tar"), "read")):
+    for reader, each in ((Zipped(str(tmp_path / "s.zip")), entry), (Members([str(tmp_path / "s.tar")]), packed)):
         with pytest.raises(BadImage, match="too large: more than 80 bytes"):
-            getattr(archive, read)(entry if read == "read_zipped" else packed)
+            reader.read(each)
 
 
 def test_archives_in_archives_are_not_opened(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pyarrow import ipc, parquet
 
 from data.image_files import same
 from poa.data import rows
+from poa.data.entries import Entry
 from poa.data.images import BadImage
 from poa.data.index import open_index
 from poa.data.parquet import list_rows
@@ -66,7 +67,7 @@ def test_few_row_groups_stay_in_memory(
     tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_parquet(as_huggingface(files), tmp_path / "a.parquet")
-    place = list_rows(resolve(tmp_path / "a.parquet"), lambda _: None).rows
+    place = list_rows(resolve(tmp_path / "a.parquet"), lambda _: None).place
     assert place is not None
     table = as_huggingface(files)["image"].to_pylist()
     groups = [sum(len(each["bytes"]) for each in table[start : start + 6]) for start in (0, 6, 12, 18)]
@@ -83,7 +84,7 @@ def test_few_row_groups_stay_in_memory(
     monkeypatch.setattr(rows, "MOST_BYTES", 2 * place.largest)
     images = rows.Rows(place)
     for row in (0, 5, 6, 1, 19, 7, 0):
-        assert images.read(row, len(table[row]["bytes"])) == table[row]["bytes"]
+        assert images.read(Entry("", len(table[row]["bytes"]), row)) == table[row]["bytes"]
     assert asked == [0, 1, 3, 1, 0]
 
 
@@ -169,10 +170,10 @@ def test_tables_that_do_not_fit(tmp_path: Path, files: dict[str, bytes], monkeyp
     with pytest.raises(BadImage, match="has changed since it was indexed"):
         index.read(0)
     (tmp_path / "two/0.parquet").write_bytes(whole[:1000])
-    place = list_rows(resolve(tmp_path / "two/1.parquet"), lambda _: None).rows
+    place = list_rows(resolve(tmp_path / "two/1.parquet"), lambda _: None).place
     assert place is not None
     with pytest.raises(BadImage, match="damaged in"):
-        rows.Rows(place._replace(files={str(tmp_path / "two/0.parquet"): [6, 6, 6, 2]})).read(0, 5)
+        rows.Rows(place._replace(files={str(tmp_path / "two/0.parquet"): [6, 6, 6, 2]})).read(Entry("", 5))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"0.parquet needs the package pyarrow.*poa-ssl\[parquet\]"):
         open_index(tmp_path / "two/0.parquet")

@@ -1,23 +1,18 @@
-"""Images in zip and tar files: their listing, and reading one without the others."""
+"""The listing of images in zip and tar files."""
 
 import io
-import os
 import stat
-import struct
-import sys
 import tarfile
-import weakref
 import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 from poa.data.entries import Entries, Entry
-from poa.data.images import IMAGE_ENDINGS, BadImage, check_bytes
+from poa.data.images import IMAGE_ENDINGS
+from poa.data.reading import HEADER, Members, Reader, Zipped, start
 from poa.data.sources import (
     SPECIAL,
     Listing,
@@ -34,103 +29,8 @@ from poa.errors import UserError, nearest
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _MAX_HEADER = 1 << 20
 """Bytes of an entry's header in a tar, with its long name and further fields."""
-_PIECE = 1 << 16
 _MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 """Bytes that become of one, at most."""
-_HEADER = struct.Struct("<4s22xHH")  # of an entry in a zip: signature, ..., lengths of its name and its extra field
-
-
-class Archive:
-    """A file of which parts are read, by any number of threads and forked processes at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        # Positioned reads on a bare descriptor share no position, so neither threads nor forks can disturb one another.
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def read(self, entry: Entry) -> bytes:
-        """Read an entry that is not compressed (tar, embedded sets)."""
-        check_bytes(entry.size)
-        return self._read(entry.size, entry.offset)
-
-    def read_zipped(self, entry: Entry) -> bytes:
-        """Read an entry of a zip, stored or deflated; its checksum is not compared."""
-        check_bytes(max(entry.size, entry.stored))
-        encoded = self._inflated(entry, stored=entry.stored, most=entry.size + 1)
-        if len(encoded) != entry.size:
-            raise BadImage(f"damaged in {self.path}: not of the stated {entry.size:,} bytes")
-        return encoded
-
-    def parts(self, entry: Entry, *, zipped: bool) -> Callable[[int, int], bytes]:
-        """What reads ``(offset, length)`` of an entry, one part after the other; no more is kept in memory."""
-        check_bytes(entry.size)
-        place = self._place(entry) if zipped else entry.offset
-        if not entry.deflated:
-            return lambda offset, length: self._read(length, place + offset)
-        pieces = range(place, place + entry.stored, _PIECE)
-        return _Inflated(self._read(min(_PIECE, pieces.stop - piece), piece) for piece in pieces).read
-
-    def start(self, entry: Entry, *, zipped: bool) -> bytes:
-        """The first bytes of an entry; nothing if it is damaged."""
-        try:
-            return self.parts(entry, zipped=zipped)(0, min(entry.size, 16))
-        except (BadImage, OSError):
-            return b""
-
-    def _inflated(self, entry: Entry, *, stored: int, most: int) -> bytes:
-        content = self._read(stored, self._place(entry))
-        try:  # more than stated is never inflated
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, most) if entry.deflated else content[:most]
-        except zlib.error as error:
-            raise BadImage(f"damaged in {self.path}: {error}") from error
-
-    def _place(self, entry: Entry) -> int:
-        """Where the content of an entry of a zip begins."""
-        signature, name_length, extra_length = _HEADER.unpack(self._read(_HEADER.size, entry.offset))
-        if signature != b"PK\x03\x04":
-            raise BadImage(f"{self.path} is damaged, or has changed since it was indexed")
-        return entry.offset + _HEADER.size + int(name_length) + int(extra_length)
-
-    def _read(self, size: int, offset: int) -> bytes:
-        if sys.platform == "win32":  # which has no positioned reads
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        else:
-            data = os.pread(self._descriptor, size, offset)
-        if len(data) != size:
-            raise BadImage(f"{self.path} is truncated")
-        return data
-
-
-class _Inflated:
-    """A deflated file in pieces, read onwards."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._offset = 0
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read a part that lies behind those read before."""
-        assert offset >= self._offset
-        for _ in self._next(offset - self._offset):
-            pass
-        return b"".join(self._next(length))
-
-    def _next(self, length: int) -> Iterator[bytes]:
-        while length > 0:
-            piece = self._inflate.unconsumed_tail or next(self._pieces, b"")
-            try:
-                part = self._inflate.decompress(piece, min(length, _PIECE))
-            except zlib.error as error:
-                raise BadImage(f"damaged in its archive: {error}") from error
-            if not part and (self._inflate.eof or not piece):
-                raise BadImage("damaged in its archive: shorter than stated")
-            length -= len(part)
-            self._offset += len(part)
-            yield part
 
 
 def list_zip(source: Source, progress: Progress) -> Listing:
@@ -146,7 +46,8 @@ def list_zip(source: Source, progress: Progress) -> Listing:
         raise UserError(f"In {source.path}, {odd.filename!r} is {reason}: unpack the zip and give the folder.")
     progress(len(images))
     members = {_clean(info.filename): _zip_entry(info) for info in infos}
-    return _listing(source, members, stamp=stamp)
+    place = str(source.path)
+    return _listing(source, members, Zipped(place), place, stamp=stamp)
 
 
 def list_tar(source: Source, progress: Progress) -> Listing:
@@ -162,7 +63,8 @@ def list_tar(source: Source, progress: Progress) -> Listing:
     stamp = Stamp.of(source.path)
     with _Headers(io.FileIO(source.path)) as headers, _refusing_damage(source):
         members = _tar_members(headers, stamp.size, progress)
-    return _listing(source, members, stamp=stamp)
+    place = [str(source.path)]
+    return _listing(source, members, Members(place), place, stamp=stamp)
 
 
 @contextmanager
@@ -187,7 +89,7 @@ def _check_places(images: list[zipfile.ZipInfo], *, length: int) -> None:
     ends = {}
     for info in images:
         most = info.compress_size * _MAX_RATIO.get(info.compress_type, info.file_size)
-        ends[info.header_offset] = info.header_offset + _HEADER.size + info.compress_size
+        ends[info.header_offset] = info.header_offset + HEADER.size + info.compress_size
         if info.header_offset < 0 or ends[info.header_offset] > length or info.file_size > most:
             raise zipfile.BadZipFile(f"the size or place of {info.filename!r} is impossible")
     for first, second in pairwise(sorted(ends)):
@@ -228,26 +130,27 @@ def _tar_members(file: _Headers, length: int, progress: Progress) -> dict[str, E
     return members
 
 
-def _listing(source: Source, members: dict[str, Entry | None], *, stamp: Stamp) -> Listing:
+def _listing(
+    source: Source, members: dict[str, Entry | None], reader: Reader, place: str | list[str], *, stamp: Stamp
+) -> Listing:
     prefix = f"{source.inside}/" if source.inside else ""
     below = [(name.removeprefix(prefix), entry) for name, entry in members.items() if name.startswith(prefix)]
     if prefix and not below:
         raise UserError(_missing(source, members))
-    archive = Archive(source.path)
     entries = Entries()
     ignored: Counter[str] = Counter()
     for name, entry in below:
         if entry is None:
             ignored[SPECIAL] += 1
             continue
-        why = left_out(name, partial(archive.start, entry, zipped=source.kind == "zip"))
+        why = left_out(name, partial(start, reader, entry))
         if why is None:
             entries.append(entry._replace(name=name))
         else:
             ignored[why] += 1
     require_images(source, entries, ignored)
     entries.sort()
-    return Listing(entries=entries, stamps={str(source.path): stamp}, ignored=ignored)
+    return Listing(entries=entries, stamps={str(source.path): stamp}, place=place, ignored=ignored)
 
 
 def _clean(name: str) -> str:

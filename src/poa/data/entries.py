@@ -21,6 +21,8 @@ class Entry(NamedTuple):
     """In zips, bytes that it takes there."""
     deflated: bool = False
     """In zips, whether it is compressed."""
+    file: int = 0
+    """In several archives, the number of the one that it is in."""
 
 
 class Entries:
@@ -28,7 +30,7 @@ class Entries:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._numbers = {name: array(code) for name, code in zip(Entry._fields[1:], "qqqB", strict=True)}
+        self._numbers = {name: array(code) for name, code in zip(Entry._fields[1:], "qqqBi", strict=True)}
 
     def append(self, entry: Entry) -> None:
         """Add a file behind the others."""
@@ -61,5 +63,5 @@ class Entries:
         return len(self.names)
 
     def __iter__(self) -> Iterator[Entry]:
-        for name, size, offset, stored, deflated in zip(self.names, *self._numbers.values(), strict=True):
-            yield Entry(name, size, offset, stored, bool(deflated))
+        for name, size, offset, stored, deflated, file in zip(self.names, *self._numbers.values(), strict=True):
+            yield Entry(name, size, offset, stored, bool(deflated), file)

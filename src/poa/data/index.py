@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,42 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from poa import distributed
-from poa.data.archives import list_tar, list_zip
 from poa.data.content import MOST_NAMED, Count, Identity, LeftOut, labels_digest, short_digest
-from poa.data.hub import list_hub
 from poa.data.images import OPTIONAL_FORMATS, BadImage
-from poa.data.lists import list_paths
-from poa.data.parquet import list_rows
+from poa.data.kinds import LISTERS
 from poa.data.sampler import spread
-from poa.data.sources import (
-    Kind,
-    Listing,
-    Progress,
-    Source,
-    list_digits,
-    list_folder,
-    resolve,
-    unreadable,
-    without_arrays,
-)
+from poa.data.sources import Source, resolve, unreadable, without_arrays
 from poa.data.table import Table, is_valid, write_contents, write_listing
 from poa.errors import UserError, counted, nearest
 from poa.text import normal_form
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 3
+_FORMAT = 4
 _USUAL_READERS = ("AVIF",)
 """Where others are installed, other files are images, and listings are kept apart."""
 _STALE_AFTER = 7 * 24 * 3600.0
-_LISTERS: dict[Kind, Callable[[Source, Progress], Listing]] = {
-    "folder": list_folder,
-    "list": list_paths,
-    "zip": list_zip,
-    "tar": list_tar,
-    "rows": list_rows,
-    "hub": list_hub,
-    "digits": list_digits,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +114,7 @@ class ImageIndex:
         """Read the encoded file of image ``i``; BadImage if that is not possible any more."""
         entry = self._table.entry(self._row(i))
         try:
-            return self._table.read(entry)
+            return self._table.reader.read(entry)
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror or error}") from error
 
@@ -289,7 +267,7 @@ def _build(source: Source, root: Path, *, key: str, progress: Count) -> Path:
 def _list(source: Source, folder: Path, progress: Count) -> None:
     """List the source into a new folder; the listing, which takes most memory, ends with this."""
     try:
-        listing = _LISTERS[source.kind](source, lambda found: progress("images found", found, None))
+        listing = LISTERS[source.kind](source, lambda found: progress("images found", found, None))
     except OSError as error:
         raise unreadable(error, source.path) from error
     folder.mkdir()

@@ -79,6 +79,7 @@ def list_paths(source: Source, progress: Progress) -> Listing:
         entries=entries,
         labels=labels if any(labels) else None,
         stamps=stamps,
+        place=str(source.path.parent),
         ignored=ignored,
         columns=table.describe(),
     )

@@ -131,7 +131,7 @@ def list_files(source: Source, files: Sequence[Path], progress: Progress) -> Lis
         ignored=ignored,
         columns=columns.describe(),
         contents=contents,
-        rows=place,
+        place=place,
     )
 
 

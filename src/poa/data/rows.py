@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
+from poa.data.entries import Entry
 from poa.data.images import BadImage, check_bytes
 from poa.errors import lacking
 
@@ -90,12 +91,13 @@ class Rows:
         self._open = lru_cache(_MOST_OPEN)(open_rows)
         self._group = lru_cache(max(1, MOST_BYTES // max(1, place.largest)))(self._read_group)
 
-    def read(self, row: int, size: int) -> bytes:
+    def read(self, entry: Entry) -> bytes:
         """Read the image in a row, which was so large when it was listed.
 
         Raises:
             BadImage: The file is damaged, or has changed.
         """
+        row, size = entry.offset, entry.size
         check_bytes(size)
         number = bisect_right(self._starts, row) - 1
         path, _ = self._groups[number]
@@ -108,6 +110,14 @@ class Rows:
             raise BadImage(f"{path} has changed since it was indexed")
         return bytes(encoded)
 
+    def parts(self, entry: Entry) -> Callable[[int, int], bytes]:
+        """What reads parts of an image."""
+        return partial(_part, self.read(entry))
+
     def _read_group(self, number: int) -> Any:
         path, of_file = self._groups[number]
         return images_of(self._open(path).read(of_file, [self._place.needed]), self._place)
+
+
+def _part(image: bytes, offset: int, length: int) -> bytes:
+    return image[offset : offset + length]

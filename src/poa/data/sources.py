@@ -1,6 +1,5 @@
 """What ``--data`` may name, and the images in a folder."""
 
-import io
 import os
 import stat
 from collections import Counter, deque
@@ -12,11 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from poa.data.entries import Entries, Entry
 from poa.data.images import ARRAY_ENDINGS, IMAGE_ENDINGS, LACKING, BadImage, begins_as_image, check_bytes
-from poa.data.rows import TABLE_ENDINGS, RowFiles
+from poa.data.rows import TABLE_ENDINGS
 from poa.errors import UserError, counted, nearest
 from poa.text import system_path
 
@@ -79,14 +77,15 @@ class Listing:
     """Class name of each, empty where it has none; None if the names of the folders are the labels."""
     stamps: dict[str, Stamp] = field(default_factory=dict)
     """Of the files and folders that were read; the listing is valid as long as they do not change."""
+    place: Any = None
+    """What its reader is made of (``kinds``), as JSON: a folder from which names start, archives that entries name
+    by number ... None if that is the blob."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Number of other files by ending."""
     columns: str = ""
     """What columns are taken for, in words; empty where there is one."""
     blob: bytes = b""
-    """Of an embedded set."""
-    rows: RowFiles | None = None
-    """Of images in rows of Parquet or Arrow files."""
+    """Encoded images of an embedded set, one after the other."""
     contents: npt.NDArray[Any] | None = None
     """What each image holds, if that was seen while listing."""
 
@@ -167,7 +166,7 @@ def list_folder(source: Source, progress: Progress) -> Listing:
             pending.extend(_scan(items, prefix, entries=entries, ignored=ignored, progress=progress))
     require_images(source, entries, ignored)
     entries.sort()
-    return Listing(entries=entries, stamps=stamps, ignored=ignored)
+    return Listing(entries=entries, stamps=stamps, place=str(source.path), ignored=ignored)
 
 
 def without_arrays(listing: Listing) -> Listing:
@@ -369,32 +368,3 @@ def _scan(
         except OSError:  # a circular link, or a file that was deleted just now
             ignored[BROKEN] += 1
     return [name for _, name in sorted(folders)]
-
-
-def list_digits(source: Source, progress: Progress) -> Listing:
-    """List scikit-learn's ``load_digits``: 1,797 grey images of 8x8 pixels in 10 classes, sorted by class.
-
-    Of each class, in the order of the set, every fourth image is in ``digits/test`` and the others are in
-    ``digits/train``; ``digits`` is all of them. Each is a lossless PNG, the ink from 0 to 16 scaled to 0..255.
-
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), as in scikit-learn.
-    """
-    from sklearn.datasets import load_digits  # only here: importing it takes long and few runs need it
-
-    digits = load_digits()
-    ink = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    entries = Entries()
-    blob = io.BytesIO()
-    for digit in range(10):
-        for number in _members(np.flatnonzero(digits.target == digit), source.inside):
-            offset = blob.tell()
-            Image.fromarray(ink[number]).save(blob, "PNG")
-            entries.append(Entry(f"{digit}/{number:04d}.png", blob.tell() - offset, offset))
-    progress(len(entries))
-    return Listing(entries=entries, blob=blob.getvalue())
-
-
-def _members(numbers: npt.NDArray[np.intp], part: str) -> list[int]:
-    is_test = np.arange(len(numbers)) % 4 == 3
-    chosen = {"": numbers, "train": numbers[~is_test], "test": numbers[is_test]}[part]
-    return [int(number) for number in chosen]

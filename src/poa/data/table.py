@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from poa.data.archives import Archive
 from poa.data.content import (
     CONTENT,
     Content,
@@ -27,15 +26,24 @@ from poa.data.content import (
     short_digest,
 )
 from poa.data.entries import Entries, Entry
-from poa.data.rows import RowFiles, Rows
-from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes, read_file
+from poa.data.kinds import READERS
+from poa.data.reading import Reader, ReadPart
+from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 """How the files of a table that a crash or a full disk cut short fail to be read."""
 _AT_ONCE = 1000
 """Records that are read from the file at a time."""
 _RECORD = np.dtype(
-    [("name_end", "<i8"), ("size", "<i8"), ("offset", "<i8"), ("stored", "<i8"), ("label", "<i4"), ("deflated", "?")]
+    [
+        ("name_end", "<i8"),
+        ("size", "<i8"),
+        ("offset", "<i8"),
+        ("stored", "<i8"),
+        ("deflated", "?"),
+        ("file", "<i4"),
+        ("label", "<i4"),
+    ]
 )
 
 
@@ -45,14 +53,14 @@ class Table:
 
     folder: Path
     kind: Kind
-    path: Path
+    place: Any
+    """Of the listing."""
     source: str
     classes: tuple[str, ...]
     ignored: Mapping[str, int]
     """Number of other files by ending."""
     notes: tuple[str, ...]
     listed: str
-    rows: RowFiles | None
     records: npt.NDArray[Any]
     names: npt.NDArray[np.uint8]
 
@@ -63,13 +71,12 @@ class Table:
         return cls(
             folder=folder,
             kind=meta["kind"],
-            path=Path(meta["path"]),
+            place=meta["place"],
             source=meta["source"],
             classes=tuple(meta["classes"]),
-            ignored=meta.get("ignored", {"other files": meta["num_ignored"]}),  # earlier versions kept the sum alone
+            ignored=meta["ignored"],
             notes=tuple(meta["notes"]),
             listed=meta["listed"],
-            rows=RowFiles(*meta["rows"]) if meta.get("rows") else None,
             records=np.asarray(np.load(folder / "records.npy", mmap_mode="r")),
             names=np.asarray(np.load(folder / "names.npy", mmap_mode="r")),
         )
@@ -85,7 +92,7 @@ class Table:
     @property
     def files_in(self) -> Path | None:
         """The folder from which names start; None in an archive."""
-        return {"folder": self.path, "list": self.path.parent}.get(self.kind)
+        return Path(self.place) if self.kind in ("folder", "list") else None
 
     def paths(self) -> Iterator[str]:
         """Of all images, where each is a file of its own; none in an archive."""
@@ -102,33 +109,19 @@ class Table:
 
     def entry(self, row: int) -> Entry:
         """The file of image ``row``."""
-        end, size, offset, stored, _, deflated = self.records[row].item()
+        end, *numbers, _ = self.records[row].item()
         start = self.records[row - 1]["name_end"] if row else 0
         name = self.names[start:end].tobytes().decode("utf-8", "surrogateescape")
-        return Entry(name, size, offset, stored, deflated)
-
-    def read(self, entry: Entry) -> bytes:
-        """Read a file."""
-        if self.kind == "folder":
-            return read_file(self.path / entry.name)
-        if self.kind == "list":
-            return read_file(self.path.parent / entry.name)
-        if self.rows is not None:
-            return self._rows.read(entry.offset, entry.size)
-        return self._archive.read_zipped(entry) if self.kind == "zip" else self._archive.read(entry)
-
-    def parts(self, row: int) -> Callable[[int, int], bytes]:
-        """What reads ``(offset, length)`` of the file of image ``row`` in an archive, one part after the other."""
-        return self._archive.parts(self.entry(row), zipped=self.kind == "zip")
+        return Entry(name, *numbers)
 
     @cached_property
-    def _rows(self) -> Rows:
-        assert self.rows is not None
-        return Rows(self.rows)
+    def reader(self) -> Reader:
+        """Reads the images."""
+        return READERS[self.kind](self.place or [str(self.folder / "blob.bin")])
 
-    @cached_property
-    def _archive(self) -> Archive:
-        return Archive(self.folder / "blob.bin" if self.kind == "digits" else self.path)
+    def parts(self, row: int) -> ReadPart:
+        """What reads parts of image ``row``, one behind the other."""
+        return self.reader.parts(self.entry(row))
 
 
 def write_listing(listing: Listing, source: Source, folder: Path) -> None:
@@ -143,14 +136,12 @@ def write_listing(listing: Listing, source: Source, folder: Path) -> None:
     (folder / "blob.bin").write_bytes(listing.blob)
     meta = {
         "kind": source.kind,
-        "path": str(source.path),
+        "place": listing.place,
         "source": str(source),
         "classes": classes,
-        "num_ignored": sum(listing.ignored.values()),
         "ignored": dict(listing.ignored),
         "notes": notes(source, listing),
         "listed": listed,
-        "rows": listing.rows,
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     if listing.contents is not None:
@@ -180,7 +171,7 @@ def _labels(listing: Listing) -> tuple[list[str], npt.NDArray[np.int32]]:
 def write_contents(folder: Path, *, earlier: Iterable[Path], progress: Count) -> str:
     """Look at the files of a listing that was written; returns a digest of what they are and hold.
 
-    Files that are as an ``earlier`` table of the source says are not read again.
+    Files that are as an ``earlier`` table of the source says are not read again, nor those that the listing knows.
     """
     table = Table.load(folder)
     if not (folder / "contents.npy").exists():
