@@ -11,7 +11,8 @@ from command import poa
 
 ROOT = Path(__file__).parents[1]
 NUM_DIGITS = 400  # of which 300 are for training; the commands ask for 256
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("quickstart", "judge", "ship", "api", "photographs")))
+PAGES = ("quickstart", "judge", "ship", "api", "photographs", "channels")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in PAGES))
 """In the order in which one goes on where another ended."""
 SHORTER = {
     "pretrain": "--epochs 1 --limit 256",

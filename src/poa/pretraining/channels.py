@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from poa.config.channels import RGB, Values
-from poa.config.pretraining import Config, ViewSettings
+from poa.config.pretraining import Config
 from poa.data.channels import in_unit
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none, why_bad
@@ -58,21 +58,23 @@ def with_channels(config: Config, index: ImageIndex, console: Console) -> Config
         UserError: Channels, their range, mean and standard deviation do not fit together.
     """
     check_range(config)
-    values, views, usual = config.values, config.views, ViewSettings()
-    if values.number == RGB == len(views.mean) == len(views.std):
+    values, views = config.values, config.views
+    given = len(views.mean), len(views.std)
+    if given == (RGB, RGB) == (values.number, RGB):
         return config
     what = counted(values.number, "channel")
-    note(
-        console,
-        f"Images have {what}: colour jitter changes their brightness and contrast. Saturation, hue and conversion to "
-        "grey are left out, since they are made for red, green and blue.",
-    )
-    if (views.mean, views.std) != (usual.mean, usual.std):
-        if (len(views.mean), len(views.std)) != (values.number,) * 2:
-            raise UserError(
-                f"--views.mean has {counted(len(views.mean), 'value')} and --views.std {len(views.std)}, but images "
-                f"have {what}. Give one for each channel, or leave both out to have them measured."
-            )
+    if given not in ((values.number,) * 2, (RGB, RGB)):  # the latter are those of the settings or of a recipe
+        raise UserError(
+            f"--views.mean has {counted(given[0], 'value')} and --views.std {given[1]}, but images have {what}. Give "
+            "one for each channel, or leave both out to have them measured."
+        )
+    if any(views.jitter[2:]) or views.grey_probability:
+        note(
+            console,
+            f"Images have {what}: colour jitter changes their brightness and contrast. Saturation, hue and conversion "
+            "to grey are left out, since they are made for red, green and blue.",
+        )
+    if given == (values.number,) * 2:
         return config
     found = sample(index, values)
     mean, std = (" ".join(f"{value:g}" for value in each) for each in (found.mean, found.std))
