@@ -10,10 +10,12 @@ from PIL import Image
 from poa.config.channels import USUAL, Values, values_in
 from poa.config.pretraining import ViewSettings
 from poa.data.augment import adjust_contrast, augment, normalise
-from poa.data.channels import in_range, of_image, pixels_of, with_channels
-from poa.data.images import BadImage, decode, image_tensor
+from poa.data.channels import in_range, of_image, pixels_of, require_rgb, with_channels
+from poa.data.given import given_images
+from poa.data.images import BadImage, Preprocessing, decode, image_tensor
 from poa.data.resize import centre_crop, resize
 from poa.data.views import FACTORS, GREY, collate, make_crops, sample_generator
+from poa.errors import UserError
 
 
 def encoded(array: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
@@ -138,3 +140,19 @@ def test_values_are_read_back_as_they_are_stated() -> None:
         assert values_in(values.stated()) == values
     assert USUAL.stated() == {}
     assert (USUAL.number, Values(8).number) == (3, 8)
+
+
+def test_parts_that_know_rgb_alone_refuse_other_networks() -> None:
+    require_rgb(USUAL, what="A part", name="96x4")
+    with pytest.raises(UserError, match="A part takes 8-bit RGB images, but 96x4 sees 8 channels with all their bits"):
+        require_rgb(Values(8), what="A part", name="96x4")
+
+
+def test_arrays_of_a_program_are_values_as_files_hold_them() -> None:
+    seen = Preprocessing(2, 2, (0.0,), (1.0,), Values(1, (0, 100)))
+    rows = given_images(np.full((3, 2, 2), 50, np.int16)[:, :, :, None], seen)
+    assert rows.shape == (3, 1, 2, 2)
+    assert rows.unique().tolist() == [0.5]
+    assert given_images([Image.new("L", (4, 4), 100)], seen).unique().tolist() == [1.0]
+    with pytest.raises(UserError, match=r"it has 2 channels, and --channels is 1.*Give height x width x channels"):
+        given_images(np.zeros((2, 2, 2)), seen)

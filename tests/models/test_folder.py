@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import tiny
+from poa.config.channels import USUAL, Values
 from poa.config.pretraining import ModelSettings
 from poa.errors import UserError
 from poa.models import folder as folders
-from poa.models.folder import check_arguments, check_memory, made_for
+from poa.models.folder import Made, check_arguments, check_memory, made_for, values_of
 from poa.models.registry import describe, family_of
 from poa.models.source import model_source
 
@@ -100,3 +101,17 @@ def test_settings_of_a_network_have_bounds() -> None:
         family_of(
             tiny.config(model={"width_min": 1, "width_max": 2**16, "width_step": 1, "depth_min": 1, "depth_max": 1000})
         )
+
+
+def test_channels_of_a_folder(tmp_path: Path) -> None:
+    eight, three = (Made(16, 0.9, (0.5,) * number, (0.5,) * number) for number in (8, 3))
+    assert values_of(tmp_path, three) == USUAL, "as timm writes folders"
+    assert values_of(tmp_path, eight) == Values(8)
+    file = tmp_path / "config.json"
+    file.write_text('{"values": {"channels": 8, "range": [0, 4095]}}')
+    assert values_of(tmp_path, eight) == Values(8, (0.0, 4095.0))
+    with pytest.raises(UserError, match=r"does not fit the 3 channels of the network. Correct it."):
+        values_of(tmp_path, three)
+    file.write_text('{"values": [1, 2]}')
+    with pytest.raises(UserError, match=r"config.json: values \[1, 2\] does not fit the 8 channels"):
+        values_of(tmp_path, eight)

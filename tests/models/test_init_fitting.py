@@ -191,3 +191,20 @@ def test_the_listing_is_short_and_whole(tmp_path: Path) -> None:
         "  note       the weights were trained with another normalisation; to use it: --views.mean 0.485 0.456 0.406 "
         "--views.std 0.229 0.224 0.225",
     ]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_rgb_weights_are_adapted_to_other_channels(family: str) -> None:
+    state = features_of(made(family))
+    (name,) = (each for each, value in state.items() if value.ndim == 4 and value.shape[1] == 3 and "attn" not in each)
+    red, green, blue = state[name].unbind(1)
+    grey, report = fitted(family, state, channels=1)
+    assert torch.allclose(grey[name][:, 0], red + green + blue, atol=1e-6)
+    assert name in [each.name for each in report.resized]
+    five, _ = fitted(family, state, channels=5)
+    assert torch.allclose(five[name], 0.6 * torch.stack([red, green, blue, red, green], dim=1), atol=1e-6)
+    again, report = fitted(family, five, channels=5)
+    assert torch.equal(again[name], five[name])
+    assert not report.resized
+    with pytest.raises(UserError, match=f"shapes differ of {name}"):
+        fitted(family, five, channels=4)
