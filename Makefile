@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 
-.PHONY: setup demo test test-minimum lint format types docs package check clean
+.PHONY: setup demo test test-minimum lint format types docs notebooks package check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +53,13 @@ test-minimum: $(DEVELOPING)
 
 docs: $(DEVELOPING)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+# They share runs, in a folder of their own; what they print is kept.
+notebooks: $(DEVELOPING)  ## execute those of docs/notebooks anew
+	rm -rf runs/notebooks && mkdir -p runs && cp -r docs/notebooks runs/notebooks
+	PYTHONWARNINGS="ignore:IProgress" $(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False \
+		runs/notebooks/*.ipynb
+	cp runs/notebooks/*.ipynb docs/notebooks
 
 package: $(DEVELOPING)  ## wheel and sdist in dist/; the wheel is tried in another folder
 	rm -rf dist

@@ -12,8 +12,9 @@ author = "POA contributors"
 copyright = "POA contributors, Apache-2.0"
 version = release = poa.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "adapt", "reference"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "adapt", "reference"]
 exclude_patterns = ["_build", "_extensions"]
+nb_execution_mode = "off"  # `make notebooks` executes them and keeps the outputs
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
