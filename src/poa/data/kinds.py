@@ -9,6 +9,7 @@ from poa.data.hub import list_hub
 from poa.data.lists import list_paths
 from poa.data.parquet import list_rows
 from poa.data.reading import Files, Members, Reader, Zipped
+from poa.data.remote import RemoteFiles, list_remote
 from poa.data.rows import RowFiles, Rows
 from poa.data.sources import Kind, Listing, Progress, Source, list_folder
 
@@ -19,6 +20,7 @@ LISTERS: Mapping[Kind, Callable[[Source, Progress], Listing]] = {
     "tar": list_tar,
     "rows": list_rows,
     "hub": list_hub,
+    "remote": list_remote,
     "digits": list_digits,
 }
 READERS: Mapping[Kind, Callable[[Any], Reader]] = {
@@ -28,6 +30,7 @@ READERS: Mapping[Kind, Callable[[Any], Reader]] = {
     "tar": Members,
     "rows": lambda place: Rows(RowFiles(*place)),
     "hub": lambda place: Rows(RowFiles(*place)),
+    "remote": RemoteFiles,
     "digits": Members,
 }
 """Each is made of ``Listing.place``."""

@@ -1,5 +1,6 @@
 """Rows of Parquet and Arrow files, read at random: row group by row group, of which the last few stay in memory."""
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -9,7 +10,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from poa.data.entries import Entry
-from poa.data.images import BadImage, check_bytes
+from poa.data.images import IMAGE_ENDINGS, BadImage, check_bytes
 from poa.errors import lacking
 
 PARQUET = ".parquet"
@@ -70,6 +71,21 @@ def open_rows(path: Path) -> OpenedRows:
     stream = ipc.open_stream(file)
     parts = list(stream)
     return OpenedRows(stream.schema, [part.num_rows for part in parts], lambda number, _: parts[number])
+
+
+def has_tables(folder: Path) -> bool:
+    """Whether a folder has Parquet or Arrow files, in it or in ``data``, and neither images nor other folders."""
+    if (folder / "dataset_dict.json").is_file():  # parts of a set, as `datasets` saves them
+        return True
+    found = False
+    with os.scandir(folder) as items:
+        for item in items:
+            ending = Path(item.name).suffix.lower()
+            is_folder = not (item.name.startswith(".") or item.is_file() or item.name == "data")
+            if ending in IMAGE_ENDINGS or is_folder:
+                return False
+            found |= ending in TABLE_ENDINGS
+    return found or ((folder / "data").is_dir() and has_tables(folder / "data"))
 
 
 def images_of(group: Any, place: RowFiles) -> Any:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from poa.data.entries import Entries, Entry
 from poa.data.images import ARRAY_ENDINGS, IMAGE_ENDINGS, LACKING, BadImage, begins_as_image, check_bytes
-from poa.data.rows import TABLE_ENDINGS
+from poa.data.rows import TABLE_ENDINGS, has_tables
 from poa.errors import UserError, counted, nearest
 from poa.text import system_path
 
@@ -34,7 +34,7 @@ HUB = "hf:"
 _DIGITS_PARTS = ("", "train", "test")
 _REPORT_EVERY = 1000
 
-Kind = Literal["folder", "list", "zip", "tar", "rows", "hub", "digits"]
+Kind = Literal["folder", "list", "zip", "tar", "rows", "hub", "remote", "digits"]
 Progress = Callable[[int], None]
 """Called with the number of images found so far."""
 
@@ -100,6 +100,8 @@ def resolve(data: str | os.PathLike[str]) -> Source:
     data = system_path(os.fspath(data))
     if data.startswith(HUB):
         return _resolve_hub(data)
+    if is_remote(data):
+        return Source("remote", Path(data), text=data)
     name, _, part = data.partition("/")
     if name == "digits":
         return Source("digits", Path("digits"), _digits_part(part.strip("/")))
@@ -108,13 +110,13 @@ def resolve(data: str | os.PathLike[str]) -> Source:
     path = Path(data).expanduser()
     try:
         if path.is_dir():
-            return Source("rows" if _has_tables(path) else "folder", path.resolve())
+            return Source("rows" if has_tables(path) else "folder", path.resolve())
         for outer in (path, *path.parents):
             inside = "/".join(path.relative_to(outer).parts)
             if outer.is_file():
                 # Not outer.resolve(): stores that link to files by their hash keep the ending in the link's name only.
                 return _resolve_file(outer.parent.resolve() / outer.name, inside)
-            if outer.is_dir() and _has_tables(outer):
+            if outer.is_dir() and has_tables(outer):
                 return Source("rows", outer.resolve(), inside)
         if path.exists():
             raise UserError(f"{path} is a pipe or a device: write what it gives to a file and name that.")
@@ -288,27 +290,16 @@ def _digits_part(part: str) -> str:
     return part
 
 
+def is_remote(data: str) -> bool:
+    """Whether the name of a source or a file is an address, such as ``s3://bucket/set``."""
+    return "://" in data
+
+
 def _resolve_hub(data: str) -> Source:
     name, _, part = data.removeprefix(HUB).partition(":")
     if name:
         return Source("hub", Path(name), part, text=data)
     raise UserError(f"{data} names no set: give hf:OWNER/NAME, or a part of it, such as hf:OWNER/NAME:train.")
-
-
-def _has_tables(folder: Path) -> bool:
-    """Whether a folder has Parquet or Arrow files, in it or in ``data``, and neither images nor other folders."""
-    if (folder / "dataset_dict.json").is_file():  # parts of a set, as `datasets` saves them
-        return True
-    found = False
-    with os.scandir(folder) as items:
-        for item in items:
-            if ending_of(item.name) in TABLE_ENDINGS:
-                found = True
-            elif ending_of(item.name) in IMAGE_ENDINGS or not (
-                item.name[0] == "." or item.is_file() or item.name == "data"
-            ):
-                return False
-    return found or ((folder / "data").is_dir() and _has_tables(folder / "data"))
 
 
 def _resolve_file(path: Path, inside: str) -> Source:

@@ -28,7 +28,9 @@ from poa.data.content import (
 from poa.data.entries import Entries, Entry
 from poa.data.kinds import READERS
 from poa.data.reading import Reader, ReadPart
-from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes
+from poa.data.remote import stamp_of
+from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, is_remote, notes
+from poa.errors import UserError
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 """How the files of a table that a crash or a full disk cut short fail to be read."""
@@ -228,9 +230,15 @@ def is_valid(folder: Path) -> bool:
             return False
         table = Table.load(folder)
         stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
-        if not all(Stamp.of(Path(path)) == Stamp(*stamp) for path, stamp in stamps.items()):
+        if not all(_stamp(path) == Stamp(*stamp) for path, stamp in stamps.items()):
             return False
         number = len(table.records) if table.files_in else 0
         return are_unchanged(table.paths(), table.records["size"][:number], table.contents[:number])
+    except UserError:  # a server that stays away
+        raise
     except _DAMAGED:
         return False
+
+
+def _stamp(path: str) -> Stamp:
+    return stamp_of(path) if is_remote(path) else Stamp.of(Path(path))

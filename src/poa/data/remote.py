@@ -1,0 +1,245 @@
+"""Files at servers and in buckets (HTTP, S3, GCS and others, by fsspec): asked for patiently, kept in blocks."""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
+
+from poa.data.blocks import Blocks, most_kept
+from poa.data.content import short_digest
+from poa.data.entries import Entries, Entry
+from poa.data.images import BadImage, check_bytes
+from poa.data.sources import Listing, Progress, Source, Stamp, left_out, report, require_images
+from poa.errors import UserError, first_line, installing
+
+_LOG = logging.getLogger(__name__)
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)
+"""Seconds before each further attempt; five minutes in all."""
+_MISSING, _REFUSED = {404, 410}, {400, 401, 402, 403, 405, 406, 407, 451}
+"""States of HTTP that do not pass."""
+_STATE = ("ETag", "Last-Modified", "LastModified", "mtime", "updated", "last_modified", "etag", "Content-MD5")
+"""What file systems tell of a file that changes with its content."""
+_THREADS = 16
+"""That ask for sizes."""
+T = TypeVar("T")
+
+
+class RemoteFile(NamedTuple):
+    """A file at a server.
+
+    Attributes:
+        address: Its address.
+        size: In bytes.
+        state: A number that changes with its content.
+    """
+
+    address: str
+    size: int
+    state: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read a part.
+
+        Raises:
+            BadImage: There is no such file any more, or it is shorter.
+            UserError: The server stays away.
+        """
+        key = f"{self.address}\n{self.size}\n{self.state}"
+        try:
+            found = _blocks().read(offset, length, size=self.size, file=key, fetch=partial(_fetch, self.address))
+        except OSError as error:
+            raise BadImage(f"cannot be read: {first_line(error)}") from error
+        if len(found) != length:
+            raise BadImage(f"{self.address} has changed since it was indexed")
+        return found
+
+
+class RemoteFiles:
+    """Images that are files below an address; reads them."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def read(self, entry: Entry) -> bytes:
+        """Read an image."""
+        check_bytes(entry.size)
+        return self.parts(entry)(0, entry.size)
+
+    def parts(self, entry: Entry) -> Callable[[int, int], bytes]:
+        """What reads ``(offset, length)`` of an image."""
+        return RemoteFile(_below(self._address, entry.name), entry.size, entry.stored).read
+
+
+def list_remote(source: Source, progress: Progress) -> Listing:
+    """List the images below an address as those of a folder, by their endings."""
+    found = _names_below(source.text)
+    why = {name: left_out(name, bytes) for name in found}
+    entries, ignored = Entries(), Counter(kind for kind in why.values() if kind is not None)
+    images = sorted(name for name, kind in why.items() if kind is None)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, file in zip(images, pool.map(partial(_described, source.text, found), images), strict=True):
+            entries.append(Entry(name, file.size, stored=file.state))
+            report(len(entries), progress)
+    require_images(source, entries, ignored)
+    return Listing(entries=entries, stamps={source.text: _stamp(found)}, place=source.text, ignored=ignored)
+
+
+def stamp_of(address: str) -> Stamp:
+    """The state of the files below an address; at a web server their names alone, for it lists nothing else."""
+    return _stamp(_names_below(address))
+
+
+def _stamp(found: Mapping[str, Any]) -> Stamp:
+    states = repr([(name, info.get("size"), _state(info)) for name, info in sorted(found.items())])
+    return Stamp(len(found), _number(states))
+
+
+def _described(folder: str, found: Mapping[str, Any], name: str) -> RemoteFile:
+    """An image by what is said of it; a web server is asked for each."""
+    info = found[name]
+    address = _below(folder, name)
+    if info.get("size") is None:
+        system, path = _system(address)
+        info = patiently(address, lambda: system.info(path))
+    if info.get("size") is None:
+        raise UserError(f"The server does not say how large {address} is. Copy the images here and give their folder.")
+    return RemoteFile(address, int(info["size"]), _number(_state(info)))
+
+
+def _state(info: Mapping[str, Any]) -> str:
+    return repr([str(info[key]) for key in _STATE if key in info])
+
+
+def _number(text: str) -> int:
+    return int(short_digest(text.encode("utf-8", "surrogateescape")), 16) >> 1
+
+
+def _names_below(address: str) -> dict[str, Any]:
+    """All files below an address, by their path from there, with what is said of each."""
+    system, path = _system(address)
+    start = f"{path.rstrip('/')}/"
+    try:
+        found = (
+            _walked(start, system)
+            if _is_http(address)
+            else patiently(address, partial(system.find, start, detail=True))
+        )
+    except OSError as error:
+        raise UserError(
+            f"{address} cannot be listed ({error.filename}: {error.strerror}). Check the address and your rights; "
+            "a web server must show lists of its files."
+        ) from error
+    names = {name.removeprefix(start): info for name, info in found.items()}
+    return {unquote(name): info for name, info in names.items()} if _is_http(address) else names
+
+
+def _walked(start: str, system: Any) -> dict[str, Any]:
+    """All files below a folder of a web server; fsspec's own walk leaves out folders that fail."""
+    found, pending, visited = {}, [start], set()
+    while pending:
+        folder = pending.pop()
+        visited.add(folder)
+        for info in patiently(folder, partial(system.ls, folder, detail=True)):
+            name = info["name"]
+            if not name.startswith(folder) or "?" in name:  # links to elsewhere, or to the same list in another order
+                continue
+            if info["type"] != "directory":
+                found[name] = info
+            elif name not in visited:
+                pending.append(name)
+    return found
+
+
+def _below(folder: str, name: str) -> str:
+    """The address of a file below another one."""
+    return f"{folder.rstrip('/')}/{quote(name) if _is_http(folder) else name}"
+
+
+def patiently(address: str, ask: Callable[[], T]) -> T:
+    """Ask again while a server is away for a while, and say so.
+
+    Raises:
+        OSError: There is no such file, or it must not be read.
+        UserError: The server stays away.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return ask()
+        except Exception as error:  # each file system has errors of its own
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) else None  # it may be a connection lost
+            reason = cause if isinstance(cause, Exception) else error
+            _refuse(address, reason)
+            if wait is None:
+                raise UserError(
+                    f"{address} cannot be reached ({first_line(reason)}), and {len(WAITS)} further attempts failed. "
+                    "Run the same command again once it can (a pre-training with --resume); what is done is kept."
+                ) from error
+            _LOG.warning("Note: %s cannot be reached (%s). Trying again in %g s.", address, first_line(reason), wait)
+            time.sleep(wait)
+    raise AssertionError
+
+
+def _refuse(address: str, error: Exception) -> None:
+    """Raise what will not pass."""
+    status = getattr(error, "status", None)  # of HTTP
+    if isinstance(error, FileNotFoundError) or status in _MISSING:
+        raise FileNotFoundError(2, "There is no such file", address) from error
+    if isinstance(error, PermissionError) or status in _REFUSED:
+        raise PermissionError(13, f"The server refuses it ({first_line(error)})", address) from error
+    if isinstance(error, TypeError | AttributeError | ImportError):
+        raise error
+
+
+def _fetch(address: str, offset: int, length: int) -> bytes:
+    system, path = _system(address)
+    return bytes(patiently(address, lambda: system.cat_file(path, start=offset, end=offset + length)))
+
+
+def _is_http(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def _system(address: str) -> tuple[Any, str]:
+    """The file system of an address, and its name there."""
+    protocol, _, path = address.partition("://")
+    return _opened(protocol, os.getpid()), address if _is_http(address) else path
+
+
+@cache
+def _opened(protocol: str, _process: int) -> Any:
+    """A file system of this process, for none is of use in a forked one."""
+    import fsspec  # only here: few runs need it
+
+    try:
+        limits: dict[str, Any] = {}
+        if protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            limits = {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=15, sock_read=30)}}
+        return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **limits)
+    except ValueError:
+        raise UserError(
+            f"There is no way to read {protocol}:// addresses. Use http://, https://, s3:// or gs://, or copy the set "
+            "here."
+        ) from None
+    except ImportError as error:
+        advice = "Install it with: pip install gcsfs" if protocol in ("gs", "gcs") else installing("remote")
+        raise UserError(
+            f"{protocol}:// needs a package that is not installed ({first_line(error)}). {advice}."
+        ) from None
+
+
+def _blocks() -> Blocks:
+    """Where blocks are kept: beside the tables of images."""
+    return _blocks_in(os.environ.get("POA_CACHE") or str(Path.home() / ".cache/poa/index"), most_kept())
+
+
+@cache
+def _blocks_in(root: str, most: int) -> Blocks:
+    return Blocks(Path(root, "blocks"), most)
