@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from poa.errors import UserError
 from poa.machine import devices, launchers
@@ -174,6 +175,88 @@ def data_parallel(module: nn.Module, *, device: torch.device, find_unused: bool 
             broadcast_buffers=False,
             find_unused_parameters=find_unused,
         )
+
+
+def shard(network: nn.Module, blocks: Iterable[nn.Module], *, device: torch.device) -> None:
+    """Leave a part of each parameter, gradient and state of an optimizer on each process; on one process, all of it.
+
+    Where the network runs, its parameters are gathered block by block. One that learns keeps them until its gradients
+    are made (``one_pass``), for the sizes that are cut out of it meanwhile; another gives them back block by block.
+    """
+    if not is_launched():
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    # views that blocks return are changed in place nowhere
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+    learns = any(parameter.requires_grad for parameter in network.parameters())
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for part in (*blocks, network):
+        fully_shard(part, mesh=mesh, reshard_after_forward=not learns)
+        assert isinstance(part, FSDPModule)
+        part.set_reshard_after_backward(not learns, recurse=False)
+        part.set_force_sum_reduction_for_comms(dist.get_backend() == "gloo")  # which has no mean
+
+
+@contextmanager
+def one_pass(wrapped: nn.Module, *, is_last: bool) -> Iterator[None]:
+    """A forward and backward pass; gradients are averaged over processes once a step, in its last pass."""
+    if isinstance(wrapped, DistributedDataParallel):
+        with nullcontext() if is_last else wrapped.no_sync():
+            yield
+        return
+    parts = _sharded_parts(wrapped)
+    for part in parts:
+        part.set_requires_gradient_sync(is_last, recurse=False)
+    yield
+    for part in parts if is_last else ():
+        part.reshard()
+
+
+def _sharded_parts(module: nn.Module) -> list[Any]:
+    if not is_launched():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may have a part. All processes must ask."""
+    if not is_launched():
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(state: Any) -> Any:
+    """A state dict whose tensors are whole, those that were parts on the CPU. All processes must ask.
+
+    Processes other than the main one get the largest absolute value in place of such a tensor, to save memory: it is
+    finite where the tensor is.
+    """
+    if not is_launched():
+        return state
+    from torch.distributed.tensor import DTensor
+
+    def gathered(part: Any) -> Tensor:
+        tensor = whole(part)
+        return tensor.cpu() if is_main() else tensor.abs().max()
+
+    return tree_map_only(DTensor, gathered, state)
+
+
+def as_parts(value: Any, like: Any) -> Any:
+    """This process's part of a whole tensor, where ``like`` is a part of one of its shape; otherwise the value."""
+    if not is_launched() or not isinstance(value, Tensor) or not isinstance(like, Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def group_on_this_machine(num_processes: int, folder: Path) -> list[dict[str, str]]:

@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match=r"initial\.safetensors cannot be written: No space left on device"):
-        init.write(nn.Linear(2, 2), tmp_path / "initial.safetensors")
+        init.write(nn.Linear(2, 2).state_dict(), tmp_path / "initial.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import loop
-from poa.pretraining.build import assemble, gains_by_bf16, memory_warning, method_of, warnings_of
+from poa.pretraining.build import assemble, gains_by_bf16, in_parallel, memory_warning, method_of, warnings_of
 from poa.pretraining.schedule import schedules_of, subnets_of
 from trained import started
 
@@ -117,6 +118,18 @@ def test_the_seed_decides_on_sizes_images_and_weights() -> None:
 def test_crops_smaller_than_the_blur_are_refused() -> None:
     with pytest.raises(UserError, match="A blur kernel of 9 pixels is larger than a crop of 8"):
         started(views={"blur_kernel": 9})
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ({"method": "slimclr-simclr"}, "--method slimclr-simclr"),
+        ({"method": "own", "compile": True}, "--method own and --compile"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(settings: dict[str, Any], refused: str) -> None:
+    with pytest.raises(UserError, match=f"^--parallel fsdp does not support {refused}. Use --parallel ddp.$"):
+        in_parallel(Mock(), config(parallel="fsdp", **settings), device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["poa", "single"])

@@ -39,6 +39,8 @@ def test_parameters_are_those_of_the_student(family: str, monkeypatch: pytest.Mo
         ),
         ({"heads": {"hidden": 10**6}}, "8 GB. Lower --heads.hidden, --heads.bottleneck or --heads.prototypes."),
         ({"method": "single", "devices": 2, "heads": {"hidden": 20_000}}, "the optimizer; 2 processes), more than"),
+        ({"devices": 2, "heads": {"hidden": 20_000}}, "need 16 GB in training"),
+        ({"devices": 2, "heads": {"hidden": 20_000}, "parallel": "fsdp"}, "need 14 GB in training"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(over: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:

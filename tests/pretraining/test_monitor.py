@@ -7,6 +7,7 @@ import tiny
 from evaluation.scored import scored
 from poa.data.augment import normalise
 from poa.data.index import open_index
+from poa.elastic.network import state
 from poa.evaluation.knn import Knn
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.monitor import Monitor, Sample, take_sample
@@ -38,14 +39,15 @@ def test_features_are_those_of_the_exported_network_on_images_normalised_as_set(
     images = normalise(monitor._sample.images, mean=VIEWS["mean"], std=VIEWS["std"])
     with torch.inference_mode():
         expected = parts.method.exported.backbone.eval()(images).cls
-    torch.testing.assert_close(monitor._features(size), expected)
+    weights = state(parts.method.exported.backbone)
+    torch.testing.assert_close(monitor._features(size, weights), expected)
 
 
 def test_labelled_images_are_classified_by_three_sizes() -> None:
-    _, monitor = parts_of(monitor={"num_images": 40, "data": "digits/test"})
+    parts, monitor = parts_of(monitor={"num_images": 40, "data": "digits/test"})
     asked = take_sample("digits/test", tiny.config(monitor={"num_images": 40}), labelled=True)
     assert torch.equal(monitor._sample.images, asked.images)
-    scores, _ = monitor.score(1, {"intact/global": 1.0, "elastic/global": 1.0})
+    scores, _ = monitor.score(1, {"intact/global": 1.0, "elastic/global": 1.0}, state(parts.method.exported.backbone))
     assert sorted(name for name in scores if name.startswith("knn")) == ["knn/32x2", "knn/48x3", "knn/64x3"]
 
 

@@ -298,6 +298,9 @@ class Config(Settings):
     """Peak learning rate; by default derived from optimizer.base_lr and the batch size."""
     devices: Count | None = None
     """Processes on this machine, one per device; by default all GPUs over which the batch can be divided."""
+    parallel: Annotated[Literal["auto", "ddp", "fsdp"], FURTHER] = "auto"
+    """What processes share: fsdp leaves a part of the weights, gradients, teacher and optimizer on each, for networks
+    that one GPU has too little memory for; ddp keeps all on each, as does auto."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the backbones' forward pass; heads and losses are always fp32."""
     seed: Natural = 0

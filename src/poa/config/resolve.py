@@ -16,7 +16,7 @@ from poa.errors import UserError, nearest
 from poa.machine.launchers import is_first
 
 HARMLESS = {"data", "out", "devices", "precision", "checkpointing", "compile", "device", "num_nodes", "workers"}
-HARMLESS |= {"max_bad_share", "saving", "monitor", "log", "heads.memory"}
+HARMLESS |= {"parallel", "max_bad_share", "saving", "monitor", "log", "heads.memory"}
 """Settings that may change when a run is resumed. But for rounding they do not alter what is learned, save ``devices``
 and ``num_nodes``: ``pretraining/resume.py`` says how. Images may have moved: a fingerprint checks that they are the
 same."""

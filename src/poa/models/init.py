@@ -77,9 +77,9 @@ def start_from(name: str, *backbones: Backbone, normalisation: Normalisation | N
     return report
 
 
-def write(backbone: nn.Module, path: Path) -> None:
-    """Write the intact backbone, mask token included."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+def write(backbone: Mapping[str, Tensor], path: Path) -> None:
+    """Write the state of the intact backbone, mask token included."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.items()}
     try:
         with whole_file(path) as temporary:
             temporary.write_bytes(save(weights, metadata={"format": "pt"}))

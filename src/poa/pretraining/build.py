@@ -101,7 +101,8 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
             backbones[teacher.initial] = None
         report = start_from(config.init, *backbones, normalisation=(views.mean, views.std))
     method = method.to(device).train()
-    groups = parameter_groups(
+    wrapped = in_parallel(method, config, device=device)
+    groups = parameter_groups(  # of the parts that this process has
         method.student.named_parameters(),
         layer_of=family.layer,
         num_layers=family.num_layers,
@@ -114,7 +115,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     return Parts(
         family=family,
         method=method,
-        wrapped=distributed.data_parallel(method, device=device, find_unused=config.method in SLIMMABLE),
+        wrapped=wrapped,
         optimizer=OPTIMIZERS[config.optimizer.kind](groups),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         schedules=schedules_of(config, steps_per_epoch=epoch),
@@ -161,6 +162,23 @@ def workers_of(config: Config) -> int:
     if config.views.global_size < 96 and not torch.cuda.is_available():
         return 0
     return max(1, min(12, cores_of(config.devices or 1) - 1))
+
+
+def in_parallel(method: Method, config: Config, *, device: torch.device) -> nn.Module:
+    """The method, prepared for the other processes.
+
+    Raises:
+        UserError: Its networks cannot be shared among them.
+    """
+    is_slim = config.method in SLIMMABLE
+    if config.parallel != "fsdp":
+        return distributed.data_parallel(method, device=device, find_unused=is_slim)
+    refused = {f"--method {config.method}": is_slim or config.method == "own", "--compile": config.compile}
+    if wrong := [flag for flag, is_set in refused.items() if is_set]:
+        raise UserError(f"--parallel fsdp does not support {' and '.join(wrong)}. Use --parallel ddp.")
+    for branch in dict.fromkeys((method.student, method.exported)):
+        distributed.shard(branch, branch.backbone.blocks, device=device)
+    return method
 
 
 # ---- the method ------------------------------------------------------------------------------------------------------

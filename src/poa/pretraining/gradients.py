@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from poa import distributed
 from poa.elastic.plan import SlicePlan
 from poa.errors import UserError
 from poa.families.base import Family
@@ -41,13 +42,14 @@ class GradientDiagnosis:
         if (step + 1) % self.every:
             return {}
         named = student.backbone.named_parameters()
-        gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+        gradients = {name: distributed.whole(each.grad) for name, each in named if each.grad is not None}
         found = slice_norms(gradients, list(self.plans.values()))
         measured = {f"gradient/{size}": mean for size, mean in zip(self.plans, found.means(), strict=True)}
         measured |= {f"gradient_rest/{size}": found.rest_ratio(n) for n, size in enumerate(self.plans) if n}
         last = [matrix.grad for matrix in student.heads.parameters() if matrix.ndim == 2][-1]
         assert last is not None
-        return measured | dict(zip(("gradient_first", "gradient_second"), leading_singular_values(last), strict=True))
+        leading = leading_singular_values(distributed.whole(last))
+        return measured | dict(zip(("gradient_first", "gradient_second"), leading, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
 from poa.data.loader import why_bad
 from poa.data.views import RawViews
+from poa.elastic.network import state
 from poa.errors import UserError, counted
 from poa.models.run import Paths
 from poa.pretraining.build import Parts
@@ -106,9 +107,11 @@ class Logger:
 
     def score(self, step: int, result: StepResult) -> dict[str, float]:
         """Score the exported branch after so many steps, and warn of collapse."""
+        backbone = state(self._parts.method.exported.backbone)
+        weights = {name: distributed.whole(value) for name, value in backbone.items()}
         if self._monitor is None:
             return {}
-        self._scores, warnings = self._monitor.score(step, result.metrics)
+        self._scores, warnings = self._monitor.score(step, result.metrics, weights)
         for sentence in warnings:
             self._display.message(f"WARNING: {sentence}")
         return self._scores

@@ -33,6 +33,7 @@ from poa.text import note, plain_console, tell
 from poa.training.checkpoint import latest_checkpoint, save_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
+from poa.training.states import state_of
 
 PLAN = "plan.txt"
 """In the folder of a run that was planned: why its settings are as they are."""
@@ -76,17 +77,16 @@ def train(
         loader = _loader(parts, config, index, start=start)
         logger = Logger(config, index, parts, paths, start=start, console=console, callbacks=callbacks)
         distributed.barrier()  # all have read from which checkpoint they go on
+        initial = None if parts.report is None else distributed.whole_state(parts.method.student.backbone.state_dict())
         if distributed.is_main():
             if not resume:  # last: a folder is only left behind where a run has begun
                 stack.enter_context(opening.writing(config))
                 opening.create(config)
-                if plan:
-                    with whole_file(paths.folder / PLAN) as temporary:
-                        temporary.write_text(plan, encoding="utf-8")
+                _write_plan(plan, paths.folder / PLAN)
             elif sentence := change_length(config, done=start):
                 note(console, sentence)
-            if parts.report is not None:
-                init.write(parts.method.student.backbone, paths.initial)
+            if initial is not None:
+                init.write(initial, paths.initial)
         distributed.barrier()
         show_start(parts, config, console)
         for sentence in warnings_of(config, num_images=len(index)):
@@ -218,6 +218,12 @@ def _loop(
     return step
 
 
+def _write_plan(plan: str, path: Path) -> None:
+    if plan:
+        with whole_file(path) as temporary:
+            temporary.write_text(plan, encoding="utf-8")
+
+
 @contextmanager
 def _advised(paths: Paths, *, is_low: bool) -> Iterator[None]:
     """Say what to do about numbers that are not finite, by the precision and by whether there is a checkpoint."""
@@ -238,8 +244,7 @@ def _save(
 ) -> None:
     state = {
         "step": step,
-        "method": parts.method.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
+        **state_of(parts.method, parts.optimizer),
         "scaler": parts.scaler.state_dict(),
         "images": images,
         "num_images": num_images,

@@ -28,7 +28,9 @@ def check_memory(config: Config, family: Family, device: torch.device) -> None:
     backbone, heads = _parameters(config, family)
     copies = 2 + (2 if config.optimizer.kind == "adamw" else 1) + has_teacher
     processes = (config.devices or 1) if on_cpu else 1
-    needed = _BYTES * copies * processes * (backbone + heads)
+    is_shared = config.parallel == "fsdp" and config.processes > 1
+    at_once = 2 + copies / config.processes if is_shared else copies  # the student and its gradients are gathered
+    needed = _BYTES * at_once * processes * (backbone + heads)
     if there is None or needed <= there:
         return
     kept = f"weights, gradients, {'teacher, ' if has_teacher else ''}state of the optimizer"

@@ -15,7 +15,6 @@ from poa.config.pretraining import Config
 from poa.data.augment import normalise
 from poa.data.channels import alike
 from poa.data.loader import images_for_scoring
-from poa.elastic.network import state
 from poa.elastic.space import Size
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Rows
@@ -63,12 +62,17 @@ class Monitor:
         self._sub_networks = parts.family.sub_networks()
         self._collapse = CollapseCheck(grace_steps=2 * parts.steps_per_epoch)
 
-    def score(self, step: int, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """Scores by name after so many steps, NaN where features are not finite, and warnings of what is wrong."""
+    def score(
+        self, step: int, metrics: Mapping[str, float], weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, float], list[str]]:
+        """Scores by name after so many steps, NaN where features are not finite, and warnings of what is wrong.
+
+        The weights are those of the exported branch's backbone, by name.
+        """
         scores: dict[str, float] = {}
         strange = []
         for size in self._sizes:
-            features = self._features(size)
+            features = self._features(size, weights)
             if not features.isfinite().all():
                 strange.append(str(size))
             if size == self._parts.family.space.intact:
@@ -87,9 +91,9 @@ class Monitor:
         return scores, sentences
 
     @torch.inference_mode()
-    def _features(self, size: Size) -> Float[Tensor, "images width"]:
+    def _features(self, size: Size, weights: Mapping[str, Tensor]) -> Float[Tensor, "images width"]:
         parts = self._parts
-        network = self._sub_networks.bind(size, state(parts.method.exported.backbone), training=False)
+        network = self._sub_networks.bind(size, weights, training=False)
         rows = []
         for start in range(0, len(self._sample.images), BATCH):
             batch = self._sample.images[start : start + BATCH]

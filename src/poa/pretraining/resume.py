@@ -21,6 +21,7 @@ from poa.pretraining.build import Parts
 from poa.pretraining.schedule import steps_before_cooldown
 from poa.text import note
 from poa.training.checkpoint import check_settings, checkpoints, load_checkpoint, restoring, step_of
+from poa.training.states import load
 
 EARLIER = "earlier"
 """Folder in that of a run, for what was trained for another length."""
@@ -49,8 +50,7 @@ def restore(parts: Parts, config: Config, index: ImageIndex, console: Console, *
             "trained on: some were added, removed or written again. Restore them, or start a new run in another --out."
         )
     with restoring(file, state):
-        parts.method.load_state_dict(state["method"])
-        parts.optimizer.load_state_dict(state["optimizer"])
+        load(state, parts.method, parts.optimizer)
         parts.scaler.load_state_dict(state["scaler"])
     if sentence := changed_processes(state, config, now=processes):
         note(console, sentence)

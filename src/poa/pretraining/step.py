@@ -2,12 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from poa import distributed
 from poa.data.augment import augment
@@ -82,7 +80,7 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
         if step < parts.ibot_start:
             raw = raw._replace(masks=torch.zeros_like(raw.masks))
         views = augment(raw, augmentation=parts.views, device=parts.device)
-        with _without_reduction(parts.wrapped, number < len(batch) - 1):
+        with distributed.one_pass(parts.wrapped, is_last=number == len(batch) - 1):
             with torch.autocast(parts.device.type, dtype=parts.dtype, enabled=parts.dtype != torch.float32):
                 losses = parts.wrapped(views, sizes, temperature=values.temperature)
             total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
@@ -108,13 +106,6 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
 def _step_seed(seed: int, step: int) -> int:
     digest = hashlib.blake2b(f"{seed} {step} {distributed.rank()}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
-
-
-def _without_reduction(module: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
-    """Gradients are averaged over processes once a step, with the last micro-batch."""
-    if more_to_come and isinstance(module, DistributedDataParallel):
-        return module.no_sync()
-    return nullcontext()
 
 
 def _mean_over_processes(tensors: dict[str, Tensor], *, stop: bool) -> tuple[dict[str, float], bool]:

@@ -9,6 +9,7 @@ from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from poa import distributed
 from poa.training.schedules import StepValues
 
 
@@ -171,4 +172,4 @@ def clip_gradients(modules: Iterable[nn.Module], *, max_norm: float) -> tuple[Te
 
     A ``max_norm`` of ``inf`` only measures. Norms stay on their device; where one is not finite, its gradients are not.
     """
-    return tuple(nn.utils.clip_grad_norm_(list(module.parameters()), max_norm) for module in modules)
+    return tuple(distributed.whole(nn.utils.clip_grad_norm_([*module.parameters()], max_norm)) for module in modules)
