@@ -127,7 +127,13 @@ def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
         pid = start(words_of(subject, command, folder, out), folder)
         status, text = wait(pid, seen), log_of(folder, pid).read_text()
         assert status == 0, text
-        taken.append({"seconds": time.monotonic() - began, "files": int(text.split()[-1]), **seen})
+        taken.append(
+            {
+                "seconds": time.monotonic() - began,
+                "files": int(re.findall(r"^files (\d+)", text, re.MULTILINE)[-1]),
+                **seen,
+            }
+        )
     about.write_text(json.dumps(taken))
     return taken
 
