@@ -5,16 +5,21 @@ import stat
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
+from pathlib import Path
 
 from poa.data.entries import Entries, Entry
 from poa.data.images import IMAGE_ENDINGS
 from poa.data.reading import HEADER, Members, Reader, Zipped, start
+from poa.data.shards import shards_of
 from poa.data.sources import (
     SPECIAL,
+    Kind,
     Listing,
     Progress,
     Source,
@@ -24,6 +29,7 @@ from poa.data.sources import (
     report,
     require_images,
 )
+from poa.data.webdataset import LABEL_ENDINGS, key_of, labels_beside
 from poa.errors import UserError, nearest
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
@@ -36,7 +42,7 @@ _MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 def list_zip(source: Source, progress: Progress) -> Listing:
     """List the images in a zip, sorted by name."""
     stamp = Stamp.of(source.path)
-    with source.path.open("rb") as file, _refusing_damage(source):
+    with source.path.open("rb") as file, _refusing_damage(source.path, "zip"):
         infos = [info for info in zipfile.ZipFile(file).infolist() if not info.is_dir()]
         images = [info for info in infos if ending_of(info.filename) in IMAGE_ENDINGS]
         _check_places(images + [info for info in infos if not ending_of(info.filename)], length=stamp.size)
@@ -46,36 +52,62 @@ def list_zip(source: Source, progress: Progress) -> Listing:
         raise UserError(f"In {source.path}, {odd.filename!r} is {reason}: unpack the zip and give the folder.")
     progress(len(images))
     members = {_clean(info.filename): _zip_entry(info) for info in infos}
-    place = str(source.path)
-    return _listing(source, members, Zipped(place), place, stamp=stamp)
+    listing = _listing(source, members.items(), Zipped(str(source.path)), {})
+    return replace(listing, stamps={str(source.path): stamp}, place=str(source.path))
 
 
 def list_tar(source: Source, progress: Progress) -> Listing:
-    """List the images in an uncompressed tar, sorted by name."""
-    with source.path.open("rb") as file:
+    """List the images in an uncompressed tar or in several, sorted by name.
+
+    Where labels lie beside images (`webdataset`), each is named as if it were in the folder of its class. Where several
+    tars have files of the same name, their names begin with the number of their tar.
+    """
+    shards = shards_of(source.path)
+    stamps = {str(each): Stamp.of(each) for each in ([source.path] if source.path.is_dir() else []) + shards}
+    reader = Members(list(map(str, shards)))
+    members: list[tuple[str, Entry | None]] = []
+    labels: dict[tuple[int, str], str] = {}
+    for number, shard in enumerate(shards):
+        found = _in_tar(shard, number, stamps[str(shard)].size, partial(_further, progress, len(members)))
+        labels |= {(number, key): label for key, label in labels_beside(found, reader).items()}
+        members += found.items()
+    if len({name for name, _ in members}) < len(members):
+        members = [(name if entry is None else _numbered(name, entry.file), entry) for name, entry in members]
+    listing = _listing(source, members, reader, labels)
+    return replace(listing, stamps=stamps, place=list(map(str, shards)))
+
+
+def _in_tar(path: Path, number: int, length: int, progress: Progress) -> dict[str, Entry | None]:
+    """The files in one of the tars by name; None for what is no regular file."""
+    with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(_COMPRESSED):
-        folder = source.path.name.partition(".")[0]
+        folder = path.name.partition(".")[0]
         raise UserError(
-            f"{source.path} is a compressed tar, which cannot be read in place: run `mkdir {folder} && tar -xf "
-            f"{source.path} -C {folder}` and give --data {folder}."
+            f"{path} is a compressed tar, which cannot be read in place: run `mkdir {folder} && tar -xf "
+            f"{path} -C {folder}` and give --data {folder}."
         )
-    stamp = Stamp.of(source.path)
-    with _Headers(io.FileIO(source.path)) as headers, _refusing_damage(source):
-        members = _tar_members(headers, stamp.size, progress)
-    place = [str(source.path)]
-    return _listing(source, members, Members(place), place, stamp=stamp)
+    with _Headers(io.FileIO(path)) as headers, _refusing_damage(path, "tar"):
+        members = _tar_members(headers, length, progress)
+    return {name: entry and entry._replace(file=number) for name, entry in members.items()}
+
+
+def _further(progress: Progress, before: int, found: int) -> None:
+    progress(before + found)
+
+
+def _numbered(name: str, number: int) -> str:
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{number:05}-{file}"
 
 
 @contextmanager
-def _refusing_damage(source: Source) -> Iterator[None]:
+def _refusing_damage(path: Path, kind: Kind) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged archives make zipfile and tarfile raise nearly every kind of exception
         reason = str(error) or type(error).__name__
-        raise UserError(
-            f"{source.path} is damaged or not a {source.kind} file: {reason}. Copy or download it again."
-        ) from error
+        raise UserError(f"{path} is damaged or not a {kind} file: {reason}. Copy or download it again.") from error
 
 
 def _zip_entry(info: zipfile.ZipInfo) -> Entry | None:
@@ -131,26 +163,36 @@ def _tar_members(file: _Headers, length: int, progress: Progress) -> dict[str, E
 
 
 def _listing(
-    source: Source, members: dict[str, Entry | None], reader: Reader, place: str | list[str], *, stamp: Stamp
+    source: Source,
+    members: Collection[tuple[str, Entry | None]],
+    reader: Reader,
+    labels: Mapping[tuple[int, str], str],
 ) -> Listing:
+    """The images among the files of archives; ``labels`` are known by the archive's number and ``key_of`` the file."""
     prefix = f"{source.inside}/" if source.inside else ""
-    below = [(name.removeprefix(prefix), entry) for name, entry in members.items() if name.startswith(prefix)]
+    below = [(name.removeprefix(prefix), entry) for name, entry in members if name.startswith(prefix)]
     if prefix and not below:
-        raise UserError(_missing(source, members))
-    entries = Entries()
+        raise UserError(_missing(source, [name for name, _ in members]))
+    found: list[tuple[str, str, Entry]] = []
     ignored: Counter[str] = Counter()
     for name, entry in below:
-        if entry is None:
-            ignored[SPECIAL] += 1
-            continue
-        why = left_out(name, partial(start, reader, entry))
-        if why is None:
-            entries.append(entry._replace(name=name))
-        else:
+        why = SPECIAL if entry is None else left_out(name, partial(start, reader, entry))
+        label = "" if entry is None else labels.get((entry.file, key_of(entry.name)), "")
+        if entry is not None and why is None:
+            found.append((f"{label}/{name}" if label else name, label, entry))
+        elif why is not None and not (label and why in LABEL_ENDINGS):
             ignored[why] += 1
+    found.sort(key=itemgetter(0))
+    entries = Entries()
+    for name, _, entry in found:
+        entries.append(entry._replace(name=name))
     require_images(source, entries, ignored)
-    entries.sort()
-    return Listing(entries=entries, stamps={str(source.path): stamp}, place=place, ignored=ignored)
+    return Listing(
+        entries=entries,
+        labels=[label for _, label, _ in found] if labels else None,
+        ignored=ignored,
+        columns=f"labels are taken from the files {' and '.join(LABEL_ENDINGS)} beside the images" if labels else "",
+    )
 
 
 def _clean(name: str) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from poa.data.entries import Entries, Entry
 from poa.data.images import ARRAY_ENDINGS, IMAGE_ENDINGS, LACKING, BadImage, begins_as_image, check_bytes
 from poa.data.rows import TABLE_ENDINGS, has_tables
+from poa.data.shards import has_shards, is_pattern
 from poa.errors import UserError, counted, nearest
 from poa.text import system_path
 
@@ -93,9 +94,10 @@ class Listing:
 def resolve(data: str | os.PathLike[str]) -> Source:
     """Find what ``--data`` names.
 
-    That is a folder; a list of paths; a zip or tar, or a folder inside one (``set.zip/train``); a Parquet file,
-    a folder of these, or a part of it (``set/train`` for files ``train-00000-of-00002.parquet``); a set of the Hugging
-    Face hub or a part of it (``hf:NAME:train``); ``digits``, ``digits/train`` or ``digits/test`` (not ``./digits``).
+    That is a folder; a list of paths; a zip or tar, or a folder inside one (``set.zip/train``); several tars
+    (``shards/{000..099}.tar``, or their folder); a Parquet file, a folder of these, or a part of it (``set/train`` for
+    files ``train-00000-of-00002.parquet``); a set of the Hugging Face hub or a part of it (``hf:NAME:train``);
+    ``digits``, ``digits/train`` or ``digits/test`` (not ``./digits``).
     """
     data = system_path(os.fspath(data))
     if data.startswith(HUB):
@@ -110,12 +112,15 @@ def resolve(data: str | os.PathLike[str]) -> Source:
     path = Path(data).expanduser()
     try:
         if path.is_dir():
-            return Source("rows" if has_tables(path) else "folder", path.resolve())
+            kind: Kind = "rows" if has_tables(path) else "tar" if has_shards(path) else "folder"
+            return Source(kind, path.resolve())
         for outer in (path, *path.parents):
             inside = "/".join(path.relative_to(outer).parts)
             if outer.is_file():
                 # Not outer.resolve(): stores that link to files by their hash keep the ending in the link's name only.
                 return _resolve_file(outer.parent.resolve() / outer.name, inside)
+            if is_pattern(outer):
+                return Source("tar", outer.absolute(), inside)
             if outer.is_dir() and has_tables(outer):
                 return Source("rows", outer.resolve(), inside)
         if path.exists():
@@ -132,7 +137,7 @@ def check_out(out: Path, *data: str | os.PathLike[str]) -> None:
     """
     out = out.expanduser().resolve()
     for source in map(resolve, data):
-        if source.kind != "folder" or not out.is_relative_to(source.path):
+        if not source.path.is_dir() or not out.is_relative_to(source.path):
             continue
         between = [place for place in (out, *out.parents) if place != source.path and place.is_relative_to(source.path)]
         if not any(all((place / name).exists() for name in _OF_RUN) for place in between):
