@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -73,6 +73,11 @@ def shell_word(word: str) -> str:
         return shlex.quote(word)
     quoted = {"'": r"\'", "\\": r"\\"}
     return "$'" + "".join(quoted.get(letter) or _escaped(letter) for letter in word) + "'"
+
+
+def names_of(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Sequence[str]:
+    """The names of one source of images or of several."""
+    return [os.fspath(name) for name in ([data] if isinstance(data, str | os.PathLike) else data)]
 
 
 def system_path(path: str) -> str:

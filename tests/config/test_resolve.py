@@ -124,3 +124,14 @@ def test_settings_in_epochs_are_all_there_are() -> None:
     }
     often = {"saving.every_epochs", "saving.keep_every_epochs", "monitor.every_epochs"}
     assert named - often == set(IN_EPOCHS)
+
+
+def test_one_source_of_images_is_a_text_and_several_are_a_list(tmp_path: Path) -> None:
+    """In flags, arguments and files; a file with one name reads as it always did."""
+    (tmp_path / "one.yaml").write_text("data: a\n")
+    (tmp_path / "two.yaml").write_text("data: [a, b.zip]\n")
+    one, two = (resolve(file=tmp_path / name) for name in ("one.yaml", "two.yaml"))
+    assert (one.data, two.data) == ("a", ("a", "b.zip"))
+    assert resolve({"data": ["a"]}) == one
+    assert resolve({"data": ["a", "b.zip"]}) == two
+    assert [config.model_dump(mode="json")["data"] for config in (one, two)] == ["a", ["a", "b.zip"]]

@@ -228,3 +228,28 @@ def test_what_is_left_out_is_told_once(
         open_index(str(tmp_path / "set"))
     told = f"Note: {tmp_path / 'set'}: taken as images are .png (20); other files are left out: .md (1)."
     assert caplog.messages == [told]
+
+
+def test_several_sources_are_one_set(tmp_path: Path, files: dict[str, bytes]) -> None:
+    """Their images follow one another; classes of one name are one; worker processes get the same."""
+    (tmp_path / "more/zebra").mkdir(parents=True)
+    for name in ("ant", "zebra"):
+        (tmp_path / "more" / name).mkdir(exist_ok=True)
+        (tmp_path / f"more/{name}/00.png").write_bytes(content(len(name) + 90))
+    (tmp_path / "more/bare.png").write_bytes(content(99))
+    packed = pack(tmp_path / "more", tmp_path / "plain.tar")
+    first, second = open_index(tmp_path / "set"), open_index(f"{packed}/top")
+    both = pickle.loads(pickle.dumps(open_index([tmp_path / "set", f"{packed}/top"])))
+    assert both.classes == ("ant", "bee", "cat", "zebra")
+    assert both.labels().tolist() == [*first.labels().tolist(), 0, -1, 3]
+    assert [both.read(i) for i in range(23)] == [*files.values(), *(second.read(i) for i in range(3))]
+    assert both.digests.tolist() == [*first.digests.tolist(), *second.digests.tolist()]
+    assert (both.name(0), both.name(22)) == (f"{tmp_path}/set/ant/00.png", f"{packed}/top/zebra/00.png")
+    assert both.source == f"{tmp_path}/set and {packed}/top"
+    limited = open_index((str(tmp_path / "set"), f"{packed}/top"), limit=5)
+    assert (len(limited), sorted(limited.labels().tolist())) == (5, [-1, 0, 1, 2, 3])
+    assert open_index([tmp_path / "set"]).fingerprint == first.fingerprint
+    with pytest.raises(UserError, match="set is named twice, so each of its images would count twice"):
+        open_index([tmp_path / "set", f"{tmp_path}/set/"])
+    with pytest.raises(UserError, match="No images are named"):
+        open_index([])

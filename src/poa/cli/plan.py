@@ -11,7 +11,7 @@ from rich.table import Table
 from poa.cli.evaluate import say
 from poa.config import resolve
 from poa.config.pretraining import Config
-from poa.text import plain_console, shell_word
+from poa.text import names_of, plain_console, shell_word
 
 if TYPE_CHECKING:
     from poa.planning.run_plan import RunPlan
@@ -42,7 +42,8 @@ def plan(
     made = planned(flags.model_dump(exclude_unset=True), recipe, config, hours, steps)
     show_rows(made.rows(), plain_console())
     place = "" if flags.out else " and --out FOLDER"
-    say(f"To train as planned, give the same flags{place} to `poa pretrain --data {shell_word(flags.data)}`.")
+    images = " ".join(map(shell_word, names_of(flags.data)))
+    say(f"To train as planned, give the same flags{place} to `poa pretrain --data {images}`.")
 
 
 def planned(

@@ -1,9 +1,9 @@
 """Settings of a pre-training. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from cyclopts import Group, Parameter
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from poa.config.channels import Values
 from poa.config.running import MonitorSettings, OptimizerSettings, SavingSettings
@@ -30,6 +30,16 @@ def _odd(number: int) -> int:
 
 _listed = BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)
 _one = BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)
+if TYPE_CHECKING:
+    Sources: TypeAlias = str | tuple[str, ...]
+else:  # flags are parsed as what is written here; one name stays a text, also in files
+    Sources = Annotated[
+        tuple[str, ...],
+        _one,
+        AfterValidator(lambda names: names[0] if len(names) == 1 else names),
+        PlainSerializer(lambda names: names),
+        Parameter(negative=(), show_default=False),
+    ]
 Channels = Annotated[int, Field(ge=1, le=2**16)]
 Pixels = Annotated[int, Field(ge=1, le=2**13)]
 Blocks = Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None, _listed]
@@ -280,8 +290,9 @@ class EvaluationSettings(Settings):
 class Config(Settings):
     """Everything that makes a run."""
 
-    data: Annotated[str, Parameter(show_default=False)] = ""
-    """Images: a folder, a list (txt, csv), a zip or tar (or a folder in it: a.zip/train), Parquet, `digits`."""
+    data: Sources = ""
+    """Images: a folder, a list (txt, csv), a zip or tar (or a folder in it: a.zip/train), tars ('{00..99}.tar'),
+    Parquet, `digits`; or several of these."""
     out: Annotated[str, Parameter(show_default=False)] = ""
     """Folder of the run; must be new, or hold the run to resume with --resume."""
     method: Literal["poa", "single", "distill", "seed", "slimclr-simclr", "slimclr-mocov2", "slimclr-mocov3", "own"] = (

@@ -8,8 +8,9 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -19,12 +20,13 @@ import numpy.typing as npt
 from poa import distributed
 from poa.data.content import MOST_NAMED, Count, Identity, LeftOut, labels_digest, short_digest
 from poa.data.images import OPTIONAL_FORMATS, BadImage
+from poa.data.joined import Joined
 from poa.data.kinds import LISTERS
 from poa.data.sampler import spread
-from poa.data.sources import Source, resolve, unreadable, without_arrays
+from poa.data.sources import Data, Source, resolve, unreadable, without_arrays
 from poa.data.table import Table, is_valid, write_contents, write_listing
 from poa.errors import UserError, counted, nearest
-from poa.text import normal_form
+from poa.text import names_of, normal_form
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 4
@@ -35,18 +37,20 @@ _STALE_AFTER = 7 * 24 * 3600.0
 
 @dataclass(frozen=True, eq=False)
 class ImageIndex:
-    """Images in a fixed order; pickles to two values, and each process maps the tables and opens the archive itself."""
+    """Images in a fixed order; pickles to folders and rows; each process maps tables and opens archives itself."""
 
     folder: Path
-    """Of the tables, which are never changed once written."""
+    """Of the table, which is never changed once written; of the first one if there are several sources."""
+    further: tuple[Path, ...] = ()
+    """Of the tables of the other sources."""
     chosen: npt.NDArray[np.int64] | None = None
     """Rows of the table that belong to the index, ascending; None for all."""
 
     def __len__(self) -> int:
-        return len(self._table.records) if self.chosen is None else len(self.chosen)
+        return len(self._table) if self.chosen is None else len(self.chosen)
 
-    def __reduce__(self) -> tuple[type["ImageIndex"], tuple[Path, npt.NDArray[np.int64] | None]]:
-        return ImageIndex, (self.folder, self.chosen)
+    def __reduce__(self) -> tuple[type["ImageIndex"], tuple[Path, tuple[Path, ...], npt.NDArray[np.int64] | None]]:
+        return ImageIndex, (self.folder, self.further, self.chosen)
 
     @property
     def source(self) -> str:
@@ -85,7 +89,7 @@ class ImageIndex:
     @property
     def digests(self) -> npt.NDArray[np.uint64]:
         """Digest of what each image holds."""
-        digests = self._table.contents["digest"]
+        digests = self._table.digests
         return np.array(digests if self.chosen is None else digests[self.chosen])
 
     @property
@@ -103,24 +107,24 @@ class ImageIndex:
         return Identity(f"{self.source}{limited}", f"{len(self)} images {self.fingerprint}{labels}", self.digests)
 
     def name(self, i: int) -> str:
-        """The path of image ``i`` relative to the source (absolute where a list has it so)."""
-        return self._table.entry(self._row(i)).name
+        """The path of image ``i`` relative to the source; absolute where a list has it so or of several sources."""
+        return self._table.name(self._row(i))
 
     def label(self, i: int) -> int:
         """The class of image ``i``, -1 if it has none."""
-        return int(self._table.records[self._row(i)]["label"])
+        return int(self._table.labels[self._row(i)])
 
     def read(self, i: int) -> bytes:
         """Read the encoded file of image ``i``; BadImage if that is not possible any more."""
-        entry = self._table.entry(self._row(i))
+        row = self._row(i)
         try:
-            return self._table.reader.read(entry)
+            return self._table.read(row)
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror or error}") from error
 
     def labels(self) -> npt.NDArray[np.int64]:
         """The class of every image, -1 where it has none."""
-        labels = self._table.records["label"]
+        labels = self._table.labels
         return (labels if self.chosen is None else labels[self.chosen]).astype(np.int64)
 
     def left_out(self, read: npt.ArrayLike) -> LeftOut:
@@ -154,8 +158,9 @@ class ImageIndex:
         return labels
 
     @cached_property
-    def _table(self) -> "Table":
-        return Table.load(self.folder)
+    def _table(self) -> Table | Joined:
+        first = Table.load(self.folder)
+        return Joined([first, *map(Table.load, self.further)]) if self.further else first
 
     def _row(self, i: int) -> int:
         if not 0 <= i < len(self):
@@ -195,7 +200,7 @@ def labels_among(classes: Sequence[str], test: ImageIndex, *, whose: str) -> npt
 
 
 def open_index(
-    data: str | os.PathLike[str],
+    data: Data,
     *,
     limit: int | None = None,
     cache: Path | None = None,
@@ -204,7 +209,8 @@ def open_index(
     """Open the images that ``--data`` names, listing them only if they were not listed before or have changed.
 
     Args:
-        data: A folder, a list of paths, an archive or ``digits``; see ``poa.data.sources.resolve``.
+        data: A folder, a list of paths, an archive or ``digits``; see ``poa.data.sources.resolve``. Of several, the
+            images follow one another, and classes of the same name are one.
         limit: Take only this many images, as evenly from all classes as possible; always the same ones.
         cache: Folder that keeps the tables; by default $POA_CACHE or ~/.cache/poa/index.
         progress: Called with what is counted, how much of it is done, and out of how much if that is known. Not called
@@ -212,14 +218,17 @@ def open_index(
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, got {limit}: leave it out to take all images.")
-    source = resolve(data)
+    sources = [resolve(each) for each in names_of(data)]
+    twice = [source for source, times in Counter(sources).items() if times > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is named twice, so each of its images would count twice. Name it once.")
+    if not sources:
+        raise UserError(
+            "No images are named: give --data a folder of images, a zip or tar, a list of paths, or `digits`."
+        )
     root = cache_folder(cache)
-    readers = () if OPTIONAL_FORMATS == _USUAL_READERS else OPTIONAL_FORMATS
-    key = short_digest(repr((_FORMAT, source.kind, str(source), *readers)).encode())
-    folder = next((found for found in sorted(root.glob(f"{key}-*")) if is_valid(found)), None)
-    if folder is None:
-        folder = _build(source, root, key=key, progress=progress or (lambda *_: None))
-    index = ImageIndex(folder)
+    folder, *further = [_table_of(source, root, progress or (lambda *_: None)) for source in sources]
+    index = ImageIndex(folder, tuple(further))
     if distributed.is_main():
         for note in index.notes:
             _tell(note)
@@ -227,10 +236,18 @@ def open_index(
         return index
     if limit > len(index):
         raise UserError(
-            f"--limit {limit:,} is more than the number of images in {source}, {len(index):,}: lower it or leave "
+            f"--limit {limit:,} is more than the number of images in {index.source}, {len(index):,}: lower it or leave "
             "it out."
         )
-    return ImageIndex(folder, spread(index.labels(), limit))
+    return replace(index, chosen=spread(index.labels(), limit))
+
+
+def _table_of(source: Source, root: Path, progress: Count) -> Path:
+    """The folder of a source's table, which is made if it is not there or the source has changed."""
+    readers = () if OPTIONAL_FORMATS == _USUAL_READERS else OPTIONAL_FORMATS
+    key = short_digest(repr((_FORMAT, source.kind, str(source), *readers)).encode())
+    folder = next((found for found in sorted(root.glob(f"{key}-*")) if is_valid(found)), None)
+    return _build(source, root, key=key, progress=progress) if folder is None else folder
 
 
 @cache

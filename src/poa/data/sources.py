@@ -3,11 +3,11 @@
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from poa.data.images import ARRAY_ENDINGS, IMAGE_ENDINGS, LACKING, BadImage, beg
 from poa.data.rows import TABLE_ENDINGS, has_tables
 from poa.data.shards import has_shards, is_pattern
 from poa.errors import UserError, counted, nearest
-from poa.text import system_path
+from poa.text import names_of, system_path
 
 HIDDEN, SYSTEM, SPECIAL, BROKEN = "hidden", "system folders", "links, devices or sparse files", "broken links"
 """Kinds of files that are left out, beside their endings."""
@@ -36,6 +36,8 @@ _DIGITS_PARTS = ("", "train", "test")
 _REPORT_EVERY = 1000
 
 Kind = Literal["folder", "list", "zip", "tar", "rows", "hub", "remote", "digits"]
+Data: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""What ``--data`` says: the name of a source, or those of several."""
 Progress = Callable[[int], None]
 """Called with the number of images found so far."""
 
@@ -130,13 +132,13 @@ def resolve(data: str | os.PathLike[str]) -> Source:
         raise unreadable(error, path) from error
 
 
-def check_out(out: Path, *data: str | os.PathLike[str]) -> None:
+def check_out(out: Path, *data: Data) -> None:
     """See that pictures written to ``out`` are not among the images, where later commands would take them for some.
 
     In the folder of a run they are not, since runs are left out.
     """
     out = out.expanduser().resolve()
-    for source in map(resolve, data):
+    for source in (resolve(name) for each in data for name in names_of(each)):
         if not source.path.is_dir() or not out.is_relative_to(source.path):
             continue
         between = [place for place in (out, *out.parents) if place != source.path and place.is_relative_to(source.path)]

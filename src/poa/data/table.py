@@ -116,6 +116,27 @@ class Table:
         name = self.names[start:end].tobytes().decode("utf-8", "surrogateescape")
         return Entry(name, *numbers)
 
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def labels(self) -> npt.NDArray[Any]:
+        """The class of each image."""
+        return np.asarray(self.records["label"])
+
+    @property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """Digest of what each image holds."""
+        return np.asarray(self.contents["digest"])
+
+    def name(self, row: int) -> str:
+        """The path of image ``row`` relative to the source."""
+        return self.entry(row).name
+
+    def read(self, row: int) -> bytes:
+        """Read the encoded image ``row``."""
+        return self.reader.read(self.entry(row))
+
     @cached_property
     def reader(self) -> Reader:
         """Reads the images."""

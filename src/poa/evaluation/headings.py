@@ -5,7 +5,7 @@ from pathlib import Path
 from poa.models import registry
 from poa.models.run import Run, is_run, load
 from poa.models.source import ModelSource
-from poa.text import one_line
+from poa.text import names_of, one_line
 
 METHODS = {
     "poa": "POA",
@@ -26,7 +26,7 @@ def data_name(path: str) -> str:
 
 def heading_of_run(run: Run) -> str:
     """Such as ``POA on digits/train``."""
-    return f"{METHODS[run.config.method]} on {data_name(run.config.data)}"
+    return f"{METHODS[run.config.method]} on {' and '.join(map(data_name, names_of(run.config.data)))}"
 
 
 def heading_of(source: ModelSource, test: str) -> str:

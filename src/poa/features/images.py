@@ -12,6 +12,7 @@ from poa.config.values import without_paths
 from poa.data import held
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import read_or_none
+from poa.data.sources import Data
 from poa.errors import counted
 from poa.text import note, plain_console
 from poa.training.progress import Bars
@@ -24,7 +25,7 @@ PATIENCE_SECONDS = 1.0
 """How long indexing may take without progress."""
 
 
-def open_images(data: str, *, limit: int | None = None, console: Console | None = None) -> ImageIndex:
+def open_images(data: Data, *, limit: int | None = None, console: Console | None = None) -> ImageIndex:
     """Index images as ``open_index`` does, with progress on standard error unless another console is given."""
     with Bars(_console(console), after_seconds=PATIENCE_SECONDS) as progress:
         return open_index(data, limit=limit, progress=progress)

@@ -12,6 +12,7 @@ from poa.config.pretraining import INITIAL, Config
 from poa.errors import counted
 from poa.export.card import CARD, UNKNOWN, Evaluation
 from poa.models import registry
+from poa.text import names_of
 
 METHODS = {
     "poa": "POA (arXiv 2408.01031): self-distillation of all sizes at once",
@@ -33,7 +34,7 @@ def facts_of(config: Config, *, step: int, state: Mapping[str, Any]) -> dict[str
     digest = f", digest {state['images']}" if "images" in state else ""
     return {
         "method": METHODS[config.method],
-        "images": f"{base_name(config.data)}{number}{digest}; labels were not used",
+        "images": f"{' and '.join(map(base_name, names_of(config.data)))}{number}{digest}; labels were not used",
         "length": f"{counted(step, 'step')} of {counted(config.batch_size, 'image')}, of a training of "
         f"{counted(config.epochs, 'epoch')}",
         "seed": str(config.seed),

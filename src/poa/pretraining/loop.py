@@ -150,7 +150,7 @@ def _try_some(index: ImageIndex, config: Config) -> str | None:
         return None
     share = f"{config.max_bad_share:.1%}"
     found = (
-        f"{len(bad)} of {counted(len(probe), 'image')} tried in {config.data} cannot be read, such as "
+        f"{len(bad)} of {counted(len(probe), 'image')} tried in {index.source} cannot be read, such as "
         f"{index.name(bad[0])} ({why_bad(index, bad[0], config.values)})"
     )
     if len(bad) > len(probe) / 2:

@@ -15,6 +15,7 @@ from poa.config.pretraining import Config
 from poa.data.augment import normalise
 from poa.data.channels import alike
 from poa.data.loader import images_for_scoring
+from poa.data.sources import Data
 from poa.elastic.space import Size
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Rows
@@ -34,7 +35,7 @@ class Sample:
     labels: npt.NDArray[np.int64] | None
 
 
-def take_sample(source: str, config: Config, *, labelled: bool, console: Console | None = None) -> Sample:
+def take_sample(source: Data, config: Config, *, labelled: bool, console: Console | None = None) -> Sample:
     """Decode an even part of the images of a source."""
     size, resize = config.views.global_size, config.scoring_resize
     index = open_images(source, console=console)

@@ -46,7 +46,7 @@ def restore(parts: Parts, config: Config, index: ImageIndex, console: Console, *
     check_settings(state, learned(planned if is_shared else config), file)
     if state.get("images") not in (index.fingerprint, index.listed):
         raise UserError(
-            f"The images in {config.data} ({counted(len(index), 'image')}) are not those that {paths.folder} was "
+            f"The images in {index.source} ({counted(len(index), 'image')}) are not those that {paths.folder} was "
             "trained on: some were added, removed or written again. Restore them, or start a new run in another --out."
         )
     with restoring(file, state):

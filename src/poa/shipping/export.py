@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from poa.data.index import ImageIndex
+from poa.data.sources import Data
 from poa.errors import UserError, first_line
 from poa.export.about import Precision
 from poa.export.apart import run_apart
@@ -192,7 +193,7 @@ def _calibration(given: Exportables, wish: Wish, console: Console) -> ImageIndex
         ) from None
 
 
-def _usual_images(data: str | None, console: Console) -> ImageIndex:
+def _usual_images(data: Data | None, console: Console) -> ImageIndex:
     """Of the run, as far as they are still there; else the digits that every installation has."""
     try:
         return open_images(data or "digits", console=console)

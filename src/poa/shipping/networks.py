@@ -10,6 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from poa.config.values import Step
 from poa.data.images import Preprocessing
+from poa.data.sources import Data
 from poa.errors import UserError, counted
 from poa.export.about import About, Precision, Task
 from poa.export.timm import EXPORTED
@@ -77,7 +78,7 @@ class Exportables:
     names: tuple[str, ...]
     network: Callable[[str], Exportable]
     out: Path
-    data: str | None = None
+    data: Data | None = None
     precisions: Mapping[str, tuple[Precision, ...]] = field(default_factory=lambda: PRECISIONS)
     mark: str = ""
 
@@ -151,7 +152,7 @@ def _found(given: str, sizes: str | Sequence[str], image_size: int | None, check
     return _of_source(source, sizes, out, None)
 
 
-def _of_source(source: ModelSource, sizes: str | Sequence[str], out: Path, data: str | None) -> Exportables:
+def _of_source(source: ModelSource, sizes: str | Sequence[str], out: Path, data: Data | None) -> Exportables:
     if not sizes and len(source.names) > 1:
         raise UserError(
             f"{source.name} has {counted(len(source.names), 'size')}. Choose those to export: --size all, or names "

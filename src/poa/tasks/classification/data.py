@@ -1,7 +1,7 @@
 """Labelled images for supervised training, augmented by timm's transforms, each with random numbers of its own."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ class Labelled:
     def take(self, rows: npt.NDArray[np.int64]) -> "Labelled":
         """Some of the images, by ascending positions."""
         chosen = rows if self.index.chosen is None else self.index.chosen[rows]
-        return Labelled(ImageIndex(self.index.folder, chosen), self.labels[rows])
+        return Labelled(replace(self.index, chosen=chosen), self.labels[rows])
 
 
 def labelled(train: ImageIndex, test: ImageIndex | None) -> tuple[Labelled, Labelled | None]:
