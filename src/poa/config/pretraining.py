@@ -1,9 +1,9 @@
 """Settings of a pre-training. Imports no torch."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from poa.config.channels import Values
 from poa.config.running import MonitorSettings, OptimizerSettings, SavingSettings
@@ -18,6 +18,7 @@ from poa.config.values import (
     Settings,
     Share,
     ShareBelowOne,
+    Sources,
 )
 from poa.errors import UserError
 
@@ -30,16 +31,6 @@ def _odd(number: int) -> int:
 
 _listed = BeforeValidator(lambda x: (x,) if isinstance(x, int) else x)
 _one = BeforeValidator(lambda x: (x,) if isinstance(x, str) else x)
-if TYPE_CHECKING:
-    Sources: TypeAlias = str | tuple[str, ...]
-else:  # flags are parsed as what is written here; one name stays a text, also in files
-    Sources = Annotated[
-        tuple[str, ...],
-        _one,
-        AfterValidator(lambda names: names[0] if len(names) == 1 else names),
-        PlainSerializer(lambda names: names),
-        Parameter(negative=(), show_default=False),
-    ]
 Channels = Annotated[int, Field(ge=1, le=2**16)]
 Pixels = Annotated[int, Field(ge=1, le=2**13)]
 Blocks = Annotated[tuple[Annotated[int, Field(ge=1, le=1000)], ...] | None, _listed]

@@ -2,10 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 from cyclopts import Parameter, Token
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+)
 
 from poa.errors import UserError, nearest
 
@@ -26,6 +35,19 @@ def _read_step(_: Any, tokens: Sequence[Token]) -> int | str:
     if text != "best" and not text.isdecimal():
         raise ValueError(f"a checkpoint is named by its step, such as 1200, or by the word best, got {text!r}")
     return text if text == "best" else int(text)
+
+
+if TYPE_CHECKING:
+    Sources: TypeAlias = str | tuple[str, ...]
+else:  # flags are parsed as what is written here; one name stays a text, also in files
+    Sources = Annotated[
+        tuple[str, ...],
+        BeforeValidator(lambda names: (names,) if isinstance(names, str) else names),
+        AfterValidator(lambda names: names[0] if len(names) == 1 else names),
+        PlainSerializer(lambda names: names),
+        Parameter(negative=(), show_default=False),
+    ]
+"""Names of one source of images or of several."""
 
 
 Step = Annotated[int | Literal["best"], Parameter(converter=_read_step)]
