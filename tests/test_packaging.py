@@ -51,7 +51,7 @@ def test_version_is_ours_though_another_poa_is_installed(
 def test_extras_that_are_named_are_ours() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
     commands = re.findall(r"pip install [^`\n]*?([\w.-]+)\[([\w,]+)\]", text)
-    within = re.findall(r"^([\w-]+)\[([\w,]+)\]$", "\n".join(map("\n".join, EXTRAS.values())), re.MULTILINE)
+    within = re.findall(rf"^({DISTRIBUTION})\[([\w,]+)\]$", "\n".join(map("\n".join, EXTRAS.values())), re.MULTILINE)
     assert len(commands) >= 5
     assert within
     assert {distribution for distribution, _ in [*commands, *within]} == {DISTRIBUTION}
