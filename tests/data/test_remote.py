@@ -13,6 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from data.image_files import same
+from data.test_shards import by_key, divided, shard
 from poa.data import remote
 from poa.data.images import BadImage
 from poa.data.index import open_index
@@ -102,6 +103,28 @@ def test_a_server_that_fails_for_a_while_is_asked_again(
         file._replace(state=3, size=10**6).read(0, 10**6)
 
 
+def test_tars_at_servers(tmp_path: Path, files: dict[str, bytes], server: Server) -> None:
+    for number, part in enumerate(divided(files)):
+        labelled = by_key({f"{name[:4]}{name[:3]}{name[4:]}": content for name, content in part.items()}, "cls")
+        shard(tmp_path / f"tars/{number}.tar", labelled)
+    data = address(server).replace("set", "tars/{0..2}.tar")
+    here, there = open_index(tmp_path / "tars/{0..2}.tar"), open_index(data)
+    assert there.source == data
+    assert [there.name(i) for i in range(20)] == [here.name(i) for i in range(20)]
+    assert (there.classes, there.identity.text) == (here.classes, here.identity.text)
+    assert [there.read(i) for i in range(20)] == [here.read(i) for i in range(20)]
+    assert open_index(data).folder == there.folder
+    shard(tmp_path / "tars/2.tar", {"dog/new.png": files["ant/00.png"]})
+    assert len(open_index(data)) < 20
+    (tmp_path / "tars/2.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(UserError, match=r"tars/2.tar is damaged or not a tar file"):
+        open_index(data)
+    with pytest.raises(UserError, match=r"tars/3.tar cannot be read \(There is no such file\)"):
+        open_index(address(server).replace("set", "tars/{2..3}.tar"))
+    with pytest.raises(UserError, match=r"a.zip cannot be read in place, only tars and folders of images can"):
+        open_index(f"{address(server)}/a.zip")
+
+
 def test_addresses_that_do_not_fit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for data, said in {
         "gopher://x/y": "no way to read gopher:// addresses. Use http://",
@@ -141,6 +164,8 @@ def test_a_folder_in_a_bucket(tmp_path: Path, files: dict[str, bytes], monkeypat
     assert (index.classes, index.identity.text) == (folder.classes, folder.identity.text)
     assert same(index, files)
     assert open_index("s3://bucket/my set").folder == index.folder
+    bucket.pipe("bucket/1.tar", shard(tmp_path / "1.tar", files).read_bytes())
+    assert same(open_index("s3://bucket/1.tar"), files)
     bucket.pipe("bucket/my set/ant/00.png", files["ant/01.png"])
     changed = open_index("s3://bucket/my set")
     assert changed.read(0) == files["ant/01.png"]

@@ -12,8 +12,11 @@ import torch
 
 from data.image_files import refused
 from data.test_loader import SETTINGS
+from poa.data.entries import Entry
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import batches, read_or_next
+from poa.data.webdataset import labels_beside
+from poa.errors import UserError
 
 
 def shard(path: Path, members: Mapping[str, bytes]) -> Path:
@@ -103,3 +106,14 @@ def test_shards_that_cannot_be_used(tmp_path: Path, files: dict[str, bytes]) -> 
     assert f"{tmp_path}/1.tar is damaged or not a tar file" in refused(tmp_path / "{0..1}.tar")
     (tmp_path / "{a.tar").write_bytes(b"")
     assert "{b.tar does not exist" in refused(tmp_path / "{b.tar")
+
+
+def test_a_label_at_a_server_that_is_away_is_not_left_out() -> None:
+    class Away:
+        def read(self, entry: Entry) -> bytes:
+            raise UserError("away")
+
+        parts = read
+
+    with pytest.raises(UserError, match="away"):
+        labels_beside({"a.cls": Entry("a.cls", 1)}, Away())  # type: ignore[arg-type]

@@ -16,7 +16,8 @@ from pathlib import Path
 from poa.data.entries import Entries, Entry
 from poa.data.images import IMAGE_ENDINGS
 from poa.data.reading import HEADER, Members, Reader, Zipped, start
-from poa.data.shards import shards_of
+from poa.data.remote import raw_file, stamp_of
+from poa.data.shards import expanded, shards_of
 from poa.data.sources import (
     SPECIAL,
     Kind,
@@ -25,6 +26,7 @@ from poa.data.sources import (
     Source,
     Stamp,
     ending_of,
+    is_remote,
     left_out,
     report,
     require_images,
@@ -35,6 +37,8 @@ from poa.errors import UserError, nearest
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _MAX_HEADER = 1 << 20
 """Bytes of an entry's header in a tar, with its long name and further fields."""
+_AHEAD = 1 << 23
+"""Bytes that are asked for at once where a tar at a server is listed."""
 _MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 """Bytes that become of one, at most."""
 
@@ -62,33 +66,32 @@ def list_tar(source: Source, progress: Progress) -> Listing:
     Where labels lie beside images (`webdataset`), each is named as if it were in the folder of its class. Where several
     tars have files of the same name, their names begin with the number of their tar.
     """
-    shards = shards_of(source.path)
-    stamps = {str(each): Stamp.of(each) for each in ([source.path] if source.path.is_dir() else []) + shards}
-    reader = Members(list(map(str, shards)))
+    shards = list(expanded(source.text)) if source.text else list(map(str, shards_of(source.path)))
+    stamps = {each: stamp_of(each) for each in ([str(source.path)] if source.path.is_dir() else []) + shards}
+    reader = Members(shards)
     members: list[tuple[str, Entry | None]] = []
     labels: dict[tuple[int, str], str] = {}
     for number, shard in enumerate(shards):
-        found = _in_tar(shard, number, stamps[str(shard)].size, partial(_further, progress, len(members)))
+        found = _in_tar(shard, number, stamps[shard].size, partial(_further, progress, len(members)))
         labels |= {(number, key): label for key, label in labels_beside(found, reader).items()}
         members += found.items()
     if len({name for name, _ in members}) < len(members):
         members = [(name if entry is None else _numbered(name, entry.file), entry) for name, entry in members]
     listing = _listing(source, members, reader, labels)
-    return replace(listing, stamps=stamps, place=list(map(str, shards)))
+    return replace(listing, stamps=stamps, place=shards)
 
 
-def _in_tar(path: Path, number: int, length: int, progress: Progress) -> dict[str, Entry | None]:
+def _in_tar(path: str, number: int, length: int, progress: Progress) -> dict[str, Entry | None]:
     """The files in one of the tars by name; None for what is no regular file."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start.startswith(_COMPRESSED):
-        folder = path.name.partition(".")[0]
-        raise UserError(
-            f"{path} is a compressed tar, which cannot be read in place: run `mkdir {folder} && tar -xf "
-            f"{path} -C {folder}` and give --data {folder}."
-        )
-    with _Headers(io.FileIO(path)) as headers, _refusing_damage(path, "tar"):
-        members = _tar_members(headers, length, progress)
+    with _Headers(raw_file(path), _AHEAD if is_remote(path) else io.DEFAULT_BUFFER_SIZE) as headers:
+        if headers.peek(8).startswith(_COMPRESSED):
+            folder = path.rpartition("/")[2].partition(".")[0]
+            raise UserError(
+                f"{path} is a compressed tar, which cannot be read in place: run `mkdir {folder} && tar -xf "
+                f"{path} -C {folder}` and give --data {folder}."
+            )
+        with _refusing_damage(path, "tar"):
+            members = _tar_members(headers, length, progress)
     return {name: entry and entry._replace(file=number) for name, entry in members.items()}
 
 
@@ -102,9 +105,11 @@ def _numbered(name: str, number: int) -> str:
 
 
 @contextmanager
-def _refusing_damage(path: Path, kind: Kind) -> Iterator[None]:
+def _refusing_damage(path: str | Path, kind: Kind) -> Iterator[None]:
     try:
         yield
+    except UserError:  # a server that stays away
+        raise
     except Exception as error:  # damaged archives make zipfile and tarfile raise nearly every kind of exception
         reason = str(error) or type(error).__name__
         raise UserError(f"{path} is damaged or not a {kind} file: {reason}. Copy or download it again.") from error

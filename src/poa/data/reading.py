@@ -12,7 +12,8 @@ from typing import Protocol
 
 from poa.data.entries import Entry
 from poa.data.images import BadImage, check_bytes
-from poa.data.sources import read_file
+from poa.data.remote import remote_file
+from poa.data.sources import is_remote, read_file
 
 ReadPart = Callable[[int, int], bytes]
 """Reads ``(offset, length)``; raises BadImage where there are fewer bytes."""
@@ -83,12 +84,11 @@ class Members:
 
     Args:
         files: The archives; an entry says in which it is.
-        opened: What opens one for reading its parts, where it is not on this machine.
     """
 
-    def __init__(self, files: Sequence[str], opened: Callable[[str], ReadPart] | None = None) -> None:
+    def __init__(self, files: Sequence[str]) -> None:
         self._files = files
-        self._opened = lru_cache(_MOST_OPEN)(opened or _opened)
+        self._opened = lru_cache(_MOST_OPEN)(_opened)
 
     def read(self, entry: Entry) -> bytes:
         """Read an image."""
@@ -102,7 +102,7 @@ class Members:
 
 
 def _opened(path: str) -> ReadPart:
-    return Archive(path).read
+    return remote_file(path).read if is_remote(path) else Archive(path).read
 
 
 def _shifted(read: ReadPart, start: int, offset: int, length: int) -> bytes:

@@ -1,5 +1,6 @@
 """Files at servers and in buckets (HTTP, S3, GCS and others, by fsspec): asked for patiently, kept in blocks."""
 
+import io
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ from poa.data.blocks import Blocks, most_kept
 from poa.data.content import short_digest
 from poa.data.entries import Entries, Entry
 from poa.data.images import BadImage, check_bytes
-from poa.data.sources import Listing, Progress, Source, Stamp, left_out, report, require_images
+from poa.data.sources import Listing, Progress, Source, Stamp, is_archive, is_remote, left_out, report, require_images
 from poa.errors import UserError, first_line, installing
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +61,34 @@ class RemoteFile(NamedTuple):
         return found
 
 
+class RemoteIO(io.RawIOBase):
+    """A file at a server as Python's files are; with a large buffer it is fetched in large parts."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._place = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._file.size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what fits into a buffer."""
+        length = max(0, min(len(buffer), self._file.size - self._place))
+        buffer[:length] = self._file.read(self._place, length) if length else b""
+        self._place += length
+        return length
+
+
 class RemoteFiles:
     """Images that are files below an address; reads them."""
 
@@ -90,9 +119,31 @@ def list_remote(source: Source, progress: Progress) -> Listing:
     return Listing(entries=entries, stamps={source.text: _stamp(found)}, place=source.text, ignored=ignored)
 
 
-def stamp_of(address: str) -> Stamp:
-    """The state of the files below an address; at a web server their names alone, for it lists nothing else."""
-    return _stamp(_names_below(address))
+def stamp_of(place: str) -> Stamp:
+    """The state of a file or folder here, or of a tar or a folder at a server.
+
+    Of a folder of a web server it is that of the names alone, for it lists nothing else.
+    """
+    if not is_remote(place):
+        return Stamp.of(Path(place))
+    if is_archive(place):
+        file = remote_file(place)
+        return Stamp(file.size, file.state)
+    return _stamp(_names_below(place))
+
+
+def raw_file(place: str) -> io.RawIOBase:
+    """A file here or at a server."""
+    return RemoteIO(remote_file(place)) if is_remote(place) else io.FileIO(place)
+
+
+def remote_file(address: str) -> RemoteFile:
+    """Ask for the size and the state of a file."""
+    system, path = _system(address)
+    try:
+        return _told(address, patiently(address, lambda: system.info(path)))
+    except OSError as error:
+        raise UserError(f"{address} cannot be read ({error.strerror}). Check the address and your rights.") from error
 
 
 def _stamp(found: Mapping[str, Any]) -> Stamp:
@@ -102,11 +153,12 @@ def _stamp(found: Mapping[str, Any]) -> Stamp:
 
 def _described(folder: str, found: Mapping[str, Any], name: str) -> RemoteFile:
     """An image by what is said of it; a web server is asked for each."""
-    info = found[name]
-    address = _below(folder, name)
-    if info.get("size") is None:
-        system, path = _system(address)
-        info = patiently(address, lambda: system.info(path))
+    info, address = found[name], _below(folder, name)
+    return remote_file(address) if info.get("size") is None else _told(address, info)
+
+
+def _told(address: str, info: Mapping[str, Any]) -> RemoteFile:
+    """A file by what its server tells of it."""
     if info.get("size") is None:
         raise UserError(f"The server does not say how large {address} is. Copy the images here and give their folder.")
     return RemoteFile(address, int(info["size"]), _number(_state(info)))

@@ -39,7 +39,7 @@ def shards_of(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(each for each in path.iterdir() if each.suffix.lower() == TAR and each.name[0] != ".")
     shards = []
-    for name in _expanded(str(path)):
+    for name in expanded(str(path)):
         shards.append(Path(name))
         if len(shards) > MOST_SHARDS:
             raise UserError(f"{path} names more than {MOST_SHARDS:,} files. Correct the numbers in its braces.")
@@ -53,7 +53,7 @@ def shards_of(path: Path) -> list[Path]:
     return shards
 
 
-def _expanded(text: str) -> Iterator[str]:
+def expanded(text: str) -> Iterator[str]:
     """All texts that braces stand for: ``{8..10}`` for 8, 9, 10; ``{08..10}`` for 08, 09, 10; ``{a,b}`` for a, b."""
     found = _BRACES.search(text)
     if found is None:
@@ -62,5 +62,5 @@ def _expanded(text: str) -> Iterator[str]:
     first, last, words = found.groups()
     numbers = range(int(first), int(last) + 1) if first else ()
     for word in words.split(",") if words is not None else (f"{number:0{len(first)}}" for number in numbers):
-        for rest in _expanded(text[found.end() :]):
+        for rest in expanded(text[found.end() :]):
             yield f"{text[: found.start()]}{word}{rest}"

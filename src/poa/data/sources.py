@@ -105,7 +105,7 @@ def resolve(data: str | os.PathLike[str]) -> Source:
     if data.startswith(HUB):
         return _resolve_hub(data)
     if is_remote(data):
-        return Source("remote", Path(data), text=data)
+        return Source("tar" if is_archive(data) else "remote", Path(data), text=data)
     name, _, part = data.partition("/")
     if name == "digits":
         return Source("digits", Path("digits"), _digits_part(part.strip("/")))
@@ -300,6 +300,14 @@ def _digits_part(part: str) -> str:
 def is_remote(data: str) -> bool:
     """Whether the name of a source or a file is an address, such as ``s3://bucket/set``."""
     return "://" in data
+
+
+def is_archive(address: str) -> bool:
+    """Whether an address is that of a tar; of files at servers no others can be read in place."""
+    ending = ending_of(address)
+    if ending in (".zip", *TABLE_ENDINGS, *_COMPRESSED, *_LIST_ENDINGS):
+        raise UserError(f"{address} cannot be read in place, only tars and folders of images can. Copy it here.")
+    return ending == ".tar"
 
 
 def _resolve_hub(data: str) -> Source:

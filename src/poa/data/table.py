@@ -29,7 +29,7 @@ from poa.data.entries import Entries, Entry
 from poa.data.kinds import READERS
 from poa.data.reading import Reader, ReadPart
 from poa.data.remote import stamp_of
-from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, is_remote, notes
+from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes
 from poa.errors import UserError
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
@@ -251,7 +251,7 @@ def is_valid(folder: Path) -> bool:
             return False
         table = Table.load(folder)
         stamps = json.loads((folder / "stamps.json").read_text(encoding="utf-8"))
-        if not all(_stamp(path) == Stamp(*stamp) for path, stamp in stamps.items()):
+        if not all(stamp_of(path) == Stamp(*stamp) for path, stamp in stamps.items()):
             return False
         number = len(table.records) if table.files_in else 0
         return are_unchanged(table.paths(), table.records["size"][:number], table.contents[:number])
@@ -259,7 +259,3 @@ def is_valid(folder: Path) -> bool:
         raise
     except _DAMAGED:
         return False
-
-
-def _stamp(path: str) -> Stamp:
-    return stamp_of(path) if is_remote(path) else Stamp.of(Path(path))

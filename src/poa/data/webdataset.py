@@ -26,7 +26,7 @@ def labels_beside(members: Mapping[str, Entry | None], reader: Reader) -> dict[s
     for ending in reversed(LABEL_ENDINGS):
         for name, entry in members.items():
             if entry is not None and name.lower().endswith(ending):
-                with suppress(BadImage, ValueError):
+                with suppress(BadImage, UnicodeDecodeError, json.JSONDecodeError):
                     text = reader.read(entry).decode()
                     label = text.strip() if ending == LABEL_ENDINGS[0] else _in_record(json.loads(text))
                     if label:
