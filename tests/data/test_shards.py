@@ -57,7 +57,8 @@ def test_shards_are_the_folder_with_the_same_images(
     tmp_path: Path, files: dict[str, bytes], layout: str, named: str
 ) -> None:
     for number, part in enumerate(divided(files), 8):
-        of_keys = {f"{name[:3]}/{name[:3]}{name[4:]}": content for name, content in part.items()}
+        # Keys alone sort otherwise than the classes.
+        of_keys = {f"{name[:3]}/{chr(219 - ord(name[0]))}{name[4:]}": content for name, content in part.items()}
         shard(tmp_path / f"tars/{number:02}.tar", of_keys if layout == "folders" else by_key(of_keys, layout))
     (tmp_path / "tars/README.md").write_text("three tars")
     folder, shards = open_index(tmp_path / "set"), open_index(tmp_path / named)
