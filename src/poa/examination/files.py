@@ -39,8 +39,8 @@ def check_listable(data: str) -> None:
     source = resolve(data)
     if source.kind not in ("folder", "list"):
         raise UserError(
-            f"A list names files of their own, and the images of {source} lie in one file. Unpack it and give the "
-            "folder, or leave out --write-list."
+            f"A list names files of their own, and the images of {source} lie in one file or elsewhere. Unpack or "
+            "copy them and give the folder, or leave out --write-list."
         )
 
 
