@@ -294,6 +294,8 @@ REST: dict[str, Any] = {
     "monitor.tensorboard": False,
     "log": (),
     "own": "",
+    "losses.own": "",
+    "views.own": "",
     "evaluation.resize": None,
 }
 """Defaults of what the published POA runs do not say, or each in its own way."""

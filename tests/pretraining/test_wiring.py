@@ -151,6 +151,8 @@ ELSEWHERE = {
     "views.full_decode": "acts on large photographs: data/test_loader",
     "heads.memory": "differs by rounding: test_streamed, test_poa",
     "losses.koleo_over_ranks": "acts with several processes: test_step",
+    "losses.own": "which loss: config/test_own",
+    "views.own": "which augmentation: config/test_own",
     "distill.teacher": "which network: test_single_size",
     "distill.teacher_size": "what it sees: test_single_size",
 }

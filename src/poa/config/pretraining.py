@@ -55,7 +55,7 @@ class ModelSettings(Settings):
 
     name: str = "vit"
     """The intact network: a family as published (vit, swin, resnet, convnext), a timm model such as
-    swin_tiny_patch4_window7_224, or a folder that timm loads. Short: --model NAME."""
+    swin_tiny_patch4_window7_224, a folder that timm loads, or your own family, MODULE:CLASS. Short: --model NAME."""
     width_min: Channels | None = None
     """Smallest width, in channels (ResNet: inside the first stage's blocks); by default half the largest."""
     width_max: Channels | None = None
@@ -159,6 +159,8 @@ class ViewSettings(Settings):
     drop_patches: ShareBelowOne = 0.0
     """Share of the patches of each global crop that the students do not compute at all, chosen by chance, in the place
     of masks (ViT); needs --losses.ibot 0."""
+    own: str = ""
+    """A function of your own that changes crops, as MODULE:FUNCTION; CONTRIBUTING.md has an example."""
 
     @property
     def crop_sizes(self) -> tuple[int, ...]:
@@ -188,9 +190,11 @@ class ViewSettings(Settings):
 class LossSettings(Settings):
     """The terms of the loss and their weights."""
 
-    kind: Literal["prototypes", "coding-rate"] = "prototypes"
-    """How outputs are compared: by distributions over prototypes, as published, or by cosines, with the coding rate of
-    a batch to keep images apart (SimDINO): no prototypes, temperatures or centring."""
+    kind: Literal["prototypes", "coding-rate", "own"] = "prototypes"
+    """How outputs are compared: by distributions over prototypes, as published; by cosines, with the coding rate of a
+    batch to keep images apart (SimDINO), without prototypes, temperatures or centring; or as --losses.own says."""
+    own: str = ""
+    """A loss of your own, as MODULE:CLASS (kind own); CONTRIBUTING.md has an example."""
     variant: Literal["code", "paper"] = "code"
     """Weights as in the official code or as printed in the paper; docs/faithfulness.md lists the differences."""
     intact_share: Share = 0.8

@@ -16,7 +16,7 @@ from poa.data.images import BadImage
 from poa.data.masks import Masking, kept_for, masks_for
 from poa.data.resize import centre_crop
 from poa.data.sampler import draws
-from poa.data.views import RawViews, collate, make_crops, reduction, sample_generator
+from poa.data.views import RawViews, changed, collate, make_crops, reduction, sample_generator
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError, counted
 
@@ -191,7 +191,8 @@ class _TrainingPlan(Plan[RawViews]):
             pixels, replaced = read_or_next(self.index, draw.index, values, by)
             bad += replaced
             generator = sample_generator(self.seed, step, draw.position)
-            samples.append(make_crops(pixels, augmentation=views, generator=generator))
+            crops = make_crops(pixels, augmentation=views, generator=generator)
+            samples.append(changed(crops, own=views.own, generator=generator) if views.own else crops)
         of_crops: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "step": step}
         masks = masks_for(range(first, first + length), masking=masking, **of_crops)
         kept = kept_for(range(first, first + length), masking=masking, **of_crops)

@@ -11,9 +11,11 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from poa.config.channels import RGB
+from poa.config.own import own_function
 from poa.config.pretraining import ViewSettings
 from poa.data.channels import alike
 from poa.data.resize import resize
+from poa.errors import UserError, first_line
 
 RATIO = (3 / 4, 4 / 3)
 """Least and greatest width-to-height ratio of the region that a crop shows."""
@@ -123,6 +125,27 @@ def make_crops(
         crops.append(crop.flip(-1) if row[FLIP] < augmentation.flip else crop)
     local_crops = crops[2:] or [pixels.new_empty(0, pixels.shape[1], *[augmentation.local_size] * 2)]
     return SampleCrops(torch.cat(crops[:2]), torch.cat(local_crops), colour_parameters(uniforms, augmentation))
+
+
+def changed(crops: SampleCrops, *, own: str, generator: np.random.Generator) -> SampleCrops:
+    """The crops of one image as a function from outside makes them (``--views.own``), all of one size at a time.
+
+    Raises:
+        UserError: The function fails, or gives something else than crops of the same shape and type.
+    """
+    function = own_function(own, flag="--views.own")
+
+    def made(given: Tensor) -> Tensor:
+        try:
+            crop = function(given, generator) if len(given) else given
+        except Exception as error:  # whatever is wrong in it
+            raise UserError(f"--views.own {own} failed: {first_line(error)}.") from error
+        if not isinstance(crop, Tensor) or (crop.shape, crop.dtype) != (given.shape, given.dtype):
+            got = f"{crop.dtype} {list(crop.shape)}" if isinstance(crop, Tensor) else type(crop).__name__
+            raise UserError(f"--views.own {own} has to return {given.dtype} {list(given.shape)}, as given, got {got}.")
+        return crop
+
+    return crops._replace(globals=made(crops.globals), locals=made(crops.locals))
 
 
 def crop_box(

@@ -52,7 +52,11 @@ class Student(NamedTuple):
 
 
 class Objective(ABC):
-    """What students are asked for, and how far one head of theirs is from it."""
+    """What students are asked for, and how far one head of theirs is from it.
+
+    One from outside of this package is made of the settings of the losses, a ``LossSettings``. Its heads have no
+    prototypes, and what keeps different images apart is part of its ``global``.
+    """
 
     @abstractmethod
     def targets(self, teacher: HeadOutput, *, temperature: float, centers: Sequence[Any]) -> Targets:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from poa import distributed
+from poa.config.own import own_class
 from poa.config.pretraining import HeadSettings, LossSettings
 from poa.data.views import Views
 from poa.elastic.space import Size
@@ -118,11 +119,7 @@ class POA(Method):
         self.losses, self.elastic, self.checkpointing = losses, elastic, checkpointing
         self.taught_by_next = taught_by_next
         has_prototypes = losses.kind == "prototypes"
-        self.objective: Objective = (
-            Prototypes(losses.student_temperature, keep_logits=heads.memory == "normal")
-            if has_prototypes
-            else CodingRate(losses.distortion)
-        )
+        self.objective = objective_of(losses, keep_logits=heads.memory == "normal")
 
         def build(size: Size, rate: float = drop_path) -> Network:
             backbone = family.build(size, drop_path=rate)
@@ -254,6 +251,16 @@ class POA(Method):
         """The logarithm of the number of prototypes, averaged over heads: the loss against uniform targets."""
         numbers = [head.weight_v.shape[0] for head in self.student.heads if isinstance(head, ProjectionHead)]
         return sum(map(math.log, numbers)) / len(numbers) if numbers else math.inf
+
+
+def objective_of(losses: LossSettings, *, keep_logits: bool) -> Objective:
+    """The kind of loss that the settings name."""
+    if losses.kind == "own":
+        own: Objective = own_class(losses.own, flag="--losses.own", kind=Objective)(losses)
+        return own
+    if losses.kind == "coding-rate":
+        return CodingRate(losses.distortion)
+    return Prototypes(losses.student_temperature, keep_logits=keep_logits)
 
 
 def _mean(by_head: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

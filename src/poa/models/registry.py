@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 
+from poa.config.own import is_own, own_class
 from poa.config.pretraining import ELASTIC, Config, ModelSettings
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, first_line, nearest
@@ -83,13 +84,16 @@ def drop_path_of(model: ModelSettings) -> float:
 def describe(name: str) -> tuple[type[Family], Mapping[str, Any]]:
     """Family of a network, and its settings by the names of ``ModelSettings``.
 
-    The name is a family, whose published network is meant; a timm model, with or without the tag of its weights; or a
-    folder that timm loads.
+    The name is a family, ours or MODULE:CLASS, whose published network is meant; a timm model, with or without the tag
+    of its weights; or a folder that timm loads.
     """
     if name in FAMILIES:
         return FAMILIES[name], FAMILIES[name].published
     if is_folder(name):
         model, architecture, arguments = model_in(folder_of(name), flag="--model")
+    elif is_own(name):
+        own = own_class(name, flag="--model", kind=Family)
+        return own, own.published
     else:
         architecture, arguments = name.partition(".")[0], {}
         if not timm.is_model(architecture):
@@ -116,6 +120,11 @@ def describe(name: str) -> tuple[type[Family], Mapping[str, Any]]:
         f"--model {name} is of the family {type(model).__name__}, which cannot be cut into sizes yet. Choose a "
         f"timm model of the families {families}; CONTRIBUTING.md says how to add one."
     )
+
+
+def family_name(kind: type[Family]) -> str:
+    """The name of a family, or of the one of ours that it is derived from; empty if there is none."""
+    return next((name for name, ours in FAMILIES.items() if issubclass(kind, ours)), "")
 
 
 def is_folder(name: str) -> bool:

@@ -15,7 +15,7 @@ from poa.errors import UserError
 from poa.features.images import open_images
 from poa.machine import devices, launchers
 from poa.models import opening
-from poa.models.registry import FAMILIES, describe, family_of
+from poa.models.registry import describe, family_name, family_of
 from poa.models.run import Run
 from poa.planning.decisions import Decision, Start, crops_for, decide, length, of_length, start_of
 from poa.planning.expectation import expectation
@@ -189,8 +189,7 @@ def _plan(wishes: _Wishes, console: Console) -> RunPlan:
         an_epoch = config.limit // config.batch_size
         measured = replace(measured, num_images=config.limit, steps_per_epoch=an_epoch)
     found = forecast(config, measured)
-    kind, _ = describe(config.model.name)
-    family = next(name for name, each in FAMILIES.items() if each is kind)
+    family = family_name(describe(config.model.name)[0])
     seen = found.num_steps * config.batch_size
     expected = expectation(family=family, number=images.number, side=images.side, images_seen=seen)
     return RunPlan(images, machine, draft.start, decisions, config, found, expected, CROP in flat(wishes.given))
@@ -211,8 +210,7 @@ def _drafts(wishes: _Wishes, images: ImageFacts, machine: MachineFacts, first: C
         UserError: It can take none.
     """
     given = flat(wishes.given)
-    kind = describe(first.model.name)[0] if "model.name" in given else None
-    family = next((name for name, each in FAMILIES.items() if each is kind), None)
+    family = family_name(describe(first.model.name)[0]) if "model.name" in given else None
     start = start_of(images, machine, given, family=family)
     crops = [given[CROP]] if CROP in given else crops_for(images, machine)
     refusal, number = UserError("There are no crops."), 0

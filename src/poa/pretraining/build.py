@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from poa import distributed
+from poa.config.own import own_class
 from poa.config.pretraining import SELF_DISTILLED, SLIMMABLE, Config, ViewSettings
 from poa.data.index import ImageIndex
 from poa.data.loader import CropSchedule
@@ -20,7 +21,6 @@ from poa.machine.launchers import cores_of
 from poa.methods.base import Method
 from poa.methods.contrast import MoCoV2, MoCoV3, SimCLR
 from poa.methods.distill import Distill
-from poa.methods.own import own_method
 from poa.methods.poa import POA
 from poa.methods.seed import SEED
 from poa.methods.taught import TaughtPOA
@@ -190,8 +190,7 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
     Raises:
         UserError: Method, network and batch do not fit together.
     """
-    if config.own and config.method != "own":
-        raise UserError(f"--own {config.own} has no effect with --method {config.method}. Add --method own.")
+    _check_own(config)
     is_slim = isinstance(family, SlimResNet)
     if is_slim != (config.method in SLIMMABLE):
         slim_only = "Add --model slim-resnet, or choose another method."
@@ -209,7 +208,8 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
             "Leave it out."
         )
     if config.method == "own":
-        return own_method(config.own)(family, config)
+        own: Method = own_class(config.own, flag="--own", kind=Method)(family, config)
+        return own
     students: dict[str, Any] = {
         "drop_path": drop_path_of(config.model),
         "checkpointing": config.checkpointing,
@@ -227,6 +227,20 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
             return Distill(family, teacher.network, **inner, **students)
     poa: dict[str, Any] = {"heads": config.heads, "losses": config.losses, "elastic": config.method == "poa"}
     return POA(family, **poa, **students) if teacher is None else TaughtPOA(family, teacher.network, **poa, **students)
+
+
+def _check_own(config: Config) -> None:
+    losses = config.losses
+    if config.own and config.method != "own":
+        raise UserError(f"--own {config.own} has no effect with --method {config.method}. Add --method own.")
+    if losses.own and losses.kind != "own":
+        raise UserError(
+            f"--losses.own {losses.own} has no effect with --losses.kind {losses.kind}. Add --losses.kind own."
+        )
+    if losses.kind == "own" and config.method not in SELF_DISTILLED:
+        raise UserError(
+            f"--losses.kind own works with --method {' or '.join(SELF_DISTILLED)}, got {config.method}. Leave it out."
+        )
 
 
 def _check_slimmable(config: Config) -> None:

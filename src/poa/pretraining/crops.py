@@ -1,6 +1,7 @@
 """How the crops of each step of a run are made."""
 
 from poa.config.channels import Values
+from poa.config.own import own_function
 from poa.config.pretraining import SELF_DISTILLED, Config, ViewSettings
 from poa.data.loader import Cropping, CropSchedule
 from poa.data.masks import Masking
@@ -17,6 +18,8 @@ def crops_of(config: Config, family: Family, *, steps_per_epoch: int) -> CropSch
     """
     views = config.views
     views.check()
+    if views.own:
+        own_function(views.own, flag="--views.own")  # told here, before a worker needs it
     if views.drop_patches:
         _check_dropping(config, family)
     if config.losses.gram:
