@@ -270,7 +270,7 @@ def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
     monkeypatch.setattr(loop, "train_step", train_step)
     monkeypatch.setattr(loop, "save_checkpoint", save)
     monkeypatch.setattr(observers, "tracker_of", lambda _: Noting)
-    monkeypatch.setattr(Monitor, "score", lambda _, step, __: (found.scored.append(step), ({"knn": 1.0}, []))[1])
+    monkeypatch.setattr(Monitor, "score", lambda _, step, *__: (found.scored.append(step), ({"knn": 1.0}, []))[1])
     loop.train(tiny.config(out=str(out), **over))
     return found
 
