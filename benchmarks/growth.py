@@ -4,7 +4,7 @@ Each work is a process of its own, and the commits take turns. Memory is the hig
 resident after the imports.
 
     git worktree add ../before COMMIT
-    python benchmarks/growth.py [--before ../before] [--images 1000000] [--works resnet vit index again]
+    python benchmarks/growth.py [--before ../before] [--images 1000000] [--works resnet vit index again tars unchanged]
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -21,12 +22,15 @@ import torch
 
 from measure import machine
 
+IMAGE = b"\xff\xd8\xff" + bytes(1000)
 HERE = Path(__file__).resolve().parent.parent
 WORKS = {
     "resnet": "plans and skeletons of all 465 sizes of a published ResNet",
     "vit": "costs of all 143 sizes of a published ViT, as `poa sizes --model vit` counts them",
     "index": "listing a folder of images for the first time",
     "again": "listing it again after a change",
+    "tars": "listing ten tars of images for the first time",
+    "unchanged": "opening them again",
 }
 
 
@@ -46,8 +50,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if {"index", "again"} & set(arguments.works):
             fill(Path(folder) / "images", arguments.images)
+        if {"tars", "unchanged"} & set(arguments.works):
+            fill_tars(Path(folder) / "tars", arguments.images)
         for work in arguments.works:
-            print(f"{WORKS[work]}{f' ({arguments.images:,} images)' if work in ('index', 'again') else ''}")
+            print(f"{WORKS[work]}{f' ({arguments.images:,} images)' if work not in ('resnet', 'vit') else ''}")
             for name, tree in trees.items():
                 found = in_new_process(work, folder, tree, cache=Path(folder) / name)
                 print(f"  {name:8}{found['mebibytes']:8,.0f} MiB {found['seconds']:8.2f} s of CPU", flush=True)
@@ -63,7 +69,20 @@ def fill(folder: Path, number: int) -> None:
             if image:
                 os.link(part / f"n{first // 1000:08}_00000.JPEG", place)
             else:
-                place.write_bytes(b"\xff\xd8\xff" + bytes(1000))
+                place.write_bytes(IMAGE)
+
+
+def fill_tars(folder: Path, number: int) -> None:
+    """The same in ten tars."""
+    folder.mkdir()
+    content = IMAGE + bytes(-len(IMAGE) % tarfile.BLOCKSIZE)
+    for shard in range(10):
+        with (folder / f"{shard}.tar").open("wb") as file:
+            for image in range(shard * number // 10, (shard + 1) * number // 10):
+                info = tarfile.TarInfo(f"n{image // 1000:08}/n{image // 1000:08}_{image % 1000:05}.JPEG")
+                info.size = len(IMAGE)
+                file.write(info.tobuf(tarfile.USTAR_FORMAT) + content)
+            file.write(bytes(2 * tarfile.BLOCKSIZE))
 
 
 def in_new_process(work: str, folder: str, tree: Path, *, cache: Path) -> dict[str, Any]:
@@ -96,7 +115,7 @@ def measured(work: str, folder: str) -> dict[str, float]:
     elif work == "vit":
         costs_of(family, 224)
     else:
-        open_index(Path(folder) / "images")
+        open_index(Path(folder) / ("images" if work in ("index", "again") else "tars"))
     return {"mebibytes": memory("VmHWM") - resident, "seconds": time.process_time() - began}
 
 

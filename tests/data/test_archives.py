@@ -47,8 +47,24 @@ def test_hard_links_in_a_tar(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         archive.add(tmp_path / "a" / "1.jpg", "1.jpg")
         archive.add(tmp_path / "a" / "2.jpg", "2.jpg")
-    first, second = listing(tmp_path / "set.tar").entries
-    assert (second.name, second.offset, second.size) == ("2.jpg", first.offset, first.size)
+        info = tarfile.TarInfo("3.jpg")
+        info.type, info.linkname = tarfile.LNKTYPE, "./2.jpg"
+        archive.addfile(info)
+    first, *others = listing(tmp_path / "set.tar").entries
+    assert others == [first._replace(name=name) for name in ("2.jpg", "3.jpg")]
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_of_a_tar_say_what_tarfile_says(tmp_path: Path, kind: int) -> None:
+    long = {tarfile.USTAR_FORMAT: 90}.get(kind, 200)
+    with tarfile.open(tmp_path / "s.tar", "w", format=kind, pax_headers={"comment": "of all"}) as archive:
+        for number, name in enumerate(("b", "ä/\udce9", f"{'f' * 99}/{'n' * long}", "n" * 96)):
+            info = tarfile.TarInfo(f"{name}.jpg")
+            info.size = 500 * number
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+    with tarfile.open(tmp_path / "s.tar") as archive:
+        expected = sorted((info.name, info.size, info.offset_data) for info in archive)
+    assert [(entry.name, entry.size, entry.offset) for entry in listing(tmp_path / "s.tar").entries] == expected
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar"])

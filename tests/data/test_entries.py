@@ -14,7 +14,7 @@ def test_entries_are_what_was_added() -> None:
     entries = Entries()
     for file in FILES:
         entries.append(file)
-    assert (len(entries), list(entries)) == (4, FILES)
+    assert (len(entries), list(entries), entries[1]) == (4, FILES, FILES[1])
     assert [type(value) for value in next(iter(entries))] == [str, int, int, int, bool, int]
     assert {name: column.tolist() for name, column in entries.numbers.items()} == {
         "size": [3, 2**40, 0, 1],
@@ -29,7 +29,6 @@ def test_entries_are_sorted_by_name_with_all_that_belongs_to_them() -> None:
     entries = Entries()
     for file in FILES:
         entries.append(file)
-    entries.sort()
-    assert list(entries) == sorted(FILES)
+    assert [FILES[row] for row in entries.sort()] == list(entries) == sorted(FILES)
     entries.append(FILES[0])
     assert list(entries)[-1] == FILES[0]

@@ -12,7 +12,7 @@ import torch
 
 from data.image_files import refused
 from data.test_loader import SETTINGS
-from poa.data.entries import Entry
+from poa.data.entries import Entries, Entry
 from poa.data.index import ImageIndex, open_index
 from poa.data.loader import batches, read_or_next
 from poa.data.webdataset import labels_beside
@@ -79,6 +79,11 @@ def test_files_of_one_name_in_several_tars_are_told_apart(tmp_path: Path, files:
     ]
     assert [index.read(i) for i in range(20)] == [content for part in parts for content in part.values()]
     assert index.classes == ("x",)
+    shard(tmp_path / "0.tar", {"y.jpg": b"1", "y.cls": b"a/b", "z.jpg": b"2", "z.cls": b"a"})
+    shard(tmp_path / "1.tar", {"z.jpg": b"3", "z.cls": b"a"})
+    index = open_index(tmp_path / "{0,1}.tar")
+    assert [index.name(i) for i in range(3)] == ["a/00000-z.jpg", "a/00001-z.jpg", "a/b/00000-y.jpg"]
+    assert [index.classes[label] for label in index.labels()] == ["a", "a", "a/b"]
 
 
 def test_changed_shards_are_listed_again_and_damaged_members_are_passed_over(
@@ -86,13 +91,13 @@ def test_changed_shards_are_listed_again_and_damaged_members_are_passed_over(
 ) -> None:
     first, second, third = divided(files)
     for number, part in enumerate((first, second)):
-        shard(tmp_path / f"tars/{number}.tar", part)
+        shard(tmp_path / f"tars/{number}.tar", {**part, "about.txt": b"in each"})
     assert len(open_index(tmp_path / "tars")) == 14
     damaged = min(third)
     shard(tmp_path / "tars/2.tar", {**third, damaged: b"\x89PNG\r\n\x1a\n damaged"})
     index = open_index(tmp_path / "tars")
     place = sorted(files).index(damaged)
-    assert (len(index), read_or_next(index, place)[1]) == (20, [place])
+    assert (len(index), read_or_next(index, place)[1], index.name(place)) == (20, [place], damaged)
     assert "labels" not in " ".join(index.notes)
 
 
@@ -116,5 +121,7 @@ def test_a_label_at_a_server_that_is_away_is_not_left_out() -> None:
 
         parts = read
 
+    files = Entries()
+    files.append(Entry("a.cls", 1))
     with pytest.raises(UserError, match="away"):
-        labels_beside({"a.cls": Entry("a.cls", 1)}, Away())  # type: ignore[arg-type]
+        labels_beside(files, Away())  # type: ignore[arg-type]

@@ -27,5 +27,5 @@ def test_images_in_several_archives_are_read_there_and_not_looked_at_where_their
     write_contents(folder, earlier=(), progress=lambda *_: 1 / 0)  # nothing is counted, as nothing is looked at
     table = Table.load(folder)
     assert [table.reader.read(table.entry(row)) for row in (0, 1)] == [b"abc", b"xy"]
-    assert table.parts(0)(1, 2) == b"bc"
+    assert table.reader.parts(table.entry(0))(1, 2) == b"bc"
     assert (table.contents["digest"].tolist(), table.source) == ([7, 9], "two tars")

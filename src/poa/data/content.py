@@ -23,7 +23,8 @@ CONTENT = np.dtype([("modified", "<i8"), ("changed", "<i8"), ("digest", "<u8")])
 MOST_NAMED = 10
 """Images that could not be read, of all that are left out."""
 _IN_WORDS = {"train": "training images", "images": "images"}
-_AT_ONCE, _THREADS = 256, 8
+_AT_ONCE = 256
+THREADS = 8
 _WAITING = 64
 """Parts that are handed to threads before the values of the first are taken; each holds its items."""
 Count = Callable[[str, int, int | None], None]
@@ -125,10 +126,12 @@ def content_digest(size: int, read: Callable[[int, int], bytes | memoryview]) ->
     return int(short_digest(b"%d " % size, *(read(*span) for span in spans)), 16)
 
 
-def contents(look: Callable[[T], Content], files: Iterable[T], number: int, progress: Count) -> npt.NDArray[Any]:
+def contents(
+    look: Callable[[T], Content], files: Iterable[T], number: int, progress: Count, *, threads: int = THREADS
+) -> npt.NDArray[Any]:
     """Look at so many files, several at a time."""
     found, done = np.zeros(number, CONTENT), 0
-    for part in _in_threads(look, files):
+    for part in _in_threads(look, files, threads):
         found[done : done + len(part)] = part
         done += len(part)
         progress("images indexed", done, number)
@@ -170,7 +173,7 @@ def are_unchanged(paths: Iterable[str], sizes: npt.NDArray[np.int64], before: np
     """Whether files have the sizes and times that they had when they were looked at."""
     numbers = (map(int, column) for column in (sizes, before["modified"], before["changed"]))
     wanted = zip(paths, *numbers, strict=True)
-    return all(all(part) for part in _in_threads(lambda each: _state(each[0]) == each[1:], wanted))
+    return all(all(part) for part in _in_threads(lambda each: _state(each[0]) == each[1:], wanted, THREADS))
 
 
 def _state(path: str) -> tuple[int, int, int] | None:
@@ -181,10 +184,10 @@ def _state(path: str) -> tuple[int, int, int] | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[list[R]]:
+def _in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[list[R]]:
     """Values of a function in order, in parts."""
     left = iter(items)
     parts = iter(lambda: list(islice(left, _AT_ONCE)), [])
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         while some := list(islice(parts, _WAITING)):
             yield from pool.map(lambda part: [function(item) for item in part], some)

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+NOWHERE = -1
+"""The offset of what has a name in an archive, but no content there: links, devices."""
+
 
 class Entry(NamedTuple):
     """One image file."""
@@ -38,12 +41,13 @@ class Entries:
         for column, number in zip(self._numbers.values(), entry[1:], strict=True):
             column.append(number)
 
-    def sort(self) -> None:
-        """Order by name, those of one name as they came."""
+    def sort(self) -> npt.NDArray[np.int64]:
+        """Order by name, those of one name as they came; returns the rows in which they were."""
         order = np.array(self.names, object).argsort(kind="stable")
         self.names = [self.names[row] for row in order]
         for column in self._numbers.values():
             column[:] = array(column.typecode, np.asarray(column)[order].tobytes())
+        return order
 
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> "Entries":
         """Some of them, in that order."""
@@ -61,6 +65,10 @@ class Entries:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __getitem__(self, row: int) -> Entry:
+        size, offset, stored, deflated, file = (column[row] for column in self._numbers.values())
+        return Entry(self.names[row], size, offset, stored, bool(deflated), file)
 
     def __iter__(self) -> Iterator[Entry]:
         for name, size, offset, stored, deflated, file in zip(self.names, *self._numbers.values(), strict=True):

@@ -134,7 +134,7 @@ def stamp_of(place: str) -> Stamp:
 
 def raw_file(place: str) -> io.RawIOBase:
     """A file here or at a server."""
-    return RemoteIO(remote_file(place)) if is_remote(place) else io.FileIO(place)
+    return RemoteIO(remote_file(place)) if is_remote(place) else Path(place).open("rb", buffering=0)
 
 
 def remote_file(address: str) -> RemoteFile:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from poa.data.content import (
     CONTENT,
+    THREADS,
     Content,
     Count,
     are_unchanged,
@@ -27,9 +28,9 @@ from poa.data.content import (
 )
 from poa.data.entries import Entries, Entry
 from poa.data.kinds import READERS
-from poa.data.reading import Reader, ReadPart
+from poa.data.reading import Reader
 from poa.data.remote import stamp_of
-from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, notes
+from poa.data.sources import Kind, Listing, Source, Stamp, folder_label, is_remote, notes
 from poa.errors import UserError
 
 _DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
@@ -142,10 +143,6 @@ class Table:
         """Reads the images."""
         return READERS[self.kind](self.place or [str(self.folder / "blob.bin")])
 
-    def parts(self, row: int) -> ReadPart:
-        """What reads parts of image ``row``, one behind the other."""
-        return self.reader.parts(self.entry(row))
-
 
 def write_listing(listing: Listing, source: Source, folder: Path) -> None:
     """Write the table of a listing, but for what the files hold, unless the listing says so."""
@@ -209,12 +206,19 @@ def write_contents(folder: Path, *, earlier: Iterable[Path], progress: Count) ->
 
 def _look(table: Table, known: Callable[[str], tuple[int, Content] | None], progress: Count) -> npt.NDArray[Any]:
     """What all files hold."""
-    number = len(table.records)
+    number = len(table)
     if table.files_in is not None:
         return contents(lambda path: content_of_file(path, known(path)), table.paths(), number, progress)
-    return contents(
-        lambda row: content_of_entry(table.entry(row).size, partial(table.parts, row)), range(number), number, progress
+    order = np.lexsort((table.records["offset"], table.records["file"]))
+    found = np.zeros(number, CONTENT)
+    found[order] = contents(
+        lambda entry: content_of_entry(entry.size, partial(table.reader.parts, entry)),
+        map(table.entry, order),
+        number,
+        progress,
+        threads=THREADS if is_remote(table.source) else 1,  # more would wait for one another rather than for the disk
     )
+    return found
 
 
 def _known(earlier: Iterable[Path]) -> Callable[[str], tuple[int, Content] | None]:

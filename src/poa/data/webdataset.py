@@ -1,11 +1,10 @@
 """Labels that lie beside the images of a tar, in the layout of WebDataset."""
 
 import json
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from poa.data.entries import Entry
+from poa.data.entries import NOWHERE, Entries
 from poa.data.images import BadImage
 from poa.data.lists import LABEL_NAMES
 from poa.data.reading import Reader
@@ -20,14 +19,14 @@ def key_of(name: str) -> str:
     return f"{folder}{slash}{file.partition('.')[0]}"
 
 
-def labels_beside(members: Mapping[str, Entry | None], reader: Reader) -> dict[str, str]:
+def labels_beside(files: Entries, reader: Reader) -> dict[str, str]:
     """Labels in ``KEY.cls``, else in ``KEY.json`` under a name that a column of labels may have, by key."""
     labels: dict[str, str] = {}
     for ending in reversed(LABEL_ENDINGS):
-        for name, entry in members.items():
-            if entry is not None and name.lower().endswith(ending):
+        for row, name in enumerate(files.names):
+            if name.lower().endswith(ending) and files[row].offset != NOWHERE:
                 with suppress(BadImage, UnicodeDecodeError, json.JSONDecodeError):
-                    text = reader.read(entry).decode()
+                    text = reader.read(files[row]).decode()
                     label = text.strip() if ending == LABEL_ENDINGS[0] else _in_record(json.loads(text))
                     if label:
                         labels[key_of(name)] = label
