@@ -20,10 +20,10 @@ def test_text_list_keeps_its_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", ["", "path,label\n", "\ufeffimage path,class,split\n"])
 def test_csv_list_with_labels(tmp_path: Path, header: str) -> None:
     touch(tmp_path, "a.jpg", "b, c.jpg")
-    (tmp_path / "list.csv").write_text(header + 'a.jpg,cat\n"b, c.jpg", dog ,extra\n', encoding="utf-8")
+    (tmp_path / "list.csv").write_text(header + 'a.jpg,"big\ncat"\n"b, c.jpg", dog ,extra\n', encoding="utf-8")
     found = listing(tmp_path / "list.csv")
     assert [entry.name for entry in found.entries] == ["a.jpg", "b, c.jpg"]
-    assert found.labels == ["cat", "dog"]
+    assert found.labels == ["big\ncat", "dog"]
     assert found.ignored == {}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,7 +112,7 @@ def list_files(source: Source, files: Sequence[Path], progress: Progress) -> Lis
     entries, labels, digests = Entries(), list[str](), array("Q")
     ignored: Counter[str] = Counter()
     for row, (path, label, image) in enumerate(_rows(place, columns)):
-        labels.append(label)
+        labels.append(intern(label))
         digests.append(0 if image is None else content_digest(len(image), partial(_slice, image)))
         if image is None:
             ignored["rows without an image"] += 1
