@@ -22,7 +22,11 @@ REFUSED = {
     "no folder named": ("evaluate knn", "MODEL requires an argument", "--help"),
     "nothing to list": ("sizes", "Give either", "the folder of a run", "--model NAME"),
     "no size named": ("extract run", "--size requires an argument", "--help"),
-    "too few numbers": ("pretrain --views.mean 1 2", "--views.mean requires 3", "got 2"),
+    "too few numbers": (
+        "pretrain --data digits --recipe demo --out new --views.mean 1 2",
+        "--views.mean has 2 values",
+        "images have 3 channels",
+    ),
     # settings, one by one
     "type": ("pretrain --epochs many", "epochs cannot be 'many'", "valid integer"),
     "range": ("pretrain --epochs 0", "epochs cannot be '0'", "greater than or equal to 1"),
