@@ -42,7 +42,7 @@ def test_commands_of_the_job_and_of_the_page() -> None:
     container = JOB["template"]["spec"]["containers"][0]
     understood(container["args"])
     of_page = list(commands(CLUSTERS))
-    assert len(of_page) == 3
+    assert len(of_page) == 4
     for words in of_page:
         understood(words)
     [listed] = re.findall(r"command: \[poa, (.*)\]", CLUSTERS)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data.image_files import content, pack, same
+from poa.data import archives
 from poa.data.images import BadImage, decode
 from poa.data.index import open_index
 from poa.errors import UserError
@@ -107,6 +108,7 @@ def test_unreadable_file_is_named(
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(io, "open", refuse)  # what Path.open and zipfile call
+    monkeypatch.setattr(archives, "raw_file", refuse)  # what opens tars
     with pytest.raises(UserError, match=f"Cannot read .*{kind}: Permission denied"):
         open_index(str(path))
 

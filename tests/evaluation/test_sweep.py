@@ -125,8 +125,9 @@ def test_a_protocol_may_prepare_networks_and_name_columns(tmp_path: Path) -> Non
     seen = []
 
     class Wide(Knn):
-        def prepare(self, network: nn.Module, *, image_size: int) -> Prepared:
+        def prepare(self, network: nn.Module, *, image_size: int, channels: int = 3) -> Prepared:
             assert not network.training
+            assert channels == 3
             return Prepared(Doubled(network), {"first": (0, 32), "image size": (0, image_size)})
 
         def __call__(self, train: Rows, test: Rows, **further: Any) -> Outcome:

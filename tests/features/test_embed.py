@@ -336,7 +336,7 @@ def test_a_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pyt
 
 def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'poa-ssl\[embed\]'"):
+    with pytest.raises(UserError, match=r"pip install 'poa-ssl\[parquet\]'"):
         write(tmp_path / "f.parquet", source=source(network=lambda _: pytest.fail("told too late")))
 
 
