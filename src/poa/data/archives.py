@@ -70,7 +70,7 @@ def list_tar(source: Source, progress: Progress) -> Listing:
     """List the images in an uncompressed tar or in several, sorted by name.
 
     Where labels lie beside images (`webdataset`), each is named as if it were in the folder of its class. Where several
-    tars have files of the same name, their names begin with the number of their tar.
+    tars have images of the same name, their names begin with the number of their tar.
     """
     shards = list(expanded(source.text)) if source.text else list(map(str, shards_of(source.path)))
     stamps = {each: stamp_of(each) for each in ([str(source.path)] if source.path.is_dir() else []) + shards}
