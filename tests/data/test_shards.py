@@ -60,10 +60,11 @@ def test_shards_are_the_folder_with_the_same_images(
         # Keys alone sort otherwise than the classes.
         of_keys = {f"{name[:3]}/{chr(219 - ord(name[0]))}{name[4:]}": content for name, content in part.items()}
         shard(tmp_path / f"tars/{number:02}.tar", of_keys if layout == "folders" else by_key(of_keys, layout))
-    (tmp_path / "tars/README.md").write_text("three tars")
+    for name in ("README.md", "08.parquet", "08_stats.json", ".hidden"):  # as img2dataset writes them
+        (tmp_path / "tars" / name).write_text("three tars")
     folder, shards = open_index(tmp_path / "set"), open_index(tmp_path / named)
     assert seen(shards) == seen(folder)
-    assert not shards.ignored
+    assert shards.ignored == ({} if layout != "json" else {".md": 1, ".parquet": 1, ".json": 1})
     assert len(list((tmp_path / "cache").glob("unfinished*"))) == 0
     for (one,), (other,) in zip(batches(folder, **SETTINGS), batches(shards, **SETTINGS), strict=True):
         assert all(map(torch.equal, one[:5], other[:5]))

@@ -20,7 +20,7 @@ from poa.data.entries import NOWHERE, Entries, Entry
 from poa.data.images import IMAGE_ENDINGS
 from poa.data.reading import HEADER, Members, Reader, Zipped, start
 from poa.data.remote import raw_file, stamp_of
-from poa.data.shards import expanded, shards_of
+from poa.data.shards import beside, expanded, shards_of
 from poa.data.sources import (
     SPECIAL,
     Kind,
@@ -79,7 +79,8 @@ def list_tar(source: Source, progress: Progress) -> Listing:
     for number, shard in enumerate(shards):
         files = _in_tar(shard, number, stamps[shard].size, partial(_further, progress, len(images.entries)))
         images.add(files, labels_beside(files, reader))
-    return replace(images.listing(), stamps=stamps, place=shards)
+    listing = images.listing()
+    return replace(listing, stamps=stamps, place=shards, ignored=listing.ignored + beside(source.path))
 
 
 def _in_tar(path: str, number: int, length: int, progress: Progress) -> Entries:

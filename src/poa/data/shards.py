@@ -2,13 +2,15 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from poa.errors import UserError, counted
 
 TAR = ".tar"
-_TEXTS = ("", ".txt", ".md", ".json", ".jsonl", ".yaml", ".csv", ".idx")
+_ABOUT = ("", ".txt", ".md", ".json", ".jsonl", ".yaml", ".csv", ".tsv", ".idx", ".index", ".log", ".parquet")
+"""Endings of texts and tables about tars, as img2dataset and others write them."""
 MOST_SHARDS = 10_000
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{},]*(?:,[^{},]*)+))\}")
 
@@ -19,17 +21,23 @@ def is_pattern(path: Path) -> bool:
 
 
 def has_shards(folder: Path) -> bool:
-    """Whether a folder has tars in it, and beside them nothing but texts about them."""
+    """Whether a folder has tars in it, and beside them nothing but texts and tables about them."""
     found = False
     with os.scandir(folder) as items:
         for item in items:
             if item.name.startswith("."):
                 continue
             ending = Path(item.name).suffix.lower()
-            if not item.is_file() or ending not in (TAR, *_TEXTS):
+            if not item.is_file() or ending not in (TAR, *_ABOUT):
                 return False
             found |= ending == TAR
     return found
+
+
+def beside(path: Path) -> Counter[str]:
+    """Endings of what a folder has beside its tars; nothing where no folder is named."""
+    files = path.iterdir() if path.is_dir() else ()
+    return Counter(each.suffix.lower() for each in files if each.suffix.lower() != TAR and each.name[0] != ".")
 
 
 def shards_of(path: Path) -> list[Path]:

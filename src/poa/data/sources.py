@@ -114,7 +114,7 @@ def resolve(data: str | os.PathLike[str]) -> Source:
     path = Path(data).expanduser()
     try:
         if path.is_dir():
-            kind: Kind = "rows" if has_tables(path) else "tar" if has_shards(path) else "folder"
+            kind: Kind = "tar" if has_shards(path) else "rows" if has_tables(path) else "folder"
             return Source(kind, path.resolve())
         for outer in (path, *path.parents):
             inside = "/".join(path.relative_to(outer).parts)
