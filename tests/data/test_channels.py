@@ -70,7 +70,7 @@ def test_three_channels_of_8_bits_are_as_without_channels() -> None:
 def test_other_numbers_of_channels_are_refused_and_equal_ones_are_grey() -> None:
     assert with_channels(np.full((2, 2, 3), 7), 1).tolist() == np.full((2, 2, 1), 7).tolist()
     for stored, wanted in ((3, 1), (4, 3), (1, 8)):
-        with pytest.raises(BadImage, match=f"it has {stored} channels, and --channels is {wanted}"):
+        with pytest.raises(BadImage, match=f"it has {stored} channels?, and --channels is {wanted}"):
             with_channels(np.arange(4 * stored).reshape(2, 2, stored), wanted)
     for mode in ("1", "L", "P"):
         image = Image.new("L", (3, 2), 0).convert(mode)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from poa.data.cache import cache_folder
 from poa.data.held import Items, named, save
 from poa.data.index import ImageIndex, open_index
 from poa.errors import UserError
@@ -146,3 +147,14 @@ def test_saving_once(tmp_path: Path, cache: Path) -> None:
         save([IMAGE], path, quiet)
     with pytest.raises(UserError, match="give it that ending"):
         save([IMAGE], tmp_path / "my.tar", quiet)
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("POA_CACHE", str(tmp_path / "file/cache"))
+    paths = [Path(named([IMAGE + number], quiet)) for number in range(2)]
+    assert paths[0].parent == paths[1].parent == cache_folder()
+    assert all(path.is_file() for path in paths)
+    assert caplog.text.count("is not stored for later runs") == 1

@@ -126,7 +126,7 @@ def test_an_exported_size_takes_its_channels(run: Run, tmp_path: Path) -> None:
         ({"views": {"mean": [0.5] * 4, "std": [0.5] * 4}}, "--views.mean has 4 values .* but images have 3 channels"),
         (
             {"channels": 2},
-            r"No image tried in .*\(not supported: it has 1 channels, and --channels is 2",
+            r"No image tried in .*\(not supported: it has 1 channel, and --channels is 2",
         ),
     ],
 )

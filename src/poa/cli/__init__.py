@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _seldom_go_through_modules() -> None:
     """Keep the garbage collector from the million objects of torch and timm, while they are imported and at the end.
 
-    It takes a third of the time of a short command. What is made later is collected as before.
+    It takes a third of the time of a short command. What does not live long is collected as before.
     """
     gc.set_threshold(*gc.get_threshold()[:2], 1000)
     atexit.register(gc.freeze)

@@ -60,7 +60,7 @@ def with_channels(
         return array.repeat(RGB, axis=2)
     if (stored, channels) == (RGB, 1) and (array == array[:, :, :1]).all():
         return array[:, :, :1]
-    raise BadImage(f"not supported: it has {stored} channels, and --channels is {channels}")
+    raise BadImage(f"not supported: it has {counted(stored, 'channel')}, and --channels is {channels}")
 
 
 def in_range(

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from poa.data.cache import cache_folder
 from poa.data.content import Count
 from poa.data.images import IMAGE_ENDINGS, BadImage, as_rgb
-from poa.data.index import cache_folder
 from poa.data.sources import ending_of, left_out
 from poa.errors import UserError
 from poa.files import whole_file, working_folder
@@ -95,12 +95,13 @@ def save(data: Items, out: Path, progress: Count) -> Path:
 
 def _in_cache(name: str, write: Callable[[Path], None]) -> Path:
     """Write a file of the cache that is named by its content."""
-    with working_folder(cache_folder() / name) as folder:
+    root = cache_folder()
+    with working_folder(root / name) as folder:
         file = folder / name
         write(file)
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        return file.replace(cache_folder() / f"{digest[:32]}-{name}")
+        return file.replace(root / f"{digest[:32]}-{name}")
 
 
 def _write_list(paths: Iterable[tuple[Any, Any]], file: Path) -> None:

@@ -1,11 +1,8 @@
 """The index of a set of images: built once, memory-mapped by every process, read at random."""
 
-import atexit
 import contextlib
 import logging
-import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -18,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poa import distributed
+from poa.data.cache import cache_folder
 from poa.data.content import MOST_NAMED, Count, Identity, LeftOut, labels_digest, short_digest
 from poa.data.images import OPTIONAL_FORMATS, BadImage
 from poa.data.joined import Joined
@@ -297,18 +295,3 @@ def _remove_stale(root: Path, *, key: str, but: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process removes it too
             if folder != but and time.time() - folder.stat().st_mtime > _STALE_AFTER:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def cache_folder(cache: Path | None = None) -> Path:
-    """The folder for tables and for images of programs, made if missing; for this process alone if that fails."""
-    try:
-        root = cache or Path(os.environ.get("POA_CACHE") or Path.home() / ".cache/poa/index")
-        root.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=root).close()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a user without home, as in containers
-        root = Path(tempfile.mkdtemp(prefix="poa-index-"))
-        atexit.register(shutil.rmtree, root, ignore_errors=True)
-        _LOG.warning(
-            "The list of images is not stored for later runs (%s): set POA_CACHE to a folder to store it.", error
-        )
-    return root.resolve()

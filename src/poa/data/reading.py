@@ -113,13 +113,12 @@ class Zipped:
     """Images in a zip, stored or deflated.
 
     Args:
-        path: Of the zip, for messages.
-        read: What reads its parts.
+        path: Of the zip.
     """
 
-    def __init__(self, path: str, read: ReadPart | None = None) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._read = read or Archive(path).read
+        self._read = Archive(path).read
 
     def read(self, entry: Entry) -> bytes:
         """Read an image; its checksum is not compared."""

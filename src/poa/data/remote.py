@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from poa.data.blocks import Blocks, most_kept
+from poa.data.cache import cache_folder
 from poa.data.content import short_digest
 from poa.data.entries import Entries, Entry
 from poa.data.images import BadImage, check_bytes
@@ -289,9 +290,10 @@ def _opened(protocol: str, _process: int) -> Any:
 
 def _blocks() -> Blocks:
     """Where blocks are kept: beside the tables of images."""
-    return _blocks_in(os.environ.get("POA_CACHE") or str(Path.home() / ".cache/poa/index"), most_kept())
+    return _blocks_in(os.environ.get("POA_CACHE", ""), most_kept())
 
 
 @cache
-def _blocks_in(root: str, most: int) -> Blocks:
-    return Blocks(Path(root, "blocks"), most)
+def _blocks_in(_wanted: str, most: int) -> Blocks:
+    """One for each value of $POA_CACHE: this is asked for at every read."""
+    return Blocks(cache_folder() / "blocks", most)
