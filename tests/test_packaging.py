@@ -48,6 +48,13 @@ def test_version_is_ours_though_another_poa_is_installed(
     assert words["device"].split()[0] in ("cpu", "cuda", "mps")
 
 
+def test_a_version_has_its_section_and_date_and_the_changelog_goes_on_above_it() -> None:
+    sections = re.findall(r"^## \[(.+)\](?: - ([\d-]+))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert sections[0] == ("Unreleased", "")
+    if ".dev" not in library.__version__:
+        assert sections[1] == (library.__version__, str(CITATION["date-released"]))
+
+
 def test_extras_that_are_named_are_ours() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
     commands = re.findall(r"pip install [^`\n]*?([\w.-]+)\[([\w,]+)\]", text)

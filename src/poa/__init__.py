@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from poa.plots.tables import Value
     from poa.pretraining.observers import Callback
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "UserError",
