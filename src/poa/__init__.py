@@ -204,8 +204,7 @@ def evaluate(
     place = None if out is None else Path(out)
     source = model_source(name_of, image_size=image_size, out=place, **given)
     options = SweepOptions(sizes, name, workers, overwrite, max_bad_share=max_bad_share)
-    voters = None if train is None else named(train)
-    results = scoring.evaluate(source, chosen, train=voters, test=named(test), limit=limit, options=options)
+    results = scoring.evaluate(source, chosen, train=named(train), test=named(test), limit=limit, options=options)
     return results.of(source.choose(sizes))
 
 

@@ -21,6 +21,8 @@ REFUSED = {
     "word without a flag": ("pretrain images", "Unexpected argument 'images'", "--name VALUE"),
     "no folder named": ("evaluate knn", "MODEL requires an argument", "--help"),
     "nothing to list": ("sizes", "Give either", "the folder of a run", "--model NAME"),
+    "no images": ("doctor", "No images are named", "give a folder"),
+    "no image after a flag": ("evaluate knn run --test one --train", "No images are named", "give a folder"),
     "no size named": ("extract run", "--size requires an argument", "--help"),
     "too few numbers": (
         "pretrain --data digits --recipe demo --out new --views.mean 1 2",

@@ -27,6 +27,7 @@ from poa.evaluation.sweep import SweepOptions
 from poa.robustness.conditions import Robustness
 from poa.tasks.detection.data import CocoImages
 from poa.tasks.segmentation.masks import MaskedImages
+from refusals import refused
 
 Case = tuple[str, str, dict[str, Any]]
 SOURCE = ("runs/mine", {"branch": "untrained", "image_size": 32, "out": Path("there"), "checkpoint": 8})
@@ -35,9 +36,9 @@ ELSEWHERE = SOURCE[0], {"branch": "untrained", "image_size": 32, "checkpoint": 8
 GENERAL = "--sizes 32x2 64x3 --branch untrained --name mine --image-size 32 --out there --limit 7 --checkpoint 8 "
 GENERAL += "--workers 2 --overwrite --max-bad-share 0.2"
 SWEEP = {"source": SOURCE, "limit": 7, "options": (("32x2", "64x3"), "mine", 2, True, 0.2)}
-LABELLED = f"--train a --test b {GENERAL}"
+LABELLED = f"--train a c --test b d {GENERAL}"
 SCORING = "poa.evaluation.evaluate.evaluate"
-SCORED = {**SWEEP, "train": "a", "test": "b"}
+SCORED = {**SWEEP, "train": ("a", "c"), "test": ("b", "d")}
 SMALL = segmentation.PRESETS["small-data-upernet"]
 CASES: dict[str, Case] = {
     "evaluate knn": (f"{LABELLED} --k 3 4", SCORING, {**SCORED, "protocol": Knn(ks=(3, 4))}),
@@ -54,14 +55,14 @@ CASES: dict[str, Case] = {
         {**SCORED, "protocol": Probe(standardise=False, epochs=3)},
     ),
     "evaluate cluster": (
-        f"--test b {GENERAL} --seeds 3 --clusters 4",
+        f"--test b d {GENERAL} --seeds 3 --clusters 4",
         SCORING,
         {**SCORED, "train": None, "protocol": Cluster(seeds=(0, 1, 2), clusters=4)},
     ),
     "evaluate quality": (
-        f"--data a {GENERAL} --k 3 --seed 2",
+        f"--data a c {GENERAL} --k 3 --seed 2",
         "poa.evaluation.quality.evaluate",
-        {**SWEEP, "data": "a", "k": 3, "seed": 2},
+        {**SWEEP, "data": ("a", "c"), "k": 3, "seed": 2},
     ),
     "evaluate robustness": (
         f"{LABELLED} --masks m --test-limit 5 --kinds occlusion --k 3",
@@ -74,9 +75,9 @@ CASES: dict[str, Case] = {
         },
     ),
     "evaluate disturbances": (
-        "--images a --out b.png --image-size 32 --number 3 --seed 2",
+        "--images a c --out b.png --image-size 32 --number 3 --seed 2",
         "poa.robustness.plots.show",
-        {"images": "a", "out": Path("b.png"), "image_size": 32, "number": 3, "seed": 2},
+        {"images": ("a", "c"), "out": Path("b.png"), "image_size": 32, "number": 3, "seed": 2},
     ),
     "evaluate finetune": (
         f"{LABELLED} --preset imagenet-vit-s --save-every 3 --epochs 2",
@@ -116,9 +117,9 @@ CASES: dict[str, Case] = {
         },
     ),
     "finetune": (
-        f"--train a {GENERAL} --preset imagenet-vit-s --save-every 3 --epochs 2",
+        f"--train a c {GENERAL} --preset imagenet-vit-s --save-every 3 --epochs 2",
         "poa.tasks.evaluate.finetune_networks",
-        {**SWEEP, "train": "a", "config": finetune.PRESETS["imagenet-vit-s"].changed(epochs=2), "save_every": 3},
+        {**SWEEP, "train": ("a", "c"), "config": finetune.PRESETS["imagenet-vit-s"].changed(epochs=2), "save_every": 3},
     ),
     "segment": (
         f"--train a --masks b {GENERAL} --classes f --ignore 11 --preset small-data-upernet --save-every 3 --epochs 2",
@@ -133,30 +134,30 @@ CASES: dict[str, Case] = {
         | {"save_every": 3},
     ),
     "predict": (
-        "a --out b --all-classes --min-score 0.5 --limit 7 --workers 2 --overwrite",
+        "a c --out b --all-classes --min-score 0.5 --limit 7 --workers 2 --overwrite",
         "poa.tasks.predict.predict",
-        {"model": "runs/mine", "images": "a", "out": Path("b"), "all_classes": True, "min_score": 0.5, "limit": 7}
+        {"model": "runs/mine", "images": ("a", "c"), "out": Path("b"), "all_classes": True, "min_score": 0.5, "limit": 7}
         | {"workers": 2, "overwrite": True},
     ),
     "doctor": (
-        "--out a.html --write-list b.txt --min-side 9 --model m --size 32x2 --checkpoint best --limit 7 --workers 2 "
+        "a --out a.html --write-list b.txt --min-side 9 --model m --size 32x2 --checkpoint best --limit 7 --workers 2 "
         "--overwrite",
         "poa.examination.examine.examine",
-        {"data": "runs/mine", "settings": Examination(min_side=9), "out": Path("a.html"), "write_list": Path("b.txt")}
+        {"data": ("runs/mine", "a"), "settings": Examination(min_side=9), "out": Path("a.html"), "write_list": Path("b.txt")}
         | {"comparison": (("m", {"checkpoint": "best"}), "32x2"), "limit": 7, "workers": 2, "overwrite": True},
     ),
     "embed": (
-        "--data a --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite "
+        "--data a c --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite "
         "--checkpoint 8",
         "poa.features.embed.embed",
-        {"source": ELSEWHERE, "data": "a", "out": Path("b"), "sizes": ("32x2",), "patches": True}
+        {"source": ELSEWHERE, "data": ("a", "c"), "out": Path("b"), "sizes": ("32x2",), "patches": True}
         | {"limit": 7, "workers": 2, "overwrite": True},
     ),
     "pictures": (
-        "--images a --out b --sizes 32x2 --kinds colours matches --limit 7 --show 3 --seed 2 --branch untrained "
+        "--images a c --out b --sizes 32x2 --kinds colours matches --limit 7 --show 3 --seed 2 --branch untrained "
         "--image-size 32 --workers 2 --overwrite --checkpoint 8",
         "poa.pictures.draw.draw",
-        {"sources": [ELSEWHERE], "images": "a", "out": Path("b"), "sizes": ("32x2",), "kinds": ("colours", "matches")}
+        {"sources": [ELSEWHERE], "images": ("a", "c"), "out": Path("b"), "sizes": ("32x2",), "kinds": ("colours", "matches")}
         | {"limit": 7, "show": 3, "seed": 2, "workers": 2, "overwrite": True},
     ),
     "measure": (
@@ -169,7 +170,7 @@ CASES: dict[str, Case] = {
         },
     ),
     "choose": (
-        "--max-ms 5 --min-score 30 --threads 2 --score linear --checkpoint best --train a --test b --limit 7 "
+        "--max-ms 5 --min-score 30 --threads 2 --score linear --checkpoint best --train a c --test b d --limit 7 "
         "--workers 2",
         "poa.choice.choose.choose",
         {
@@ -177,7 +178,7 @@ CASES: dict[str, Case] = {
             "limits": Limits(max_ms=5, min_score=30),
             "score": "linear",
             "how": MeasureSettings(threads=2),
-            "images": Labelled("b", "a", 7, 2),
+            "images": Labelled(("b", "d"), ("a", "c"), 7, 2),
         },
     ),
     "export": (
@@ -187,19 +188,19 @@ CASES: dict[str, Case] = {
         {"given": "runs/mine", "sizes": ("32x2",), "image_size": 32, "checkpoint": "best"},
     ),
     "report": (
-        "--images a --out b.html --sizes 32x2 --kinds colours matches --limit 7 --show 3 --checkpoint best",
+        "--images a c --out b.html --sizes 32x2 --kinds colours matches --limit 7 --show 3 --checkpoint best",
         "poa.report.write.write_report",
-        {"subjects": ("runs/mine",), "images": "a", "out": Path("b.html"), "sizes": ("32x2",)}
+        {"subjects": ("runs/mine",), "images": ("a", "c"), "out": Path("b.html"), "sizes": ("32x2",)}
         | {"kinds": ("colours", "matches"), "limit": 7, "show": 3, "checkpoint": "best"},
     ),
     "polish": (
-        "--size 32x2 --epochs 3 --data a --out b --checkpoint best",
+        "--size 32x2 --epochs 3 --data a c --out b --checkpoint best",
         "poa.experiments.polish.polish_settings",
         {
             "run": (Path("runs/mine"), {"checkpoint": "best"}),
             "size": "32x2",
             "epochs": 3,
-            "data": "a",
+            "data": ("a", "c"),
             "out": Path("b"),
         },
     ),
@@ -249,6 +250,16 @@ def arrived(monkeypatch: pytest.MonkeyPatch, command: str, words: str, function:
     if isinstance(options := found.get("options"), SweepOptions):
         found["options"] = (options.sizes, options.name, options.workers, options.overwrite, options.max_bad_share)
     return found
+
+
+def test_what_writes_files_runs_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    together = {"pretrain", "plan", "polish", "finetune", "segment", "detect", "evaluate", "sizes", "recipes"}
+    assert {name for name in cli.app if not name.startswith("-")} == together | set(cli.IN_ONE_PROCESS)
+    assert "poa doctor runs in one process, and a launcher says that this is one of 2" in refused(capsys, "doctor", "a")
 
 
 @pytest.mark.parametrize("command", CASES)

@@ -16,6 +16,7 @@ from poa.config.own import is_own, own_class, own_function
 from poa.data.index import open_index
 from poa.data.views import SampleCrops, changed
 from poa.errors import UserError
+from poa.evaluation.headings import data_name, heading_of_run
 from poa.families.base import Family
 from poa.methods.base import Method
 from poa.models.registry import describe, family_name, family_of
@@ -66,7 +67,10 @@ def test_method_and_augmentation_train_and_go_on_as_if_never_stopped(
     assert {"intact/contrast", "elastic/contrast"} < rows[0].keys()
     assert_same(*(load_checkpoint(each.checkpoint)["method"] for each in (run, whole)))
     monkeypatch.delitem(sys.modules, "mine")
-    assert poa.load(tmp_path / "run").extract("32x2", out=tmp_path / "model").is_dir()
+    opened = poa.load(tmp_path / "run")
+    assert opened.extract("32x2", out=tmp_path / "model").is_dir()
+    assert heading_of_run(opened) == "mine:Contrast on digits"
+    assert data_name(("a/b/c.zip/d", "e")) == "c.zip/d and e"
     assert "mine" not in sys.modules
 
 

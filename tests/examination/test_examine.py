@@ -117,6 +117,10 @@ def test_channels_are_those_of_all_pixels_of_images_of_one_size(images: Path) ->
     np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-5)
     np.testing.assert_allclose(spread, pixels.std(0), rtol=1e-5)
     assert facts(found)["classes"] == "3 classes of 1 image"
+    both = library.doctor(["lone", "set"], write_list="both.csv")
+    assert len(open_index("both.csv")) == len(both.kept) == 3 + 4  # three of set are copies of lone
+    with pytest.raises(UserError, match="the images of digits lie in one file"):
+        library.doctor(["lone", "digits"], write_list="again.csv")
 
 
 def test_what_is_left_out_can_be_chosen(images: Path) -> None:

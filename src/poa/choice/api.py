@@ -1,12 +1,13 @@
 """The functions of the Python API that measure and choose. Imports torch when they are called."""
 
 from collections.abc import Sequence
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from poa.choice.choose import Choice
     from poa.choice.measured import Measurement
+    from poa.data.held import Named
     from poa.models.run import Run
     from poa.models.source import ModelSource
 
@@ -45,8 +46,8 @@ def choose(
     run: "Run | str | PathLike[str]",
     *,
     score: str = "knn",
-    train: str | PathLike[str] | None = None,
-    test: str | PathLike[str] | None = None,
+    train: "Named | None" = None,
+    test: "Named | None" = None,
     limit: int | None = None,
     workers: int = 0,
     **settings: Any,
@@ -72,10 +73,11 @@ def choose(
     from poa.choice import choose as choosing
     from poa.choice.scores import labelled
     from poa.config.choice import Limits, MeasureSettings
+    from poa.features.images import named
 
     limits = Limits(**{name: settings.pop(name) for name in list(settings) if name in Limits.model_fields})
     how = MeasureSettings(**settings)
-    images = labelled(None if train is None else fspath(train), None if test is None else fspath(test), limit, workers)
+    images = labelled(named(train), named(test), limit, workers)
     return choosing.choose(_source(run), limits, score=score, how=how, images=images)
 
 

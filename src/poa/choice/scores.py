@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from poa.data.sources import Data
 from poa.errors import UserError
 from poa.evaluation.evaluate import PROTOCOLS, SHOWN, evaluate, protocol_of
 from poa.evaluation.results import NotScored, Results
@@ -32,13 +33,13 @@ class Known:
 class Labelled:
     """Images to score on, as ``poa evaluate`` takes them."""
 
-    test: str
-    train: str | None = None
+    test: Data
+    train: Data | None = None
     limit: int | None = None
     workers: int = 0
 
 
-def labelled(train: str | None, test: str | None, limit: int | None, workers: int) -> Labelled | None:
+def labelled(train: Data | None, test: Data | None, limit: int | None, workers: int) -> Labelled | None:
     """The images that are given, if any.
 
     Raises:

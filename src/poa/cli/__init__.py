@@ -16,6 +16,7 @@ from poa.cli import choose, completion, data, evaluate, inspect, plan, pretrain,
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag
 from poa.errors import UserError, reason
+from poa.machine import launchers
 from poa.text import make_printable, one_line, shown_warnings
 
 # What a command needs is imported when it runs: `poa --help` and a mistyped flag shall not wait for torch. And what
@@ -69,6 +70,9 @@ app.command(completion.install_completion, name="--install-completion")
 WITH_MODEL_SETTINGS = ("plan", "pretrain", "sizes", "extract", "compare")
 """Commands in which --model is short for --model.name: cyclopts takes either a value or further settings."""
 
+IN_ONE_PROCESS = "extract export demo compare gradients predict measure choose doctor embed pictures report".split()
+"""Commands that write files and do not share their work among the processes of a launcher."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a user's mistake ends it with one sentence and status 2.
@@ -81,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         _seldom_go_through_modules()
     words = sys.argv[1:] if arguments is None else arguments
     try:
+        _check_processes(words)
         with shown_warnings():
             app(in_full(words), exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -89,6 +94,16 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(reason(error))
     except KeyboardInterrupt:
         _fail("Interrupted.", status=130)
+
+
+def _check_processes(words: Sequence[str]) -> None:
+    """Refuse to do the same in several processes, which would write the same files."""
+    found = launchers.place() if words and words[0] in IN_ONE_PROCESS else None
+    if found is not None and found.num_processes > 1:
+        raise UserError(
+            f"poa {words[0]} runs in one process, and a launcher says that this is one of {found.num_processes}. Start "
+            "it without torchrun or srun; in a shell that has their variables, with: env -u RANK -u WORLD_SIZE poa ..."
+        )
 
 
 def _seldom_go_through_modules() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from poa.cli.evaluate import FLAGS, Model, Names, say
+from poa.cli.evaluate import FLAGS, Model, Names, OptionalSources, say
 from poa.config.choice import Limits, MeasureSettings
 from poa.config.values import Step
 from poa.errors import UserError
@@ -58,8 +58,8 @@ def choose(
     score: str = "knn",
     checkpoint: Step | None = None,
     how: How = MeasureSettings(),
-    train: str | None = None,
-    test: str | None = None,
+    train: OptionalSources = None,
+    test: OptionalSources = None,
     limit: int | None = None,
     workers: int = 0,
 ) -> None:

@@ -13,9 +13,7 @@ from poa.text import plain_console, shell_word
 
 
 def doctor(
-    data: str,
-    /,
-    *,
+    *data: str,
     out: Path | None = None,
     write_list: Path | None = None,
     settings: Annotated[Examination, FLAGS] = Examination(),

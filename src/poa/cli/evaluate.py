@@ -23,9 +23,11 @@ from poa.config.protocols import (
 )
 from poa.config.values import Settings, Step, flag
 from poa.errors import UserError
+from poa.machine.launchers import is_first
 from poa.text import plain_console, tell
 
 if TYPE_CHECKING:
+    from poa.data.sources import Data
     from poa.evaluation.results import Results, Scores
     from poa.evaluation.sweep import SweepOptions
     from poa.models.source import ModelSource
@@ -47,6 +49,9 @@ Kinds = Annotated[
 ]
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
+Sources = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+"""Images of one source or of several."""
+OptionalSources = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())]
 
 
 @Parameter(name="*")
@@ -55,12 +60,12 @@ class Images:
     """Labelled images.
 
     Attributes:
-        train: Labelled images to learn from: a folder of class folders, a CSV list, an archive.
+        train: Labelled images to learn from: a folder of class folders, a CSV list, an archive; or several of these.
         test: Labelled images to test on.
     """
 
-    train: str
-    test: str
+    train: Sources
+    test: Sources
 
 
 @Parameter(name="*")
@@ -102,7 +107,7 @@ class Options:
         )
         if self.out is None and source.family is None:  # not in a folder of its own
             text = f"Results are written to {source.out} in the current folder; --out FOLDER names another place."
-            tell(plain_console(stderr=True), text)
+            tell(plain_console(stderr=True, quiet=not is_first()), text)
         return source
 
     def at(self, image_size: int) -> Self:
@@ -111,9 +116,10 @@ class Options:
 
     def of_sweep(self) -> "SweepOptions":
         """Those that all sweeps take."""
+        from poa import distributed
         from poa.evaluation.sweep import SweepOptions
 
-        console = plain_console(stderr=True)
+        console = plain_console(stderr=True, quiet=not distributed.is_main())
         return SweepOptions(self.sizes, self.name, self.workers, self.overwrite, console, self.max_bad_share)
 
 
@@ -187,7 +193,7 @@ def cluster(
     model: Model,
     /,
     *,
-    test: str,
+    test: Sources,
     settings: Annotated[ClusterSettings, FLAGS] = ClusterSettings(),
     seeds: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     options: Options = DEFAULTS,
@@ -201,7 +207,9 @@ def cluster(
     _score(model, "cluster", settings.given() | {"seeds": tuple(range(seeds))}, None, test, options)
 
 
-def _score(model: str, protocol: str, given: Mapping[str, Any], train: str | None, test: str, options: Options) -> None:
+def _score(
+    model: str, protocol: str, given: Mapping[str, Any], train: "Data | None", test: "Data", options: Options
+) -> None:
     """Score by a protocol with the settings that are given; show a table, and draw a map of sizes."""
     from poa.evaluation import evaluate as scoring
     from poa.evaluation.headings import heading_of
@@ -223,7 +231,7 @@ def quality(
     model: Model,
     /,
     *,
-    data: str,
+    data: Sources,
     settings: Annotated[QualitySettings, FLAGS] = QualitySettings(),
     options: Options = DEFAULTS,
 ) -> None:
@@ -297,7 +305,7 @@ def robustness(
 
 
 @evaluate.command
-def disturbances(*, images: str, out: Path, image_size: int = 224, number: int = 0, seed: int = 0) -> None:
+def disturbances(*, images: Sources, out: Path, image_size: int = 224, number: int = 0, seed: int = 0) -> None:
     """Show the conditions of `poa evaluate robustness` on an image: a table of strengths, and a picture of them all.
 
     Args:
@@ -324,16 +332,22 @@ def show_results(
     source: "ModelSource",
     options: Options,
 ) -> None:
-    """Run a sweep and show its results, if some were asked for; networks without scores are reported after that."""
+    """Run a sweep, on all processes of a launcher, and show its results, if some were asked for.
+
+    Networks without scores are reported after that.
+    """
+    from poa import distributed
     from poa.evaluation.results import NotScored, results_file
 
     problem = None
-    try:
-        results = sweep(options=options.of_sweep())
-    except NotScored as error:
-        results, problem = error.results, error
-    if _asked(source, results, options):
-        show(results, results_file(source, results.protocol, options.name))
+    with distributed.process_group(device=distributed.this_device()):
+        try:
+            results = sweep(options=options.of_sweep())
+        except NotScored as error:
+            results, problem = error.results, error
+        if distributed.is_main() and _asked(source, results, options):
+            show(results, results_file(source, results.protocol, options.name))
+        distributed.barrier()  # torchrun ends all processes once one has failed
     if problem is not None:
         raise problem
 

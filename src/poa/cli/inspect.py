@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from poa.cli.evaluate import Model, Names, Switch, say
+from poa.cli.evaluate import Model, Names, OptionalSources, Sources, Switch, say
 from poa.config.values import Step
 from poa.errors import counted
 from poa.text import plain_console
@@ -23,7 +23,7 @@ def embed(
     model: Model,
     /,
     *,
-    data: str,
+    data: Sources,
     out: Path,
     sizes: Names = (),
     patches: Switch = False,
@@ -81,7 +81,7 @@ def say_bad(names: Sequence[str]) -> None:
 
 def pictures(
     *model: str,
-    images: str,
+    images: Sources,
     out: Path,
     sizes: Names = (),
     kinds: Kinds = ("attention", "colours", "neighbours", "matches", "prototypes"),
@@ -137,7 +137,7 @@ def pictures(
 def report(
     *model: str,
     out: Path | None = None,
-    images: str | None = None,
+    images: OptionalSources = None,
     sizes: Names = (),
     kinds: Kinds = ("attention", "colours", "neighbours", "matches", "prototypes"),
     limit: int | None = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 from rich.table import Table
 
-from poa.cli.evaluate import Switch, say
+from poa.cli.evaluate import OptionalSources, Sources, Switch, say
 from poa.cli.plan import Flags, planned, show_planned
 from poa.cli.show import show_sizes, show_table, show_untrained
 from poa.config import resolve
@@ -228,7 +228,7 @@ def polish(
     *,
     size: str,
     epochs: int | None = None,
-    data: str | None = None,
+    data: OptionalSources = None,
     out: Path | None = None,
     checkpoint: Step | None = None,
 ) -> None:
@@ -290,8 +290,8 @@ def recipes(name: str | None = None, /) -> None:
 def compare(
     *,
     sizes: Annotated[tuple[str, ...] | None, SEVERAL, OWN] = None,
-    train: Annotated[str, OWN],
-    test: Annotated[str, OWN],
+    train: Annotated[Sources, OWN],
+    test: Annotated[Sources, OWN],
     num_sizes: Annotated[tuple[int, ...] | None, SEVERAL, OWN] = None,
     all_sizes: Annotated[Switch, OWN] = False,
     seeds: Annotated[tuple[int, ...], SEVERAL, OWN] = (0, 1, 2),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from poa.cli.evaluate import Names, Switch, say
+from poa.cli.evaluate import Names, OptionalSources, Switch, say
 from poa.config.values import Step
 from poa.errors import UserError
 from poa.text import plain_console
@@ -36,10 +36,10 @@ class Checks:
         max_loss: An int8 file that loses more points of score is not kept.
     """
 
-    images: str | None = None
+    images: OptionalSources = None
     tolerance: float | None = None
-    train: str | None = None
-    test: str | None = None
+    train: OptionalSources = None
+    test: OptionalSources = None
     limit: int | None = None
     max_loss: float = 1.0
 
@@ -54,7 +54,7 @@ def export(
     image_size: int | None = None,
     checkpoint: Step | None = None,
     with_preprocessing: Switch = False,
-    calibrate: str | None = None,
+    calibrate: OptionalSources = None,
     checks: Checks = Checks(),
     out: Path | None = None,
     overwrite: Switch = False,

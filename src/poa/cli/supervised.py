@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from poa.cli.evaluate import Model, Options, Switch, say, show_results
+from poa.cli.evaluate import Model, Options, Sources, Switch, say, show_results
 from poa.cli.inspect import say_bad
 from poa.cli.tasks import OVER_PRESET, Epochs
 from poa.config.detection import PRESETS as DETECTION
@@ -62,7 +62,7 @@ def finetune(
     model: Model,
     /,
     *,
-    train: str,
+    train: Sources,
     preset: str = "small-data",
     save_every: Epochs = 1,
     flags: Annotated[Finetune, OVER_PRESET] = Finetune(),
@@ -173,9 +173,8 @@ def _show(sweep: Callable[..., "Results"], source: "ModelSource", options: Train
 
 def predict(
     model: str,
-    images: str,
     /,
-    *,
+    *images: str,
     out: Path,
     all_classes: Switch = False,
     min_score: float | None = None,

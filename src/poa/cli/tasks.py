@@ -16,6 +16,7 @@ from poa.config.finetune import TRANSFER, Finetune
 from poa.config.segmentation import PRESETS as SEGMENTATION
 from poa.config.segmentation import Segmentation
 from poa.config.values import preset_of
+from poa.machine.launchers import is_first
 from poa.text import note, plain_console
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _show(
     ``verb`` is the command that trains without a test.
     """
     sentence = f"This command trains and tests. To train the same models without test images, use `poa {verb}`."
-    note(plain_console(stderr=True), sentence)
+    note(plain_console(stderr=True, quiet=not is_first()), sentence)
 
     def show(results: "Results", path: Path) -> None:
         further = [f"{what}: {path.parent / name}, {text}" for what, name, text in files]

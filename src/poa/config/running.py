@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from poa.config.values import Count, NotNegative, Positive, Settings, Share, ShareAboveZero
+from poa.config.values import Count, NotNegative, Positive, Settings, Share, ShareAboveZero, Sources
 
 
 class OptimizerSettings(Settings):
@@ -62,7 +62,7 @@ class MonitorSettings(Settings):
 
     every_epochs: Positive = 1.0
     """How often the teacher's features are checked for collapse and sizes are scored."""
-    data: str | None = None
+    data: Sources | None = None
     """Labelled images for k-NN scores of the smallest, middle and largest size; not needed for training."""
     num_images: Annotated[int, Field(ge=2)] = 2048
     """Largest number of images used for these scores."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from poa.config.channels import USUAL
-from poa.data.sources import check_out
+from poa.data.sources import Data, check_out
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
 from poa.evaluation.cost import costs_of, known_flops, parameters
@@ -39,8 +39,8 @@ def evaluate(
     source: ModelSource,
     protocol: Protocol,
     *,
-    train: str | None = None,
-    test: str,
+    train: Data | None = None,
+    test: Data,
     limit: int | None = None,
     options: SweepOptions = DEFAULTS,
 ) -> Results:

@@ -18,7 +18,7 @@ from poa.data.channels import as_pixels, channels_last
 from poa.data.content import Identity
 from poa.data.index import ImageIndex
 from poa.data.loader import ScoringImages, images_for_scoring
-from poa.data.sources import check_out
+from poa.data.sources import Data, check_out
 from poa.data.views import BLUR_SIGMA, RATIO, collate, make_crops, sample_generator
 from poa.errors import UserError
 from poa.evaluation.knn import nearest_images
@@ -344,7 +344,7 @@ def _numbers(images: Sequence[int]) -> tuple[int, ...]:
 
 def evaluate(
     source: ModelSource,
-    data: str,
+    data: Data,
     *,
     k: int = NEIGHBOURS,
     seed: int = 0,

@@ -12,6 +12,7 @@ from poa import distributed
 from poa.config.examination import Examination
 from poa.data.channels import require_rgb
 from poa.data.index import ImageIndex
+from poa.data.sources import Data
 from poa.errors import UserError, counted
 from poa.examination import alike, files
 from poa.examination.alike import FIRST, Finder, Rows
@@ -54,7 +55,7 @@ class Comparison:
 
 
 def examine(
-    data: str,
+    data: Data,
     settings: Examination,
     *,
     out: Path | None = None,
@@ -110,7 +111,7 @@ def examine(
     return found
 
 
-def _check(data: str, path: Path | None, flag: str, endings: tuple[str, ...], overwrite: bool) -> None:
+def _check(data: Data, path: Path | None, flag: str, endings: tuple[str, ...], overwrite: bool) -> None:
     if path is not None:
         files.check(path, data, flag=flag, endings=endings, overwrite=overwrite)
 

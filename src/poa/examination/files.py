@@ -4,19 +4,19 @@ import csv
 import os
 from pathlib import Path
 
-from poa.data.sources import resolve
+from poa.data.sources import Data, resolve
 from poa.errors import UserError, nearest
 from poa.examination import page
 from poa.examination.findings import Findings
 from poa.files import make_folder, whole_file
-from poa.text import csv_cell, one_line
+from poa.text import csv_cell, names_of, one_line
 
 DELIMITERS = {".txt": "\t", ".csv": ",", ".tsv": "\t"}
 """Of lists, by ending."""
 REPORTS = (".html", ".csv")
 
 
-def check(path: Path, data: str, *, flag: str, endings: tuple[str, ...], overwrite: bool) -> None:
+def check(path: Path, data: Data, *, flag: str, endings: tuple[str, ...], overwrite: bool) -> None:
     """See that a file may be written.
 
     Raises:
@@ -26,22 +26,22 @@ def check(path: Path, data: str, *, flag: str, endings: tuple[str, ...], overwri
         raise UserError(f"{flag} must end in {' or '.join(endings)}, got {path}. {nearest(path.suffix, endings)}")
     if path.is_dir():
         raise UserError(f"{path} is a folder. Give {flag} the name of a file.")
-    source = resolve(data)
-    if path.exists() and source.path.exists() and path.samefile(source.path):
+    sources = map(resolve, names_of(data))
+    if path.exists() and any(each.path.exists() and path.samefile(each.path) for each in sources):
         raise UserError(f"{path} is the data itself, which is never changed. Choose another {flag}.")
     if path.exists() and not overwrite:
         raise UserError(f"{path} already exists. Choose another {flag}, or replace it with --overwrite.")
     make_folder(path.parent, content="What is found")
 
 
-def check_listable(data: str) -> None:
+def check_listable(data: Data) -> None:
     """See that the images are files of their own, which alone a list can name."""
-    source = resolve(data)
-    if source.kind not in ("folder", "list"):
-        raise UserError(
-            f"A list names files of their own, and the images of {source} lie in one file or elsewhere. Unpack or "
-            "copy them and give the folder, or leave out --write-list."
-        )
+    for source in map(resolve, names_of(data)):
+        if source.kind not in ("folder", "list"):
+            raise UserError(
+                f"A list names files of their own, and the images of {source} lie in one file or elsewhere. Unpack or "
+                "copy them and give the folder, or leave out --write-list."
+            )
 
 
 def write_report(found: Findings, path: Path) -> None:

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from poa.config.pretraining import SLIMMABLE, Config
 from poa.config.resolve import of_length
+from poa.data.sources import Data
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import only
@@ -18,7 +19,7 @@ EPOCHS_SHARE, LR_SHARE = 0.2, 0.25
 
 
 def polish_settings(
-    run: Run, size: str, *, epochs: int | None = None, data: str | None = None, out: Path | None = None
+    run: Run, size: str, *, epochs: int | None = None, data: Data | None = None, out: Path | None = None
 ) -> Config:
     """Settings of a run of one size that begins with the weights of that size, which are extracted if need be.
 

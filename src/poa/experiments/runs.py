@@ -13,7 +13,7 @@ from scipy.stats import t as student_t
 from poa.config.pretraining import Config
 from poa.config.resolve import as_begun, differences, of_run
 from poa.data.index import matched_labels
-from poa.data.sources import check_out
+from poa.data.sources import Data, check_out
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation import evaluate
@@ -47,8 +47,8 @@ class Labelled:
         workers: Processes that decode them.
     """
 
-    train: str
-    test: str
+    train: Data
+    test: Data
     limit: int | None = None
     workers: int = 0
 

@@ -16,6 +16,7 @@ from poa import distributed
 from poa.config.channels import USUAL
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex
+from poa.data.sources import Data
 from poa.errors import UserError, counted, nearest
 from poa.families.base import Features
 from poa.features.extract import Extracted, extract_features, read_batches
@@ -49,7 +50,7 @@ class Embedded(NamedTuple):
 
 def embed(
     source: ModelSource,
-    data: str,
+    data: Data,
     *,
     out: Path,
     sizes: str | Sequence[str] = (),

@@ -32,7 +32,9 @@ def open_images(data: Data, *, limit: int | None = None, console: Console | None
 
 
 def named(data: Any) -> Any:
-    """What ``--data`` takes in place of images that a program names or holds, with progress."""
+    """What ``--data`` takes in place of images that a program names or holds, with progress; None for None."""
+    if data is None:
+        return None
     with Bars(_console(None), after_seconds=PATIENCE_SECONDS) as progress:
         return held.named(data, progress)
 
@@ -40,10 +42,10 @@ def named(data: Any) -> Any:
 def with_named(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a pre-training with paths and images as text."""
     given = dict(settings)
-    if given.get("data") is not None:
+    if "data" in given:
         given["data"] = named(given["data"])
     monitor = given.get("monitor")
-    if isinstance(monitor, Mapping) and monitor.get("data") is not None:
+    if isinstance(monitor, Mapping) and "data" in monitor:
         given["monitor"] = {**monitor, "data": named(monitor["data"])}
     return {name: without_paths(value) for name, value in given.items()}
 

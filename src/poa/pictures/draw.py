@@ -17,7 +17,7 @@ from poa.data.channels import channels_last, require_rgb
 from poa.data.index import ImageIndex
 from poa.data.loader import images_for_scoring
 from poa.data.sampler import spread
-from poa.data.sources import check_out
+from poa.data.sources import Data, check_out
 from poa.data.views import BOX, FLIP, NUM_UNIFORMS, RATIO, collate, crop_box, make_crops, sample_generator
 from poa.errors import UserError, counted, nearest
 from poa.evaluation.quality import views_of
@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
 
 def draw(
     sources: Sequence[ModelSource],
-    images: str,
+    images: Data,
     *,
     out: Path,
     sizes: str | Sequence[str] = (),
@@ -153,7 +153,7 @@ def _networks(sources: Sequence[ModelSource], sizes: str | Sequence[str]) -> lis
     ]
 
 
-def _open(images: str, limit: int | None, console: Console, *, show: int, needs_all: bool) -> ImageIndex:
+def _open(images: Data, limit: int | None, console: Console, *, show: int, needs_all: bool) -> ImageIndex:
     """As many images as the kinds need."""
     index = open_images(images, limit=limit, console=console)
     most = USUAL_LIMIT if limit is None else limit

@@ -4,15 +4,17 @@ import tempfile
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from poa.choice.subjects import Subject, opened
 from poa.config.values import Step
 from poa.errors import UserError, counted
+from poa.data.sources import Data
+from poa.features.images import named
 from poa.evaluation.headings import heading_of_run
 from poa.files import whole_file
 from poa.models.run import Run
@@ -25,12 +27,15 @@ from poa.report.page import html
 from poa.text import one_line
 from poa.training.metrics import read_metrics
 
+if TYPE_CHECKING:
+    from poa.data.held import Named
+
 
 def write_report(
     subjects: Sequence[Run | str | PathLike[str]],
     *,
     out: str | PathLike[str] | None = None,
-    images: str | PathLike[str] | None = None,
+    images: "Named | None" = None,
     sizes: str | Sequence[str] = (),
     kinds: Sequence[str] = tuple(KINDS),
     limit: int | None = None,
@@ -64,7 +69,7 @@ def write_report(
     file = asked or (first.folder if first else Path()) / "report.html"
     lines = curves(read_metrics(first.paths.metrics), first.config) if first and first.paths.metrics.exists() else []
     options = {"sizes": sizes, "kinds": kinds, "limit": limit, "show": show, "console": console}
-    pictures = [] if images is None else _pictures(found, fspath(images), **options)
+    pictures = [] if images is None else _pictures(found, named(images), **options)
     content = replace(content_of(found), curves=lines, pictures=pictures)
     title = f"{heading_of_run(first)}: {counted(len(found[0].rows), 'size')}" if first else one_line(found[0].name)
     with whole_file(file) as temporary:
@@ -72,7 +77,7 @@ def write_report(
     return file
 
 
-def _pictures(found: Sequence[Subject], images: str, **options: Any) -> list[Pictures]:
+def _pictures(found: Sequence[Subject], images: Data, **options: Any) -> list[Pictures]:
     """Pictures of networks, drawn to a folder that is removed again; the page holds their files."""
     with tempfile.TemporaryDirectory() as folder:
         drawn = draw([each.source for each in found], images, out=Path(folder, "pictures"), **options)

@@ -18,7 +18,7 @@ from poa.data.augment import normalise
 from poa.data.channels import require_rgb
 from poa.data.content import Identity, LeftOut
 from poa.data.index import ImageIndex, matched_labels
-from poa.data.sources import check_out
+from poa.data.sources import Data, check_out
 from poa.errors import UserError
 from poa.evaluation.knn import Knn, allowed_ks
 from poa.evaluation.linear import Linear
@@ -44,8 +44,8 @@ def evaluate(
     source: ModelSource,
     robustness: Robustness,
     *,
-    train: str,
-    test: str,
+    train: Data,
+    test: Data,
     masks: Path | None = None,
     limit: int | None = None,
     test_limit: int | None = None,

@@ -19,7 +19,7 @@ from torch import Tensor
 from poa.data.augment import normalise
 from poa.data.loader import read_or_none
 from poa.data.resize import centre_crop
-from poa.data.sources import check_out
+from poa.data.sources import Data, check_out
 from poa.errors import UserError
 from poa.features.images import open_images
 from poa.plots.figure import INK, SHEET_DPI, Cell, Row, legend, printable, save, sheet, style
@@ -127,7 +127,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, whose mean colour hidden cells have here; those of a network may differ."""
 
 
-def show(images: str, *, out: Path, image_size: int = 224, number: int = 0, seed: int = 0) -> Table:
+def show(images: Data, *, out: Path, image_size: int = 224, number: int = 0, seed: int = 0) -> Table:
     """Draw image ``number`` of some images under all conditions, a row a kind; the strengths of the corruptions.
 
     Raises:

@@ -1,12 +1,13 @@
 """The function of the Python API that exports. Imports torch when it is called."""
 
 from collections.abc import Sequence
-from os import PathLike, fspath
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from poa.config.values import without_paths
 
 if TYPE_CHECKING:
+    from poa.data.held import Named
     from poa.models.run import Run
     from poa.shipping.export import Result
 
@@ -18,8 +19,8 @@ def export_models(
     formats: Sequence[str] = ("onnx",),
     precisions: Sequence[str] = ("fp32",),
     image_size: int | None = None,
-    train: str | PathLike[str] | None = None,
-    test: str | PathLike[str] | None = None,
+    train: "Named | None" = None,
+    test: "Named | None" = None,
     limit: int | None = None,
     **further: Any,
 ) -> "Result":
@@ -42,12 +43,13 @@ def export_models(
     Raises:
         UserError: An argument is not valid.
     """
+    from poa.features.images import named
     from poa.models.source import located
     from poa.shipping.export import Wish, export
     from poa.shipping.networks import exportables
     from poa.shipping.scores import labelled
 
-    images = labelled(None if train is None else fspath(train), None if test is None else fspath(test), limit)
+    images = labelled(named(train), named(test), limit)
     wish = Wish(formats, precisions, labelled=images, **without_paths(further))
     given, step = located(subject)
     return export(exportables(given, sizes=sizes, image_size=image_size, checkpoint=step), wish)

@@ -50,8 +50,8 @@ class Wish:
     formats: Sequence[str] = ("onnx",)
     precisions: Sequence[str] = ("fp32",)
     pixels: bool = False
-    images: str | None = None
-    calibrate: str | None = None
+    images: Data | None = None
+    calibrate: Data | None = None
     labelled: Labelled | None = None
     tolerance: float | None = None
     max_loss: float = 1.0

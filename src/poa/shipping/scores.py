@@ -10,6 +10,7 @@ from torch import Tensor
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, labels_among, matched_labels
 from poa.data.loader import images_for_scoring
+from poa.data.sources import Data
 from poa.errors import UserError
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Rows
@@ -26,8 +27,8 @@ Run = Callable[[Tensor], Tensor]
 class Labelled(NamedTuple):
     """Images with labels: those that vote, needed where features are scored, those that are tested, and how many."""
 
-    train: str | None
-    test: str
+    train: Data | None
+    test: Data
     limit: int | None = None
 
 
@@ -86,7 +87,7 @@ def _accuracy(run: Run, network: Exportable, test: ImageIndex) -> float:
     return 100.0 * float((rows.features.argmax(dim=1) == rows.labels).double().mean())
 
 
-def labelled(train: str | None, test: str | None, limit: int | None) -> Labelled | None:
+def labelled(train: Data | None, test: Data | None, limit: int | None) -> Labelled | None:
     """The images asked for, if any."""
     if test is not None:
         return Labelled(train, test, limit)

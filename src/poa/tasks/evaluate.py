@@ -12,7 +12,7 @@ from poa.config.detection import Detection
 from poa.config.finetune import Finetune
 from poa.config.segmentation import Segmentation
 from poa.data.sampler import steps_per_epoch
-from poa.data.sources import check_out
+from poa.data.sources import Data, check_out
 from poa.errors import UserError, counted
 from poa.evaluation.results import Results
 from poa.evaluation.sweep import DEFAULTS, SweepOptions, overlap_of, sweep
@@ -49,14 +49,14 @@ def finetune_networks(
     source: ModelSource,
     config: Finetune,
     *,
-    train: str,
-    test: str | None = None,
+    train: Data,
+    test: Data | None = None,
     limit: int | None = None,
     save_every: int = 1,
     options: SweepOptions = DEFAULTS,
 ) -> Results:
     """Train networks on labelled images, or a class-balanced ``limit`` of them, all weights and a new classifier."""
-    check_out(source.out, train, *filter(None, [test]))
+    check_out(source.out, train, *([] if test is None else [test]))
     train_index = open_images(train, limit=limit, console=options.console)
     test_index = None if test is None else open_images(test, console=options.console)
     note_darkness(*filter(None, [train_index, test_index]), console=options.console)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from poa import distributed
 from poa.data.index import ImageIndex
-from poa.data.sources import check_out
+from poa.data.sources import Data, check_out
 from poa.errors import UserError, counted
 from poa.features.images import note_darkness, open_images
 from poa.files import make_folder, one_writer, whole_file, whole_folder
@@ -51,7 +51,7 @@ class Predicted(NamedTuple):
 
 def predict(
     model: str,
-    images: str,
+    images: Data,
     *,
     out: Path,
     all_classes: bool = False,
