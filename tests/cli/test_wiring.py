@@ -3,15 +3,20 @@
 What settings do there is tested with each protocol and task; of those that are flags one a command is given.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from poa import cli
 from poa.choice.scores import Labelled
+from poa.cli.evaluate import Options, show_results
 from poa.config import finetune, segmentation
 from poa.config.choice import Limits, MeasureSettings
 from poa.config.detection import Detection
@@ -22,6 +27,7 @@ from poa.evaluation.joint_linear import Switchable
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import FewShot
 from poa.evaluation.probe import Probe
+from poa.evaluation.results import Results
 from poa.evaluation.retrieval import Retrieval
 from poa.evaluation.sweep import SweepOptions
 from poa.robustness.conditions import Robustness
@@ -136,19 +142,31 @@ CASES: dict[str, Case] = {
     "predict": (
         "a c --out b --all-classes --min-score 0.5 --limit 7 --workers 2 --overwrite",
         "poa.tasks.predict.predict",
-        {"model": "runs/mine", "images": ("a", "c"), "out": Path("b"), "all_classes": True, "min_score": 0.5, "limit": 7}
+        {
+            "model": "runs/mine",
+            "images": ("a", "c"),
+            "out": Path("b"),
+            "all_classes": True,
+            "min_score": 0.5,
+            "limit": 7,
+        }
         | {"workers": 2, "overwrite": True},
     ),
     "doctor": (
         "a --out a.html --write-list b.txt --min-side 9 --model m --size 32x2 --checkpoint best --limit 7 --workers 2 "
         "--overwrite",
         "poa.examination.examine.examine",
-        {"data": ("runs/mine", "a"), "settings": Examination(min_side=9), "out": Path("a.html"), "write_list": Path("b.txt")}
+        {
+            "data": ("runs/mine", "a"),
+            "settings": Examination(min_side=9),
+            "out": Path("a.html"),
+            "write_list": Path("b.txt"),
+        }
         | {"comparison": (("m", {"checkpoint": "best"}), "32x2"), "limit": 7, "workers": 2, "overwrite": True},
     ),
     "embed": (
-        "--data a c --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 --overwrite "
-        "--checkpoint 8",
+        "--data a c --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 "
+        "--overwrite --checkpoint 8",
         "poa.features.embed.embed",
         {"source": ELSEWHERE, "data": ("a", "c"), "out": Path("b"), "sizes": ("32x2",), "patches": True}
         | {"limit": 7, "workers": 2, "overwrite": True},
@@ -157,7 +175,13 @@ CASES: dict[str, Case] = {
         "--images a c --out b --sizes 32x2 --kinds colours matches --limit 7 --show 3 --seed 2 --branch untrained "
         "--image-size 32 --workers 2 --overwrite --checkpoint 8",
         "poa.pictures.draw.draw",
-        {"sources": [ELSEWHERE], "images": ("a", "c"), "out": Path("b"), "sizes": ("32x2",), "kinds": ("colours", "matches")}
+        {
+            "sources": [ELSEWHERE],
+            "images": ("a", "c"),
+            "out": Path("b"),
+            "sizes": ("32x2",),
+            "kinds": ("colours", "matches"),
+        }
         | {"limit": 7, "show": 3, "seed": 2, "workers": 2, "overwrite": True},
     ),
     "measure": (
@@ -260,6 +284,26 @@ def test_what_writes_files_runs_in_one_process(
     together = {"pretrain", "plan", "polish", "finetune", "segment", "detect", "evaluate", "sizes", "recipes"}
     assert {name for name in cli.app if not name.startswith("-")} == together | set(cli.IN_ONE_PROCESS)
     assert "poa doctor runs in one process, and a launcher says that this is one of 2" in refused(capsys, "doctor", "a")
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_an_evaluation_is_shared_among_processes_and_shown_by_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_main: bool
+) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def group(*, device: torch.device) -> Iterator[None]:
+        told.append(f"joined on {device.type}")
+        yield
+        told.append("left")
+
+    monkeypatch.setattr("poa.distributed.process_group", group)
+    monkeypatch.setattr("poa.distributed.is_main", lambda: is_main)
+    source = SimpleNamespace(out=tmp_path, branch="teacher", choose=lambda _: ["32x2"])
+    results = Results("knn", {}, scores={"32x2": {"top1@20": 50.0}})
+    show_results(lambda options: results, lambda *_: told.append("shown"), source, Options())  # type: ignore[arg-type]
+    assert told == ["joined on cpu", *["shown"] * is_main, "left"]
 
 
 @pytest.mark.parametrize("command", CASES)

@@ -70,7 +70,8 @@ app.command(completion.install_completion, name="--install-completion")
 WITH_MODEL_SETTINGS = ("plan", "pretrain", "sizes", "extract", "compare")
 """Commands in which --model is short for --model.name: cyclopts takes either a value or further settings."""
 
-IN_ONE_PROCESS = "extract export demo compare gradients predict measure choose doctor embed pictures report".split()
+IN_ONE_PROCESS = {"extract", "export", "demo", "compare", "gradients", "predict", "measure", "choose", "doctor"}
+IN_ONE_PROCESS |= {"embed", "pictures", "report"}
 """Commands that write files and do not share their work among the processes of a launcher."""
 
 

@@ -221,9 +221,7 @@ def open_index(
     if twice:
         raise UserError(f"{twice[0]} is named twice, so each of its images would count twice. Name it once.")
     if not sources:
-        raise UserError(
-            "No images are named: give a folder of images, a zip or tar, a list of paths, or `digits`."
-        )
+        raise UserError("No images are named: give a folder of images, a zip or tar, a list of paths, or `digits`.")
     root = cache_folder(cache)
     folder, *further = [_table_of(source, root, progress or (lambda *_: None)) for source in sources]
     index = ImageIndex(folder, tuple(further))

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from poa.choice.subjects import Subject, opened
 from poa.config.values import Step
-from poa.errors import UserError, counted
 from poa.data.sources import Data
-from poa.features.images import named
+from poa.errors import UserError, counted
 from poa.evaluation.headings import heading_of_run
+from poa.features.images import named
 from poa.files import whole_file
 from poa.models.run import Run
 from poa.pictures.draw import SHOWN, draw
