@@ -232,20 +232,24 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_state(state: Any) -> Any:
-    """A state dict whose tensors are whole, those that were parts on the CPU. All processes must ask.
+    """A state dict as it is now, whole and on the CPU: later changes do not reach it. All processes must ask.
 
-    Processes other than the main one get the largest absolute value in place of such a tensor, to save memory: it is
-    finite where the tensor is.
+    Processes other than the main one get what they have, and in place of a tensor of which each has a part its largest
+    absolute value, to save memory: it is finite where the tensor is.
     """
-    if not is_launched():
-        return state
-    from torch.distributed.tensor import DTensor
+    kinds: tuple[type[Tensor], ...] = ()
+    if world_size() > 1:
+        from torch.distributed.tensor import DTensor
 
-    def gathered(part: Any) -> Tensor:
-        tensor = whole(part)
-        return tensor.cpu() if is_main() else tensor.abs().max()
+        kinds = (DTensor,)
 
-    return tree_map_only(DTensor, gathered, state)
+    def kept(value: Tensor) -> Tensor:
+        tensor, is_part = whole(value), isinstance(value, kinds)
+        if is_main():
+            return tensor.detach().to("cpu", copy=not is_part)  # what was gathered is a copy
+        return tensor.abs().max() if is_part else tensor
+
+    return tree_map_only(Tensor, kept, state)
 
 
 def as_parts(value: Any, like: Any) -> Any:

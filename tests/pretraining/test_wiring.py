@@ -4,6 +4,7 @@ Functions are tested where they stand; here it is what the settings hand to them
 new one without a row, fails.
 """
 
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,6 +245,10 @@ class Looped(NamedTuple):
     """What a tracker was told, by step."""
 
 
+SLOW = 3
+"""Step whose checkpoint is written as long as two more steps are trained, after which sizes are scored."""
+
+
 def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
     found = Looped([], [], [], {})
 
@@ -254,7 +259,16 @@ def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
 
     def save(_: Path, step: int, __: Any, *, keep_last: int, keep_every: int | None, keep: set[int]) -> None:
         assert not keep
+        deadline = time.monotonic() + 20
+        while step == SLOW and len(found.batches) < SLOW + 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert step != SLOW or len(found.batches) == SLOW + 2, "a step waits, or a check does not"
         found.saved.append((step, keep_last, keep_every))
+
+    def score(_: Monitor, step: int, *__: Any) -> tuple[dict[str, float], list[str]]:
+        assert step != SLOW + 2 or found.saved, "sizes are scored before the checkpoint is whole"
+        found.scored.append(step)
+        return {"knn": 1.0}, []
 
     class Noting:
         def __init__(self, started: Started) -> None:
@@ -268,9 +282,9 @@ def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
             pass
 
     monkeypatch.setattr(loop, "train_step", train_step)
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(loop, "write_checkpoint", save)
     monkeypatch.setattr(observers, "tracker_of", lambda _: Noting)
-    monkeypatch.setattr(Monitor, "score", lambda _, step, *__: (found.scored.append(step), ({"knn": 1.0}, []))[1])
+    monkeypatch.setattr(Monitor, "score", score)
     loop.train(tiny.config(out=str(out), **over))
     return found
 

@@ -1,9 +1,10 @@
 """The loop of pre-training."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,7 +31,8 @@ from poa.pretraining.resume import change_length, identity, restore
 from poa.pretraining.schedule import steps_before_cooldown
 from poa.pretraining.step import step_batches, train_step
 from poa.text import note, plain_console, tell
-from poa.training.checkpoint import latest_checkpoint, save_checkpoint
+from poa.training.background import Background
+from poa.training.checkpoint import latest_checkpoint, write_checkpoint
 from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
 from poa.training.states import state_of
@@ -91,9 +93,11 @@ def train(
         show_start(parts, config, console)
         for sentence in warnings_of(config, num_images=len(index)):
             note(console, sentence)
-        save = partial(_save, parts, config, paths, images=index.fingerprint, num_images=len(index))
+        trained_on = {"images": index.fingerprint, "num_images": len(index), **identity(config)}
         with logger, asked, _advised(paths, is_low=parts.dtype.itemsize < 4):
-            done = _loop(parts, config, logger, loader, save, start=start, asked=asked)
+            with Background() as background:
+                save = partial(_save, parts, config, paths, background, trained_on=trained_on)
+                done = _loop(parts, config, logger, loader, background, save, start=start, asked=asked)
             logger.finish(done)
             if asked.is_to_be_requeued and distributed.is_main():
                 tell(console, requeue())
@@ -181,12 +185,16 @@ def _loop(
     config: Config,
     logger: Logger,
     loader: Iterator[list[RawViews]],
+    background: Background,
     save: Callable[..., None],
     *,
     start: int,
     asked: StopSignal,
 ) -> int:
-    """Train from a step to the end, or until asked to stop; returns the number of steps done."""
+    """Train from a step to the end, or until asked to stop; returns the number of steps done.
+
+    Checkpoints are written in the background; what depends on which there are waits for the newest.
+    """
     num_steps = config.epochs * parts.steps_per_epoch
     cooldown = steps_before_cooldown(config, steps_per_epoch=parts.steps_per_epoch)
 
@@ -201,6 +209,8 @@ def _loop(
             result = train_step(parts, step, batch, stop=asked.requested)
         step += 1
         is_scored = step == num_steps or due(step, config.monitor.every_epochs)
+        with logger.timed("saving"):
+            background.wait() if is_scored else background.check()
         with logger.timed("scoring"):
             scores = logger.score(step, result) if is_scored else {}
         failure = logger.log(step, result, batch, scores=scores)
@@ -209,6 +219,7 @@ def _loop(
         kept = verdict.is_best or step == cooldown or due(step, config.saving.every_epochs)
         if ends or result.stop or failure or kept:
             with logger.timed("saving"):
+                background.wait()
                 save(step, keep=logger.steps_to_keep(step))
         if failure is not None:
             raise failure
@@ -240,25 +251,29 @@ def _advised(paths: Paths, *, is_low: bool) -> Iterator[None]:
 
 
 def _save(
-    parts: Parts, config: Config, paths: Paths, step: int, *, keep: Collection[int], images: str, num_images: int
+    parts: Parts,
+    config: Config,
+    paths: Paths,
+    background: Background,
+    step: int,
+    *,
+    keep: Collection[int],
+    trained_on: Mapping[str, Any],
 ) -> None:
-    state = {
-        "step": step,
-        **state_of(parts.method, parts.optimizer),
-        "scaler": parts.scaler.state_dict(),
-        "images": images,
-        "num_images": num_images,
-        **identity(config),
-    }
+    """Write a checkpoint of a step in the background, of a copy of what there is now."""
+    networks = state_of(parts.method, parts.optimizer)
+    check_state(networks)  # all processes stop where the main one does
     if not distributed.is_main():
-        check_state(state)  # all stop where the main process does
         return
-    every = config.saving.keep_every_epochs
-    save_checkpoint(
-        paths.checkpoints,
-        step,
-        state,
-        keep_last=config.saving.keep_last,
-        keep_every=None if every is None else max(1, round(every * parts.steps_per_epoch)),
-        keep=keep,
+    every, scaler = config.saving.keep_every_epochs, parts.scaler.state_dict()
+    background.begin(
+        partial(
+            write_checkpoint,
+            paths.checkpoints,
+            step,
+            {"step": step, **networks, "scaler": scaler, **trained_on},
+            keep_last=config.saving.keep_last,
+            keep_every=None if every is None else max(1, round(every * parts.steps_per_epoch)),
+            keep=keep,
+        )
     )

@@ -30,10 +30,12 @@ def check_memory(config: Config, family: Family, device: torch.device) -> None:
     processes = (config.devices or 1) if on_cpu else 1
     is_shared = config.parallel == "fsdp" and config.processes > 1
     at_once = 2 + copies / config.processes if is_shared else copies  # the student and its gradients are gathered
-    needed = _BYTES * at_once * processes * (backbone + heads)
+    copied = (copies - 1) * on_cpu  # of the main process, for the checkpoint that is written; gradients are not in it
+    needed = _BYTES * (at_once * processes + copied) * (backbone + heads)
     if there is None or needed <= there:
         return
     kept = f"weights, gradients, {'teacher, ' if has_teacher else ''}state of the optimizer"
+    kept += ", a copy for checkpoints" * on_cpu
     remedy = "Lower --model.width-max or --model.depth-max, or choose another --model."
     if heads > backbone:
         remedy = "Lower --heads.hidden, --heads.bottleneck or --heads.prototypes."

@@ -55,6 +55,13 @@ def save_checkpoint(
         UserError: The disk is full, the folder cannot be written, or a tensor is not finite. Earlier ones are kept.
     """
     check_state(state)
+    return write_checkpoint(folder, step, state, keep_last=keep_last, keep_every=keep_every, keep=keep)
+
+
+def write_checkpoint(
+    folder: Path, step: int, state: Mapping[str, Any], *, keep_last: int, keep_every: int | None, keep: Collection[int]
+) -> Path:
+    """The same for a state that was found to be finite."""
     path = folder / f"step-{step:08d}.pt"
     sink = _Sink()
     try:

@@ -66,7 +66,12 @@ def check_state(state: Mapping[str, Any]) -> None:
 
 def not_finite(state: Mapping[str, Any]) -> list[str]:
     """Dotted names of tensors with values that are infinite or not a number."""
-    return [name for name, value in _tensors("", state) if value.is_floating_point() and not value.isfinite().all()]
+    return [name for name, value in _tensors("", state) if value.is_floating_point() and not _is_finite(value)]
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all values are; their sum, found in a tenth of the time, is finite for all but enormous ones."""
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,7 @@ from poa.distributed import as_parts, whole_state
 
 
 def state_of(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of both, to be asked for by all processes; only the main one gets all of it (``whole_state``)."""
+    """The present state of both, to be asked for by all processes; only the main one gets all (``whole_state``)."""
     return {"method": whole_state(method.state_dict()), "optimizer": whole_state(optimizer.state_dict())}
 
 
