@@ -1,6 +1,8 @@
 """Seconds that a step waits for a checkpoint: until it is on the disk, or until there is a copy to write from.
 
     python benchmarks/checkpoints.py [--recipe vit-small-data] [--out runs]
+
+Both in turns, of a run that has done a step.
 """
 
 import argparse
