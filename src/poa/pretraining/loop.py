@@ -1,10 +1,9 @@
 """The loop of pre-training."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -93,10 +92,9 @@ def train(
         show_start(parts, config, console)
         for sentence in warnings_of(config, num_images=len(index)):
             note(console, sentence)
-        trained_on = {"images": index.fingerprint, "num_images": len(index), **identity(config)}
         with logger, asked, _advised(paths, is_low=parts.dtype.itemsize < 4):
             with Background() as background:
-                save = partial(_save, parts, config, paths, background, trained_on=trained_on)
+                save = partial(_save, parts, config, index, background)
                 done = _loop(parts, config, logger, loader, background, save, start=start, asked=asked)
             logger.finish(done)
             if asked.is_to_be_requeued and distributed.is_main():
@@ -251,27 +249,21 @@ def _advised(paths: Paths, *, is_low: bool) -> Iterator[None]:
 
 
 def _save(
-    parts: Parts,
-    config: Config,
-    paths: Paths,
-    background: Background,
-    step: int,
-    *,
-    keep: Collection[int],
-    trained_on: Mapping[str, Any],
+    parts: Parts, config: Config, index: ImageIndex, background: Background, step: int, *, keep: Collection[int]
 ) -> None:
     """Write a checkpoint of a step in the background, of a copy of what there is now."""
     networks = state_of(parts.method, parts.optimizer)
     check_state(networks)  # all processes stop where the main one does
     if not distributed.is_main():
         return
+    of_run = {"images": index.fingerprint, "num_images": len(index), **identity(config)}
     every, scaler = config.saving.keep_every_epochs, parts.scaler.state_dict()
     background.begin(
         partial(
             write_checkpoint,
-            paths.checkpoints,
+            Paths(Path(config.out)).checkpoints,
             step,
-            {"step": step, **networks, "scaler": scaler, **trained_on},
+            {"step": step, **networks, "scaler": scaler, **of_run},
             keep_last=config.saving.keep_last,
             keep_every=None if every is None else max(1, round(every * parts.steps_per_epoch)),
             keep=keep,
