@@ -137,6 +137,19 @@ def test_the_sentence_names_sizes_that_may_be_as_good(tmp_path: Path, machine: M
     assert str(replace(found, alike=())).endswith(" MB.")
 
 
+def test_without_labels_it_is_the_largest_within_the_limits(tmp_path: Path, machine: Machine) -> None:
+    source = sizes_of(tmp_path, **FEW)
+    found = choose(source, Limits(max_ms=0.75), score="parameters", clock=machine.clock)
+    within = [Size.parse(name) for name in source.names if 1000 * seconds_of(name) <= 0.75]
+    largest = max(within, key=lambda size: size.width**2 * size.depths[0])
+    assert found.chosen.name == str(largest)
+    assert found.notes() == []
+    assert str(found).startswith(f"{largest}: 0.2 M parameters, 0.")
+    for limits, images in ((Limits(min_score=50), None), (Limits(), Labelled("test"))):
+        with pytest.raises(UserError, match=r"^--score parameters chooses without labels"):
+            choose(source, limits, score="parameters", images=images, clock=machine.clock)
+
+
 def scored_by_function(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let a function score the sizes; which are asked for."""
     asked = list[str]()
@@ -216,7 +229,8 @@ def test_what_cannot_be_chosen_from_is_told(tmp_path: Path, machine: Machine, mo
 
     assert refused() == (
         f"{source.name} has no scores called 'knn'. Give labelled images with --train and --test, or run "
-        f"`poa evaluate knn {source.name}` first."
+        f"`poa evaluate knn {source.name}` first. Without labels, --score parameters takes the largest size within the "
+        "limits."
     )
     assert machine.ran == []
     write_scores(source, source.names[-1:])

@@ -56,7 +56,7 @@ def choose(
 
     Args:
         run: Whose sizes, or its folder.
-        score: Name of the evaluation.
+        score: Name of the evaluation; ``parameters`` for the largest size within the limits, without labels.
         train: Labelled images to learn from, to score sizes that have no score.
         test: Labelled images to test on.
         limit: Take only a class-balanced part of the training images.

@@ -16,7 +16,7 @@ class Candidate:
 
     Attributes:
         name: Of the size.
-        score: In percent.
+        score: In percent, or millions of parameters.
         measurement: What it takes.
         ends: Of the interval of the score, if it has one.
         is_estimate: Whether the score comes from those of other sizes.

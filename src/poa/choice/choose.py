@@ -10,7 +10,7 @@ from poa.choice.budget import Candidate, alike, best, keeps_to, too_low, unmet
 from poa.choice.estimate import Estimates, estimate, spread
 from poa.choice.measure import Network, known, measure, setup_of
 from poa.choice.measured import Measurement, Setup
-from poa.choice.scores import Known, Labelled, add_scores, known_scores, not_scored
+from poa.choice.scores import BY_SIZE, Known, Labelled, add_scores, by_parameters, check_score, known_scores, not_scored
 from poa.config.choice import Limits, MeasureSettings
 from poa.elastic.space import Size
 from poa.errors import UserError, counted
@@ -36,6 +36,7 @@ class Choice:
         alike: Others within the limits whose scores are within the interval of the chosen one, the fastest first.
         promising: Sizes without a score that, by estimates, may be better than the chosen one.
         score: Name of the score, such as ``top1@20``.
+        unit: Of the scores.
         setup: Of the measurements.
         estimates: Of sizes that are not scored; None where none are estimated.
         left_out: Sizes within the limits with neither.
@@ -46,6 +47,7 @@ class Choice:
     alike: tuple[Candidate, ...]
     promising: tuple[Candidate, ...]
     score: str
+    unit: str
     setup: Setup
     estimates: Estimates | None = None
     left_out: tuple[str, ...] = ()
@@ -54,7 +56,7 @@ class Choice:
         each = self.chosen
         half = "" if each.ends is None else f" ± {(each.ends[1] - each.ends[0]) / 2:.1f}"
         taken = f"{each.measurement.ms:.3g} ms, {each.measurement.file_bytes / 1e6:.3g} MB"
-        return f"{each.name}: {each.score:.1f}{half} %, {taken}{self._others()}."
+        return f"{each.name}: {each.score:.1f}{half} {self.unit}, {taken}{self._others()}."
 
     def _others(self) -> str:
         """What is said of sizes that may be as good."""
@@ -105,7 +107,7 @@ def choose(
     Args:
         source: The sizes of a run.
         limits: What the size has to keep to.
-        score: Name of the evaluation.
+        score: Name of the evaluation; ``parameters`` for the largest size within the limits, without labels.
         how: How sizes are measured.
         images: Images to score on; without, the scores on disk have to do.
         console: Where to show progress; standard error by default.
@@ -117,15 +119,15 @@ def choose(
     console = console or plain_console(stderr=True)
     if source.family is None:
         raise UserError(f"{source.name} is a single network. Give the folder of a run, which has several sizes.")
-    found = known_scores(source, score)
-    if found is None and images is None:
+    check_score(score, limits, images)
+    if score != BY_SIZE and images is None and known_scores(source, score) is None:
         raise not_scored(source, score)
     measured = _measured(source, how, console, clock)
     if (error := unmet(measured, limits, name=source.name)) is not None:
         raise error
     if images is not None:
         _add_scores(source, limits, measured, score, images, console)
-        found = known_scores(source, score)
+    found = by_parameters(measured) if score == BY_SIZE else known_scores(source, score)
     if found is None:
         raise not_scored(source, score)
     return _answer(source, limits, measured, found, setup_of(source, how))
@@ -151,6 +153,7 @@ def _answer(
         tuple(alike(chosen, pool.scored, limits)),
         tuple(pool.promising(limits)),
         found.name,
+        found.unit,
         setup,
         pool.estimates,
         tuple(name for name in source.names if keeps_to(measured[name], limits) and name not in pool.names),

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from poa.choice.measured import Measurement
+from poa.config.choice import Limits
 from poa.data.sources import Data
 from poa.errors import UserError
 from poa.evaluation.evaluate import PROTOCOLS, SHOWN, evaluate, protocol_of
@@ -14,19 +16,25 @@ from poa.models.source import ModelSource
 from poa.text import note, shell_word
 
 
+BY_SIZE = "parameters"
+"""What stands for a score without labels: no measure without labels has ordered sizes better (docs/results.md)."""
+
+
 @dataclass(frozen=True)
 class Known:
     """Scores on disk.
 
     Attributes:
         name: Of the score, such as ``top1@20``.
-        scores: In percent, by name of the network.
+        scores: In percent or that unit, by name of the network.
         intervals: Of those that have one.
+        unit: Of the scores.
     """
 
     name: str
     scores: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
+    unit: str = "%"
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,29 @@ def known_scores(source: ModelSource, score: str) -> Known | None:
     )
 
 
+def by_parameters(measured: Mapping[str, Measurement]) -> Known:
+    """The number of parameters in the place of a score."""
+    millions = {name: each.parameters / 1e6 for name, each in measured.items()}
+    return Known("parameters, M", millions, {}, "M parameters")
+
+
+def check_score(score: str, limits: Limits, images: Labelled | None) -> None:
+    """A choice without labels has no use for images or a least score."""
+    if score == BY_SIZE and (images is not None or limits.min_score is not None):
+        raise UserError(
+            f"--score {BY_SIZE} chooses without labels, the largest size within the limits. Leave out --min-score, "
+            "--train and --test, or name an evaluation, such as --score knn."
+        )
+
+
 def not_scored(source: ModelSource, score: str) -> UserError:
     """The error of a run without scores of that name."""
     folders = {file.parent.name for kind in SHOWN for file in source.out.glob(f"*/{kind}.json")}
     others = f" It has {', '.join(sorted(folders))} (--score)." if folders else ""
     return UserError(
         f"{source.name} has no scores called {score!r}.{others} Give labelled images with --train and --test, or run "
-        f"`poa evaluate {score if score in PROTOCOLS else 'knn'} {shell_word(source.name)}` first."
+        f"`poa evaluate {score if score in PROTOCOLS else 'knn'} {shell_word(source.name)}` first. Without labels, "
+        f"--score {BY_SIZE} takes the largest size within the limits."
     )
 
 

@@ -73,7 +73,8 @@ def choose(
     Args:
         run: Folder of the run.
         limits: What the size has to keep to.
-        score: Name of the evaluation, such as knn or linear: the folder of its results in RUN/eval.
+        score: Name of the evaluation, such as knn or linear: the folder of its results in RUN/eval. Without labels,
+            `parameters`: the largest size within the limits.
         checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
         how: How sizes are measured.
         train: Labelled images to learn from, to score sizes that have no score.
