@@ -53,6 +53,7 @@ test-minimum: $(DEVELOPING)
 
 docs: $(DEVELOPING)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "The site: docs/_build/html/index.html"
 
 # They share runs, in a folder of their own; what they print is kept.
 notebooks: $(DEVELOPING)  ## execute those of docs/notebooks anew

@@ -22,17 +22,27 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("columns", ["60", "120"])
-def test_plan(at: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+@pytest.mark.parametrize(
+    ("columns", "further", "also"),
+    [("60", (), ""), ("120", ("--heads.hidden", "512"), ", and the other flags that you gave")],
+)
+def test_plan(
+    at: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str,
+    further: tuple[str, ...],
+    also: str,
+) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert poa("plan", *DATA) == 0
+    assert poa("plan", *DATA, *further) == 0
     shown = capsys.readouterr()
     *rows, last = shown.out.splitlines()
     assert max(map(len, rows)) <= int(columns)
     words = " ".join(shown.out.split())
     for said in ("recipe demo: made for images", "640 images/s", "0:04 for 42 steps", "expected The nearest of our"):
         assert said in words
-    assert last == "To train as planned, give the same flags and --out FOLDER to `poa pretrain --data digits/train`."
+    assert last == f"To train as planned: poa pretrain --data digits/train --steps 42 --out FOLDER{also}"
     assert "Training 7 steps on crops of 16 pixels to measure them" in shown.err
     assert list(at.iterdir()) == []
 

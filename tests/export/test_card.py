@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from poa.data.images import Preprocessing
+from poa.export.about import About
 from poa.export.card import Evaluation, Origin, put_scores
 from poa.export.timm import Blueprint, write_finetuned
 from poa.tasks.classification.train import with_head
@@ -22,6 +23,7 @@ from poa.tasks.classification.train import with_head
 CLASSES = ("cat", "<b>|dog`", "e\nmu")
 PREPROCESSING = Preprocessing(16, 20, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 ORIGIN = Origin("a test")
+DOCUMENT = Path(__file__).parents[2] / "docs" / "ship.md"
 SCORED = Evaluation("knn", "test: digits/test", {"top1": 39.25, "top5": 80.0}, {"top1": (33.0, 45.06)})
 
 
@@ -73,18 +75,27 @@ def test_a_copied_folder_is_used_as_its_card_says(
 def test_images_are_prepared_alike_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = copied(written(tmp_path / "there"), tmp_path / "copy", monkeypatch)
     seen: list[Tensor] = []
+    about = About("96x3", "features", (), PREPROCESSING, False, "fp32", "drawn")
 
     def session(file: str) -> Any:
         assert Path(file).is_file()
-        return SimpleNamespace(run=lambda _, given: [seen.append(torch.from_numpy(given["images"]))])
+        return SimpleNamespace(
+            run=lambda _, given: [seen.append(torch.from_numpy(given["images"]))],
+            get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=about.metadata()),
+        )
 
     (here / "exported").mkdir()
     (here / "exported/there.onnx").touch()
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=session))  # type: ignore[arg-type]  # a stand-in
     run(programs(here)["ONNX Runtime"])
+    (here / "96x3.onnx").touch()
+    [program] = re.findall(r"```python\n([^`]*InferenceSession[^`]*)```", DOCUMENT.read_text("utf-8"))
+    run(program)
     names = run(programs(here)["timm"])
     expected = names["prepare"](Image.open(here / "photo.jpg").convert("RGB"))[None]
-    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-6)
+    for prepared in seen:
+        torch.testing.assert_close(prepared, expected, rtol=0, atol=1e-6)
+    assert len(seen) == 2
 
 
 def test_what_a_stranger_needs(tmp_path: Path) -> None:

@@ -39,11 +39,14 @@ def plan(
         hours: How long the run shall take.
         steps: How many steps the run shall have.
     """
-    made = planned(flags.model_dump(exclude_unset=True), recipe, config, hours, steps)
+    given = flags.model_dump(exclude_unset=True)
+    made = planned(given, recipe, config, hours, steps)
     show_rows(made.rows(), plain_console())
-    place = "" if flags.out else " and --out FOLDER"
+    named = {"recipe": recipe, "config": config, "hours": hours, "steps": steps, "out": flags.out or "FOLDER"}
+    words = [f" --{name} {shell_word(str(what))}" for name, what in named.items() if what is not None]
+    others = ", and the other flags that you gave" if given.keys() - {"data", "out"} else ""
     images = " ".join(map(shell_word, names_of(flags.data)))
-    say(f"To train as planned, give the same flags{place} to `poa pretrain --data {images}`.")
+    say(f"To train as planned: poa pretrain --data {images}{''.join(words)}{others}")
 
 
 def planned(

@@ -105,5 +105,6 @@ def _show(result: "Result") -> None:
         console.print(table(result))
         console.print(legend(result))
         say(f"Folder: {result.files[0].file.parent}")
+        say("A file says in its metadata (entry poa, JSON) how its images are prepared.")
     if result.refused:
         raise UserError(" ".join(result.refused.values()))

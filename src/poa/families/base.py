@@ -182,9 +182,10 @@ class Family(ABC):
     def check_image_size(self, size: int, *, setting: str) -> None:
         """Refuse square images of a size that the networks cannot take, and name the setting that asks for it."""
         if size < self.smallest_image:
+            instead = ", or --views.num-locals to 0" if setting == "views.local-size" else ""
             raise UserError(
                 f"Images of {size} pixels are too small for the last maps of a {type(self).__name__}. Set "
-                f"--{setting} to at least {self.smallest_image}."
+                f"--{setting} to at least {self.smallest_image}{instead}."
             )
 
     def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
