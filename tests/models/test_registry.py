@@ -249,7 +249,7 @@ def test_refused(case: str) -> None:
         (
             "convnext",
             {"local_size": 16},
-            r"Images of 16 pixels are too small .* ConvNeXt\. Set --views\.local-size to .* 32, or --views\.num-locals to 0\.",
+            r"too small .* ConvNeXt\. Set --views\.local-size to .* 32, or --views\.num-locals to 0\.",
         ),
         (
             "resnet",

@@ -15,7 +15,6 @@ from poa.evaluation.sweep import SweepOptions
 from poa.models.source import ModelSource
 from poa.text import note, shell_word
 
-
 BY_SIZE = "parameters"
 """What stands for a score without labels: no measure without labels has ordered sizes better (docs/results.md)."""
 
