@@ -1,50 +1,59 @@
-"""How `faults.py` starts commands, looks at their processes, and disturbs their files and clocks."""
+"""How `faults.py` starts commands, looks at their processes, and disturbs them from within: their files and clocks."""
 
+import ctypes
 import errno
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+import torch.distributed.fsdp
 
 from poa import cli
 from poa.experiments import demo
 from poa.pretraining import launch
 from poa.tasks import evaluate
 
-PRELOADED = (demo, evaluate, launch)
+PRELOADED = (demo, evaluate, launch, torch.distributed.fsdp)
 """What commands import: one that starts as a fork of this process takes no seconds for that."""
 
-PARTS = {"rank": "poa.pretraining.launch", "worker": "multiprocessing.forkserver"}
-"""What can be killed besides the main process, and a part of its command line."""
-MOST_SECONDS = 600
+MAIN, RANK, WORKER = "main process", "rank", "worker"
+MOST_SECONDS = 1800
 """For a command to end; more is a fault."""
-SLOW_SECONDS, CLOCK_STEP = 0.1, 100_000.0
+SLOW_SECONDS, CLOCK_STEP = 0.05, 100_000.0
 """Before each thing done to a file of a slow disk; of the clock, forwards and backwards."""
-LEFT_SECONDS = 30
+SLOW_NETWORK = "tbf rate 50mbit burst 70kb limit 70kb"
+"""Of the network between ranks: packets wait, and where several wait about every fourth is lost."""
+OWN, SLOW = "own", "slow"
+"""Networks that a command can have to itself."""
+LEFT_SECONDS = 60
 """For processes to end whose parent was killed: on a busy machine they first end their imports."""
+POLL_SECONDS = 0.02
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PR_SET_NAME, _CLONE_NEWNET = 15, 0x40000000
 
 
-class Disturbance(NamedTuple):
-    """What goes wrong in a process, and before which of the things that it does to files."""
+class Inner(NamedTuple):
+    """What goes wrong in a process, before which of the things that it does to files."""
 
-    kind: str = "nothing"
-    """Or a kill, a full disk, a slow disk, a step of the clock."""
-    at: int = 0
-
-
-UNDISTURBED = Disturbance()
+    kind: str
+    victim: str
+    """The main process or a rank, as ``Watch`` names it."""
+    at: int
 
 
 class Watch:
-    """Counts what a command does to files in its folder, and disturbs it."""
+    """Counts what a process does to files in the folder of its command, and disturbs it."""
 
-    def __init__(self, disturbance: Disturbance) -> None:
-        self.count, self._disturbance = 0, disturbance
+    def __init__(self, faults: Sequence[Inner]) -> None:
+        self.name, self.count, self._faults = MAIN, 0, faults
         sys.addaudithook(self._see)
 
     def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -56,25 +65,64 @@ class Watch:
         if not isinstance(path, str | os.PathLike) or not Path(path).absolute().is_relative_to(Path.cwd()):
             return
         self.count += 1
-        kind, at = self._disturbance
-        if kind == "kill" and self.count == at:
-            print(f"killed before: {event} {path}", flush=True)
+        for kind, victim, at in self._faults:
+            if victim == self.name and self.count >= at:
+                self._disturb(kind, event, str(path), is_first=self.count == at)
+
+    def _disturb(self, kind: str, event: str, path: str, *, is_first: bool) -> None:
+        if is_first:
+            print(f"\ndisturbed: {kind} before {event} {path}", flush=True)
+        if kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif kind == "full disk" and self.count >= at and event in ("open", "os.mkdir"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        elif kind == "full disk" and event in ("open", "os.mkdir"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         elif kind == "slow disk":
             time.sleep(SLOW_SECONDS)
-        elif kind == "clock step" and self.count == at:
-            step_clock(CLOCK_STEP if at % 2 else -CLOCK_STEP)
+        elif kind == "clock step" and is_first:
+            right = time.time
+            time.time = lambda: right() + (CLOCK_STEP if self.count % 2 else -CLOCK_STEP)
 
 
-def step_clock(seconds: float) -> None:
-    """Let Python's clock of this process be ahead or behind from now on."""
-    right = time.time
-    time.time = lambda: right() + seconds
+class ForkedRank:
+    """A rank that is a fork of its launcher, as ``subprocess.Popen`` is to it."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], *, watch: Watch) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        os.environ.update(env)
+        watch.name, watch.count = f"{RANK} {env['RANK']}", 0
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, f"poa-{watch.name}".encode())
+        sys.argv = list(command[2:])  # from the module's name on
+        _end(lambda: launch.main(), watch)
+
+    def poll(self) -> int | None:
+        """Exit status, None while it runs."""
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if found else None
+        return self.returncode
+
+    def wait(self) -> int:
+        """Exit status, once it has ended."""
+        while self.poll() is None:
+            time.sleep(0.005)
+        return self.returncode or 0
+
+    def send_signal(self, number: int) -> None:
+        """As to a process that may have ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
 
 
-def start(words: Sequence[str], folder: Path, disturbance: Disturbance = UNDISTURBED) -> int:
+def start(
+    words: Sequence[str], folder: Path, faults: Sequence[Inner] = (), *, forked: bool = True, network: str = ""
+) -> int:
     """Start a command in a process and a session of its own; its output goes to ``log_of``."""
     pid = os.fork()
     if pid:
@@ -82,22 +130,62 @@ def start(words: Sequence[str], folder: Path, disturbance: Disturbance = UNDISTU
         return pid
     os.setsid()
     os.chdir(folder)
-    status, watch = 1, Watch(disturbance)
+    output = os.open(log_of(folder, os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = ["poa", *words]
+    print(f"{time.strftime('%H:%M:%S')} {sys.argv}", flush=True)
+    if network:
+        own_network(network)
+    watch = Watch(faults)
+    if forked:
+        vars(launch)["subprocess"] = SimpleNamespace(Popen=lambda command, env: ForkedRank(command, env, watch=watch))
+    _end(lambda: cli.main(list(words)), watch)
+    raise AssertionError
+
+
+def _end(work: Any, watch: Watch) -> None:
+    """Do the work of a forked process, and end it as Python does."""
+    status = 1
     try:
-        output = os.open(log_of(folder, os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.argv = ["poa", *words]
-        print(f"{time.strftime('%H:%M:%S')} {sys.argv}", flush=True)
-        cli.main(list(words))
+        work()
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
     except BaseException:
         traceback.print_exc()
     finally:
-        print(f"\nfiles {watch.count}", flush=True)
+        print(f"\nfiles of {watch.name}: {watch.count}", flush=True)
         os._exit(status)
+
+
+def network_refused() -> str | None:
+    """Why commands cannot have a network of their own, None if they can."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        with suppress(Exception):
+            own_network(SLOW)
+            status = 0
+        os._exit(status)
+    if os.waitpid(pid, 0)[1] == 0:
+        return None
+    return "a network namespace, ip or tc with tbf is not there or not allowed (root, iproute2)"
+
+
+def own_network(kind: str) -> None:
+    """Let this process and those that it starts have a loopback interface of their own."""
+    if ctypes.CDLL(None).unshare(_CLONE_NEWNET):
+        raise PermissionError
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    if kind == SLOW:
+        subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", *SLOW_NETWORK.split()], check=True)
+
+
+def network_of(session: int, state: str) -> None:
+    """Let the loopback interface of a command be ``down`` or ``up``."""
+    words = ["nsenter", f"--net=/proc/{session}/ns/net", "ip", "link", "set", "lo", state]
+    subprocess.run(words, check=False, capture_output=True)  # the command may have ended
 
 
 def log_of(folder: Path, pid: int) -> Path:
@@ -105,20 +193,14 @@ def log_of(folder: Path, pid: int) -> Path:
     return folder.with_name(f"{folder.name}.{pid}.log")
 
 
-def wait(pid: int, seen: dict[str, float] | None = None) -> int | None:
-    """Exit status of a started command, minus the number of a signal; None if it does not end.
-
-    ``seen`` gets the seconds after which each of its parts first lived.
-    """
+def wait(pid: int) -> int | None:
+    """Exit status of a started command, minus the number of a signal; None if it does not end."""
     began = time.monotonic()
     while time.monotonic() < began + MOST_SECONDS:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
-        if seen is not None:
-            here = [part for part in PARTS if part not in seen and parts_of(pid, part)]
-            seen.update(dict.fromkeys(here, time.monotonic() - began))
-        time.sleep(0.01)
+        time.sleep(POLL_SECONDS)
     for each in members(pid):
         os.kill(each, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -126,22 +208,30 @@ def wait(pid: int, seen: dict[str, float] | None = None) -> int | None:
 
 
 def members(session: int) -> dict[int, str]:
-    """Living processes of a session, and their command lines."""
+    """Living processes of a session, and what they are."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended meanwhile
-            state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            state, _, _, of = _fields(int(folder.name))[:4]
             if int(of) == session and state != "Z":
-                found[int(folder.name)] = (folder / "cmdline").read_text()
+                line = (folder / "cmdline").read_text() + (folder / "comm").read_text()
+                is_rank = "poa.pretraining.launch" in line or f"poa-{RANK}" in line
+                is_worker = "multiprocessing.forkserver" in line
+                found[int(folder.name)] = RANK if is_rank else WORKER if is_worker else MAIN
     return found
 
 
-def parts_of(session: int, part: str) -> list[int]:
-    """Living ranks or workers of a command."""
-    return [pid for pid, line in members(session).items() if part in PARTS and PARTS[part] in line]
+def cpu_of(pid: int) -> float | None:
+    """Seconds of processor time of a process and its children so far; None once it has ended."""
+    try:
+        fields = _fields(pid)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return None
+    own = sum(map(int, fields[11:13])) / _TICKS
+    return None if fields[0] == "Z" else own + sum(cpu_of(int(child)) or 0 for child in children)
 
 
-def wait_for_part(session: int, part: str) -> None:
-    """Wait until a command has ranks or workers, or ends."""
-    while part in PARTS and not parts_of(session, part) and session in members(session):
-        time.sleep(0.01)
+def _fields(pid: int) -> list[str]:
+    """Of a process, from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,17 +1,23 @@
-"""Kill trainings, evaluations and extractions at random moments, and see that nothing is lost.
+"""Disturb trainings, evaluations and extractions at random moments, and see that nothing is lost.
 
-Tiny runs on the embedded digits: ViT, Swin, ResNet, SlimCLR, SEED, a ViT on two ranks, fine-tuning and
-segmentation. Each is first done without interruption. Then it is done again and again with SIGKILLs: of the main
-process, of a rank, or of a worker, where a command has them; after a random time, or before a random file is written.
-Or one of these stands still for a while (SIGSTOP), or from a random file on the disk is full, or slow, or the clock of
-the main process has made a step. What has ended is started again at once, sometimes twice at the same time. At the end
-metrics, checkpoints, scores and models must be as without interruption, bit for bit; no process may be left over, and
-what was not killed may not end in a traceback.
+Tiny runs of all families and methods, on one process, and on two with DDP and FSDP; further evaluation, extraction,
+fine-tuning and segmentation. Each is first done without interruption. Then it is started again and again, and each
+time up to three faults hit it:
 
-    OMP_NUM_THREADS=1 python benchmarks/faults.py --kills 200 --out runs/faults
+- a SIGKILL of the main process, a rank or a worker, at a random moment or before a random file is written;
+- one of these stands still for a while (SIGSTOP);
+- from a random file on the disk is full, or slow; or the clock of a process makes a step;
+- a tar with images becomes zeros, or their folder is gone, for a while or until the command has ended;
+- the network between ranks is slow and loses packets, or breaks down for a while.
 
-The kills depend on --seed alone, but for what the machine's speed decides. `kills.jsonl` in --out says what was done;
-the same command continues.
+What has ended is started again at once, sometimes twice at the same time. At the end metrics, checkpoints, scores and
+models must be as without interruption, bit for bit; no process may be left over, and what was not killed may not end in
+a traceback.
+
+    OMP_NUM_THREADS=1 python benchmarks/faults.py --faults 200 --out runs/faults
+
+The faults depend on --seed alone, but for what the machine's speed decides. `faults.jsonl` in --out says what was done;
+the same command continues, as far as `--faults` in all.
 """
 
 import argparse
@@ -19,44 +25,39 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import yaml
-from PIL import Image
 
-from fault_processes import LEFT_SECONDS, PARTS, Disturbance, log_of, members, parts_of, start, wait, wait_for_part
-from fault_runs import COMMANDS, SETTINGS
+from fault_kinds import KINDS, MAY_END, OF_DATA, OF_NETWORK, Command, Data, Outer, draw_faults, strike
+from fault_processes import LEFT_SECONDS, OWN, RANK, SLOW, Inner, log_of, members, network_refused, start, wait
+from fault_runs import AS_PROGRAMS, COMMANDS, DATA, SETTINGS, parts_of_command, write_data
 from measure import machine
 from poa.models.opening import is_begun
 from poa.training.checkpoint import load_checkpoint
 
-KINDS = ("kill", "pause", "full disk", "slow disk", "clock step")
-MAY_END: dict[str, tuple[int, ...]] = {"kill": (-signal.SIGKILL, 2), "full disk": (2,)}
-MAY_END |= dict.fromkeys(("pause", "slow disk", "clock step"), (0,))
-"""Exit status of a command after each of these."""
+SHARES = (0.8, 0.7, 0.6, 0.5, 0.4)
+"""In which first share of the work of an undisturbed command the faults of its first start happen, its second ..."""
 
 
-class Killed(NamedTuple):
-    """What a kill hit."""
+class Hit(NamedTuple):
+    """A fault that happened."""
 
+    kind: str
     what: str
-    """Main process, rank or worker."""
+    """Main process, rank, worker; or the fault itself."""
     phase: str
     command: str
-    moment: str
     status: int | None
     """Of the main process, minus the number of a signal; None if it did not end."""
-    kind: str = "kill"
 
 
 @dataclass
@@ -65,39 +66,59 @@ class Episode:
 
     number: int
     subject: str
-    kills: list[Killed] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    hits: list[Hit] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    cpu: float = 0.0
 
 
 def main() -> None:
     """Do what is not done yet, and print what all episodes found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--subjects", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    out = arguments.out.resolve()
-    reference = {subject: make_reference(subject, out) for subject in dict.fromkeys(["vit", *arguments.subjects])}
-    log = out / "kills.jsonl"
+    out, kinds = arguments.out.resolve(), list(arguments.kinds)
+    if why := network_refused():
+        kinds = [kind for kind in kinds if kind not in OF_NETWORK]
+        print(f"Without {' and '.join(OF_NETWORK)}: {why}.")
+    os.environ["POA_CACHE"] = str(out / "cache")
+    write_data(out / "data")
+    log = out / "faults.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    while sum(len(each["kills"]) for each in done) < arguments.kills:
+    while sum(len(each["hits"]) for each in done) < arguments.faults:
         number = len(done)
         subject = arguments.subjects[number % len(arguments.subjects)]
-        draw = random.Random(f"{arguments.seed} {number}")
-        episode = asdict(run_episode(Episode(number, subject), out, reference[subject], draw, arguments.kinds))
-        done.append(episode)
+        draw, before = random.Random(f"{arguments.seed} {number}"), processor_seconds()
+        commands = make_reference(subject, out, kinds)
+        episode = run_episode(Episode(number, subject), out, commands, draw)
+        episode.cpu = round(processor_seconds() - before, 2)
+        done.append(json.loads(json.dumps(asdict(episode))))
         with log.open("a") as file:
-            file.write(json.dumps(episode) + "\n")
-        killed = ", ".join(f"{kind} of {what} in {phase}" for what, phase, *_, kind in episode["kills"])
-        print(f"{number} {subject}: {killed or 'no kill'}; {'; '.join(episode['faults']) or 'as without'}", flush=True)
+            file.write(json.dumps(done[-1]) + "\n")
+        hits = ", ".join(f"{kind} of {what} in {phase}" for kind, what, phase, *_ in episode.hits)
+        print(f"{number} {subject}: {hits or 'no fault'}; {'; '.join(episode.wrong) or 'as without'}", flush=True)
+    report(done)
+
+
+def report(done: Sequence[dict[str, Any]]) -> None:
+    """Print what all episodes found."""
     print(machine(torch.device("cpu")))
-    for title, place in (("how", -1), ("what", 0), ("when", 1)):
-        print(f"{title}:", dict(Counter(kill[place] for each in done for kill in each["kills"])))
-    print("of:", dict(Counter(each["subject"] for each in done for _ in each["kills"])))
-    print(f"{sum(len(each['kills']) for each in done)} kills, {sum(len(each['faults']) for each in done)} faults")
+    for title, place in (("kinds", 0), ("of", 1), ("in", 2)):
+        print(f"{title}:", dict(Counter(hit[place] for each in done for hit in each["hits"])))
+    print("hit:", dict(Counter(each["subject"] for each in done for _ in each["hits"])))
+    number, wrong = (sum(len(each[what]) for each in done) for what in ("hits", "wrong"))
+    seconds = sum(each["cpu"] for each in done)
+    print(f"{number} faults in {len(done)} passages, {seconds:.0f} s of processor time, {wrong} differences")
+
+
+def processor_seconds() -> float:
+    """Of this process and all that have ended."""
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def words_of(subject: str, command: str, folder: Path, out: Path) -> list[str]:
@@ -109,33 +130,45 @@ def words_of(subject: str, command: str, folder: Path, out: Path) -> list[str]:
     return [*words, "--out", "run", *how]
 
 
-def make_reference(subject: str, out: Path) -> list[dict[str, float]]:
-    """Do all of a subject without interruption, unless that was done; returns what each command took."""
+def make_reference(subject: str, out: Path, kinds: Sequence[str]) -> list[Command]:
+    """Do all of a subject without interruption, unless that was done; returns its commands and what can hit each."""
     folder, about = out / "reference" / subject, out / "reference" / f"{subject}.json"
-    if about.exists():
-        found: list[dict[str, float]] = json.loads(about.read_text())
-        return found
-    print(f"{subject}: without interruption", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    if subject in SETTINGS:
-        (out / f"{subject}.yaml").write_text(yaml.safe_dump(SETTINGS[subject]))
-    write_pairs(out / "pairs")
-    fresh(folder, subject, out)
-    taken = []
-    for command in COMMANDS[subject]:
-        began, seen = time.monotonic(), dict[str, float]()
-        pid = start(words_of(subject, command, folder, out), folder)
-        status, text = wait(pid, seen), log_of(folder, pid).read_text()
-        assert status == 0, text
-        taken.append(
-            {
-                "seconds": time.monotonic() - began,
-                "files": int(re.findall(r"^files (\d+)", text, re.MULTILINE)[-1]),
-                **seen,
-            }
-        )
-    about.write_text(json.dumps(taken))
-    return taken
+    if not about.exists():
+        if subject != "vit poa" and needs_vit(subject):
+            make_reference("vit poa", out, kinds)
+        if subject in SETTINGS:
+            settings = {**SETTINGS[subject], "data": str(out / "data" / DATA[subject])}
+            (out / f"{subject}.yaml").write_text(yaml.safe_dump(settings))
+        fresh(folder, subject, out)
+        taken = []
+        for command in COMMANDS[subject]:
+            before = processor_seconds()
+            pid = start(words_of(subject, command, folder, out), folder, forked=subject != AS_PROGRAMS)
+            status, text = wait(pid), log_of(folder, pid).read_text()
+            assert status == 0, text
+            files = {name: int(number) for name, number in re.findall(r"^files of (.*): (\d+)", text, re.MULTILINE)}
+            taken.append((processor_seconds() - before, {name: number for name, number in files.items() if number}))
+        about.write_text(json.dumps(taken))
+    return [
+        Command(cpu, files, parts, possible(subject, command, kinds, parts))
+        for command, (cpu, files) in zip(COMMANDS[subject], json.loads(about.read_text()), strict=True)
+        for parts in [parts_of_command(subject, command)]
+    ]
+
+
+def needs_vit(subject: str) -> bool:
+    """Whether a subject takes the run of the ViT that is not disturbed."""
+    return subject not in SETTINGS or "distill" in SETTINGS[subject]
+
+
+def possible(subject: str, command: str, kinds: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """The faults that can hit a command."""
+    lacking = set() if RANK in parts else set(OF_NETWORK)
+    if command != "pretrain":
+        lacking |= set(OF_DATA)
+    elif DATA[subject] != "shards":
+        lacking.add("corrupt shard")
+    return [kind for kind in kinds if kind not in lacking]
 
 
 def clear(folder: Path) -> None:
@@ -150,92 +183,80 @@ def fresh(folder: Path, subject: str, out: Path) -> None:
     clear(folder)
     folder.mkdir(parents=True)
     if subject not in SETTINGS:
-        shutil.copytree(out / "reference/vit/run", folder / "run", ignore=shutil.ignore_patterns("eval", "models"))
+        shutil.copytree(out / "reference/vit poa/run", folder / "run", ignore=shutil.ignore_patterns("eval", "models"))
 
 
-def write_pairs(folder: Path) -> None:
-    """Images of noise on one half, and masks of the halves."""
-    for part, number in ((part, number) for part in ("train", "test") for number in range(8)):
-        draw = np.random.default_rng([number, part == "test"])
-        mask = np.zeros((16, 16), np.uint8)
-        mask[:, : draw.integers(4, 12)] = 1
-        image = (draw.integers(0, 256, (16, 16, 3)) * mask[..., None]).astype(np.uint8)
-        for kind, pixels in (("images", image), ("masks", mask)):
-            (folder / part / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / part / kind / f"{number}.png")
-
-
-def run_episode(
-    episode: Episode, out: Path, taken: Sequence[dict[str, float]], draw: random.Random, kinds: Sequence[str]
-) -> Episode:
-    """Do all of a subject with kills, and compare."""
-    folder = out / "killed" / f"{episode.number:04} {episode.subject}"
-    fresh(folder, episode.subject, out)
-    for command, took in zip(COMMANDS[episode.subject], taken, strict=True):
+def run_episode(episode: Episode, out: Path, commands: Sequence[Command], draw: random.Random) -> Episode:
+    """Do all of a subject with faults, and compare."""
+    subject, folder = episode.subject, out / "disturbed" / f"{episode.number:04} {episode.subject}"
+    data = Data(out / "data" / DATA.get(subject, "folder"))
+    fresh(folder, subject, out)
+    for text, command in zip(COMMANDS[subject], commands, strict=True):
         sessions = []
-        for _ in range(draw.choice([1, 1, 2, 3])):
-            session, killed = disturb_once(words_of(episode.subject, command, folder, out), folder, took, draw, kinds)
+        for share in SHARES[: draw.randint(2, len(SHARES))]:
+            faults = draw_faults(command, draw, share=share)
+            session = disturb(episode, text, folder, out, data, faults, draw)
             sessions.append(session)
-            episode.kills += [killed] if killed else []
-        words = words_of(episode.subject, command, folder, out)
-        last = [start(words, folder) for _ in range(2 if command == "pretrain" and draw.random() < 0.2 else 1)]
+            if draw.random() < 0.7:  # else data stay as they are at the next start
+                data.restore()
+        data.restore()
+        number = 2 if text == "pretrain" and draw.random() < 0.2 else 1
+        words, forked = words_of(subject, text, folder, out), subject != AS_PROGRAMS
+        last = [start(words, folder, forked=forked) for _ in range(number)]
         statuses = [wait(pid) for pid in last]
         sessions += last
         if 0 not in statuses or not set(statuses) <= {0, 2}:
-            episode.faults.append(f"{command}: ended with {statuses}")
-        if any("Traceback" in log_of(folder, pid).read_text() for pid in last):
-            episode.faults.append(f"{command}: a traceback")
+            episode.wrong.append(f"{text}: ended with {statuses}")
+        episode.wrong += [f"{text}: a traceback"] * any(
+            "Traceback" in log_of(folder, each).read_text() for each in last
+        )
         deadline = time.monotonic() + LEFT_SECONDS
         while (left := [pid for each in sessions for pid in members(each)]) and time.monotonic() < deadline:
             time.sleep(0.05)
-        episode.faults += [f"{command}: {len(left)} processes are left over"] if left else []
-    wrong = [killed for killed in episode.kills if killed.status not in MAY_END[killed.kind]]
-    episode.faults += [f"{killed.command}: ended with {killed.status} after a {killed.kind}" for killed in wrong]
-    episode.faults += list(differences(folder, out / "reference" / episode.subject))
-    if not episode.faults:
+        episode.wrong += [f"{text}: {len(left)} processes are left over"] if left else []
+    episode.wrong += list(differences(folder, out / "reference" / subject))
+    if not episode.wrong:
         clear(folder)
     return episode
 
 
-def disturb_once(
-    words: Sequence[str], folder: Path, took: dict[str, float], draw: random.Random, kinds: Sequence[str]
-) -> tuple[int, Killed | None]:
-    """Start a command and disturb it, or a part of it; returns its session, and what was hit if that was in time."""
-    kind, parts = draw.choice(kinds), [part for part in PARTS if part in took]
-    victim, hit = draw.choice(["file", "main", *parts * 4]) if kind == "kill" else "file", list[int]()
-    victim = draw.choice(["main", *parts]) if kind == "pause" else victim
-    earlier = set(folder.rglob(".step-*.tmp"))
-    if victim == "file":
-        number = draw.randint(1, int(took["files"]))
-        session, moment = start(words, folder, Disturbance(kind, number)), f"file {number}"
-    else:
-        since = draw.choice(parts) if victim in parts else ""
-        seconds = draw.uniform(0, took["seconds"] - took.get(since, 0))
-        session, moment = start(words, folder), f"{seconds:.2f} s after the first {since or 'moment'}"
-        wait_for_part(session, since)
-        time.sleep(seconds)
-        hit = parts_of(session, victim)
-        with suppress(ProcessLookupError):
-            strike(draw.choice(hit) if hit else session, paused=draw.uniform(0.5, 3) if kind == "pause" else None)
+def disturb(
+    episode: Episode,
+    text: str,
+    folder: Path,
+    out: Path,
+    data: Data,
+    faults: Sequence[Inner | Outer],
+    draw: random.Random,
+) -> int:
+    """Start a command and let faults hit it; notes those that were in time, and how it ended; returns its session."""
+    words = words_of(episode.subject, text, folder, out)
+    kinds, earlier = {fault.kind for fault in faults}, set(folder.rglob(".step-*.tmp"))
+    inner = [fault for fault in faults if isinstance(fault, Inner)]
+    network = SLOW if "slow network" in kinds else OWN if "network outage" in kinds else ""
+    session = start(words, folder, inner, forked=episode.subject != AS_PROGRAMS, network=network)
+    outer = sorted((fault for fault in faults if isinstance(fault, Outer)), key=lambda fault: fault.at)
+    found = [(fault.kind, strike(fault, session, data, draw)) for fault in outer]
     half = bool(set(folder.rglob(".step-*.tmp")) - earlier)
-    status = wait(session)
-    if status == 0 and kind in ("kill", "full disk"):
-        return session, None
-    phase = phase_of(words, folder, log_of(folder, session).read_text(), half=half)
-    return session, Killed(victim if hit else "main process", phase, " ".join(words), moment, status, kind)
-
-
-def strike(pid: int, *, paused: float | None) -> None:
-    """Kill a process, or let it stand still for some seconds."""
-    os.kill(pid, signal.SIGKILL if paused is None else signal.SIGSTOP)
-    if paused is not None:
-        time.sleep(paused)
-        os.kill(pid, signal.SIGCONT)
+    status, said = wait(session), log_of(folder, session).read_text()
+    phase = phase_of(words, folder, said, half=half)
+    found += [(fault.kind, fault.victim) for fault in inner if f"disturbed: {fault.kind} before" in said]
+    if status == 0:
+        found = [(kind, what) for kind, what in found if 0 in MAY_END[kind]]  # the others came too late
+    episode.hits += [Hit(kind, what, phase, text, status) for kind, what in found if what is not None]
+    allowed = {0, *(each for kind, what in found if what is not None for each in MAY_END[kind])}
+    allowed |= {2} if data.is_disturbed else set()
+    named = " and ".join(kind for kind, what in found if what is not None) or "nothing"
+    if status not in allowed:
+        episode.wrong.append(f"{text}: ended with {status} after {named}")
+    if status in (0, 2) and "Traceback" in said:
+        episode.wrong.append(f"{text}: a traceback after {named}")
+    return session
 
 
 def phase_of(words: Sequence[str], folder: Path, said: str, *, half: bool) -> str:
     """What a command was doing when it was killed, as far as its folder tells."""
-    if half or "step-" in said.partition("killed before: ")[2]:
+    if half or "step-" in said.partition("disturbed: ")[2].partition("\n")[0]:
         return "checkpoint"
     if words[0] == "pretrain":
         return "training" if (folder / "run/metrics.jsonl").exists() else "start"

@@ -73,6 +73,7 @@ def test_bad_images_among_good_ones(at: Path, capsys: pytest.CaptureFixture[str]
     shutil.rmtree(at / "new")
     (at / "images/11.jpg").unlink()
     picture(at / "images/11.jpg", number=11)
+    assert "more than the allowed share of 0.0%" in refused(capsys, *words, "--max-bad-share", "0")
     assert poa(*words) == 0, "a single bad image is accepted"
     assert "Images that cannot be read are skipped: 1 so far, listed in new/bad_images.txt" in capsys.readouterr().err
 

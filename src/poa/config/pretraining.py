@@ -344,7 +344,7 @@ class Config(Settings):
     limit: Annotated[Count | None, FURTHER] = None
     """Use only so many images, balanced over classes."""
     max_bad_share: Annotated[Share, FURTHER] = 0.01
-    """Stop when more than this share of the images cannot be read."""
+    """Stop when more than this share of the images cannot be read; one may always be bad, unless this is 0."""
     own: Annotated[str, FURTHER, Parameter(show_default=False)] = ""
     """A method of your own, as MODULE:CLASS (method own); CONTRIBUTING.md has an example."""
     log: Annotated[
@@ -383,6 +383,10 @@ class Config(Settings):
     def exported_branch(self) -> str:
         """Branch of the method whose backbone is scored and exported."""
         return "teacher" if self.method in SELF_DISTILLED else "student"
+
+    def most_bad(self, num_images: int) -> float:
+        """How many of so many images may be bad."""
+        return max(self.max_bad_share * num_images, 1) if self.max_bad_share else 0
 
     def head_weights(self, width: int) -> int:
         """Weights of all projection heads for features of a width, with their prototypes, if there are any."""

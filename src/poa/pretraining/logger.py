@@ -66,7 +66,8 @@ class Logger:
         self._scores: dict[str, float] = {}
         self._scored: list[Mapping[str, Any]] = []  # rows of the metrics
         self._before_cooldown = steps_before_cooldown(config, steps_per_epoch=parts.steps_per_epoch)
-        self._bad = self._listed()
+        self._bad = set[str]()  # since this start: images may have been restored, or still be bad
+        self._bad_before = self._listed()
         self._observers = Observers(config.trackers, callbacks)  # refuses here, before anything is written
         self._monitor = Monitor(config, parts, console=console) if distributed.is_main() else None
         self._log: MetricsLog | None = None
@@ -178,20 +179,18 @@ class Logger:
     def _note_bad(self, found: Mapping[str, int]) -> None:
         if found.keys() <= self._bad:
             return
-        self._bad |= self._listed()  # other processes add to the list too
-        new = sorted(found.keys() - self._bad)
-        self._bad |= set(new)
+        listed = self._listed()  # other processes add to the list too
+        self._bad |= found.keys() | (listed - self._bad_before)
         with self._paths.bad_images.open("a", encoding="utf-8") as file:
-            file.writelines(f"{name}\t{why_bad(self._index, found[name])}\n" for name in new)
+            file.writelines(f"{name}\t{why_bad(self._index, found[name])}\n" for name in sorted(found.keys() - listed))
         self._display.message(
             f"Images that cannot be read are skipped: {len(self._bad):,} so far, listed in {self._paths.bad_images}"
         )
-        most = self._config.max_bad_share * len(self._index)
-        if len(self._bad) > max(most, 1):
+        if len(self._bad) > self._config.most_bad(len(self._index)):
             raise UserError(
                 f"{len(self._bad)} of {counted(len(self._index), 'image')} cannot be read, more than the allowed "
-                f"share of {self._config.max_bad_share:.1%}; {self._paths.bad_images} lists them. Raise "
-                "--max-bad-share and resume with --resume, or fix or remove them and start a new run."
+                f"share of {self._config.max_bad_share:.1%}; {self._paths.bad_images} lists them. Restore them, or "
+                "raise --max-bad-share, and resume with --resume; or remove them and start a new run."
             )
 
     def finish(self, step: int) -> None:

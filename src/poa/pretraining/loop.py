@@ -157,7 +157,7 @@ def _try_some(index: ImageIndex, config: Config) -> str | None:
     )
     if len(bad) > len(probe) / 2:
         raise UserError(f"{found}. Fix the images, or give another --data.")
-    if len(bad) > max(config.max_bad_share * len(index), 1):
+    if len(bad) > config.most_bad(len(index)):
         raise UserError(
             f"{found}, more than the allowed share of {share}. Fix or remove them, or raise --max-bad-share."
         )
