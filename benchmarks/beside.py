@@ -4,18 +4,20 @@ All take the same crops, and turns in one process:
 
 - `poa`: a whole training step with augmentation, for all sizes of the step;
 - `timm`: the backbones of that step alone, as plain timm models: the teacher there, the students there and back;
-- `lightly-dino`: a whole step of lightly's DINO on the intact network, hence of one size. It is optional (`pip install
-  lightly`).
+- `lightly-dino`: a whole step of lightly's DINO on the intact network, hence of one size. It is optional: `--install`,
+  or `pip install lightly`.
 
 From the recipe's settings one after the other is changed: the number of sizes a step, prototypes, local crops, the
 batch, the side of the images. Times are of the processor on a CPU, and of the clock on a GPU.
 
-    python benchmarks/beside.py [--recipe vit-small-data] [--batch 16] [--rounds 5] [--out runs/beside]
+    python benchmarks/beside.py [--recipe vit-small-data] [--batch 16] [--rounds 5] [--install] [--out runs/beside]
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -56,21 +58,37 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     print(machine(device))
+    if arguments.install:
+        install(arguments.out / "lightly")
     if not race_rivals.is_installed():
-        print("Without lightly, which is not installed: pip install lightly.")
-    rows = []
+        print("Without lightly, which is not installed: add --install.")
+    out = arguments.out / "beside.json"
+    rows, drawn = json.loads(out.read_text()) if out.exists() else [], []
     print(f"{'':>32}{''.join(f'{name:>15}' for name in COLOURS)}   poa / timm")
-    for axis in arguments.axes:
-        words, settings, values = AXES[axis]
-        for value in values:
-            taken = measured(configure(arguments, settings(value)), device, rounds=arguments.rounds)
-            rows.append({"axis": axis, "value": value, "seconds": taken})
-            cells = "".join(f"{1000 * taken[name]:12.1f} ms" if name in taken else f"{'-':>15}" for name in COLOURS)
-            print(f"{words:>24} {value:7,}{cells} {taken['poa'] / taken['timm']:12.2f}", flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "beside.json").write_text(json.dumps(rows, indent=1))
-    draw(rows, arguments.out / "beside.png")
+    for axis, value in [(each, value) for each in arguments.axes for value in AXES[each][2]]:
+        words, settings, _ = AXES[axis]
+        about = {"axis": axis, "value": value, "recipe": arguments.recipe, "batch": arguments.batch}
+        row = next((row for row in rows if about.items() <= row.items()), None)
+        if row is None:
+            config = configure(arguments, settings(value))
+            row = about | {"seconds": measured(config, device, rounds=arguments.rounds)}
+            rows.append(row)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(rows, indent=1))
+        drawn.append(row)
+        taken = row["seconds"]
+        cells = "".join(f"{1000 * taken[name]:12.1f} ms" if name in taken else f"{'-':>15}" for name in COLOURS)
+        print(f"{words:>24} {value:7,}{cells} {taken['poa'] / taken['timm']:12.2f}", flush=True)
+    draw(drawn, arguments.out / "beside.png")
     print(arguments.out / "beside.png")
+
+
+def install(folder: Path) -> None:
+    """Put lightly into a folder of its own and let it be found there, without the packages that only its runs need."""
+    words = ["-q", "--no-deps", "--target", str(folder), "lightly==1.6.0", "lightly-utils==0.0.2"]
+    if not folder.exists():
+        subprocess.run([sys.executable, "-m", "pip", "install", *words], check=True)
+    sys.path.append(str(folder))
 
 
 def parse() -> argparse.Namespace:
@@ -82,7 +100,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; torch's own choice by default")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/beside"))
+    parser.add_argument("--install", action="store_true", help="fetch lightly into --out, if it is not there")
+    parser.add_argument("--out", type=Path, default=Path("runs/beside"), help="what was measured there is kept")
     return parser.parse_args()
 
 

@@ -99,7 +99,8 @@ def _drawn(kind: str, command: Command, draw: random.Random, *, share: float) ->
     if kind in INNER or (kind == "kill" and draw.random() < 0.4):
         victim = draw.choice([each for each, number in command.files.items() for _ in range(number)])
         return Inner(kind, victim, draw.randint(1, max(1, round(share * command.files[victim]))))
-    victim = draw.choice([MAIN, *command.parts, *command.parts]) if kind in ("kill", "pause") else kind
+    of = "images" if kind in OF_DATA else "network"
+    victim = draw.choice([MAIN, *command.parts, *command.parts]) if kind in ("kill", "pause") else of
     late = 0.5 if victim == WORKER else 0.0  # until then there are none
     seconds = draw.uniform(0.2, 2)
     if kind in OF_DATA and draw.random() < 0.5:

@@ -148,6 +148,7 @@ def _end(work: Any, watch: Watch) -> None:
     """Do the work of a forked process, and end it as Python does."""
     status = 1
     try:
+        torch.set_num_threads(1)  # makes the pool of threads that did not come along, before several threads do
         work()
         status = 0
     except SystemExit as end:

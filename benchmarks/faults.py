@@ -99,7 +99,7 @@ def main() -> None:
         done.append(json.loads(json.dumps(asdict(episode))))
         with log.open("a") as file:
             file.write(json.dumps(done[-1]) + "\n")
-        hits = ", ".join(f"{kind} of {what} in {phase}" for kind, what, phase, *_ in episode.hits)
+        hits = ", ".join(f"{kind} ({what}, {phase})" for kind, what, phase, *_ in episode.hits)
         print(f"{number} {subject}: {hits or 'no fault'}; {'; '.join(episode.wrong) or 'as without'}", flush=True)
     report(done)
 
@@ -266,7 +266,8 @@ def phase_of(words: Sequence[str], folder: Path, said: str, *, half: bool) -> st
 def differences(folder: Path, reference: Path) -> Iterator[str]:
     """Files that are not the same, bit for bit.
 
-    Hidden ones and the record of the command are not compared; a checkpoint more than is kept may be left over.
+    Hidden ones and the record of the command are not compared. A checkpoint more than is kept may be left over, and the
+    list of the images that could not be read meanwhile.
     """
     found, expected = (
         {
@@ -281,7 +282,7 @@ def differences(folder: Path, reference: Path) -> Iterator[str]:
         if name not in found:
             yield f"{name} is missing"
         elif name not in expected:
-            yield from () if name.endswith(".pt") else (f"{name} is left over",)
+            yield from () if name.endswith((".pt", "bad_images.txt")) else (f"{name} is left over",)
         elif name.endswith(".pt"):
             yield from () if same(*map(load_checkpoint, (found[name], expected[name]))) else (f"{name} differs",)
         elif without_checksum(found[name]) != without_checksum(expected[name]):
