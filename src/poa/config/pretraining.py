@@ -384,10 +384,6 @@ class Config(Settings):
         """Branch of the method whose backbone is scored and exported."""
         return "teacher" if self.method in SELF_DISTILLED else "student"
 
-    def most_bad(self, num_images: int) -> float:
-        """How many of so many images may be bad."""
-        return max(self.max_bad_share * num_images, 1) if self.max_bad_share else 0
-
     def head_weights(self, width: int) -> int:
         """Weights of all projection heads for features of a width, with their prototypes, if there are any."""
         heads = self.heads

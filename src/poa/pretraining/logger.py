@@ -12,17 +12,17 @@ from rich.console import Console
 from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
-from poa.data.loader import why_bad
 from poa.data.views import RawViews
 from poa.elastic.network import state
 from poa.errors import UserError, counted
 from poa.models.run import Paths
+from poa.pretraining.bad import BadImages
 from poa.pretraining.build import Parts
 from poa.pretraining.monitor import Monitor
 from poa.pretraining.observers import Callbacks, Observers
 from poa.pretraining.schedule import epochs_to_cool_down, steps_before_cooldown
 from poa.pretraining.step import StepResult
-from poa.text import one_line, shell_word
+from poa.text import shell_word
 from poa.training.best import best_step, checks_since_best, score_of, scores_of
 from poa.training.checkpoint import saved_steps
 from poa.training.metrics import MetricsLog, read_metrics
@@ -66,8 +66,7 @@ class Logger:
         self._scores: dict[str, float] = {}
         self._scored: list[Mapping[str, Any]] = []  # rows of the metrics
         self._before_cooldown = steps_before_cooldown(config, steps_per_epoch=parts.steps_per_epoch)
-        self._bad = set[str]()  # since this start: images may have been restored, or still be bad
-        self._bad_before = self._listed()
+        self._bad = BadImages(index, paths.bad_images, share=config.max_bad_share)
         self._observers = Observers(config.trackers, callbacks)  # refuses here, before anything is written
         self._monitor = Monitor(config, parts, console=console) if distributed.is_main() else None
         self._log: MetricsLog | None = None
@@ -128,7 +127,8 @@ class Logger:
         Raises:
             UserError: Too many images cannot be read.
         """
-        self._note_bad({one_line(self._index.name(i)): i for raw in batch for i in raw.bad})
+        if told := self._bad.add({i for raw in batch for i in raw.bad}):
+            self._display.message(told)
         self._scored += [{"step": step, **scores}] if scores else []
         sizes = " ".join(map(str, result.sizes))
         values: dict[str, float | int | str] = {"size": sizes, "lr": result.lr, **result.metrics, **scores}
@@ -170,28 +170,6 @@ class Logger:
         best = best_step(scores_of(self._scored), among=saved)
         fork = max((each for each in saved if each <= self._before_cooldown), default=None)
         return {each for each in (best, fork) if each is not None}
-
-    def _listed(self) -> set[str]:
-        file = self._paths.bad_images
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else ()
-        return {line.partition("\t")[0] for line in lines}  # earlier runs gave no reasons
-
-    def _note_bad(self, found: Mapping[str, int]) -> None:
-        if found.keys() <= self._bad:
-            return
-        listed = self._listed()  # other processes add to the list too
-        self._bad |= found.keys() | (listed - self._bad_before)
-        with self._paths.bad_images.open("a", encoding="utf-8") as file:
-            file.writelines(f"{name}\t{why_bad(self._index, found[name])}\n" for name in sorted(found.keys() - listed))
-        self._display.message(
-            f"Images that cannot be read are skipped: {len(self._bad):,} so far, listed in {self._paths.bad_images}"
-        )
-        if len(self._bad) > self._config.most_bad(len(self._index)):
-            raise UserError(
-                f"{len(self._bad)} of {counted(len(self._index), 'image')} cannot be read, more than the allowed "
-                f"share of {self._config.max_bad_share:.1%}; {self._paths.bad_images} lists them. Restore them, or "
-                "raise --max-bad-share, and resume with --resume; or remove them and start a new run."
-            )
 
     def finish(self, step: int) -> None:
         """Show a summary: why the run ended, its best checkpoint, and the command that resumes it or follows."""

@@ -22,6 +22,7 @@ from poa.machine.launchers import requeue
 from poa.models import init, opening, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
+from poa.pretraining.bad import most_bad
 from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
 from poa.pretraining.channels import with_channels
 from poa.pretraining.logger import NOT_SCORED, Logger
@@ -157,7 +158,7 @@ def _try_some(index: ImageIndex, config: Config) -> str | None:
     )
     if len(bad) > len(probe) / 2:
         raise UserError(f"{found}. Fix the images, or give another --data.")
-    if len(bad) > config.most_bad(len(index)):
+    if len(bad) > most_bad(len(index), share=config.max_bad_share):
         raise UserError(
             f"{found}, more than the allowed share of {share}. Fix or remove them, or raise --max-bad-share."
         )
@@ -218,6 +219,7 @@ def _loop(
         if ends or result.stop or failure or kept:
             with logger.timed("saving"):
                 background.wait()
+                distributed.barrier()  # not if another process has ended over this step's images
                 save(step, keep=logger.steps_to_keep(step))
         if failure is not None:
             raise failure
