@@ -243,6 +243,8 @@ class Looped(NamedTuple):
     scored: list[int]
     written: dict[int, dict[str, Any]]
     """What a tracker was told, by step."""
+    met: list[int]
+    """After which steps all processes waited for one another."""
 
 
 SLOW = 3
@@ -250,7 +252,7 @@ SLOW = 3
 
 
 def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
-    found = Looped([], [], [], {})
+    found = Looped([], [], [], {}, [])
 
     def train_step(_: Parts, step: int, batch: Any, **__: Any) -> StepResult:
         found.batches.append(batch)
@@ -285,6 +287,7 @@ def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
     monkeypatch.setattr(loop, "write_checkpoint", save)
     monkeypatch.setattr(observers, "tracker_of", lambda _: Noting)
     monkeypatch.setattr(Monitor, "score", score)
+    monkeypatch.setattr(loop.distributed, "barrier", lambda: found.met.append(len(found.batches)))
     loop.train(tiny.config(out=str(out), **over))
     return found
 
@@ -295,6 +298,7 @@ def test_saving_and_scoring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monitor = {"every_epochs": 1.25, "tensorboard": True, "num_images": 4}
     found = looped(monkeypatch, tmp_path / "a", saving=saving, monitor=monitor)
     assert found.saved == [(3, 3, 6), (6, 3, 6), (8, 3, 6)]
+    assert found.met[-4:] == [3, 6, 8, 8], "a step is saved that another process has refused; and the end"
     assert found.scored == [5, 8]
     assert sorted(found.written) == list(range(1, 9))
     assert [step for step, values in found.written.items() if "knn" in values] == [5, 8]
