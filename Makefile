@@ -28,8 +28,9 @@ setup: $(DEVELOPING)
 demo: $(INSTALLED)  ## pre-train 12 sizes on embedded digits, score them all, extract three
 	$(BIN)/poa demo --out runs/demo
 
+# Compiled files are kept, whatever the machine's setting: each process of the tests would compile the package anew.
 test: $(DEVELOPING)
-	$(BIN)/python -m pytest -n auto --dist loadscope
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: $(DEVELOPING)
 	$(BIN)/ruff check src tests benchmarks docs

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-multiprocessing.set_forkserver_preload(["torch.distributed", "timm", "poa.cli", "poa.pretraining.launch"])
+multiprocessing.set_forkserver_preload(["torch.distributed", "timm", "pytest", "poa.cli", "poa.pretraining.launch"])
 """Imported once in place of in every process, which would take longer than most tests."""
 
 

@@ -135,8 +135,8 @@ def test_images_that_a_program_holds_train_as_their_files(whole: Whole, tmp_path
     index = open_index("digits")
     labels = index.labels().tolist()
     images = [(Image.open(io.BytesIO(index.read(i))), label) for i, label in enumerate(labels)]
-    poa.pretrain(**settings("convnext", tmp_path / "run", data=images))
-    rows = [read_metrics(folder / "metrics.jsonl") for folder in (tmp_path / "run", whole("convnext"))]
+    poa.pretrain(**settings("vit", tmp_path / "run", data=images))
+    rows = [read_metrics(folder / "metrics.jsonl") for folder in (tmp_path / "run", whole("vit"))]
     assert rows[0] == rows[1]
 
 

@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "workers": 0,
     "model": {"width_min": 8, "width_max": 16, "width_step": 8, "depth_min": [1, 1, 1, 1], "depth_max": [1, 1, 1, 1]},
     "views": {"global_size": 32, "blur_kernel": 3},
-    "slim": {"queue": 48},
+    "slim": {"queue": 48, "dim": 16},
     "optimizer": {"warmup_epochs": 1},
     "saving": {"every_epochs": 1, "keep_last": 4},
     "monitor": {"num_images": 48},
@@ -39,7 +39,8 @@ TINY: dict[str, Any] = {
 
 
 def tiny(recipe: str, out: Path, **over: Any) -> dict[str, Any]:
-    given = {**TINY, "recipe": recipe, "out": str(out)}
+    hidden = {} if recipe == "slimclr-mocov2" else {"hidden": 32}
+    given = {**TINY, "recipe": recipe, "out": str(out), "slim": {**TINY["slim"], **hidden}}
     for name, value in over.items():
         given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
     return given

@@ -11,7 +11,7 @@ from command import dashed
 from poa.training.metrics import read_metrics
 from processes import start_command
 
-STEPS, ASKED_AT = 12, 3
+STEPS, ASKED_AT = 8, 3
 JOB = str(os.getpid())
 """Its port follows from the job: suites that run at the same time must not meet."""
 STEP = {

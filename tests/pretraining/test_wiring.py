@@ -5,6 +5,7 @@ new one without a row, fails.
 """
 
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,8 +177,11 @@ def config_of(method: str, path: str | None = None, value: Any = None) -> Config
     return Config.model_validate(settings | ({"model": SLIM["model"]} if method.startswith("slimclr") else {}))
 
 
-def learn(config: Config, parts: Parts) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """What is measured in some steps, and what is learnt."""
+Values = Mapping[str, float | Tensor]
+
+
+def learn(config: Config, parts: Parts) -> Iterator[Values]:
+    """What is measured in each of some steps, and at last what is learnt."""
     index = open_index(config.data, limit=config.limit)
     made = step_batches(
         parts,
@@ -187,11 +191,12 @@ def learn(config: Config, parts: Parts) -> tuple[list[dict[str, float]], dict[st
         num_steps=STEPS,
         micro_batches=config.accumulate,
     )
-    metrics = [train_step(parts, step, batch).metrics for step, batch in enumerate(made)]
-    return metrics, parts.method.state_dict()
+    for step, batch in enumerate(made):
+        yield train_step(parts, step, batch).metrics
+    yield parts.method.state_dict()
 
 
-def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> Iterator[Values]:
     if config.method in ("distill", "seed") or config.distill.teacher:
         torch.manual_seed(5)
         frozen = tiny.config(heads={"prototypes": [16]})
@@ -202,17 +207,19 @@ def run(monkeypatch: pytest.MonkeyPatch, config: Config) -> tuple[list[dict[str,
 
 
 @cache
-def usual(method: str) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+def usual(method: str) -> list[Values]:
     with pytest.MonkeyPatch.context() as patch:
-        return run(patch, config_of(method))
+        return list(run(patch, config_of(method)))
 
 
-def differ(
-    first: tuple[list[dict[str, float]], dict[str, Tensor]], second: tuple[list[dict[str, float]], dict[str, Tensor]]
-) -> bool:
-    (metrics, state), (others, other_state) = first, second
-    same = metrics == others and state.keys() == other_state.keys()
-    return not same or any(not torch.equal(value, other_state[name]) for name, value in state.items())
+def differ(first: Iterable[Values], second: Iterable[Values]) -> bool:
+    """Whether they part; no step is taken after the first one in which they do."""
+    return any(not same(*pair) for pair in zip(first, second, strict=True))
+
+
+def same(first: Values, second: Values) -> bool:
+    pairs = ((torch.as_tensor(value), torch.as_tensor(second[name])) for name, value in first.items())
+    return first.keys() == second.keys() and all(torch.equal(*pair) for pair in pairs)
 
 
 @pytest.mark.parametrize("method", METHODS)
