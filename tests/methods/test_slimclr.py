@@ -247,3 +247,19 @@ def test_the_momentum_encoder_sees_images_of_other_processes(two_processes: list
     order = [int((second == image).flatten(1).all(1).nonzero()) for image in seen]
     assert sorted(order) == list(range(8))
     assert set(order[:4]) != set(range(4))
+
+
+def test_the_order_goes_on_where_it_was_saved() -> None:
+    made, other = method("mocov2"), method("mocov2")
+    assert isinstance(made, MoCoV2)
+    assert isinstance(other, MoCoV2)
+    second = views().globals.chunk(2)[1]
+    made._keys(second)
+    other.load_state_dict(made.state_dict())
+    seen = list[Tensor]()
+    for each in (made, other):
+        each.momentum.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        each._keys(second)
+    assert torch.equal(*seen)
+    assert made.drawn == other.drawn == int(other.shuffles) == 2
+    assert not torch.equal(seen[0], second)

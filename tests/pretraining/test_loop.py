@@ -26,6 +26,7 @@ from command import poa as command
 from poa.config.resolve import resolve
 from poa.data.index import open_index
 from poa.errors import UserError
+from poa.pretraining import loop
 from poa.pretraining.dry_run import dry_run
 from poa.training.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint, saved_steps
 from poa.training.metrics import read_metrics
@@ -190,9 +191,31 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     assert_same_run(folder, whole("vit"))
 
 
-def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from poa.pretraining import loop
+def test_a_device_that_gets_steps_ahead_learns_the_same(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is asked to stop, which is read a step later, and goes on."""
+    begun, read = list[int](), list[tuple[int, int]]()
+    begin_step, folder = loop.begin_step, tmp_path / "run"
 
+    def begin(parts: Any, step: int, *given: Any, **options: Any) -> Any:
+        begun.append(step + 1)
+        if len(begun) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return begin_step(parts, step, *given, **options)
+
+    monkeypatch.setattr(loop, "AHEAD", ("cpu",))
+    monkeypatch.setattr(loop, "begin_step", begin)
+    noting = {"on_step": lambda step, _: read.append((step, begun[-1]))}
+    poa.pretrain(**settings("vit", folder, saving={"every_epochs": 1}), **noting)
+    assert begun == [1, 2, 3, 4, 5, 6, 7], "the request came while the fifth step was begun"
+    assert read == [(1, 2), (2, 3), (3, 4), (4, 4), (5, 6), (6, 7), (7, 7)], "a step was not ahead, or not waited for"
+    assert saved_steps(folder / "checkpoints") == [4, 7]
+    poa.pretrain(out=folder, resume=True)
+    assert_same_run(folder, whole("vit"))
+
+
+def _stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     train_step = loop.train_step
 
     def stopping(parts: Any, now: int, batch: Any, **options: Any) -> Any:

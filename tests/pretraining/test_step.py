@@ -8,7 +8,7 @@ from torch import Tensor
 import tiny
 from poa.data.views import RawViews
 from poa.pretraining.build import Parts
-from poa.pretraining.step import train_step
+from poa.pretraining.step import begin_step, train_step
 from poa.training.health import NonFiniteLoss
 from steps import (
     UNCLIPPED,
@@ -168,6 +168,19 @@ def test_what_is_not_finite_stops_the_run_and_changes_nothing(
         torch.testing.assert_close(value, before["method"][name], rtol=0.0, atol=0.0, equal_nan=True)
     for number, entries in after["optimizer"].items():
         assert all(torch.equal(value, before["optimizer"][number][key]) for key, value in entries.items())
+
+
+def test_a_step_that_is_read_later_is_the_same_and_says_what_is_not_finite() -> None:
+    config = tiny.config()
+    parts, other = parts_of(config), parts_of(config)
+    first, second = batches_of(config, parts, num_steps=2)
+    begun = begin_step(parts, 6, first, stop=True)
+    further = begin_step(parts, 7, poison_batch(parts, second))
+    result = begun.read(parts, is_updated=True)
+    assert result == train_step(other, 6, first, stop=True)
+    assert result.stop
+    with pytest.raises(NonFiniteLoss, match=r"step 8: loss = nan, .* were updated with that, and are not saved\."):
+        further.read(parts, is_updated=True)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

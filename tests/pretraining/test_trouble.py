@@ -121,17 +121,27 @@ def test_disk_full_at_the_metrics() -> None:
         MetricsLog(Path("/dev/full")).write(1, {"loss": 1.0})
 
 
-def test_loss_that_is_not_finite(at: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refused(capsys, *TRAIN.split(), "--lr", "1e9", "--epochs", "50", "--saving.every-epochs", "0.25")
+@pytest.mark.parametrize(
+    ("ahead", "every", "updated"),
+    [((), 1, "The weights were not updated."), (("cpu",), 2, "The weights were updated with that, and are not saved.")],
+)
+def test_loss_that_is_not_finite(
+    at: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ahead: tuple[str, ...],
+    every: int,
+    updated: str,
+) -> None:
+    monkeypatch.setattr(loop, "AHEAD", ahead)
+    told = refused(capsys, *TRAIN.split(), "--lr", "1e9", "--epochs", "50", "--saving.every-epochs", str(every / 4))
     step = int(told.removeprefix("Not finite at step ").split(":")[0])
     assert "loss = nan" in told
-    kept = (
-        f"The last checkpoint, new/checkpoints/step-{step - 1:08}.pt, is kept. Start a new run in another --out with a "
-    )
-    assert f"{kept}lower --lr." in told
+    newest = f"new/checkpoints/step-{(step - 1) // every * every:08}.pt"
+    kept = f"{updated} The last checkpoint, {newest}, is kept. Start a new run in another --out with a lower --lr."
+    assert kept in told
     assert len((at / "new/metrics.jsonl").read_text().splitlines()) == step - 1
-    newest = at / f"new/checkpoints/step-{step - 1:08}.pt"
-    state = checkpoint.load_checkpoint(newest)["method"]
+    state = checkpoint.load_checkpoint(at / newest)["method"]
     assert all(value.isfinite().all() for value in state.values()), "what was saved last is not good"
 
 

@@ -91,11 +91,10 @@ def pair_similarities(first: Float[Tensor, "batch width"], second: Float[Tensor,
     half = len(candidates) // 2
     number = torch.arange(batch, device=first.device) + rank() * batch
     own = torch.cat([number, number + half])
-    others = torch.arange(len(candidates), device=first.device) != own[:, None]
+    others = torch.arange(max(len(candidates) - 1, 0), device=first.device)
+    others = others + (others >= own[:, None])  # to choose by a mask would wait for a GPU
     # a first view's positive stands behind the row that is left out, hence one place further to the front
-    return Similarities(
-        values[others].view(2 * batch, max(len(candidates) - 1, 0)), torch.cat([number + half - 1, number])
-    )
+    return Similarities(values.gather(1, others), torch.cat([number + half - 1, number]))
 
 
 def similarity_distillation(

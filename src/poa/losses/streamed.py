@@ -82,7 +82,8 @@ class _CrossEntropies(torch.autograd.Function):
             for number, kind in enumerate(crops):
                 pass_ = _Pass(kind, wide, of_prototypes, shares[:, number].tolist(), larger, temperature)
                 of_features += pass_.run(values[:, number])
-        ctx.save_for_backward(shares.to(values), of_prototypes, *of_features)
+        there = shares.to(values, non_blocking=values.is_cuda)  # else a GPU is waited for
+        ctx.save_for_backward(there, of_prototypes, *of_features)
         ctx.dtypes = [each.dtype for each in (prototypes, *features)]
         return values
 

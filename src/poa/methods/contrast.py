@@ -74,6 +74,8 @@ class MoCoV2(SlimCLR):
         self.momentum.load_state_dict(self.plain())
         self.queue = EmbeddingQueue(settings.queue, dim)
         self.register_buffer("shuffles", torch.zeros((), dtype=torch.int64))
+        self.drawn = 0  # as many, known without asking a device
+        self.register_load_state_dict_post_hook(MoCoV2._loaded)  # type: ignore[no-untyped-call]  # untyped in torch
 
     def similarities(self, networks: Sequence[Embed], first: Tensor, second: Tensor) -> list[list[Similarities]]:
         """One pairing: first views against keys, which are then put into the queue."""
@@ -86,12 +88,18 @@ class MoCoV2(SlimCLR):
     @torch.no_grad()
     def _keys(self, images: Float[Tensor, "batch channels height side"]) -> Float[Tensor, "batch width"]:
         everyone = distributed.gather_rows(images)
-        generator = torch.Generator().manual_seed(int(self.shuffles))  # the same order on all processes
-        order = torch.randperm(len(everyone), generator=generator).to(images.device)
+        generator = torch.Generator().manual_seed(self.drawn)  # the same order on all processes
+        order = torch.randperm(len(everyone), generator=generator).to(images.device, non_blocking=images.is_cuda)
         self.shuffles += 1
+        self.drawn += 1
         own = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
         keys: Tensor = distributed.gather_rows(self.momentum(everyone[order[own]]))
         return keys[order.argsort()[own]]
+
+    @staticmethod
+    def _loaded(method: nn.Module, _: object) -> None:
+        assert isinstance(method, MoCoV2)
+        method.drawn = int(method.shuffles)
 
     def update_teacher(self, momentum: float) -> None:
         """Move the momentum encoder towards the full width."""

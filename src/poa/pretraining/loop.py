@@ -1,9 +1,11 @@
 """The loop of pre-training."""
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -29,7 +31,7 @@ from poa.pretraining.logger import NOT_SCORED, Logger
 from poa.pretraining.observers import NO_CALLBACKS, Callbacks
 from poa.pretraining.resume import change_length, identity, restore
 from poa.pretraining.schedule import steps_before_cooldown
-from poa.pretraining.step import step_batches, train_step
+from poa.pretraining.step import StepResult, begin_step, step_batches, train_step
 from poa.text import note, plain_console, tell
 from poa.training.background import Background
 from poa.training.checkpoint import latest_checkpoint, write_checkpoint
@@ -37,6 +39,8 @@ from poa.training.health import NonFinite, check_state, explained_memory
 from poa.training.interrupt import StopSignal
 from poa.training.states import state_of
 
+AHEAD: Collection[str] = ("cuda",)
+"""Devices that get a step while they are at the one before it, so that they never stand still in between."""
 PLAN = "plan.txt"
 """In the folder of a run that was planned: why its settings are as they are."""
 
@@ -200,33 +204,83 @@ def _loop(
     def due(step: int, every_epochs: float) -> bool:
         return step % max(1, round(every_epochs * parts.steps_per_epoch)) == 0
 
+    failure: UserError | None = None
+    stops = False
+
+    def is_looked_at(step: int) -> bool:
+        """Whether the weights after a step are scored or saved, so that the next one may not change them yet."""
+        saves = due(step, config.saving.every_epochs) or step in (cooldown, num_steps)
+        return saves or due(step, config.monitor.every_epochs) or stops or failure is not None
+
     step = start
     if logger.judged(step).is_plateau:
         return step
-    for batch in logger.waiting(loader):
-        with logger.timed("training"):
-            result = train_step(parts, step, batch, stop=asked.requested)
-        step += 1
+    for step, batch, result, is_settled in _steps(parts, logger, loader, is_looked_at, start=start, asked=asked):
         is_scored = step == num_steps or due(step, config.monitor.every_epochs)
         with logger.timed("saving"):
             background.wait() if is_scored else background.check()
         with logger.timed("scoring"):
             scores = logger.score(step, result) if is_scored else {}
-        failure = logger.log(step, result, batch, scores=scores)
+        failed = logger.log(step, result, batch, scores=scores)
+        failure, stops = failure or failed, stops or result.stop
+        if not is_settled:
+            continue
         verdict = logger.judged(step) if is_scored else NOT_SCORED
         ends = step == num_steps or verdict.is_plateau
         kept = verdict.is_best or step == cooldown or due(step, config.saving.every_epochs)
-        if ends or result.stop or failure or kept:
+        if ends or stops or failure or kept:
             with logger.timed("saving"):
                 background.wait()
                 distributed.barrier()  # not if another process has ended over this step's images
                 save(step, keep=logger.steps_to_keep(step))
         if failure is not None:
             raise failure
-        if ends or result.stop:
+        if ends or stops:
             asked.stopped = not ends
             break
     return step
+
+
+class _Trained(NamedTuple):
+    """A step that was trained and measured."""
+
+    number: int
+    batch: list[RawViews]
+    result: StepResult
+    is_settled: bool
+    """Whether the weights are those after it: no further one was begun."""
+
+
+def _steps(
+    parts: Parts,
+    logger: Logger,
+    loader: Iterator[list[RawViews]],
+    is_looked_at: Callable[[int], bool],
+    *,
+    start: int,
+    asked: StopSignal,
+) -> Iterator[_Trained]:
+    """Train step by step; some devices get the next one before they are asked what the last has measured."""
+    begun: deque[tuple[int, list[RawViews], Callable[[], StepResult]]] = deque()
+    most = int(parts.device.type in AHEAD)
+    for step, batch in enumerate(logger.waiting(loader), start):
+        with logger.timed("training"):
+            begin = _begun if most else _done
+            begun.append((step + 1, batch, begin(parts, step, batch, stop=asked.requested)))
+        while len(begun) > most or (begun and is_looked_at(step + 1)):
+            number, of_it, read = begun.popleft()
+            with logger.timed("training"):
+                result = read()
+            yield _Trained(number, of_it, result, is_settled=not begun)
+
+
+def _done(parts: Parts, step: int, batch: list[RawViews], *, stop: bool) -> Callable[[], StepResult]:
+    result = train_step(parts, step, batch, stop=stop)
+    return lambda: result
+
+
+def _begun(parts: Parts, step: int, batch: list[RawViews], *, stop: bool) -> Callable[[], StepResult]:
+    return partial(begin_step(parts, step, batch, stop=stop).read, parts, is_updated=True)
 
 
 def _write_plan(plan: str, path: Path) -> None:

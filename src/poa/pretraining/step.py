@@ -1,10 +1,12 @@
 """One training step, and the images of steps."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from poa import distributed
@@ -58,6 +60,40 @@ class StepResult(NamedTuple):
     """Whether any process has been asked to stop."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a step has measured, which its device may still be making.
+
+    Attributes:
+        step: From 1.
+        names: Of the numbers.
+        numbers: Waits for them; whether any process has been asked to stop comes last.
+        by_width: Norms of gradients, where they are measured.
+        sizes: Sub-networks that this process has trained.
+        lr: Learning rate.
+    """
+
+    step: int
+    names: Sequence[str]
+    numbers: Callable[[], list[float]]
+    by_width: Mapping[str, float]
+    sizes: tuple[Size, ...]
+    lr: float
+
+    def read(self, parts: Parts, *, is_updated: bool) -> StepResult:
+        """Wait for the device, and look at the numbers.
+
+        Raises:
+            NonFiniteLoss: A loss or gradient is NaN or infinite; says whether the weights have been updated with it.
+        """
+        *mean, stops = self.numbers()
+        metrics = dict(zip(self.names, mean, strict=True))
+        in_losses_only = parts.scaler.is_enabled()  # fp16 gradients overflow now and then; the scaler skips those steps
+        checked = {name: x for name, x in metrics.items() if not (in_losses_only and name.startswith("grad_norm"))}
+        check_finite(checked, step=self.step, is_updated=is_updated)
+        return StepResult({**metrics, **self.by_width}, self.sizes, self.lr, stops > 0)
+
+
 def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool = False) -> StepResult:
     """Train on one global batch.
 
@@ -70,6 +106,19 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
     Raises:
         NonFiniteLoss: A loss or gradient is NaN or infinite. Nothing has been updated then.
     """
+    result = _measure(parts, step, batch, stop=stop).read(parts, is_updated=False)
+    _update(parts, step)
+    return result
+
+
+def begin_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool = False) -> Measured:
+    """Give a device all work of a step without waiting for any: what it has measured is to be read later."""
+    measured = _measure(parts, step, batch, stop=stop)
+    _update(parts, step)
+    return measured
+
+
+def _measure(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool) -> Measured:
     values = parts.schedules.at(step)
     set_schedule(parts.optimizer, values)
     sizes = parts.subnets(step, rank=distributed.rank())
@@ -92,15 +141,15 @@ def train_step(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool
     by_width = parts.gradients.measure(student, step) if parts.gradients else {}
     norms = clip_gradients([student.backbone, student.heads], max_norm=parts.clip)
     terms |= dict(zip(("grad_norm/backbone", "grad_norm/heads"), norms, strict=True))
-    metrics, anyone_stops = _mean_over_processes(terms, stop=stop)
-    in_losses_only = parts.scaler.is_enabled()  # fp16 gradients overflow now and then; the scaler skips those steps
-    checked = {name: x for name, x in metrics.items() if not (in_losses_only and name.startswith("grad_norm"))}
-    check_finite(checked, step=step + 1)
+    numbers = _fetched(_mean_over_processes([*terms.values()], stop=stop))
+    return Measured(step + 1, tuple(terms), numbers, by_width, sizes, values.lr)
+
+
+def _update(parts: Parts, step: int) -> None:
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.optimizer.zero_grad(set_to_none=True)
-    parts.method.update_teacher(values.momentum)
-    return StepResult(metrics | by_width, sizes, values.lr, anyone_stops)
+    parts.method.update_teacher(parts.schedules.at(step).momentum)
 
 
 def _step_seed(seed: int, step: int) -> int:
@@ -108,9 +157,24 @@ def _step_seed(seed: int, step: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _mean_over_processes(tensors: dict[str, Tensor], *, stop: bool) -> tuple[dict[str, float], bool]:
-    """Read all numbers of a step, and whether to stop, at once: one wait for the device and one message."""
-    stacked = torch.stack([tensor.float() for tensor in tensors.values()])
-    row = torch.cat([stacked, stacked.new_tensor([float(stop)])])
-    *mean, stops = (distributed.sum_over_ranks(row) / distributed.world_size()).tolist()
-    return dict(zip(tensors, mean, strict=True)), stops > 0
+def _mean_over_processes(tensors: Sequence[Tensor], *, stop: bool) -> Float[Tensor, " numbers"]:
+    """All numbers of a step, and the share of processes that are to stop, in one message."""
+    stacked = torch.stack([tensor.float() for tensor in tensors])
+    row = torch.cat([stacked, stacked.new_full((1,), float(stop))])
+    return distributed.sum_over_ranks(row) / distributed.world_size()
+
+
+def _fetched(row: Float[Tensor, " numbers"]) -> Callable[[], list[float]]:
+    """Begin to copy numbers from their device. What is returned waits for them, and on CUDA for nothing after them."""
+    if row.device.type != "cuda":
+        return row.tolist
+    numbers = torch.empty(row.shape, dtype=row.dtype, pin_memory=True)
+    numbers.copy_(row, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # untyped in torch
+    copied.record(torch.cuda.current_stream(row.device))
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return numbers.tolist()
+
+    return read

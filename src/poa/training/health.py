@@ -29,8 +29,8 @@ class NonFiniteLoss(NonFinite):
     """A loss is infinite or not a number."""
 
 
-def check_finite(losses: Mapping[str, Tensor | float], *, step: int) -> None:
-    """Stop before a loss that is not finite reaches the parameters.
+def check_finite(losses: Mapping[str, Tensor | float], *, step: int, is_updated: bool = False) -> None:
+    """Stop where a loss is not finite: before it reaches the parameters, or, if they are updated, right after.
 
     Processes agree: if a tensor is not finite on one of them, all raise, so that none waits for the others for ever.
     Plain numbers are assumed to be the same on all processes.
@@ -51,7 +51,8 @@ def check_finite(losses: Mapping[str, Tensor | float], *, step: int) -> None:
         for name, value, is_bad in zip(losses, values.tolist(), bad.tolist(), strict=True)
         if is_bad
     ]
-    raise NonFiniteLoss(f"Not finite at step {step}: {_some(found)}. The weights were not updated.")
+    were = "were updated with that, and are not saved" if is_updated else "were not updated"
+    raise NonFiniteLoss(f"Not finite at step {step}: {_some(found)}. The weights {were}.")
 
 
 def check_state(state: Mapping[str, Any]) -> None:
