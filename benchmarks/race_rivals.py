@@ -27,7 +27,7 @@ from poa.data.views import Views
 from poa.export.timm import Blueprint, write_model
 from poa.families.base import Backbone
 from poa.models.registry import family_of
-from poa.pretraining.build import precision_of
+from poa.pretraining.build import precision_of, suited
 from poa.training.schedules import cosine
 
 KINDS = ("simclr", "dino")
@@ -180,7 +180,7 @@ def train_rival(kind: str, config: Config, minutes: float, folder: Path) -> Spen
 def _prepared(kind: str, config: Config, *, num_steps: int) -> tuple[SimCLR | DINO, Callable[[int], None]]:
     """A fresh network, and a step of its training."""
     dtype = precision_of(config, CPU)
-    family = family_of(config, fused_attention=dtype == torch.float32)
+    family = suited(family_of(config), dtype, CPU)
     index, views = open_index(config.data, limit=config.limit), config.views
     torch.manual_seed(config.seed)
     backbone = family.build(family.space.intact)

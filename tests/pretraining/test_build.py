@@ -13,8 +13,16 @@ from poa.data.index import open_index
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import family_of
-from poa.pretraining import loop
-from poa.pretraining.build import assemble, gains_by_bf16, in_parallel, memory_warning, method_of, warnings_of
+from poa.pretraining import build, loop
+from poa.pretraining.build import (
+    assemble,
+    gains_by_bf16,
+    in_parallel,
+    memory_warning,
+    method_of,
+    suited,
+    warnings_of,
+)
 from poa.pretraining.schedule import schedules_of, subnets_of
 from trained import started
 
@@ -151,3 +159,24 @@ def test_settings_name_the_branch_that_is_exported(name: str) -> None:
 )
 def test_processors_that_gain_by_bf16(capabilities: dict[str, Any], gains: bool) -> None:
     assert gains_by_bf16(capabilities) is gains
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "gains", "fused", "wide"),
+    [
+        (torch.float32, "cpu", False, True, False),
+        (torch.bfloat16, "cuda", False, True, False),
+        (torch.bfloat16, "cpu", True, False, False),
+        (torch.bfloat16, "cpu", False, False, True),
+    ],
+)
+def test_layers_suit_precision_and_processor(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, gains: bool, fused: bool, wide: bool
+) -> None:
+    monkeypatch.setattr(build, "gains_by_bf16", lambda _: gains)
+    family = suited(family_of(tiny.config()), dtype, torch.device(device))
+    assert (family.fused_attention, family.wide_products) == (fused, wide)
+    if device == "cpu":
+        settings = tiny.config(precision="bf16" if dtype == torch.bfloat16 else "fp32")
+        parts = assemble(settings, Mock(__len__=lambda _: 64), device=torch.device(device))
+        assert parts.family == family

@@ -19,6 +19,7 @@ from poa.elastic.plan import even_blocks
 from poa.elastic.space import SearchSpace, Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.errors import UserError
+from poa.families.wide import widen
 
 
 class Features(NamedTuple):
@@ -112,6 +113,7 @@ class Family(ABC):
         image_size: Side of the square images the networks are made for, in pixels.
         architecture: A timm architecture; what no setting names is as it has it.
         fused_attention: Use fused attention kernels.
+        wide_products: Let linear layers multiply in float32 under autocast.
         in_chans: Channels of the images.
     """
 
@@ -119,6 +121,7 @@ class Family(ABC):
     image_size: int = 224
     architecture: str = ""
     fused_attention: bool = True
+    wide_products: bool = False
     in_chans: int = 3
 
     smallest_image: ClassVar[int] = 1
@@ -200,6 +203,8 @@ class Family(ABC):
         for module in model.modules():
             if isinstance(module, self.attention):
                 module.fused_attn = bool(module.fused_attn) and self.fused_attention  # type: ignore[assignment]  # untyped
+        if self.wide_products:
+            widen(model)
         return model
 
     def source(self, name: str, size: Size) -> str:

@@ -46,7 +46,7 @@ _AS_ALWAYS = {"global_pool": ("avg", "token")}
 """Values of arguments that no family sets, since they go without saying; a ViT that pools is refused by its family."""
 
 
-def family_of(config: Config, *, fused_attention: bool = True) -> Family:
+def family_of(config: Config) -> Family:
     """The family of backbones and all sizes of a run; refused where widths, depths, patches and crops do not fit."""
     kind, named = describe(config.model.name)
     given = {name: value for name, value in config.model.model_dump().items() if value is not None}
@@ -61,7 +61,6 @@ def family_of(config: Config, *, fused_attention: bool = True) -> Family:
     family = kind(
         space=space_of(kind, settings),
         image_size=config.views.global_size,
-        fused_attention=fused_attention,
         in_chans=config.values.number,
         **{name: value for name, value in settings.items() if name in known},
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,8 +86,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     """
     views, every = config.views, config.monitor.gradients_every
     dtype = precision_of(config, device)
-    # on the CPU the fused attention kernel is several times slower in bf16 than matrix products and a softmax
-    family = family_of(config, fused_attention=not (device.type == "cpu" and dtype == torch.bfloat16))
+    family = suited(family_of(config), dtype, device)
     check_memory(config, family, device)
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
@@ -153,6 +152,18 @@ def gains_by_bf16(capabilities: Mapping[str, Any]) -> bool:
     is_amd = any(name in str(capabilities.get("cpu_name", "")) for name in ("AMD", "EPYC", "Ryzen"))
     with_amx = any(capabilities.get(name) for name in ("amx_bf16", "amx_tile"))
     return bool(with_amx or (is_amd and capabilities.get("avx512_bf16")))
+
+
+def suited(family: Family, dtype: torch.dtype, device: torch.device) -> Family:
+    """The family with layers that suit bf16 on the CPU (ADR 0009).
+
+    There the fused attention kernel is several times slower in bf16 than matrix products and a softmax, and without
+    fast bf16 linear layers are faster in fp32.
+    """
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return family
+    wide = not gains_by_bf16(torch.cpu.get_capabilities())
+    return replace(family, fused_attention=False, wide_products=wide)
 
 
 def workers_of(config: Config) -> int:
