@@ -185,6 +185,7 @@ def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
                 *zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour
             ) if points else None
         panel.set_ylim(bottom=0)
+        panel.set_xticks(AXES[axis][2], [f"{value:,}" for value in AXES[axis][2]])
         style(panel, title=AXES[axis][0], x="", y="" if number else "milliseconds of a step")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     legend(figure, columns=3, labels=labels, handles=handles)

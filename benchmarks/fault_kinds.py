@@ -86,10 +86,10 @@ class Data:
 
 
 def draw_faults(command: Command, draw: random.Random, *, share: float) -> list[Inner | Outer]:
-    """Up to three faults of one start of a command, at most one of which may end it, in its first share."""
+    """Up to four faults of one start of a command, at most one of which may end it, in its first share."""
     passing = [kind for kind in PASSING if kind in command.kinds]
     ending = [kind for kind in ENDING if kind in command.kinds]
-    chosen = draw.sample(passing, k=min(draw.randint(0, 2), len(passing)))
+    chosen = draw.sample(passing, k=min(draw.randint(0, 3), len(passing)))
     if ending and (not chosen or draw.random() < 0.85):
         chosen.append(draw.choice([*ending, *["kill"] * 3 * ("kill" in ending)]))
     return [_drawn(kind, command, draw, share=share) for kind in chosen or draw.sample(passing, k=min(1, len(passing)))]

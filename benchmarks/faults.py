@@ -2,7 +2,7 @@
 
 Tiny runs of all families and methods, on one process, and on two with DDP and FSDP; further evaluation, extraction,
 fine-tuning and segmentation. Each is first done without interruption. Then it is started again and again, and each
-time up to three faults hit it:
+time up to four faults hit it:
 
 - a SIGKILL of the main process, a rank or a worker, at a random moment or before a random file is written;
 - one of these stands still for a while (SIGSTOP);
@@ -44,7 +44,7 @@ from measure import machine
 from poa.models.opening import is_begun
 from poa.training.checkpoint import load_checkpoint
 
-SHARES = (0.8, 0.7, 0.6, 0.5, 0.4)
+SHARES = (0.7, 0.5, 0.4, 0.4, 0.3, 0.3)
 """In which first share of the work of an undisturbed command the faults of its first start happen, its second ..."""
 
 
@@ -193,10 +193,12 @@ def run_episode(episode: Episode, out: Path, commands: Sequence[Command], draw: 
     fresh(folder, subject, out)
     for text, command in zip(COMMANDS[subject], commands, strict=True):
         sessions = []
-        for share in SHARES[: draw.randint(2, len(SHARES))]:
+        for share in SHARES[: draw.randint(3, len(SHARES))]:
             faults = draw_faults(command, draw, share=share)
-            session = disturb(episode, text, folder, out, data, faults, draw)
+            session, status = disturb(episode, text, folder, out, data, faults, draw)
             sessions.append(session)
+            if status == 0:
+                break
             if draw.random() < 0.7:  # else data stay as they are at the next start
                 data.restore()
         data.restore()
@@ -228,8 +230,8 @@ def disturb(
     data: Data,
     faults: Sequence[Inner | Outer],
     draw: random.Random,
-) -> int:
-    """Start a command and let faults hit it; notes those that were in time, and how it ended; returns its session."""
+) -> tuple[int, int | None]:
+    """Start a command and let faults hit it; notes those that were in time; returns its session and how it ended."""
     words = words_of(episode.subject, text, folder, out)
     kinds, earlier = {fault.kind for fault in faults}, set(folder.rglob(".step-*.tmp"))
     inner = [fault for fault in faults if isinstance(fault, Inner)]
@@ -251,7 +253,7 @@ def disturb(
         episode.wrong.append(f"{text}: ended with {status} after {named}")
     if status in (0, 2) and "Traceback" in said:
         episode.wrong.append(f"{text}: a traceback after {named}")
-    return session
+    return session, status
 
 
 def phase_of(words: Sequence[str], folder: Path, said: str, *, half: bool) -> str:

@@ -193,7 +193,7 @@ def test_a_set_of_bad_images_stops_with_a_sentence(
     for number in range(11):
         (tmp_path / f"{number:02}.png").write_bytes(b"damaged")
     index = open_index(str(tmp_path), cache=tmp_path_factory.mktemp("cache"))
-    with pytest.raises(UserError, match=r"^Of 11 images from number \d+ on, .*: the first is not supported: [^\n]*$"):
+    with pytest.raises(UserError, match=r"^Of 11 images from number \d+ on, .* of the first: not supported: [^\n]*$"):
         next(batches(index, workers=workers, **SETTINGS))
 
 

@@ -252,8 +252,9 @@ def read_or_next(
             return pixels, bad
         bad.append(candidate)
     raise UserError(
-        f"Of {counted(len(bad), 'image')} from number {wanted} on, none could be read: the first is "
-        f"{why_bad(index, bad[0], values)}. Check that the files still exist and are images."
+        f"Of {counted(len(bad), 'image')} from number {wanted} on, none could be read; the reason of the first: "
+        f"{why_bad(index, bad[0], values)}. Check that the files still exist and are images, and run the same command "
+        "again (a pre-training with --resume)."
     )
 
 
