@@ -154,7 +154,9 @@ def test_resume_needs_the_folder_alone(run: Path, tmp_path: Path, capsys: pytest
     assert (out / "checkpoints/step-00000008.pt").exists()
     capsys.readouterr()
     assert poa("pretrain", "--out", out, "--resume") == 0, "a finished run has nothing to do"
-    assert "run finished" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "run was finished before: nothing is left to train" in told
+    assert "images/s" not in told
 
 
 def test_resume_before_the_first_checkpoint_starts_over(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_a_forecast_holds(at: Path, run: Path) -> None:
 
     forecast = dry_run(resolve.resolve(file=tiny_file(at)), console=Console(quiet=True))
     written = (run / "checkpoints" / "step-00000008.pt").stat().st_size
-    assert forecast.checkpoint_bytes == pytest.approx(written, rel=0.1)
+    assert forecast.measured.checkpoint_bytes == pytest.approx(written, rel=0.1)
     seconds = forecast.measured.seconds_per_step
     assert forecast.images_per_second * seconds == pytest.approx(TINY["batch-size"])
     assert forecast.lines()[5] == f"time         {duration(STEPS * seconds)} for {STEPS} steps"
@@ -321,7 +323,7 @@ def test_what_a_process_leaves_is_told_by_its_launcher(
     monkeypatch.setattr(launch.loop, "train", fail)
     monkeypatch.setattr(sys, "argv", ["launch", str(at), "start", "poa", "pretrain"])
     monkeypatch.setenv("RANK", "1")
-    (at / "config.yaml").write_text("epochs: 3")
+    (at / "config.yaml").write_text(resolve.to_yaml(resolve.resolve()))
     with pytest.raises(SystemExit) as ended:
         launch.main()
     assert ended.value.code == status

@@ -16,7 +16,7 @@ DATA = ("--data", "digits/train", "--steps", "42")
 @pytest.fixture(autouse=True)
 def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A new folder; no steps are trained."""
-    found = Measured(1352, 12, 10**6, 21, 0, 0.1, 0.0, 0.1, 10**8, "of the process")
+    found = Measured(1352, 12, 10**6, 16 * 10**6, 21, 0, 0.1, 0.0, 0.1, 10**8, "of the process")
     monkeypatch.setattr(planning, "measure", lambda *_, **__: found)
     monkeypatch.chdir(tmp_path)
     return tmp_path

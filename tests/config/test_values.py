@@ -2,7 +2,7 @@ import re
 from typing import Annotated, Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from poa.config.values import (
     Ascending,
@@ -31,10 +31,18 @@ class Example(Settings):
     seed: Natural = 0
     scale: Annotated[tuple[Positive, Positive], Ascending] = (0.5, 2.0)
     limit: Count | None = None
+    tried: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
 
     def check(self) -> None:
         if self.epochs > 10 * self.lr:
             raise UserError("Too many epochs.")
+
+
+def test_a_list_of_wrong_values_is_not_called_empty() -> None:
+    with pytest.raises(UserError, match=r"^--tried cannot be 0: it should be greater than or equal to 1\.$"):
+        Example(tried=(0,))
+    with pytest.raises(UserError, match=r"--tried cannot be .*at least 1 item"):
+        Example(tried=())
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,9 @@ def test_it_is_said_before_the_first_step(
         ({"epochs": 10, "method": "seed"}, ["With --epochs 10 the learning rate rises to the end (--opt"]),
         ({"epochs": 11, "method": "slimclr-simclr", "slim": {"slow_start_epochs": 11}}, ["only the full width learns"]),
         ({"epochs": 11, "method": "slimclr-simclr"}, []),
+        ({"optimizer": {"final_lr": 0.01}, "lr": 0.005}, ["The learning rate rises to the end, from 0.005 to 0.01."]),
+        ({"batch_size": 16}, ["Sinkhorn-Knopp sees only 16 images at a time"]),
+        ({"batch_size": 16, "losses": {"centering": "moving-average"}}, []),
         (
             {"epochs": 31, "views": {"small_size": 96, "small_epochs": 31}},
             ["crops never have their full size (--views"],

@@ -8,13 +8,13 @@ from functools import cache
 from typing import Any
 
 import docstring_parser
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, UnknownOptionError, UnusedCliTokensError
 from pydantic import ValidationError
 
 from poa import __version__
 from poa.cli import choose, completion, data, evaluate, inspect, plan, pretrain, ship, supervised, tasks
 from poa.config.pretraining import Config
-from poa.config.values import explain, flag
+from poa.config.values import explain, flag, meant
 from poa.errors import UserError, reason
 from poa.machine import launchers
 from poa.text import make_printable, one_line, shown_warnings
@@ -131,7 +131,16 @@ def _sentence(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(error.unused_tokens or ())
         return f"Unexpected argument {words!r}. Options are written --name VALUE; see --help."
+    if isinstance(error, UnknownOptionError) and (found := _meant(error)):
+        return f"Unknown option: {error.token.keyword}. Did you mean {found}? See --help."
     return f"{str(error).strip()} See --help."
+
+
+def _meant(error: UnknownOptionError) -> str | None:
+    """The flag that an unknown one may mean."""
+    known = [name[2:].replace("-", "_") for each in error.argument_collection for name in each.names if each.parse]
+    found = meant((error.token.keyword or "").lstrip("-").partition("=")[0].replace("-", "_"), known)
+    return flag(found.split(".")) if found else None
 
 
 def _fail(message: str, *, status: int = 2) -> None:

@@ -67,7 +67,10 @@ def pretrain(
     is_chosen = bool(flags.data) and recipe is None and config is None
     if (is_chosen or hours is not None or steps is not None) and not _goes_on(resolved, resume=resume, again=again):
         from poa import distributed
+        from poa.models.opening import require_out
 
+        if not (dry_run or print_config):
+            require_out(resolved)  # before minutes of measuring
         with distributed.process_group(device=distributed.this_device(resolved.device, float64=False)):
             made = planned(given, recipe, config, hours, steps)
             show_planned(made, dry_run=dry_run, print_config=print_config)

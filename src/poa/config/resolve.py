@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping
+from functools import cache
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from poa.config.effect import without_effect
 from poa.config.pretraining import Config, ModelSettings
 from poa.config.values import explain
 from poa.errors import UserError, nearest
@@ -115,11 +117,12 @@ def resolve(
         of_recipe = {} if name is None else _without(read_recipe(name), IN_EPOCHS)
         return _validated(_merge(_read_whole(stored), _over_one_another(of_recipe, from_file, given)))
     if name is None:
-        return _validated(_over_one_another({}, from_file, given))
+        return _told(_validated(_over_one_another({}, from_file, given)), flat(from_file).keys() | flat(given).keys())
     settings = _merge(read_recipe(name), planned or {})
     config = _validated(_over_one_another(settings, from_file, given))
     set_already = flat(from_file).keys() | flat(given).keys() | flat(planned or {}).keys()
     shortened = _shortened(settings, config.epochs, but=set_already)
+    _told(config, flat(from_file).keys() | flat(given).keys())
     if not shortened:
         return config
     if is_first():  # of several processes that were launched
@@ -133,6 +136,20 @@ def resolve(
         section, _, key = path.partition(".")
         settings = _merge(settings, {section: {key: short}})
     return _validated(_over_one_another(settings, from_file, given))
+
+
+def _told(config: Config, given: Collection[str]) -> Config:
+    """The settings, after a line of the log on those that are given and have no effect."""
+    sentence = without_effect(config, given)
+    if sentence is not None and is_first():
+        _tell_once(sentence)
+    return config
+
+
+@cache
+def _tell_once(sentence: str) -> None:
+    """A plan merges the same settings several times."""
+    _log.warning("Note: %s", sentence)
 
 
 def _over_one_another(recipe: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

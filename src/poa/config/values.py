@@ -1,5 +1,6 @@
 """What all settings are made of: base class, types of values, and what is said of wrong ones. Imports no torch."""
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args
@@ -135,12 +136,15 @@ def explain(
     error: ValidationError, settings: type[BaseModel], *, called: Callable[[Sequence[str | int]], str] = dotted
 ) -> str:
     """A sentence for each wrong key or value, with the nearest right one."""
-    sentences = []
-    for problem in error.errors():
+    sentences, problems = [], error.errors()
+    inside = {problem["loc"][:-1] for problem in problems}  # values that are wrong leave a list that is too short
+    for problem in problems:
         keys = problem["loc"]
+        if problem["type"] == "too_short" and keys in inside:
+            continue
         name, value = called(keys), problem["input"]
         if problem["type"] == "extra_forbidden":
-            sentences.append(f"Unknown setting {name!r}. {nearest(str(keys[-1]), _siblings(settings, keys))}")
+            sentences.append(f"Unknown setting {name!r}. {_meant(keys, settings)}")
         elif problem["type"] == "literal_error":
             choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
             sentences.append(f"{name} cannot be {_shown(value)}. {nearest(str(value), choices)}")
@@ -155,6 +159,46 @@ def explain(
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+OTHER_NAMES = {"learning_rate": "lr", "num_workers": "workers", "output": "out", "output_dir": "out", "gpus": "devices"}
+OTHER_NAMES |= {"arch": "model.name", "pretrained": "init", "weights": "init", "max_epochs": "epochs"}
+OTHER_NAMES |= {
+    "bs": "batch_size",
+    "dataset": "data",
+    "data_dir": "data",
+    "amp": "precision",
+    "grad_clip": "optimizer.clip",
+}
+"""What other packages call some settings of a run."""
+
+
+def meant(name: str, known: Sequence[str]) -> str | None:
+    """The known dotted name that a wrong one may mean: also one of another section, or as another package has it."""
+    *_, last = name.split(".")
+    ends = {each.rpartition(".")[2]: each for each in reversed(known)}
+    if found := ends.get(last) or (OTHER_NAMES.get(last) if OTHER_NAMES.get(last) in known else None):
+        return found
+    close = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(last, ends, n=1)
+    return ends.get(close[0], close[0]) if close else None
+
+
+def _meant(keys: Sequence[str | int], settings: type[BaseModel]) -> str:
+    """Which setting an unknown one may mean, or those of its section."""
+    found = meant(dotted(keys), names_of_settings(settings))
+    return f"Did you mean {found!r}?" if found else nearest("", _siblings(settings, keys))
+
+
+def names_of_settings(settings: type[BaseModel], prefix: str = "") -> list[str]:
+    """All settings by dotted name, with those of sections."""
+    found: list[str] = []
+    for name, field in settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += names_of_settings(kind, f"{prefix}{name}.")
+        else:
+            found.append(f"{prefix}{name}")
+    return found
 
 
 def _siblings(settings: Any, keys: Sequence[str | int]) -> list[str]:

@@ -112,8 +112,9 @@ def batches(
     if batch_size < 1 or batch_size % parts:
         lower = max(parts, batch_size // parts * parts)
         raise UserError(
-            f"A batch of {batch_size} images cannot be divided evenly over {world_size} processes with {micro_batches} "
-            f"micro-batches each. Use a multiple of {parts}, such as {lower} or {lower + parts}."
+            f"A batch of {batch_size} images cannot be divided evenly over {counted(world_size, 'process')} with "
+            f"{counted(micro_batches, 'micro-batch')} each. "
+            f"Use a multiple of {parts}, such as {lower} or {lower + parts}."
         )
     plan = _TrainingPlan(index, crops, batch_size, seed, start_step, num_steps, rank, micro_batches, parts)
     items = prepare(plan, workers=workers, pin_memory=pin_memory)

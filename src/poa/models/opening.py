@@ -19,8 +19,7 @@ from poa.training.checkpoint import latest_checkpoint
 
 def check(config: Config, *, resume: bool) -> None:
     """Before anything is built, see that a new run can be written to ``config.out``, or that there is one to resume."""
-    if not config.out:
-        raise UserError("--out FOLDER is required: the folder of the run.")
+    require_out(config)
     if resume:
         reopen(config, but=resolve.LENGTH if config.optimizer.schedule == "constant" else ())
         return
@@ -40,6 +39,12 @@ def check(config: Config, *, resume: bool) -> None:
             "adding --resume, or delete the folder; otherwise choose another --out."
         )
     raise UserError(f"{paths.folder} already holds a run. Resume it by adding --resume, or choose another --out.")
+
+
+def require_out(config: Config) -> None:
+    """Refuse settings that name no folder."""
+    if not config.out:
+        raise UserError("--out FOLDER is required: the folder of the run.")
 
 
 def begins(config: Config, *, resume: bool) -> bool:

@@ -130,4 +130,4 @@ def _other(name: str, side: int) -> tuple[nn.Module, Preprocessing]:
     except UserError as error:
         said = str(error).replace("leave out --image-size", "set --distill.teacher-size to that")
         said = said.replace("--image-size", "--distill.teacher-size").replace(", or change --model.patch-size", "")
-        raise UserError(said) from None
+        raise UserError(f"--distill.teacher {said}" if said.startswith(f"{name}: ") else said) from None

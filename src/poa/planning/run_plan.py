@@ -168,7 +168,7 @@ def _check(wishes: _Wishes) -> None:
         raise UserError(f"--steps must be at least 1, got {wishes.steps}.")
     lengths = {"--hours": wishes.hours, "--steps": wishes.steps, "--epochs": wishes.given.get("epochs")}
     if len(found := [name for name, value in lengths.items() if value is not None]) > 1:
-        raise UserError(f"{' and '.join(found)} all say how long the run is. Give one of them.")
+        raise UserError(f"{' and '.join(found)} say how long the run is. Give one of them.")
 
 
 def _plan(wishes: _Wishes, console: Console) -> RunPlan:

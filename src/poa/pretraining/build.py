@@ -30,7 +30,7 @@ from poa.models.teacher import Teacher, teacher_of
 from poa.pretraining.crops import crops_of
 from poa.pretraining.gradients import GradientDiagnosis
 from poa.pretraining.memory import check_memory
-from poa.pretraining.schedule import Subnets, schedules_of, subnets_of
+from poa.pretraining.schedule import Subnets, peak_lr, schedules_of, subnets_of
 from poa.training.optimizer import OPTIMIZERS, norm_parameters, parameter_groups
 from poa.training.schedules import Schedules
 
@@ -302,7 +302,10 @@ def warnings_of(config: Config, *, num_images: int) -> list[str]:
     """Sentences about settings that are allowed but rarely right for so many epochs and images."""
     endless = list(_endless(config))
     short = f"With --epochs {config.epochs} {'; '.join(endless)}. Lower the settings in brackets, or raise --epochs."
-    return [*([short] if endless else []), *_about_images(config, num_images=num_images)]
+    peak, final = peak_lr(config), config.optimizer.final_lr
+    rising = f"The learning rate rises to the end, from {peak:.3g} to {final:.3g}. Lower --optimizer.final-lr."
+    found = [*([short] if endless else []), *([rising] if final > peak else [])]
+    return [*found, *_about_images(config, num_images=num_images)]
 
 
 def _endless(config: Config) -> Iterator[str]:
@@ -348,12 +351,12 @@ def _about_images(config: Config, *, num_images: int) -> list[str]:
             f"most {2 ** int(math.log2(num_images))}, or start from a recipe for small data (`poa recipes`)."
         )
     per_pass = config.batch_size // config.accumulate
-    if per_pass < 32:
+    if per_pass < 32 and config.losses.centering == "sinkhorn":
         found.append(
             f"Sinkhorn-Knopp sees only {counted(per_pass, 'image')} at a time; below 32 its targets are noisy."
         )
     if config.losses.koleo == 0:
-        found.append("Without KoLeo (losses.koleo = 0) small runs can collapse while their loss looks normal.")
+        found.append("Without KoLeo (--losses.koleo 0) small runs can collapse while their loss looks normal.")
     return found
 
 

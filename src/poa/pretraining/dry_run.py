@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch.utils._pytree import tree_leaves
 
 from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
+from poa.data.views import RawViews
 from poa.features.images import open_images
 from poa.machine.launchers import cores_of
 from poa.models import opening, registry
@@ -21,12 +23,11 @@ from poa.pretraining.resume import restore
 from poa.pretraining.step import step_batches, train_step
 from poa.training.health import explained_memory
 from poa.training.progress import bar, duration, forget_memory, memory_in_use
+from poa.training.states import state_of
 from poa.training.trackers import tracker_of
 
 NUM_STEPS = 2
 LONG_SECONDS = 15.0
-BYTES_PER_PARAMETER = 4 * 4
-"""In a checkpoint: student, teacher and the two moments of AdamW."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Measured:
     num_sizes: int
     parameters: int
     """Of the student, backbone and heads."""
+    checkpoint_bytes: int
     steps_per_epoch: int
     done: int
     """Steps of a run that is resumed."""
@@ -60,7 +62,6 @@ class Forecast:
     """That are left."""
     images_per_second: float
     """Over all processes."""
-    checkpoint_bytes: int
     disk_bytes: int
     """Of all checkpoints that are kept at a time, and one more while saving."""
     notes: tuple[str, ...]
@@ -75,11 +76,11 @@ class Forecast:
         return [
             ("images", f"{found.num_images:,}"),
             ("sizes", f"{found.num_sizes}"),
-            ("parameters", f"{found.parameters / 1e6:.1f} M in the student, backbone and heads"),
+            ("parameters", f"{_number(found.parameters / 1e6)} M in the student, backbone and heads"),
             ("speed", f"{speed}, {waiting:.0%} of it waiting for images"),
             ("memory", f"{_size(found.memory_bytes)} at most, {found.device}"),
             ("time", f"{duration(seconds)} for {self.num_steps:,} steps{resumed}"),
-            ("disk", f"{_size(self.disk_bytes)} at most, for checkpoints of {_size(self.checkpoint_bytes)}"),
+            ("disk", f"{_size(self.disk_bytes)} at most, for checkpoints of {_size(found.checkpoint_bytes)}"),
             *(("note", note) for note in self.notes),
         ]
 
@@ -115,17 +116,20 @@ def measure(config: Config, *, resume: bool = False, console: Console, num_steps
     done = 0 if fresh else restore(parts, config, index, console, processes=processes)
     if config.monitor.data is not None:
         open_images(config.monitor.data, console=console).require_labels()
+    steps = _timed_steps(parts, config, index, num_steps)
     show_start(parts, config, console)
     with bar("training steps", total=num_steps, console=console) as advance:
-        _, *counted = _until_long(_timed_steps(parts, config, index, num_steps, advance))
+        _, *counted = _until_long(steps, advance)
     training, preparing, on_cpu = (sum(part) / len(counted) for part in zip(*counted, strict=True))
     workers = workers_of(config)
     waiting = max(0.0, preparing / workers - training) if workers else preparing
+    saved = state_of(parts.method, parts.optimizer)
     on_cores = on_cpu / max(1, cores_of(config.devices or 1))  # workers and training share these
     return Measured(
         num_images=len(index),
         num_sizes=len(parts.family.space.sizes),
         parameters=sum(parameter.numel() for parameter in parts.method.student.parameters()),
+        checkpoint_bytes=sum(each.nbytes for each in tree_leaves(saved) if isinstance(each, torch.Tensor)),
         steps_per_epoch=parts.steps_per_epoch,
         done=done,
         seconds_per_step=max(training + waiting, on_cores),
@@ -139,25 +143,26 @@ def measure(config: Config, *, resume: bool = False, console: Console, num_steps
 def forecast(config: Config, found: Measured) -> Forecast:
     """What a run takes whose steps were measured; its length may be another than it was then."""
     num_steps = config.epochs * found.steps_per_epoch
-    checkpoint = BYTES_PER_PARAMETER * found.parameters
     every = config.saving.keep_every_epochs
     special = 2 if config.optimizer.schedule == "constant" else 1  # the best, and the last before a cool-down
     kept = config.saving.keep_last + special + 1 + (int(config.epochs / every) if every else 0)
-    disk = min(kept, num_steps) * checkpoint
+    disk = min(kept, num_steps) * found.checkpoint_bytes
     return Forecast(
         measured=found,
         num_steps=num_steps - found.done,
         images_per_second=config.batch_size / found.seconds_per_step,
-        checkpoint_bytes=checkpoint,
         disk_bytes=disk,
         notes=(*warnings_of(config, num_images=found.num_images), *_notes(config, disk=disk)),
     )
 
 
-def _until_long(steps: Iterator[tuple[float, float, float]]) -> Iterator[tuple[float, float, float]]:
+def _until_long(
+    steps: Iterator[tuple[float, float, float]], advance: Callable[[], None]
+) -> Iterator[tuple[float, float, float]]:
     """At least two steps; no more once they have taken long."""
     seconds = 0.0
     for number, (training, preparing, on_cpu) in enumerate(steps, start=1):
+        advance()
         yield training, preparing, on_cpu
         seconds += training + preparing
         if number >= NUM_STEPS and seconds > LONG_SECONDS:
@@ -165,7 +170,7 @@ def _until_long(steps: Iterator[tuple[float, float, float]]) -> Iterator[tuple[f
 
 
 def _timed_steps(
-    parts: Parts, config: Config, index: ImageIndex, num_steps: int, advance: Callable[[], None]
+    parts: Parts, config: Config, index: ImageIndex, num_steps: int
 ) -> Iterator[tuple[float, float, float]]:
     """Train some steps; of each the seconds of training, of preparing its images in one process, and CPU seconds."""
     first = max(parts.ibot_start, parts.crops.small_steps)  # with masks and whole crops, as steps that take longest
@@ -178,13 +183,15 @@ def _timed_steps(
         world_size=config.processes,
         micro_batches=config.accumulate,
     )
-    for step in range(first, first + num_steps):
-        began, on_cpu = time.monotonic(), time.process_time()
-        batch = next(loader)
-        prepared = time.monotonic()
-        train_step(parts, step, batch)
-        yield time.monotonic() - prepared, prepared - began, time.process_time() - on_cpu
-        advance()
+    return (_timed_step(parts, step, loader) for step in range(first, first + num_steps))
+
+
+def _timed_step(parts: Parts, step: int, loader: Iterator[list[RawViews]]) -> tuple[float, float, float]:
+    began, on_cpu = time.monotonic(), time.process_time()
+    batch = next(loader)
+    prepared = time.monotonic()
+    train_step(parts, step, batch)
+    return time.monotonic() - prepared, prepared - began, time.process_time() - on_cpu
 
 
 def _notes(config: Config, *, disk: int) -> Iterator[str]:

@@ -132,7 +132,7 @@ def main() -> None:
     try:
         with shown_warnings():
             plan = (folder / loop.PLAN).read_text(encoding="utf-8") if (folder / loop.PLAN).exists() else ""
-            config = resolve.resolve(file=folder / "config.yaml")
+            config = resolve.of_run(folder / "config.yaml")
             loop.train(config, resume=how == "resume", asked=asked, plan=plan)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -177,7 +177,8 @@ class Logger:
         of_all = f"at step {step:,} of {self._num_steps:,}"
         title, said = f"stopped and saved {of_all}", {"next": self._resume()}
         if step == self._num_steps:
-            title, said = "run finished", {"next": f"poa sizes {shell_word(self._config.out)}"}
+            title = "run finished" if self._start < step else "run was finished before: nothing is left to train"
+            said = {"next": f"poa sizes {shell_word(self._config.out)}"}
         elif self._judge(step).is_plateau:
             title, said = f"stopped early {of_all}", self._after_plateau(step)
         self._console.print(

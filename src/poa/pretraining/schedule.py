@@ -40,7 +40,7 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
     taught = config.distill.weight
     start, end = config.losses.teacher_temperature
     ramp = steps(config.losses.teacher_temperature_epochs)
-    peak = config.lr or scaled_lr(settings.base_lr, batch_size=config.batch_size)
+    peak = peak_lr(config)
     lr = curve(peak, settings.final_lr, warmup_epochs=settings.warmup_epochs)
     if settings.restart_lr is not None:
         restart = peak / settings.base_lr * settings.restart_lr  # whatever scales the peak scales it too
@@ -57,6 +57,11 @@ def schedules_of(config: Config, *, steps_per_epoch: int) -> Schedules:
         else partial(linear_ramp, start=taught[0], end=taught[1], num_steps=num_steps),
         backbone=partial(linear_ramp, start=0.0, end=1.0, num_steps=steps(settings.backbone_warmup_epochs)),
     )
+
+
+def peak_lr(config: Config) -> float:
+    """The learning rate after the warm-up."""
+    return config.lr or scaled_lr(config.optimizer.base_lr, batch_size=config.batch_size)
 
 
 def steps_before_cooldown(config: Config, *, steps_per_epoch: int) -> int:

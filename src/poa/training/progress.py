@@ -237,13 +237,13 @@ def summary(
     """What to know at the end of a run. Print it with ``soft_wrap=True``, so that paths can be copied whole.
 
     ``seconds`` is the time by activity, together the time of the run; ``files`` are those written, by what they are;
-    ``said`` is what comes last, such as the command that follows.
+    ``said`` is what comes last, such as the command that follows. Without images there is no time and no speed.
     """
     total = sum(seconds.values())
     split = ", ".join(f"{name} {spent / max(total, 1e-9):.0%}" for name, spent in seconds.items())
     rows = {
-        "time": f"{duration(total)} ({split})",
-        "speed": f"{num_images:,} images, {num_images / max(total, 1e-9):,.1f} images/s",
+        "time": f"{duration(total)} ({split})" if num_images else "",
+        "speed": f"{num_images:,} images, {num_images / max(total, 1e-9):,.1f} images/s" if num_images else "",
         "memory": f"{gigabytes(memory_bytes)} at most",
         "scores": _named(scores, ".4g"),
         **{name: one_line(str(path)) for name, path in files.items()},
@@ -305,8 +305,8 @@ def _parts(report: StepReport) -> tuple[str, ...]:
         f"loss {_named(report.losses, '.3f')}",
         f"lr {report.lr:.2e}",
         f"size {report.size}",
-        f"{report.images_per_second:,.1f} images/s",
-        f"data-wait {report.data_wait:.0%}",
+        f"{report.images_per_second:,.1f} images/s" if report.images_per_second else "",  # not known yet
+        f"data-wait {report.data_wait:.0%}" if report.images_per_second else "",
         f"memory {gigabytes(report.memory_bytes)}",
         f"scores {_named(report.scores, '.4g')}" if report.scores else "",
     )
