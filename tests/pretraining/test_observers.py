@@ -6,6 +6,7 @@ import pytest
 
 import poa
 import tiny
+from poa import distributed
 from poa.errors import UserError
 from poa.pretraining import observers
 from poa.pretraining.observers import NO_CALLBACKS, Callbacks, Observers
@@ -104,3 +105,18 @@ def test_a_callback_that_fails_ends_a_run_that_can_be_resumed(tmp_path: Path) ->
     assert seen == read_metrics(tmp_path / "run/metrics.jsonl")
     assert list(scored) == [4, 8]
     assert all(scores.items() <= seen[step - 1].items() for step, scores in scored.items())
+
+
+def test_a_callback_that_fails_among_processes_ends_all_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They learn of it there; a process that stopped before would wait for them for ever."""
+
+    def fail(step: int, _: dict[str, Any]) -> None:
+        if step == 2:
+            raise ZeroDivisionError("no reason")
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="on_step failed at step 2, which is saved"):
+        poa.pretrain(**tiny.settings(out=str(tmp_path / "run"), devices=1), on_step=fail)
+    assert poa.load(tmp_path / "run").step == 3

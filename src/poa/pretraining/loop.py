@@ -210,32 +210,36 @@ def _loop(
     def is_looked_at(step: int) -> bool:
         """Whether the weights after a step are scored or saved, so that the next one may not change them yet."""
         saves = due(step, config.saving.every_epochs) or step in (cooldown, num_steps)
-        return saves or due(step, config.monitor.every_epochs) or stops or failure is not None
+        return saves or due(step, config.monitor.every_epochs) or stops
 
-    step = start
+    def is_to_stop() -> bool:
+        """Whether this process has a reason to; the others learn of it with the numbers of the next step."""
+        return asked.requested or failure is not None
+
+    step, steps = start, _steps(parts, logger, loader, is_looked_at, is_to_stop, start=start)
     if logger.judged(step).is_plateau:
         return step
-    for step, batch, result, is_settled in _steps(parts, logger, loader, is_looked_at, start=start, asked=asked):
+    for step, batch, result, is_settled in steps:
         is_scored = step == num_steps or due(step, config.monitor.every_epochs)
         with logger.timed("saving"):
             background.wait() if is_scored else background.check()
         with logger.timed("scoring"):
             scores = logger.score(step, result) if is_scored else {}
-        failed = logger.log(step, result, batch, scores=scores)
-        failure, stops = failure or failed, stops or result.stop
+        failure = logger.log(step, result, batch, scores=scores) or failure
+        stops = stops or result.stop or (failure is not None and distributed.world_size() == 1)
         if not is_settled:
             continue
         verdict = logger.judged(step) if is_scored else NOT_SCORED
         ends = step == num_steps or verdict.is_plateau
         kept = verdict.is_best or step == cooldown or due(step, config.saving.every_epochs)
-        if ends or stops or failure or kept:
+        if ends or stops or kept:
             with logger.timed("saving"):
                 background.wait()
                 distributed.barrier()  # not if another process has ended over this step's images
                 save(step, keep=logger.steps_to_keep(step))
-        if failure is not None:
-            raise failure
         if ends or stops:
+            if failure is not None:
+                raise failure
             asked.stopped = not ends
             break
     return step
@@ -256,9 +260,9 @@ def _steps(
     logger: Logger,
     loader: Iterator[list[RawViews]],
     is_looked_at: Callable[[int], bool],
+    is_to_stop: Callable[[], bool],
     *,
     start: int,
-    asked: StopSignal,
 ) -> Iterator[_Trained]:
     """Train step by step; some devices get the next one before they are asked what the last has measured."""
     begun: deque[tuple[int, list[RawViews], Callable[[], StepResult]]] = deque()
@@ -266,7 +270,7 @@ def _steps(
     for step, batch in enumerate(logger.waiting(loader), start):
         with logger.timed("training"):
             begin = _begun if most else _done
-            begun.append((step + 1, batch, begin(parts, step, batch, stop=asked.requested)))
+            begun.append((step + 1, batch, begin(parts, step, batch, stop=is_to_stop())))
         while len(begun) > most or (begun and is_looked_at(step + 1)):
             number, of_it, read = begun.popleft()
             with logger.timed("training"):
