@@ -100,6 +100,7 @@ def test_sizes_within_the_interval_of_the_chosen_one() -> None:
     chosen = size("x", 49, 3.5, half=5)
     assert [each.name for each in alike(chosen, [*SIZES, chosen], Limits())] == ["b", "c", "d"]
     assert [each.name for each in alike(chosen, SIZES, Limits(max_ms=2.5))] == ["b"]
+    assert [each.name for each in alike(chosen, SIZES, Limits(min_score=46))] == ["b", "d"]
     assert alike(Candidate("y", 49, taking(1, 1)), SIZES, Limits()) == []
 
 

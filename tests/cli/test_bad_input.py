@@ -28,6 +28,38 @@ REFUSED = {
     "no images": ("doctor", "No images are named", "give a folder"),
     "no image after a flag": ("evaluate knn run --test one --train", "No images are named", "give a folder"),
     "no size named": ("extract run", "--size requires an argument", "--help"),
+    **{
+        f"no value of {words}": (words, f"{words.split()[-1]} requires at least 1 element. Got 0", "--help")
+        for words in (
+            "extract run --size",
+            "export model --size",
+            "export run --size 32x2 --format",
+            "embed run --data digits/test --out new --sizes",
+            "evaluate knn run --train digits/train --test digits/test --sizes",
+            "evaluate knn run --train digits/train --test digits/test --k",
+            "evaluate robustness run --train digits/train --test digits/test --kinds",
+            "report run --kinds",
+            "pretrain --config tiny.yaml --out new --log",
+            "pretrain --config tiny.yaml --out new --model.widths",
+            "sizes --model.widths",
+            "compare --config tiny.yaml --train digits/train --test digits/test --out new --num-sizes --seeds",
+        )
+    },
+    **{
+        f"side 0 of {words.split(maxsplit=1)[0]}": (f"{words} --image-size 0", "--image-size must be at least 1, got 0")
+        for words in (
+            "export run --size 32x2",
+            "embed run --sizes 32x2 --data digits/test --out new",
+            "measure run",
+            "extract --from model --size 32x2",
+            "segment run --train images --masks images",
+        )
+    },
+    "workers": ("evaluate quality run --sizes 32x2 --data images --workers -1", "--workers must be at least 0, got -1"),
+    "seed of pictures": ("pictures run --images images --out new --seed -1", "--seed must be from 0 to 2^64 - 1, got"),
+    "seed": (f"{TRAIN} --seed {2**64}", "seed cannot be", "less than 18446744073709551616"),
+    "tolerance": ("export run --size 32x2 --out new --tolerance -1", "--tolerance must be 0 or more, got -1"),
+    "loss": ("export run --size 32x2 --out new --max-loss nan", "--max-loss must be 0 or more, got nan"),
     "too few numbers": (
         "pretrain --data digits --recipe demo --out new --views.mean 1 2",
         "--views.mean has 2 values",

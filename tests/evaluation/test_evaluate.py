@@ -84,6 +84,7 @@ def test_commands(
     assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for kind in ("csv", "json", "png")}
     content = json.loads((folder / f"{name}.json").read_text())
     assert tuple(content["scores"]) == SIZES
+    assert evaluate.headline(evaluate.rows(library.load(run)))[0].split()[-1] == headline
     used = {part: content["settings"].get(part, "none").split()[0] for part in ("train", "test")}
     assert used == ({"train": "none", "test": "60"} if name == "cluster" else {"train": "60", "test": "445"})
     for line in lines_of(folder / f"{name}.csv"):

@@ -65,11 +65,8 @@ def best(candidates: Sequence[Candidate], limits: Limits) -> Candidate | None:
 
     With ``min_score`` as the only limit, the fastest that reaches it.
     """
-    least = limits.min_score
-    allowed = [
-        each for each in candidates if keeps_to(each.measurement, limits) and (least is None or each.score >= least)
-    ]
-    if least is not None and not _bounds(limits):
+    allowed = [each for each in candidates if _is_allowed(each, limits)]
+    if limits.min_score is not None and not _bounds(limits):
         return min(allowed, key=lambda each: (each.measurement.ms, -each.score), default=None)
     return min(allowed, key=lambda each: (-each.score, each.measurement.ms), default=None)
 
@@ -91,7 +88,7 @@ def alike(chosen: Candidate, candidates: Sequence[Candidate], limits: Limits) ->
     others = [
         each
         for each in candidates
-        if each.name != chosen.name and low <= each.score <= high and keeps_to(each.measurement, limits)
+        if each.name != chosen.name and low <= each.score <= high and _is_allowed(each, limits)
     ]
     return sorted(others, key=lambda each: each.measurement.ms)
 
@@ -127,6 +124,12 @@ def unmet(measured: Mapping[str, Measurement], limits: Limits, *, name: str) -> 
         f"None of the {counted(len(measured), 'size')} of {name} keeps to {given} at the same time, though each alone "
         "is met. Raise one of them."
     )
+
+
+def _is_allowed(candidate: Candidate, limits: Limits) -> bool:
+    """Whether it is within all limits, that of the score included."""
+    least = limits.min_score
+    return keeps_to(candidate.measurement, limits) and (least is None or candidate.score >= least)
 
 
 def _bounds(limits: Limits) -> dict[str, float]:

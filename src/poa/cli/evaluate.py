@@ -39,19 +39,19 @@ evaluate = App(
     name="evaluate", help="Score networks on labelled images: sizes of a run, extracted sizes, or timm models."
 )
 
-FLAGS = Parameter(name="*", consume_multiple=True, negative_iterable=())
+FLAGS = Parameter(name="*", consume_multiple=1, negative_iterable=())
 """For settings that are flags, each by its own name."""
+SEVERAL = Parameter(consume_multiple=1, negative=())
+"""For a list, which is not empty: a flag that has lost its values shall not stand for all or for nothing."""
 Model = Annotated[
     str, Parameter(help="Folder of a run; an extracted size or another folder that timm loads; or a timm name.")
 ]
-Kinds = Annotated[
-    tuple[Literal["occlusion", "shuffle", "corruptions"], ...] | None, Parameter(consume_multiple=True, negative=())
-]
+Kinds = Annotated[tuple[Literal["occlusion", "shuffle", "corruptions"], ...] | None, SEVERAL]
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
-Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
-Sources = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+Names = Annotated[tuple[str, ...], SEVERAL, Parameter(show_default=False)]
+Sources = Annotated[tuple[str, ...], SEVERAL]
 """Images of one source or of several."""
-OptionalSources = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())]
+OptionalSources = Annotated[tuple[str, ...] | None, SEVERAL]
 
 
 @Parameter(name="*")
@@ -112,7 +112,7 @@ class Options:
 
     def at(self, image_size: int) -> Self:
         """With a size of images where none is given and this one is not 0."""
-        return replace(self, image_size=self.image_size or image_size or None)
+        return self if self.image_size is not None else replace(self, image_size=image_size or None)
 
     def of_sweep(self) -> "SweepOptions":
         """Those that all sweeps take."""

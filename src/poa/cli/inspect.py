@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from poa.cli.evaluate import Model, Names, OptionalSources, Sources, Switch, say
+from poa.cli.evaluate import SEVERAL, Model, Names, OptionalSources, Sources, Switch, say
 from poa.config.values import Step
 from poa.errors import counted
 from poa.text import plain_console
@@ -15,7 +15,7 @@ from poa.text import plain_console
 
 Branch = Literal["teacher", "untrained", "initial"]
 Kind = Literal["attention", "colours", "neighbours", "matches", "prototypes"]
-Kinds = Annotated[tuple[Kind, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
+Kinds = Annotated[tuple[Kind, ...], SEVERAL, Parameter(show_default=False)]
 _MOST_NAMED = 3
 
 

@@ -16,7 +16,7 @@ from poa.text import names_of, plain_console, shell_word
 if TYPE_CHECKING:
     from poa.planning.run_plan import RunPlan
 
-Flags = Annotated[Config, Parameter(name="*", consume_multiple=True, negative_iterable=())]
+Flags = Annotated[Config, Parameter(name="*", consume_multiple=1, negative_iterable=())]
 
 
 def plan(

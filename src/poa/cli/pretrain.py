@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 from rich.table import Table
 
-from poa.cli.evaluate import OptionalSources, Sources, Switch, say
+from poa.cli.evaluate import SEVERAL, OptionalSources, Sources, Switch, say
 from poa.cli.plan import Flags, planned, show_planned
 from poa.cli.show import show_sizes, show_table, show_untrained
 from poa.config import resolve
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
-SEVERAL = Parameter(consume_multiple=True, negative=())
 OWN = Parameter(group=Group("Comparison", sort_key=0))
 """For flags of a comparison that are no settings of a run."""
 
-ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=True, negative_iterable=())]
+ModelFlags = Annotated[ModelSettings, Parameter(name="model", consume_multiple=1, negative_iterable=())]
 
 
 def pretrain(
@@ -295,7 +294,7 @@ def compare(
     sizes: Annotated[tuple[str, ...] | None, SEVERAL, OWN] = None,
     train: Annotated[Sources, OWN],
     test: Annotated[Sources, OWN],
-    num_sizes: Annotated[tuple[int, ...] | None, SEVERAL, OWN] = None,
+    num_sizes: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=()), OWN] = None,
     all_sizes: Annotated[Switch, OWN] = False,
     seeds: Annotated[tuple[int, ...], SEVERAL, OWN] = (0, 1, 2),
     flags: Flags = Config(),

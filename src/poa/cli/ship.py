@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from poa.cli.evaluate import Names, OptionalSources, Switch, say
+from poa.cli.evaluate import SEVERAL, Names, OptionalSources, Switch, say
 from poa.config.values import Step
 from poa.errors import UserError
 from poa.text import plain_console
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
-SEVERAL = Parameter(consume_multiple=True, negative=())
 Formats = Annotated[tuple[Literal["onnx", "program", "openvino", "executorch"], ...], SEVERAL]
 Precisions = Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], SEVERAL]
 

@@ -9,9 +9,9 @@ from pydantic import Field
 from poa.config.values import (
     NO_FLAG,
     Count,
-    Natural,
     NotNegative,
     Positive,
+    Seed,
     Settings,
     Share,
     ShareAboveZero,
@@ -75,7 +75,7 @@ class Detection(Settings):
     """Lowest score of a detection."""
     most: Count = 100
     """Largest number of detections in an image."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
     @property

@@ -11,6 +11,7 @@ from poa.config.values import (
     Natural,
     NotNegative,
     Positive,
+    Seed,
     Settings,
     Share,
     ShareAboveZero,
@@ -76,7 +77,7 @@ class Finetune(Settings):
     """Train on this many images of each class."""
     repeats: Count = 1
     """Times that each image occurs in a row, augmented differently each time (repeated augmentation)."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
     def check(self) -> None:

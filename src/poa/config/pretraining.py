@@ -15,6 +15,7 @@ from poa.config.values import (
     Natural,
     NotNegative,
     Positive,
+    Seed,
     Settings,
     Share,
     ShareBelowOne,
@@ -309,7 +310,7 @@ class Config(Settings):
     that one GPU has too little memory for; ddp keeps all on each, as does auto."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the backbones' forward pass; heads and losses are always fp32."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of everything random."""
     init: str | None = None
     """Trained weights to start from: a folder that timm loads, the folder of a run, one of its checkpoints

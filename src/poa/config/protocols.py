@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from poa.config.values import NO_FLAG, Count, Natural, Positive, Settings, ShareAboveZero, ShareBelowOne
+from poa.config.values import NO_FLAG, Count, Positive, Seed, Settings, ShareAboveZero, ShareBelowOne
 
 NO_DEFAULT = Parameter(show_default=False)
 """Of settings whose help says what is usual."""
@@ -34,7 +34,7 @@ class LinearSettings(Settings):
     """How the loss is minimised, until it has converged."""
     strengths: Strengths | None = None
     """Strengths of the penalty to choose from; by default eleven around 1 / number of classes."""
-    seed: Annotated[Natural, NO_FLAG] = 0
+    seed: Annotated[Seed, NO_FLAG] = 0
     """Seed of the choice of held-out images."""
 
 
@@ -51,7 +51,7 @@ class FewShotSettings(Settings):
     """Number of random draws of the training images."""
     strengths: Strengths | None = None
     """Strengths of the penalty to choose from; by default eleven around 1 / number of classes."""
-    seed: Annotated[Natural, NO_FLAG] = 0
+    seed: Annotated[Seed, NO_FLAG] = 0
     """Seed of the first draw; the others use the numbers after it."""
 
 
@@ -73,7 +73,7 @@ class ProbeSettings(Settings):
     with its learning rates and few images it stops long before it has converged."""
     choose_on: Literal["held-out", "test"] = "held-out"
     """Images on which the classifier is chosen: a fifth of the training images, or, as published, the test images."""
-    seed: Annotated[Natural, NO_FLAG] = 0
+    seed: Annotated[Seed, NO_FLAG] = 0
     """Seed of initial weights, of the order of images and of the choice of held-out images."""
 
 
@@ -93,7 +93,7 @@ class JointLinearSettings(Settings):
     """Train smaller sizes on the predictions of the largest too."""
     standardise: Annotated[bool, NO_FLAG] = True
     """Scale each feature to mean 0 and standard deviation 1 over the training images."""
-    seed: Annotated[Natural, NO_FLAG] = 0
+    seed: Annotated[Seed, NO_FLAG] = 0
     """Seed of the choice of held-out images, of initial weights and of the order of images."""
 
 
@@ -102,7 +102,7 @@ class ClusterSettings(Settings):
 
     clusters: int | None = None
     """Number of clusters; by default the number of classes."""
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1), NO_FLAG] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), NO_FLAG] = (0,)
     """Seeds, one clustering for each; scores are their means."""
     restarts: Count = 10
     """Number of random starts of each clustering; the one with the smallest distances is kept."""
@@ -124,7 +124,7 @@ class QualitySettings(Settings):
 
     k: int = 10
     """Number of neighbours to compare."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the augmented views."""
 
 
@@ -147,5 +147,5 @@ class RobustnessSettings(Settings):
     """The classifier: nearest neighbours, or logistic regression."""
     k: int = 20
     """Number of neighbours."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of everything random."""

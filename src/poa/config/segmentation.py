@@ -13,6 +13,7 @@ from poa.config.values import (
     Natural,
     NotNegative,
     Positive,
+    Seed,
     Settings,
     Share,
     ShareAboveZero,
@@ -76,7 +77,7 @@ class Segmentation(Settings):
     """Average predictions over images scaled by these factors, such as 0.75 1 1.25."""
     test_flip: bool = False
     """Average predictions over flipped images too."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of everything random."""
 
     def check(self) -> None:

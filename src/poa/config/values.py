@@ -23,6 +23,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -113,6 +114,12 @@ class Settings(BaseModel):
     def given(self) -> dict[str, Any]:
         """The values that were given, in place of those of the class."""
         return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+def check_seed(seed: int) -> None:
+    """See that a seed that is no setting is one; UserError if random generators do not take it."""
+    if not 0 <= seed < 2**64:
+        raise UserError(f"--seed must be from 0 to 2^64 - 1, got {seed}.")
 
 
 def preset_of(presets: Mapping[str, T], name: str) -> T:

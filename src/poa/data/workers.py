@@ -40,7 +40,9 @@ class Plan(Dataset[Item | UserError]):
 
 
 def prepare(plan: Plan[Item], *, workers: int, pin_memory: bool = False) -> Iterator[Item]:
-    """The items of a plan in order, made here or by workers."""
+    """The items of a plan in order, made here or by workers; UserError if their number is none."""
+    if workers < 0:
+        raise UserError(f"--workers must be at least 0, got {workers}.")
     loader: DataLoader[Item | UserError] = DataLoader(
         plan,
         batch_size=None,

@@ -160,16 +160,16 @@ def _place(path: Path, protocol: str) -> tuple[Any, ...]:
 
 
 def headline(rows: Sequence[SizeRow]) -> list[str]:
-    """Names of the scores to show: of several evaluations one each, of a single one all, top-1 before others."""
+    """Names of the scores to show: of several evaluations the chief one each, of a single one all, that one first."""
     evaluations: dict[str, list[str]] = {}
     for name in score_names(rows):
         evaluations.setdefault(name.rpartition(" ")[0], []).append(name)
-    if len(evaluations) < 2:
-        return sorted(score_names(rows), key=lambda name: "top1" not in name)
     wanted = {protocol.headline for protocol in PROTOCOLS.values()}
-    return [
-        next((name for name in names if name.rpartition(" ")[2] in wanted), names[0]) for names in evaluations.values()
+    ordered = [
+        sorted(names, key=lambda name: (name.rpartition(" ")[2] not in wanted, "top1" not in name))
+        for names in evaluations.values()
     ]
+    return ordered[0] if len(ordered) == 1 else [names[0] for names in ordered]
 
 
 def scored_rows(

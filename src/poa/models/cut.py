@@ -19,6 +19,7 @@ from poa.models.folder import made_for, resized_for, values_of
 from poa.models.init import fit
 from poa.models.origin import base_name, licence_of
 from poa.models.run import is_run
+from poa.models.source import check_side
 from poa.models.weights import TrainedWeights, read
 
 COST = (
@@ -44,6 +45,7 @@ class CutWeights:
         Raises:
             UserError: The weights cannot be read, or their network cannot be cut.
         """
+        check_side(image_size)
         if is_run(registry.folder_of(name)):
             raise UserError(f"{name} is the folder of a run. Extract its trained sizes: leave out --from.")
         self.name = name

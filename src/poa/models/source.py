@@ -115,6 +115,7 @@ def model_source(
         UserError: There is no such network, its weights cannot be loaded, or it cannot process images of that size.
     """
     _check_branch(branch)
+    check_side(image_size)
     folder = registry.folder_of(name)
     if checkpoint is not None:
         _check_has_steps(name, folder, branch)
@@ -122,8 +123,6 @@ def model_source(
         return run_source(load(folder, checkpoint=checkpoint), branch=branch, image_size=image_size, out=out)
     if branch == "initial":
         raise UserError(f"{name} is not the folder of a run, so it has no initial sizes. Leave out --branch initial.")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"--image-size must be at least 1, got {image_size}.")
     timm_name, state, of_what = _source(name, folder, is_trained=branch == "teacher")
     label = _label(name)
     create = partial(_create, name, timm_name, image_size=image_size)
@@ -171,6 +170,7 @@ def run_source(
 ) -> ModelSource:
     """The sizes of a run; arguments as in ``model_source``."""
     _check_branch(branch)
+    check_side(image_size)
     if image_size is not None:
         run.family.check_image_size(image_size, setting="image-size")
     networks, weights_are = _of_branch(run, branch)
@@ -218,6 +218,12 @@ def _check_has_steps(name: str, folder: Path, branch: str) -> None:
 def _check_branch(branch: str) -> None:
     if branch not in BRANCHES:
         raise UserError(f"There is no branch {branch!r} to evaluate. Choose from {', '.join(BRANCHES)}.")
+
+
+def check_side(image_size: int | None) -> None:
+    """Refuse sides of images that are not sides; 0 shall not stand for the usual one."""
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size must be at least 1, got {image_size}.")
 
 
 def blueprint(

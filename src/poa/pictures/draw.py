@@ -12,6 +12,7 @@ from torch import Tensor
 
 from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED
+from poa.config.values import check_seed
 from poa.data.augment import augment, normalise
 from poa.data.channels import channels_last, require_rgb
 from poa.data.index import ImageIndex
@@ -86,6 +87,7 @@ def draw(
     networks = _networks(sources, sizes)
     if show < 1:
         raise UserError(f"--show must be at least 1, got {show}.")
+    check_seed(seed)
     check_out(out, images)
     console = console or plain_console(stderr=True)
     index = _open(images, limit, console, show=show, needs_all=bool(_NEED_ALL & set(kinds)))

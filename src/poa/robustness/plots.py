@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from torch import Tensor
 
+from poa.config.values import check_seed
 from poa.data.augment import normalise
 from poa.data.loader import read_or_none
 from poa.data.resize import centre_crop
@@ -137,6 +138,7 @@ def show(images: Data, *, out: Path, image_size: int = 224, number: int = 0, see
         raise UserError(f"--out must end in .png, got {out}. Give a name such as disturbances.png.")
     if image_size < 2:
         raise UserError(f"--image-size must be at least 2, got {image_size}.")
+    check_seed(seed)
     check_out(out, images)
     index = open_images(images)
     if not 0 <= number < len(index):

@@ -139,6 +139,9 @@ def _combinations(given: Exportables, wish: Wish, console: Console) -> list[tupl
     ):
         if not asked or not set(asked) <= set(known):
             raise UserError(f"{what} must be one or more of {', '.join(known)}, got {', '.join(asked) or 'none'}.")
+    for what, value in (("--tolerance", wish.tolerance), ("--max-loss", wish.max_loss)):
+        if value is not None and not value >= 0:
+            raise UserError(f"{what} must be 0 or more, got {value:g}.")
     checks = {"onnx": check_onnx, "openvino": check_openvino, "executorch": check_executorch}
     found = list[tuple[str, Precision]]()
     for kind in dict.fromkeys(wish.formats):

@@ -17,7 +17,7 @@ from poa.export.timm import EXPORTED
 from poa.models import registry
 from poa.models.folder import weights_of
 from poa.models.run import is_run, load
-from poa.models.source import ModelSource, model_source
+from poa.models.source import ModelSource, check_side, model_source
 from poa.tasks.classification.folder import is_classifier, read_classifier
 from poa.tasks.detection.folder import is_detector, read_detector
 from poa.tasks.segmentation.folder import is_segmenter, read_segmenter
@@ -132,6 +132,7 @@ def exportables(
     Raises:
         UserError: There is no such network, or it cannot be exported.
     """
+    check_side(image_size)
     found = _found(given, sizes, image_size, checkpoint)
     return found if image_size is None else replace(found, mark=f"-{image_size}px")
 
