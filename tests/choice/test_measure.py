@@ -1,5 +1,6 @@
 """Networks that are measured in earnest, however long they take."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,12 @@ def test_a_device_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"^--device cuda needs a GPU that PyTorch can use, and there is none\."):
         measure_sources([sizes_of(tmp_path)], MeasureSettings(device="cuda"))
+
+
+def test_more_threads_than_cores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(UserError, match="--threads must be at most the number of cores of this machine, 2, got 3"):
+        measure([Network(sizes_of(tmp_path), "32x2")], MeasureSettings(threads=3))
 
 
 def test_networks_run_by_onnx_runtime_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

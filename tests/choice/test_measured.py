@@ -1,5 +1,6 @@
 """Measurements on disk."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from torch import nn
 
 from choice.sizes import PREPROCESSING, sizes_of
 from poa.choice.measured import FOLDER, Measured, Measurement, Setup, load, machine_of, save
+from poa.elastic.space import Size
 from poa.errors import UserError
+from poa.evaluation.cost import costs_of
 from poa.models.source import ModelSource
 
 SETUP = Setup(machine_of("cpu"), "cpu", "torch", "2.14.0", threads=1, batch=1, image_size=16)
@@ -63,6 +66,19 @@ def test_measurements_of_another_network_of_the_same_name_do_not_count(tmp_path:
     assert load(deeper) == []
     save(deeper, Measured(SETUP, {"64x3": ONE}))
     assert [each.networks for each in load(deeper)] == [{"64x3": ONE}]
+
+
+def test_measurements_outlive_changes_of_our_code(tmp_path: Path) -> None:
+    mine = sizes_of(tmp_path)
+    assert mine.family is not None
+    same = replace(mine, family=replace(mine.family, fused_attention=False))  # no matter of what timm builds
+    right = costs_of(mine.family, mine.family.image_size)[Size(32, (2,))].parameters
+    for parameters, is_known in ((right, True), (right + 1, False)):
+        networks = {"32x2": replace(ONE, parameters=parameters)}
+        path = save(mine, Measured(SETUP, networks))
+        assert [each.networks for each in load(same)] == [networks]
+        path.write_text(re.sub(r'"architecture": "\w+"', '"architecture": "of-an-earlier-version"', path.read_text()))
+        assert load(mine) == ([Measured(SETUP, networks)] if is_known else [])
 
 
 def test_a_folder_is_known_by_the_shapes_of_its_network(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from poa.data.content import short_digest
 from poa.errors import UserError, counted
+from poa.evaluation.cost import costs_of
 from poa.files import make_folder, one_writer, whole_file
 from poa.models.source import ModelSource
 
@@ -96,8 +97,8 @@ def load(source: ModelSource) -> list[Measured]:
     Raises:
         UserError: A file is damaged.
     """
-    files, architecture = sorted((source.out / FOLDER).glob("*.json")), architecture_of(source)
-    found = [measured for path in files if (measured := _read(path, of=architecture)) is not None]
+    files = sorted((source.out / FOLDER).glob("*.json"))
+    found = [measured for path in files if (measured := _read(path, of=source)) is not None]
     mine = {machine_of(each.setup.device) for each in found}  # to name a GPU, torch has to start it
     return sorted(found, key=lambda each: (each.setup.machine in mine, each.date), reverse=True)
 
@@ -112,14 +113,14 @@ def save(source: ModelSource, measured: Measured) -> Path:
         UserError: The folder cannot be written, or the file there is damaged.
     """
     folder = make_folder(source.out / FOLDER, content="Measurements")
-    path, architecture = folder / _file_name(measured.setup), architecture_of(source)
+    path = folder / _file_name(measured.setup)
     with one_writer(folder):
-        before = _read(path, of=architecture) if path.exists() else None
+        before = _read(path, of=source) if path.exists() else None
         known = {} if before is None else dict(before.networks)
         networks = known | dict(measured.networks)
         ordered = [name for name in source.names if name in networks]
         content = {
-            "architecture": architecture,
+            "architecture": architecture_of(source),
             "setup": asdict(measured.setup),
             "networks": {name: asdict(networks[name]) for name in ordered},
         }
@@ -131,7 +132,8 @@ def save(source: ModelSource, measured: Measured) -> Path:
 def architecture_of(source: ModelSource) -> str:
     """A digest of what networks are built from: measurements of others of the same name do not count."""
     if source.family is not None:
-        return short_digest(repr(source.family).encode())
+        built = [source.family.timm_config(size) for size in source.family.space.sizes]
+        return short_digest(repr(built).encode())
     shapes = [(name, tuple(value.shape)) for name, value in source.network(source.names[0]).state_dict().items()]
     return short_digest(repr(shapes).encode())
 
@@ -157,12 +159,23 @@ def _file_name(setup: Setup) -> str:
     return f"{setup.runtime}-{setup.device}-threads{setup.threads}-batch{setup.batch}-{digest}.json"
 
 
-def _read(path: Path, *, of: str) -> Measured | None:
+def _is_of(source: ModelSource, architecture: str, networks: Mapping[str, Measurement]) -> bool:
+    """Whether networks are those of a source; earlier versions wrote digests that changed with our code."""
+    if architecture == architecture_of(source):
+        return True
+    if source.family is None:
+        return False
+    known = {str(size): cost.parameters for size, cost in costs_of(source.family, source.family.image_size).items()}
+    return all(each.parameters == known.get(name) for name, each in networks.items())
+
+
+def _read(path: Path, *, of: ModelSource) -> Measured | None:
     """The content of a file, or None if it is of networks of another architecture."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         networks = {str(name): Measurement(**each) for name, each in content["networks"].items()}
         measured = Measured(Setup(**content["setup"]), networks)
-        return measured if content["architecture"] == of else None
+        architecture = str(content["architecture"])
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} is damaged or not a file of measurements. Delete it, and measure again.") from None
+    return measured if _is_of(of, architecture, networks) else None

@@ -1,5 +1,6 @@
 """One pass through a network: by torch on a device, or by ONNX Runtime."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,13 +35,16 @@ class Runnable:
 
 
 def check_runtime(how: MeasureSettings) -> None:
-    """See that a runtime and its device are there.
+    """See that a runtime and its device are there, and cores for its threads.
 
     Raises:
         UserError: They are not.
     """
     if how.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda needs a GPU that PyTorch can use, and there is none. Leave it out.")
+    cores = os.cpu_count() or how.threads
+    if how.threads > cores:  # they would only wait for one another, for hours if there are thousands
+        raise UserError(f"--threads must be at most the number of cores of this machine, {cores}, got {how.threads}.")
     if how.runtime == "onnx":
         check_onnx(what="--runtime onnx")
 
