@@ -1,20 +1,40 @@
 """Shapes are checked while the tests run, no other machine is asked, and only the tests' own folders are written to."""
 
 import gc
+import inspect
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from beartype import beartype
 
 SOURCES = Path(__file__).parents[1] / "src"
 WITH_SHAPES = [path for path in sorted(SOURCES.rglob("*.py")) if "jaxtyping" in path.read_text()]
-# of modules without shapes mypy checks the types; checking them here as well would take a third of the time
-install_import_hook(
+checked = jaxtyping.jaxtyped
+
+
+def with_shapes(*, typechecker: Any) -> Callable[[Any], Any]:
+    """Of all that the hook decorates, check functions with shapes in their signature, once a call, and data classes.
+
+    Types without shapes are checked by mypy; checking them here as well would take a third of the time.
+    """
+
+    def decorate(made: Any) -> Any:
+        if inspect.isclass(made):
+            return checked(made, typechecker=typechecker)
+        has_shapes = any("jaxtyping" in str(each) for each in made.__annotations__.values())
+        return checked(beartype(made), typechecker=None) if has_shapes else made
+
+    return decorate
+
+
+jaxtyping.jaxtyped = with_shapes  # type: ignore[assignment]  # which the hook puts before all
+jaxtyping.install_import_hook(
     [".".join(path.relative_to(SOURCES).with_suffix("").parts) for path in WITH_SHAPES], "beartype.beartype"
 )
 torch.set_num_threads(1)  # so that results do not depend on the machine
