@@ -13,12 +13,13 @@ from poa.data.loader import read_or_none
 from poa.errors import counted
 from poa.examination.findings import Findings
 from poa.examination.summary import MEANINGS, facts, flags
-from poa.pictures.page import STYLE, escape
+from poa.pictures.page import STYLE, escape, page
 
 SHOWN, LISTED, CLASSES = 24, 200, 200
 """Pictures and names of a kind of finding, and classes, on the page."""
 SIDE = 128
 """Of pictures, in pixels."""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MORE = """
 table { border-collapse: collapse; margin: .5rem 0 1rem; font-size: .95rem; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
@@ -40,32 +41,16 @@ def html(found: Findings) -> str:
     """The page. It loads nothing and runs nothing: its security policy allows neither."""
     title = f"Images of {found.index.source}"
     kinds = "\n".join(_kind(found, kind) for kind, rows in found.rows.items() if len(rows))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>
-{STYLE}
-{_MORE}
-</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<p class="soft">{escape(f"{counted(len(found.index), 'image')}; {len(found.kept):,} of them to keep.")}</p>
-{_table(("finding", "images", "what it means"), _overview(found))}
+    body = f"""{_table(("finding", "images", "what it means"), _overview(found))}
 <h2>Channels</h2>
 <p>Mean and standard deviation over all images that can be read, as flags of poa pretrain:</p>
 <pre>{escape(flags(found))}</pre>
 <h2>All images</h2>
 {_table(("", ""), ((escape(name), escape(text)) for name, text in facts(found).items()))}
 {_classes(found.class_counts())}
-{kinds}
-</body>
-</html>
-"""
+{kinds}"""
+    about = f"{counted(len(found.index), 'image')}; {len(found.kept):,} of them to keep."
+    return page(title, about, body, policy=_POLICY, style=f"{STYLE}\n{_MORE}")
 
 
 def _overview(found: Findings) -> Iterable[tuple[str, str, str]]:

@@ -54,28 +54,32 @@ def escape(text: str) -> str:
     return markup.escape(one_line(text))
 
 
-def html(title: str, about: str, sections: Sequence[Section]) -> str:
-    """The page; ``about`` names the networks and images."""
-    links = " ".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections)
-    body = "\n".join(map(_section, sections))
+def page(title: str, about: str, body: str, *, policy: str = "", style: str = STYLE) -> str:
+    """A page of HTML: its title and what it is about, as text, before its body; ``policy`` is that of its security."""
+    head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n' if policy else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
+{head}<title>{escape(title)}</title>
 <style>
-{STYLE}
+{style}
 </style>
 </head>
 <body>
 <h1>{escape(title)}</h1>
 <p class="soft">{escape(about)}</p>
-<nav>{links}</nav>
 {body}
 </body>
 </html>
 """
+
+
+def html(title: str, about: str, sections: Sequence[Section]) -> str:
+    """The page; ``about`` names the networks and images."""
+    links = " ".join(f'<a href="#{section.name}">{escape(section.title)}</a>' for section in sections)
+    return page(title, about, "\n".join([f"<nav>{links}</nav>", *map(_section, sections)]))
 
 
 def _section(section: Section) -> str:

@@ -16,7 +16,7 @@ from poa.data.content import MOST_NAMED, Identity, LeftOut
 from poa.data.images import BadImage, decode, image_tensor, upright_sides
 from poa.data.index import ImageIndex
 from poa.data.loader import BAD_IN_A_ROW
-from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
+from poa.data.sampler import draws, keyed_random
 from poa.data.spelling import Spellings
 from poa.data.workers import Plan, prepare
 from poa.errors import UserError, counted
@@ -224,13 +224,11 @@ class _BatchPlan(Plan[InstanceBatch]):
 
     def make(self, number: int) -> InstanceBatch:
         step, size, seed = self.start_step + number, self.settings.batch_size, self.settings.seed
-        epoch, batch = divmod(step, steps_per_epoch(len(self.images), size))
-        order = epoch_order(len(self.images), seed, epoch)
         drawn, bad = [], []
-        for place, wanted in enumerate(order[batch * size : (batch + 1) * size].tolist()):
-            found, replaced = _read_or_next(self.images, wanted)
+        for draw in draws(step, num_images=len(self.images), batch_size=size, seed=seed):
+            found, replaced = _read_or_next(self.images, draw.index)
             bad += replaced
-            with keyed_random(seed, _FLIP, step, place):
+            with keyed_random(seed, _FLIP, step, draw.position):
                 drawn.append(found.flipped() if float(torch.rand(())) < self.settings.flip else found)
         return InstanceBatch(tuple(each.image for each in drawn), tuple(each.target() for each in drawn), tuple(bad))
 

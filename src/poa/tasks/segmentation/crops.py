@@ -14,7 +14,7 @@ from poa.config.segmentation import Segmentation
 from poa.data.augment import normalise
 from poa.data.images import Preprocessing
 from poa.data.resize import resize
-from poa.data.sampler import epoch_order, keyed_random, steps_per_epoch
+from poa.data.sampler import draws, keyed_random
 from poa.data.workers import Plan, prepare
 from poa.tasks.segmentation.masks import Pair, Pairs
 
@@ -126,12 +126,10 @@ class _CropPlan(Plan[CropBatch]):
 
     def make(self, number: int) -> CropBatch:
         step, size, seed = self.start_step + number, self.settings.batch_size, self.settings.seed
-        epoch, batch = divmod(step, steps_per_epoch(len(self.pairs), size))
-        drawn = epoch_order(len(self.pairs), seed, epoch)[batch * size : (batch + 1) * size].tolist()
         crops = []
-        for place, wanted in enumerate(drawn):
-            with keyed_random(seed, _CROP, step, place):
-                pair = self.pairs.read(wanted)
+        for draw in draws(step, num_images=len(self.pairs), batch_size=size, seed=seed):
+            with keyed_random(seed, _CROP, step, draw.position):
+                pair = self.pairs.read(draw.index)
                 crops.append(crop_of(pair, self.settings, self.preprocessing, ignore=self.pairs.ignore))
         return CropBatch(*(torch.cat(parts) for parts in zip(*crops, strict=True)))
 
