@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import tiny
 from command import dashed, poa
 from experiments.some_digits import some_digits
 from poa.errors import UserError
+from poa.evaluation.linear import Linear
 from poa.experiments import compare, num_sizes, runs
 from poa.experiments.compare import Result, Score, comparison_plot, comparison_tables
 from poa.experiments.runs import Labelled
@@ -44,6 +45,15 @@ class Done(NamedTuple):
     first_status: int
     trained: Sequence[bool]
     """Whether each training resumed another, in their order."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_strength() -> Iterator[None]:
+    """Of linear classifiers: to choose one of many for each network would take longer than to train the networks."""
+    protocols = [(score, Linear(strengths=(0.1,)) if each.name == "linear" else each) for score, each in runs.PROTOCOLS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "PROTOCOLS", tuple(protocols))
+        yield
 
 
 @pytest.fixture(scope="module")
