@@ -233,7 +233,7 @@ def test_flags_reach_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         seen.update(options, epochs=config.epochs, out=config.out)
         raise UserError("noted")
 
-    labelled = Labelled(TRAIN, str(tmp_path / "test"), 60)
+    labelled = Labelled((TRAIN,), (str(tmp_path / "test"),), 60)  # the command takes several sources
     monkeypatch.setattr(compare, "planned", noted)
     monkeypatch.setattr(num_sizes, "planned", noted)
     given = words(tmp_path, tmp_path / "all", seeds="3 4")
