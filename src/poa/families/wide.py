@@ -69,14 +69,17 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight = ctx.saved_tensors
         (of_rows, of_bias), rows, given = ctx.dtypes, kept.float(), given.float()
-        inputs, flat = F.gelu(rows) if ctx.gelu else rows, given.flatten(0, -2)
-        of_inputs = given @ weight.float() if ctx.needs_input_grad[0] else None
-        if ctx.gelu and of_inputs is not None:
-            of_inputs = torch.ops.aten.gelu_backward(of_inputs, rows)
+        needed, flat = ctx.needs_input_grad, given.flatten(0, -2)
+        with torch.autocast(given.device.type, enabled=False):  # a compiled backward pass has that of the forward pass
+            inputs = F.gelu(rows) if ctx.gelu else rows
+            of_inputs = given @ weight.float() if needed[0] else None
+            of_weight = (flat.T @ inputs.flatten(0, -2)).to(weight.dtype) if needed[1] else None
+            if ctx.gelu and of_inputs is not None:
+                of_inputs = torch.ops.aten.gelu_backward(of_inputs, rows)
         return (
             None if of_inputs is None else of_inputs.to(of_rows),
-            (flat.T @ inputs.flatten(0, -2)).to(weight.dtype) if ctx.needs_input_grad[1] else None,
-            flat.sum(0).to(of_bias) if ctx.needs_input_grad[2] else None,
+            of_weight,
+            flat.sum(0).to(of_bias) if needed[2] else None,
             None,
             None,
         )
