@@ -90,7 +90,7 @@ def draw_faults(command: Command, draw: random.Random, *, share: float) -> list[
     passing = [kind for kind in PASSING if kind in command.kinds]
     ending = [kind for kind in ENDING if kind in command.kinds]
     chosen = draw.sample(passing, k=min(draw.randint(0, 3), len(passing)))
-    if ending and (not chosen or draw.random() < 0.85):
+    if ending and (not chosen or draw.random() < 0.95):
         chosen.append(draw.choice([*ending, *["kill"] * 3 * ("kill" in ending)]))
     return [_drawn(kind, command, draw, share=share) for kind in chosen or draw.sample(passing, k=min(1, len(passing)))]
 
@@ -101,7 +101,7 @@ def _drawn(kind: str, command: Command, draw: random.Random, *, share: float) ->
         return Inner(kind, victim, draw.randint(1, max(1, round(share * command.files[victim]))))
     of = "images" if kind in OF_DATA else "network"
     victim = draw.choice([MAIN, *command.parts, *command.parts]) if kind in ("kill", "pause") else of
-    late = 0.5 if victim == WORKER else 0.0  # until then there are none
+    late = 0.5 if victim == WORKER else 0.2  # before, there are no workers, and no steps
     seconds = draw.uniform(0.2, 2)
     if kind in OF_DATA and draw.random() < 0.5:
         seconds = float("inf")

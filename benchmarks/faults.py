@@ -44,7 +44,7 @@ from measure import machine
 from poa.models.opening import is_begun
 from poa.training.checkpoint import load_checkpoint
 
-SHARES = (0.7, 0.5, 0.4, 0.4, 0.3, 0.3)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """In which first share of the work of an undisturbed command the faults of its first start happen, its second ..."""
 
 
