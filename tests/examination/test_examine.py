@@ -190,6 +190,14 @@ def test_without_one_readable_image(images: Path, capsys: pytest.CaptureFixture[
     assert "modes: none, since no image can be read" in told
     assert "classes: none: the images have no labels" in told
     assert "--views.mean" not in told
+    assert "cannot be read: the file is empty (1 image)" in told
+
+
+def test_why_images_cannot_be_read_is_told_and_what_is_read_of_16_bits(images: Path) -> None:
+    Image.fromarray(16 * np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(images / "ant/deep.png")
+    told = facts(examine("set", Examination(), console=QUIET))
+    assert told["cannot be read"].startswith("the file is empty (1 image); damaged: ")
+    assert told["bits"].startswith("of 16 the highest 8 are examined")
 
 
 REFUSED = {

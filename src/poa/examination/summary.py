@@ -1,5 +1,6 @@
 """What was found, in words and numbers, for terminals and pages."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -23,6 +24,9 @@ MEANINGS: dict[Kind, str] = {
     "grey": "No colour: all channels are equal.",
     "other-mode": "Stored neither as RGB nor as grey of 8 bits, such as CMYK, a palette or 16 bits; read as RGB.",
 }
+
+
+_MOST_REASONS = 3
 
 
 def findings_table(found: Findings) -> Table:
@@ -52,11 +56,23 @@ def facts(found: Findings) -> dict[str, str]:
         told["height"] = "{:,} to {:,} pixels, median {:,}".format(*(sides[at][1] for at in (0, 2, 1)))
     modes = found.modes()
     told["modes"] = kinds_of(modes) if modes else "none, since no image can be read"
+    if any(mode.startswith("I;16") for mode in modes):
+        told["bits"] = "of 16 the highest 8 are examined, as a training without --channels sees images"
+    if reasons := _reasons(found):
+        told["cannot be read"] = reasons
     told["classes"] = _classes(found)
     if conflicts := found.in_two_classes():
         told["duplicates with another label"] = f"{conflicts:,}"
     told["left out"] = kinds_of(found.index.ignored) if found.index.ignored else "no other files"
     return told
+
+
+def _reasons(found: Findings) -> str:
+    """Why images cannot be read, the most common reasons first."""
+    rows = (*found.rows["unreadable"].tolist(), *found.rows["truncated"].tolist())
+    counts = Counter(found.scan.reasons.get(i, "") for i in rows)
+    texts = [f"{one_line(reason)} ({counted(number, 'image')})" for reason, number in counts.most_common(_MOST_REASONS)]
+    return "; ".join([*texts, *(["and others"] if len(counts) > _MOST_REASONS else [])])
 
 
 def flags(found: Findings) -> str:
