@@ -207,7 +207,7 @@ def test_subjects_beside_one_another(made: Path, run: Path, capsys: pytest.Captu
     assert poa("evaluate", "knn", run, *IMAGES, "--k", "20", "--sizes", "32x3") == 0
     assert f"ms: {common}" in capsys.readouterr().out.splitlines()
     for words, told in (
-        ((run, run), "run is named twice. Name each run or network once."),
+        ((run, f"{run}/"), "run is named twice. Name each run or network once."),
         ((run, "--cost", "ms"), "Add --plot FILE.png"),
         ((run, "--score", "top1@7"), "No size has a score 'top1@7'. Did you mean"),
         (("--recipe", "demo", "--plot", "a.png"), "Leave out --plot"),

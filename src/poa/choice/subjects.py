@@ -88,7 +88,8 @@ def opened(
     names = [name for name, _ in places]
     if not names:
         raise UserError("No network is named. Give the folder of a run, an extracted size, or a timm name.")
-    if twice := [name for name, number in Counter(names).items() if number > 1]:
+    folders = Counter(registry.folder_of(name).resolve() for name in names)
+    if twice := [name for name in names if folders[registry.folder_of(name).resolve()] > 1]:
         raise UserError(f"{twice[0]} is named twice. Name each run or network once.")
     return [
         _opened(name, label, step if checkpoint is None else checkpoint, branch)
@@ -116,13 +117,16 @@ def labels(names: Sequence[str]) -> list[str]:
 
 
 def common_setup(measured: Sequence[Sequence[Measured]]) -> Setup | None:
-    """Of the setups in which subjects were measured that which most of them share; the first of several such.
+    """Of the setups in which subjects were measured that which most of them share, and then most networks; the first.
 
     Milliseconds of different setups cannot be compared, so a table shows those of one.
     """
-    found = [list(dict.fromkeys(each.setup for each in of_subject)) for of_subject in measured]
-    number = Counter(setup for of_subject in found for setup in of_subject)
-    return max(number, key=lambda setup: number[setup]) if number else None
+    subjects, networks = Counter[Setup](), Counter[Setup]()
+    for of_subject in measured:
+        subjects.update({each.setup for each in of_subject})
+        for each in of_subject:
+            networks[each.setup] += len(each.networks)
+    return max(networks, key=lambda setup: (subjects[setup], networks[setup])) if networks else None
 
 
 def _opened(name: str, label: str, checkpoint: Step | None, branch: str) -> Subject:
