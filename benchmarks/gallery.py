@@ -1,6 +1,7 @@
 """The gallery of the documents: what five data sets came to with `--data`, `--out` and `--hours` alone.
 
-It trains nothing: `benchmarks/defaults.py` has, and scored all sizes. It shows charts, not the photographs of others.
+It trains nothing: `benchmarks/defaults.py` has, and scored all sizes. It shows charts and report pages, not the
+photographs of others. Report pages are shown by playwright (of the extra `dev`) and Chromium.
 
     python benchmarks/gallery.py --runs runs/defaults --page docs/gallery.md
 """
@@ -8,11 +9,13 @@ It trains nothing: `benchmarks/defaults.py` has, and scored all sizes. It shows 
 import argparse
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 import poa
 from defaults import CASES, Case
@@ -61,8 +64,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, required=True)
     arguments = parser.parse_args()
     runs = [shown(arguments.runs, name, case) for name, case in CASES.items() if (arguments.runs / name).exists()]
-    picture = arguments.page.parent / "images" / "gallery.png"
-    draw(runs, picture)
+    pictures = arguments.page.parent / "images"
+    draw(runs, pictures / "gallery.png")
+    photograph([run for run in runs if has_scores(run)], arguments.runs, pictures)
     arguments.page.write_text("\n".join(page(runs)) + "\n", encoding="utf-8")
 
 
@@ -92,16 +96,45 @@ def scores(run: Path, case: Case, branch: str) -> dict[str, float]:
     }
 
 
+def has_scores(run: Shown) -> bool:
+    """Whether its report has something to choose by: measures without labels are none."""
+    return run.case.file != "quality"
+
+
+def photograph(runs: list[Shown], folder: Path, pictures: Path) -> None:
+    """Write the report of each run, and what a browser shows of it first."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"))
+        shown = browser.new_page(viewport={"width": 1100, "height": 740})
+        for run in runs:
+            shown.goto(poa.write_report(folder / run.name).absolute().as_uri())
+            picture = pictures / picture_of(run)
+            shown.screenshot(path=picture)
+            with Image.open(picture) as image:
+                image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(picture, optimize=True)
+        browser.close()
+
+
+def picture_of(run: Shown) -> str:
+    """File name of the picture of its report."""
+    return f"gallery-{run.name}.png"
+
+
 def draw(runs: list[Shown], out: Path) -> None:
     """One panel a run: scores by parameters, trained and untrained."""
-    figure = Figure(figsize=(2.3 * len(runs), 2.9), layout="constrained")
-    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
+    figure = Figure(figsize=(7.2, 5), layout="constrained")
+    panels = list(figure.subplots(2, 3).flat)
+    for axes in panels[len(runs) :]:
+        axes.set_axis_off()
+    for axes, run in zip(panels, runs, strict=False):
         for found, colour, label in ((run.trained, "#31688e", "trained"), (run.untrained, "#bdbdbd", "untrained")):
             axes.scatter([run.parameters[size] for size in found], found.values(), s=18, color=colour, label=label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(run.trained.values()))
         style(axes, title=run.name, x="million parameters", y=UNITS[run.case.file])
     figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, labelcolor=INK
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, labelcolor=INK
     )
     save(figure, out, dpi=130)
 
@@ -130,6 +163,8 @@ def page(runs: list[Shown]) -> Iterator[str]:
         yield f"```bash\npoa pretrain {command} --out runs/{run.name} --hours 0.1\npoa evaluate {score}\n```\n"
         yield f"Chosen: {chosen(run)}. The run took {run.seconds} minutes.\n"
         yield from table(run)
+        if has_scores(run):
+            yield f"`poa report runs/{run.name}`:\n\n![Page of all sizes of {run.name}](images/{picture_of(run)})\n"
 
 
 def chosen(run: Shown) -> str:

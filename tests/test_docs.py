@@ -51,6 +51,14 @@ def test_examples_name_sizes_that_their_recipe_has() -> None:
     assert set(sizes) <= set(map(str, family_of(resolve(recipe="vit-96")).space.sizes))
 
 
+def test_every_command_has_an_example() -> None:
+    for name in cli.app:
+        if not name.startswith("-"):
+            command = cli.app[name]
+            text = command.help or str(command.default_command.__doc__)
+            assert f"Example: poa {name} " in text, name
+
+
 def test_commands_in_documents_are_valid() -> None:
     """Parsed, not run: the README's are run by a test of their own."""
     commands = {line for document in DOCUMENTS for line in commands_in(document.read_text(encoding="utf-8"))}

@@ -13,6 +13,7 @@ from poa.config.pretraining import Config
 from poa.config.resolve import recipe_summary, recipes
 
 PAGES = Path(__file__).parents[1] / "reference"
+EXAMPLE = re.compile(r"^Example: (poa .+?)(?:\.\s([A-Z].+?))?(?=\n\n)", re.MULTILINE | re.DOTALL)
 Schema = dict[str, Any]
 """JSON schema of a setting, as pydantic writes it."""
 
@@ -42,10 +43,16 @@ def command_pages() -> dict[str, str]:
     for section in re.split(r"^## (?=poa )", text, flags=re.MULTILINE)[1:]:
         name = section.partition("\n")[0].removeprefix("poa ")
         if not name.startswith("-"):
-            pages[f"commands/{name}.md"] = "# " + section.replace("\n### ", "\n## ")
+            pages[f"commands/{name}.md"] = "# " + EXAMPLE.sub(example, section.replace("\n### ", "\n## "))
     listed = "\n".join(page.removesuffix(".md") for page in pages)
     pages["commands.md"] = f"# Commands\n\n`poa COMMAND --help` prints the same.\n\n```{{toctree}}\n{listed}\n```\n"
     return pages
+
+
+def example(found: re.Match[str]) -> str:
+    """The example of a help as a block of code, and what is said after it."""
+    command, rest = found[1].replace("\n", " \\\n    "), found[2] or ""
+    return f"```bash\n{command}\n```\n\n{rest}"
 
 
 def recipes_page() -> str:

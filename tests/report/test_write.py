@@ -20,7 +20,8 @@ from poa.evaluation.results import Results
 from poa.models.source import model_source
 from poa.pictures.draw import Drawn
 from poa.pictures.page import Picture, Section
-from poa.report import write
+from poa.plots.tables import SizeRow
+from poa.report import gather, write
 from poa.report.curves import line
 from poa.training.checkpoint import save_checkpoint
 
@@ -53,6 +54,11 @@ def shown(page: Path) -> dict[str, Any]:
     assert found
     content: dict[str, Any] = json.loads(found[1])
     return content
+
+
+def test_a_page_begins_with_a_score_of_trained_networks() -> None:
+    row = SizeRow("16x1", 1, scores={"untrained top1@20": 3.0, "untrained top5@20": 9.0, "teacher top1@20": 5.0})
+    assert gather._scores_of([row]) == ["teacher top1@20", "untrained top1@20", "untrained top5@20"]
 
 
 def draw(sources: Any, images: str, *, out: Path, **options: Any) -> Drawn:

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 # torch is imported when a command runs: `poa --help` and a mistyped flag shall not wait for it.
 
 evaluate = App(
-    name="evaluate", help="Score networks on labelled images: sizes of a run, extracted sizes, or timm models."
+    name="evaluate",
+    help="Score networks on labelled images: sizes of a run, extracted sizes, or timm models.\n\n"
+    "Example: poa evaluate knn runs/mine --train LABELLED/train --test LABELLED/test",
 )
 
 FLAGS = Parameter(name="*", consume_multiple=1, negative_iterable=())

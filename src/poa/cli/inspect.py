@@ -180,6 +180,8 @@ def report(
 def gradients(run: Path, /, *, out: Path | None = None) -> None:
     """Plot the gradient norms of each width over the steps of a run with --monitor.gradients-every.
 
+    Example: poa gradients runs/mine
+
     Args:
         run: Folder of the run.
         out: PNG file to write; RUN/gradients.png by default.

@@ -182,6 +182,8 @@ def extract(
 ) -> None:
     """Write sizes as models that timm and transformers load, each checked against the network that was trained.
 
+    Example: poa extract runs/mine --size 64x3 96x4
+
     A size that is there already, with the same weights, is kept: a command that was stopped can be run again.
 
     Args:
@@ -236,6 +238,8 @@ def polish(
 ) -> None:
     """Train one size of a run a little longer, with the run's intact network as frozen teacher.
 
+    Example: poa polish runs/mine --size 96x4 --epochs 10
+
     The result is a run of one size. The same command resumes it after a stop.
 
     Args:
@@ -259,6 +263,8 @@ def polish(
 def demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, epochs: int | None = None) -> None:
     """Try everything on embedded handwritten digits: pre-train, score every size, extract three. Takes minutes.
 
+    Example: poa demo --model convnext
+
     Args:
         model: Family of the network: vit, swin, resnet or convnext.
         method: poa, or a slimmable ResNet by slimclr-mocov2, slimclr-mocov3 or slimclr-simclr.
@@ -274,6 +280,8 @@ def demo(*, model: str = "vit", method: str = "poa", out: Path | None = None, ep
 
 def recipes(name: str | None = None, /) -> None:
     """List the shipped recipes and what they are for, or show one.
+
+    Example: poa recipes vit-96
 
     Args:
         name: Show this one: its reasons, and all settings that it states.

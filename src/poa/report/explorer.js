@@ -72,7 +72,7 @@ const link = (point) => html("button", { type: "button", class: "link", onclick:
 
 function updateAnswer({ within, best, equal }) {
   const parts = [];
-  if (!state.y) parts.push("No size is scored. Score some with `poa evaluate`, and write this page again.");
+  if (!state.y) parts.push("No size is scored. Score some with `poa evaluate`, and write this page again. Without labels, take the largest size that you can afford.");
   else if (!best) parts.push("No size is within the budget.");
   else parts.push(`The best of ${within.length}: `, link(best), `, ${state.y.key} ${bounded(best)} %, ${digits(cost(best))} ${state.x.unit}.`);
   if (equal.length) {

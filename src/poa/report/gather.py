@@ -99,9 +99,10 @@ def _score_settings(subject: Subject) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _scores_of(rows: Sequence[SizeRow]) -> list[str]:
-    """Those to look at first, of which the chart of ``poa evaluate knn`` shows one, then the others."""
+    """Those to look at first, of which the chart of ``poa evaluate knn`` shows one; of untrained networks the last."""
     names = [*scoring.headline(rows), *score_names(rows)]
-    return sorted(dict.fromkeys(names), key=lambda name: name != USUAL_SCORE)
+    fresh = scoring.FIRST[1:]
+    return sorted(dict.fromkeys(names), key=lambda name: (name.partition(" ")[0] in fresh, name != USUAL_SCORE))
 
 
 def _point(
