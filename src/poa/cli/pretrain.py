@@ -238,9 +238,7 @@ def polish(
 ) -> None:
     """Train one size of a run a little longer, with the run's intact network as frozen teacher.
 
-    Example: poa polish runs/mine --size 96x4 --epochs 10
-
-    The result is a run of one size. The same command resumes it after a stop.
+    Example: poa polish runs/mine --size 96x4. The result is a run of one size; the same command resumes it after a stop.
 
     Args:
         run: Folder of the run.
