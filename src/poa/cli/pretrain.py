@@ -238,7 +238,7 @@ def polish(
 ) -> None:
     """Train one size of a run a little longer, with the run's intact network as frozen teacher.
 
-    Example: poa polish runs/mine --size 96x4. The result is a run of one size; the same command resumes it after a stop.
+    Example: poa polish runs/mine --size 96x4. It makes a run of one size; the same command resumes it after a stop.
 
     Args:
         run: Folder of the run.
