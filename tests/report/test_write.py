@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,10 @@ def test_other_subjects_are_told_apart_and_not_compared_by_other_images(run: str
         f"top1@20: that of {second} was taken on other images or with other settings than that of {first}. "
         "They cannot be compared."
     )
+    newer = Measured(replace(SETUP, runtime="onnx"), {"32x2": replace(TIME, date="2026-02-02")})
+    save(model_source(other), newer)  # one network alone: its times do not come first
+    notes = shown(poa.write_report(run, poa.load(other, checkpoint=8), out=out))["notes"]
+    assert [note.split(":")[0].split(", ")[1] for note in notes[:2]] == ["torch 2.11", "onnx 2.11"]
 
 
 def test_bad_input(run: str, tmp_path: Path) -> None:

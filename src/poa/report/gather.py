@@ -1,5 +1,6 @@
 """What the page shows of runs, folders and timm models: costs, scores, measurements, commands, model cards."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,10 @@ _OF_NETWORK = {"weights", "image_size", "resize", "mean", "std"}
 
 def content_of(subjects: Sequence[Subject]) -> Content:
     """All networks of all subjects as points."""
-    setups = list(dict.fromkeys(_key(each.setup) for subject in subjects for each in subject.measured))
-    times = {f"ms {number}": setup for number, setup in enumerate(setups)}
+    networks = Counter[Setup]()
+    for each in (each for subject in subjects for each in subject.measured):
+        networks[_key(each.setup)] += len(each.networks)
+    times = {f"ms {number}": setup for number, (setup, _) in enumerate(networks.most_common())}
     names = list(dict.fromkeys(name for subject in subjects for name in _scores_of(subject.rows)))
     files = [_file_bytes(each) for each in subjects]
     return Content(
@@ -50,7 +53,7 @@ def _key(setup: Setup) -> Setup:
 
 
 def _time_costs(times: Mapping[str, Setup]) -> list[Cost]:
-    """Headings say in what the setups differ; the first is that of the newest measurement on this machine."""
+    """Headings say in what the setups differ; the first is that with most networks, then the newest on this machine."""
     said = {key: _said(setup) for key, setup in times.items()}
     differ = [len(set(parts)) > 1 for parts in zip(*said.values(), strict=True)]
     costs = []
