@@ -154,7 +154,7 @@ def test_other_subjects_are_told_apart_and_not_compared_by_other_images(run: str
     )
     newer = Measured(replace(SETUP, runtime="onnx"), {"32x2": replace(TIME, date="2026-02-02")})
     save(model_source(other), newer)  # one network alone: its times do not come first
-    notes = shown(poa.write_report(run, poa.load(other, checkpoint=8), out=out))["notes"]
+    notes = shown(poa.write_report(other, out=out))["notes"]
     assert [note.split(":")[0].split(", ")[1] for note in notes[:2]] == ["torch 2.11", "onnx 2.11"]
 
 
