@@ -10,6 +10,8 @@ from poa.errors import counted
         (1, "image", "1 image"),
         (1352, "image", "1,352 images"),
         (2, "class", "2 classes"),
+        (2, "batch", "2 batches"),
+        (2, "epoch", "2 epochs"),
         (3, "category", "3 categories"),
     ],
 )

@@ -38,8 +38,8 @@ def counted(number: int, noun: str) -> str:
     """Number and noun: ``1 image``, ``1,352 images``, ``2 classes``, ``0 categories``."""
     if number == 1:
         return f"1 {noun}"
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
-    return f"{number:,} {plural}"
+    ending = "es" if noun.endswith(("s", "tch", "nch")) else "s"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}{ending}"
 
 
 def installing(extra: str) -> str:
