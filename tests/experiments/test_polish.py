@@ -6,7 +6,8 @@ import torch
 import poa
 import tiny
 from command import poa as command
-from poa.config.pretraining import Config, ModelSettings
+from poa.config.network import ModelSettings
+from poa.config.pretraining import Config
 from poa.errors import UserError
 from poa.experiments.polish import polish_settings
 from poa.models.registry import family_of

@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 import torch
 
-from poa.config.pretraining import HeadSettings, LossSettings
+from poa.config.network import HeadSettings
+from poa.config.pretraining import LossSettings
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from poa.config.pretraining import HeadSettings, LossSettings
+from poa.config.network import HeadSettings
+from poa.config.pretraining import LossSettings
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from frozen import WIDTHS, Teacher
-from poa.config.pretraining import DistillSettings, HeadSettings, LossSettings
+from poa.config.network import HeadSettings
+from poa.config.pretraining import DistillSettings, LossSettings
 from poa.data.views import Views
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT

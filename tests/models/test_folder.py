@@ -11,7 +11,7 @@ from torch import nn
 
 import tiny
 from poa.config.channels import USUAL, Values
-from poa.config.pretraining import ModelSettings
+from poa.config.network import ModelSettings
 from poa.errors import UserError
 from poa.models import folder as folders
 from poa.models.folder import Made, check_arguments, check_memory, made_for, values_of

@@ -308,7 +308,10 @@ def test_another_network_leaves_the_recipes_settings_behind() -> None:
     for given in ("swin", {"name": "swin"}):
         found = resolve.resolve({"model": given}, recipe="vit-small-data")
         assert model_of(found) == {"name": "swin", "depth_step": 1}
-        assert (found.views, found.heads, found.optimizer) == (recipe.views, recipe.heads, recipe.optimizer)
+        usual = {"small_size": None, "small_epochs": 0.0, "drop_patches": 0.0}  # what suits its patches goes with it
+        assert (recipe.views.small_size, recipe.views.drop_patches) == (24, 0.5)
+        assert found.views == recipe.views.model_copy(update=usual)
+        assert (found.heads, found.optimizer) == (recipe.heads, recipe.optimizer)
     given = {"name": "resnet50_gn", "depth_min": [2, 2]}
     assert model_of(resolve.resolve({"model": given}, recipe="swin-small-data")) == {**given, "depth_step": 1} | {
         "depth_min": (2, 2)

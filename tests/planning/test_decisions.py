@@ -86,8 +86,10 @@ def changed(found: list[Decision]) -> dict[str, Any]:
 def test_small_images_of_the_recipe_s_size_change_little() -> None:
     assert changed(decide(CIFAR, CPU, {}, recipe="vit-small-data", crop=32)) == {}
     bigger = decide(CIFAR, CPU, {}, recipe="vit-small-data", crop=48)
+    assert changed(bigger) == {"views.global_size": 48, "views.small_size": 36}
+    bigger = decide(CIFAR, CPU, {"views.num_locals": 2}, recipe="adapt-small-data", crop=48)
     assert changed(bigger) == {"views.global_size": 48, "views.local_size": 24}
-    assert changed(decide(CIFAR, CPU, {"views.local_size": 12}, recipe="vit-small-data", crop=48)) == {
+    assert changed(decide(CIFAR, CPU, {"views.local_size": 12}, recipe="adapt-small-data", crop=48)) == {
         "views.global_size": 48
     }
 
@@ -110,14 +112,14 @@ def test_tiny_images_with_colours_are_not_digits() -> None:
 
 
 def test_few_images_make_small_batches_and_few_prototypes() -> None:
-    found = changed(decide(images(100), CPU, {}, recipe="vit-small-data", crop=32))
+    found = changed(decide(images(100), CPU, {}, recipe="adapt-small-data", crop=32))
     assert (found["batch_size"], found["heads.prototypes"]) == (32, (64,))
-    assert changed(decide(images(9), CPU, {}, recipe="vit-small-data", crop=32))["batch_size"] == 8
-    assert changed(decide(images(3), CPU, {}, recipe="vit-small-data", crop=32))["batch_size"] == 3
-    without = changed(decide(images(100), CPU, {"losses.kind": "coding-rate"}, recipe="vit-small-data", crop=32))
+    assert changed(decide(images(9), CPU, {}, recipe="adapt-small-data", crop=32))["batch_size"] == 8
+    assert changed(decide(images(3), CPU, {}, recipe="adapt-small-data", crop=32))["batch_size"] == 3
+    without = changed(decide(images(100), CPU, {"losses.kind": "coding-rate"}, recipe="adapt-small-data", crop=32))
     assert "heads.prototypes" not in without
     three = MachineFacts("cuda", None, 8, processes=3)
-    assert changed(decide(images(), three, {}, recipe="vit-small-data", crop=32))["batch_size"] == 63
+    assert changed(decide(images(), three, {}, recipe="adapt-small-data", crop=32))["batch_size"] == 63
 
 
 def test_photographs_are_decoded_beside_the_training() -> None:
@@ -142,9 +144,9 @@ def test_length() -> None:
 
 
 def test_what_a_recipe_counts_in_epochs_follows_its_length() -> None:
-    base = flat(Config.model_validate(read_recipe("vit-small-data")).model_dump())
+    base = flat(Config.model_validate(read_recipe("vit-96")).model_dump())
     found = changed(of_length(base, {"optimizer.freeze_last_layer_epochs": 1}, epochs=60, per_hour=3.0))
-    assert found == {"optimizer.warmup_epochs": 4.0, "saving.every_epochs": 3.0, "monitor.every_epochs": 3.0}
+    assert found == {"optimizer.warmup_epochs": 2.0, "saving.every_epochs": 3.0, "monitor.every_epochs": 3.0}
     assert set(found) <= {*IN_EPOCHS, "saving.every_epochs", "monitor.every_epochs"}
     short = changed(of_length(base, {}, epochs=5, per_hour=100.0))
     assert (short["saving.every_epochs"], short["optimizer.freeze_last_layer_epochs"]) == (0.5, round(1 / 6, 4))
@@ -152,10 +154,10 @@ def test_what_a_recipe_counts_in_epochs_follows_its_length() -> None:
 
 def test_what_is_planned_lies_between_recipe_and_flags() -> None:
     planned = nested({"epochs": 7, "views.global_size": 48, "optimizer.warmup_epochs": 0.5})
-    found = resolve({"batch_size": 32}, recipe="vit-small-data", planned=planned)
+    found = resolve({"batch_size": 32}, recipe="adapt-small-data", planned=planned)
     assert (found.epochs, found.batch_size, found.views.global_size) == (7, 32, 48)
     assert (found.optimizer.warmup_epochs, found.views.local_size) == (0.5, 16)
-    assert resolve({"views": {"global_size": 64}}, recipe="vit-small-data", planned=planned).views.global_size == 64
+    assert resolve({"views": {"global_size": 64}}, recipe="adapt-small-data", planned=planned).views.global_size == 64
 
 
 def test_a_decision_in_words() -> None:

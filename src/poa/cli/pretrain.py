@@ -11,7 +11,8 @@ from poa.cli.evaluate import SEVERAL, OptionalSources, Sources, Switch, say
 from poa.cli.plan import Flags, planned, show_planned
 from poa.cli.show import show_sizes, show_table, show_untrained
 from poa.config import resolve
-from poa.config.pretraining import Config, ModelSettings
+from poa.config.network import ModelSettings
+from poa.config.pretraining import Config
 from poa.config.values import Step
 from poa.errors import UserError
 from poa.machine import launchers

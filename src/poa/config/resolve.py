@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from poa.config.effect import without_effect
-from poa.config.pretraining import Config, ModelSettings
+from poa.config.network import ModelSettings
+from poa.config.pretraining import Config
 from poa.config.values import explain
 from poa.errors import UserError, nearest
 from poa.machine.launchers import is_first
@@ -36,6 +37,9 @@ IN_EPOCHS = (
     "slim.slow_start_epochs",
 )
 """Settings that alter what is learned and are counted in epochs; in a recipe they suit its length."""
+OF_PATCHES = ("small_size", "small_epochs", "drop_patches")
+"""Settings of views that suit the patches of a network, and are left behind with it where a recipe is laid over by
+another one."""
 _log = logging.getLogger(__name__)
 
 END = "...\n"
@@ -323,6 +327,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     old, new = base.get("model", {}), over.get("model", {})
     if isinstance(old, Mapping) and isinstance(new, Mapping) and new.get("name", _name(old)) != _name(old):
         merged.pop("model", None)
+        if isinstance(base.get("views"), Mapping):
+            merged["views"] = {key: value for key, value in base["views"].items() if key not in OF_PATCHES}
     for key, value in over.items():
         deeper = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if deeper else value

@@ -22,6 +22,7 @@ from poa.errors import UserError, nearest
 T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
 Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1, le=2**13)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from poa import distributed
 from poa.config.own import own_class
-from poa.config.pretraining import HeadSettings, LossSettings
+from poa.config.network import HeadSettings
+from poa.config.pretraining import LossSettings
 from poa.data.views import Views
 from poa.elastic.space import Size
 from poa.families.base import Backbone, Family

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from poa.config.pretraining import DistillSettings, HeadSettings
+from poa.config.network import HeadSettings
+from poa.config.pretraining import DistillSettings
 from poa.data.views import Views
 from poa.elastic.space import Size
 from poa.families.base import Backbone, Family, Features

@@ -12,7 +12,8 @@ import timm
 import torch
 
 from poa.config.own import is_own, own_class
-from poa.config.pretraining import ELASTIC, Config, ModelSettings
+from poa.config.network import ModelSettings
+from poa.config.pretraining import ELASTIC, Config
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, first_line, nearest
 from poa.families.base import Family
@@ -37,7 +38,7 @@ MOST_SIZES = 10_000
 STAGES = 4
 """Number of stages of every network whose maps shrink."""
 _OF_SPACE = {"widths", "width_min", "width_max", "width_step", "depth_min", "depth_max", "depth_step", "sampling_bias"}
-_OF_TRAINING = {"name", "drop_path"}
+_OF_TRAINING = {"name", "drop_path", "stem_init"}
 _NOT_SHOWN = {"window_size": "window_size", "ls_init_value": "layer_scale", "init_values": "layer_scale"}
 """Arguments of timm's models that a finished model does not show, and what they are called here."""
 _OF_USE = {"img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "dynamic_img_size", "strict_img_size"}

@@ -110,9 +110,10 @@ def _views(
     further = f", and the network needs {crop}" if crop > images.side else ""
     further = f"; larger crops than {most} pixels take long here" if images.side > most else further
     yield Decision("views.global_size", crop, how + further)
-    if used["views.num_locals"]:
-        local = max(8, round(base["views.local_size"] / base["views.global_size"] * crop / 4) * 4)
-        yield Decision("views.local_size", local, f"in proportion to crops of {crop} pixels")
+    for setting, is_used in {"views.local_size": "views.num_locals", "views.small_size": "views.small_epochs"}.items():
+        if used[is_used]:
+            side = max(8, round(base[setting] / base["views.global_size"] * crop / 4) * 4)
+            yield Decision(setting, side, f"in proportion to crops of {crop} pixels")
     if used["init"] is None:  # trained weights know the values that they were trained with
         yield Decision("views.mean", images.mean, f"that of {images.tried} of the images")
         yield Decision("views.std", images.std, f"that of {images.tried} of the images")

@@ -31,6 +31,7 @@ from poa.pretraining.crops import crops_of
 from poa.pretraining.gradients import GradientDiagnosis
 from poa.pretraining.memory import check_memory
 from poa.pretraining.schedule import Subnets, peak_lr, schedules_of, subnets_of
+from poa.pretraining.stem import whiten_stem
 from poa.training.optimizer import OPTIMIZERS, norm_parameters, parameter_groups
 from poa.training.schedules import Schedules
 
@@ -93,9 +94,10 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     beside = config.method in SELF_DISTILLED and config.distill.teacher
     teacher = teacher_of(config, family) if beside or config.method in ("distill", "seed") else None
     method = method_of(config, family, teacher=teacher)
-    report = None
+    report, backbones = None, dict.fromkeys(branch.backbone for branch in (method.student, method.exported))
+    if fresh and config.init is None and config.model.stem_init == "whitening":
+        whiten_stem(backbones, config, index)
     if fresh and config.init is not None:
-        backbones = dict.fromkeys(branch.backbone for branch in (method.student, method.exported))
         if teacher is not None and teacher.initial is not None:
             backbones[teacher.initial] = None
         report = start_from(config.init, *backbones, normalisation=(views.mean, views.std))
@@ -260,6 +262,7 @@ def _check_slimmable(config: Config) -> None:
         "--accumulate": config.accumulate > 1,
         "--checkpointing": config.checkpointing,
         "--init": config.init is not None,
+        "--model.stem-init whitening": config.model.stem_init == "whitening",
         "--distill.teacher": bool(config.distill.teacher),
     }
     wrong = [flag for flag, is_set in refused.items() if is_set]
