@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from poa import distributed
-from poa.config.own import own_class
 from poa.config.network import HeadSettings
+from poa.config.own import own_class
 from poa.config.pretraining import LossSettings
 from poa.data.views import Views
 from poa.elastic.space import Size

@@ -11,8 +11,8 @@ from typing import Any
 import timm
 import torch
 
-from poa.config.own import is_own, own_class
 from poa.config.network import ModelSettings
+from poa.config.own import is_own, own_class
 from poa.config.pretraining import ELASTIC, Config
 from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError, first_line, nearest
