@@ -217,10 +217,12 @@ def _drafts(wishes: _Wishes, images: ImageFacts, machine: MachineFacts, first: C
     for crop in crops:
         draft = wishes.draft(start, decide(images, machine, given, recipe=start.recipe, crop=crop))
         try:
-            family_of(draft.config)
+            grid = family_of(draft.config).mask_grid(crop)
             draft.config.views.check()
         except UserError as error:
             refusal = error if number == 0 else refusal
+            continue
+        if grid == 1 and CROP not in given:  # a single patch has no neighbours to learn from
             continue
         number += 1
         yield draft
