@@ -19,9 +19,9 @@ def setup(sphinx: Sphinx) -> dict[str, bool]:
 
 def follow_links(_: Sphinx, name: str, source: list[str]) -> None:
     """Let links to documents outside of this folder lead to their pages."""
-    if "/" not in name:
-        for document, page in ELSEWHERE.items():
-            source[0] = source[0].replace(f"]({document}", f"]({page}")
+    up = "../" * name.count("/")
+    for document, page in ELSEWHERE.items():
+        source[0] = source[0].replace(f"]({up}{document}", f"]({up}{page}")
 
 
 def blocks_of_code(_: Sphinx, _what: str, _name: str, _of: object, _options: object, lines: list[str]) -> None:
