@@ -32,7 +32,7 @@ NUM_IMAGES = 16
 CLASSES = ("cat", "dog")
 SHORT = "--device cpu --batch-size 8 --limit 16"
 EPOCH = "--epochs 1 --views.global-size"
-SIDES = {"": f"{SIDE} --views.local-size 12", "convnext": "32", "slimclr": "32"}
+SIDES = {"": f"{SIDE} --views.local-size 12", "vit-small": "32", "convnext": "32", "slimclr": "32"}
 """Of the crops of recipes, by how their names begin."""
 SHORTER = {
     "pretrain": SHORT,
@@ -192,8 +192,7 @@ def shortened(words: list[str], *, trains: bool = False) -> list[str]:
     is_run = words[0] in ("pretrain", "compare") and "--print-config" not in words
     if is_run and ("--recipe" in words or "--config" in words):
         recipe = words[words.index("--recipe") + 1] if "--recipe" in words else ""
-        side = next(side for kind, side in reversed(SIDES.items()) if recipe.startswith(kind))
-        words = with_flags(words, f"{EPOCH} {side}".split())
+        words = with_flags(words, f"{EPOCH} {side_of(recipe)}".split())
     if "--resume" in words and "--epochs" in words:
         return with_flags(words, ["--limit", "16", "--epochs", "2", "--dry-run"])
     if not is_run or trains or "--resume" in words:
@@ -216,12 +215,18 @@ def with_flags(words: list[str], flags: list[str]) -> list[str]:
     return [*kept, *flags]
 
 
+def side_of(recipe: str) -> str:
+    """The sides of a recipe's crops, as flags have them."""
+    return next(side for kind, side in reversed(SIDES.items()) if recipe.startswith(kind))
+
+
 def pretrain(train: Callable[..., Run]) -> Callable[..., Run]:
     """``poa.pretrain`` of a few steps, into a folder of its own."""
 
     def short(**given: Any) -> Run:
         out = Path("runs", f"from-python-{len(list(Path('runs').iterdir()))}")
-        views = {} if given["recipe"] == "demo" else {"global_size": SIDE, "local_size": SIDE // 2}
+        side = int(side_of(given["recipe"]).split()[0])
+        views = {} if given["recipe"] == "demo" else {"global_size": side, "local_size": side // 2}
         return train(**{"views": views, **given, "out": out, "epochs": 1, "limit": 16, "batch_size": 8})
 
     return short

@@ -26,6 +26,7 @@ def told(**settings: Any) -> str | None:
         ({"method": "distill", "distill": {"queue": 8}}, "--method distill: --distill.queue."),
         ({"method": "slimclr-simclr", "optimizer": {"teacher_momentum": (0.5, 1)}}, ": --optimizer.teacher-momentum."),
         ({"views": {"num_locals": 0, "local_size": 48}}, ": --views.local-size."),
+        ({"views": {"small_size": 48}}, ": --views.small-size."),
     ],
 )  # fmt: skip
 def test_what_nothing_reads_is_told(settings: dict[str, Any], unused: str) -> None:

@@ -39,14 +39,24 @@ def _unused(config: Config) -> Iterator[str]:
         ("elastic_samples", "sampling", "same_sizes_on_all_ranks"): method not in ELASTIC or method in SLIMMABLE,
         ("losses.intact_share",): method not in ("poa", "distill"),
         ("heads.hidden",): alone and method != "distill",
-        (*no_prototypes, "heads.bottleneck", "views.mask_", "losses.ibot", "losses.kind", "losses.variant"): alone,
+        (
+            *no_prototypes,
+            "heads.bottleneck",
+            "views.mask_",
+            "views.drop_patches",
+            "losses.ibot",
+            "losses.kind",
+            "losses.variant",
+        ): alone,
         ("losses.koleo", "losses.gram", "losses.rate", "losses.distortion", *_OF_PROTOTYPES): alone,
         ("optimizer.freeze_last_layer_epochs",): alone or kind == "coding-rate",
         ("optimizer.teacher_momentum",): alone and not method.startswith("slimclr-moco"),
         (*no_prototypes, *_OF_PROTOTYPES): kind == "coding-rate",
         ("losses.rate", "losses.distortion"): kind == "prototypes",
         ("losses.koleo_over_ranks",): config.losses.koleo == 0,
+        ("views.drop_patches",): alone,
         ("views.local_",): config.views.num_locals == 0,
+        ("views.small_size",): config.views.small_epochs == 0,
     }
     return (name for names, is_unused in rules.items() if is_unused for name in names)
 

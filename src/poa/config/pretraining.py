@@ -110,13 +110,14 @@ class ViewSettings(Settings):
         return (self.global_scale,) * 2 + (self.local_scale,) * self.num_locals
 
     def check(self) -> None:
-        """See that the two settings of small crops go together, and that the blur's kernel fits into each crop."""
-        if (0 < (self.small_size or 0) < self.global_size) != (self.small_epochs > 0):
+        """See that small crops have a size of their own, and that the blur's kernel fits into each crop."""
+        small = self.small_size if self.small_epochs else None
+        if self.small_epochs and not 0 < (small or 0) < self.global_size:
             raise UserError(
-                f"Small crops need --views.small-size, below --views.global-size {self.global_size}, and "
-                f"--views.small-epochs, got {self.small_size} and {self.small_epochs:g}. Set both, or neither."
+                f"--views.small-epochs {self.small_epochs:g} needs a --views.small-size below --views.global-size "
+                f"{self.global_size}, got {small}. Set it, or --views.small-epochs 0 for no small crops."
             )
-        smallest = min(*self.crop_sizes, self.small_size or self.global_size)
+        smallest = min(*self.crop_sizes, small or self.global_size)
         if self.blur_kernel > smallest:
             raise UserError(
                 f"A blur kernel of {self.blur_kernel} pixels is larger than a crop of {smallest}. "

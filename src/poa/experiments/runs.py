@@ -95,8 +95,8 @@ def check_settings(config: Config, seeds: Sequence[int]) -> None:
         )
     if config.views.small_epochs or config.views.drop_patches:
         raise UserError(
-            "A comparison counts operations of whole crops of one size; leave --views.small-size, --views.small-epochs "
-            "and --views.drop-patches out."
+            "A comparison counts operations of whole crops of one size. Add --views.small-epochs 0 and "
+            "--views.drop-patches 0, or take another recipe."
         )
     for seed in seeds:
         folder = Path(config.out, elastic_run(seed))

@@ -17,6 +17,8 @@ def crops_of(config: Config, family: Family, *, steps_per_epoch: int) -> CropSch
         UserError: Settings of the crops do not fit the network or the loss.
     """
     views = config.views
+    if config.method not in (*SELF_DISTILLED, "own"):  # students of the others see whole crops, without masks too
+        views = views.model_copy(update={"drop_patches": 0.0})
     views.check()
     if views.own:
         own_function(views.own, flag="--views.own")  # told here, before a worker needs it
@@ -24,7 +26,7 @@ def crops_of(config: Config, family: Family, *, steps_per_epoch: int) -> CropSch
         _check_dropping(config, family)
     if config.losses.gram:
         _check_gram(config, family)
-    side = views.global_size if views.small_size is None else views.small_size
+    side = views.small_size if views.small_size and views.small_epochs else views.global_size
     family.check_image_size(side, setting="views.small-size")
     small = views.model_copy(update={"global_size": side})
     steps = round(views.small_epochs * steps_per_epoch)
@@ -44,17 +46,14 @@ def _cropping(views: ViewSettings, family: Family, values: Values) -> Cropping:
 def _check_dropping(config: Config, family: Family) -> None:
     """What is left out cannot be predicted, and only a ViT can leave anything out."""
     asked = f"--views.drop-patches {config.views.drop_patches:g}"
-    if not isinstance(family, ViT) or config.method not in SELF_DISTILLED:
-        raise UserError(
-            f"{asked} works with --model vit and --method {' or '.join(SELF_DISTILLED)}, got a {type(family).__name__} "
-            f"and {config.method}. Leave it out."
-        )
+    if not isinstance(family, ViT):
+        raise UserError(f"{asked} works with --model vit, got a {type(family).__name__}. Leave it out.")
     if config.losses.ibot:
         raise UserError(f"{asked} leaves no patches for the students to predict. Add --losses.ibot 0, or leave it out.")
     if config.distill.teacher and config.distill.patch_weight:
         raise UserError(
             f"{asked} leaves patches without features to compare with the frozen teacher's. Add "
-            "--distill.patch-weight 0, or leave it out."
+            "--distill.patch-weight 0 or --views.drop-patches 0."
         )
 
 
@@ -66,7 +65,7 @@ def _check_gram(config: Config, family: Family) -> None:
             f"{asked} works with --method {' or '.join(SELF_DISTILLED)}, got {config.method}. Leave it out."
         )
     side, flag = views.global_size, "--views.global-size"
-    if views.small_size is not None:
+    if views.small_size is not None and views.small_epochs:
         side, flag = views.small_size, "--views.small-size"
     if family.mask_grid(side) < (3 if isinstance(family, FourStages) else 2):  # each cell of a last map counts twice
         raise UserError(
