@@ -45,12 +45,13 @@ types: $(DEVELOPING)
 	$(BIN)/mypy
 
 # uv takes the oldest version of each package that pyproject.toml allows, in an environment of its own. Beside the newest
-# versions of what those need, they warn of what will not work for long.
+# versions of what those need, they warn of what will not work for long; torch 2.11 warns of the programs that it loads.
 test-minimum: $(DEVELOPING)
 	$(PIP_INSTALL) uv
 	$(BIN)/uv venv --clear --python $(BIN)/python $(MINIMUM)
 	$(BIN)/uv pip install --python $(MINIMUM)/bin/python --resolution lowest-direct --editable ".[dev]"
-	$(MINIMUM)/bin/python -m pytest -n auto --dist loadscope -W ignore::DeprecationWarning
+	$(MINIMUM)/bin/python -m pytest -n auto --dist loadscope -W ignore::DeprecationWarning \
+		-W "ignore:The given buffer is not writable:UserWarning"
 
 docs: $(DEVELOPING)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
