@@ -26,7 +26,11 @@ REFUSED = {
     "no folder named": ("evaluate knn", "MODEL requires an argument", "--help"),
     "nothing to list": ("sizes", "Give either", "the folder of a run", "--model NAME"),
     "no images": ("doctor", "No images are named", "give a folder"),
-    "no image after a flag": ("evaluate knn run --test one --train", "No images are named", "give a folder"),
+    "no image after a flag": (
+        "evaluate knn run --test one --train",
+        "--train requires at least 1 element. Got 0",
+        "--help",
+    ),
     "no size named": ("extract run", "--size requires an argument", "--help"),
     **{
         f"no value of {words}": (words, f"{words.split()[-1]} requires at least 1 element. Got 0", "--help")
@@ -82,7 +86,7 @@ REFUSED = {
     "YAML of bytes": ("pretrain --config used/notes.bin", "notes.bin is not valid YAML"),
     "YAML list": ("pretrain --config list.yaml", "got list", "`epochs: 100`"),
     "YAML key": ("pretrain --config key.yaml", "Unknown setting 'epoch'", "Did you mean 'epochs'?"),
-    "nested YAML key": ("pretrain --config nested.yaml", "'views.globalsize'", "Did you mean 'global_size'?"),
+    "nested YAML key": ("pretrain --config nested.yaml", "'views.globalsize'", "Did you mean 'views.global_size'?"),
     "YAML section": ("pretrain --config section.yaml", "model must be named settings, got 3"),
     "no prototypes": ("pretrain --config none_left.yaml", "heads.prototypes cannot be []", "at least 1 item"),
     # settings that do not fit one another

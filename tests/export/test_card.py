@@ -88,7 +88,9 @@ def test_images_are_prepared_alike_without_timm(tmp_path: Path, monkeypatch: pyt
     (here / "exported/there.onnx").touch()
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=session))  # type: ignore[arg-type]  # a stand-in
     run(programs(here)["ONNX Runtime"])
-    (here / "96x3.onnx").touch()
+    exported = here / "runs/mine/exported/96x3.onnx"
+    exported.parent.mkdir(parents=True)
+    exported.touch()
     [program] = re.findall(r"```python\n([^`]*InferenceSession[^`]*)```", DOCUMENT.read_text("utf-8"))
     run(program)
     names = run(programs(here)["timm"])
