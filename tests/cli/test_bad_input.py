@@ -204,7 +204,7 @@ REFUSED = {
     "training images of clusters": ("evaluate cluster run --train a --test b", "Unknown option: --train"),
     "image size to score": (f"{KNN} --image-size 20", "image size 20", "Set --image-size to 16 or 24"),
     "scores in a file": (f"{KNN} --out tiny.yaml/x", "cannot be written to tiny.yaml/x", "another --out"),
-    "scores limit": (f"{KNN} --limit 0", "--limit must be at least 1"),
+    "scores limit": (f"{KNN} --limit 0", "A limit of images must be at least 1"),
     "strengths": (f"{LINEAR} --strengths 0.1 -1", "--strengths cannot be '-1'", "greater than 0"),
     "few": (FEW, "either --per-class or --share", "got None and None"),
     "few and share": (f"{FEW} --per-class 1 --share 0.1", "either", "got 1 and 0.1"),
@@ -227,7 +227,7 @@ REFUSED = {
     "size of a model": (
         KNN.replace(" run", " model") + " --sizes 64x3",
         "single network and has no size '64x3'",
-        "leave out --sizes",
+        "leave sizes out",
     ),
     "image size of a model": (
         KNN.replace(" run", " model") + " --image-size 20",

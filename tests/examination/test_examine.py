@@ -220,7 +220,7 @@ REFUSED = {
     "ratio": ("set --max-ratio 0.5", "max-ratio cannot be '0.5'", "greater than or equal to 1"),
     "similarity": ("set --similarity 1.5", "similarity cannot be '1.5'", "less than or equal to 1"),
     "workers": ("set --workers -1", "--workers must be at least 0, got -1"),
-    "limit": ("set --limit 0", "--limit must be at least 1"),
+    "limit": ("set --limit 0", "A limit of images must be at least 1"),
     "size without model": ("set --size 32x2", "--size and --checkpoint choose a network of --model"),
     "no such model": ("set --model nothing_here", "nothing_here"),
 }

@@ -215,7 +215,7 @@ def open_index(
             when the tables are reused.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"--limit must be at least 1, got {limit}: leave it out to take all images.")
+        raise UserError(f"A limit of images must be at least 1, got {limit}: leave it out to take all images.")
     sources = [resolve(each) for each in names_of(data)]
     twice = [source for source, times in Counter(sources).items() if times > 1]
     if twice:

@@ -80,7 +80,7 @@ class ModelSource:
         if unknown:
             raise UserError(
                 f"{self.name} is a single network and has no size {unknown[0]!r}. "
-                f"{nearest(unknown[0], self.names)} Or leave out --sizes."
+                f"{nearest(unknown[0], self.names)} Or leave sizes out."
             )
         return tuple(chosen)
 
