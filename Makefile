@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPING := $(VENV)/.installed-dev
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 
-.PHONY: setup demo test test-minimum lint format types docs notebooks package check clean
+.PHONY: setup demo test test-minimum lint format types docs notebooks notebooks-executed package check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,11 +57,13 @@ docs: $(DEVELOPING)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "The site: docs/_build/html/index.html"
 
-# They share runs, in a folder of their own; what they print is kept.
-notebooks: $(DEVELOPING)  ## execute those of docs/notebooks anew
+# They share runs, in a folder of their own.
+notebooks-executed: $(DEVELOPING)  ## execute those of docs/notebooks in runs/notebooks, each cell in at most two minutes
 	rm -rf runs/notebooks && mkdir -p runs && cp -r docs/notebooks runs/notebooks
 	PYTHONWARNINGS="ignore:IProgress" $(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False \
-		runs/notebooks/*.ipynb
+		--timeout=120 --startup_timeout=180 runs/notebooks/*.ipynb
+
+notebooks: notebooks-executed  ## and keep what they print
 	cp runs/notebooks/*.ipynb docs/notebooks
 
 package: $(DEVELOPING)  ## wheel and sdist in dist/; the wheel is tried in another folder
@@ -69,7 +71,7 @@ package: $(DEVELOPING)  ## wheel and sdist in dist/; the wheel is tried in anoth
 	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
 	$(BIN)/python tests/package.py dist
 
-check: lint types docs package test  ## what CI runs
+check: lint types docs package notebooks-executed test  ## what CI runs
 
 clean:
 	rm -rf $(VENV) $(MINIMUM) runs dist docs/_build docs/reference
