@@ -301,7 +301,7 @@ def model_of(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.model.model_dump().items() if value is not None}
 
 
-def test_another_network_leaves_the_recipes_settings_behind() -> None:
+def test_another_network_leaves_the_recipes_settings_behind(tmp_path: Path) -> None:
     """Those of the network only; the rest of the recipe stays."""
     recipe = resolve.resolve(recipe="vit-small-data")
     assert model_of(recipe)["patch_size"] == 4
@@ -312,6 +312,10 @@ def test_another_network_leaves_the_recipes_settings_behind() -> None:
         assert (recipe.views.small_size, recipe.views.drop_patches) == (24, 0.5)
         assert found.views == recipe.views.model_copy(update=usual)
         assert (found.heads, found.optimizer) == (recipe.heads, recipe.optimizer)
+    file = tmp_path / "mine.yaml"
+    file.write_text("views: {small_size: 16, small_epochs: 2}\n")
+    found = resolve.resolve({"model": "swin"}, recipe="vit-small-data", file=file)
+    assert (found.views.small_size, found.views.small_epochs) == (16, 2.0), "what a user has set is kept"
     given = {"name": "resnet50_gn", "depth_min": [2, 2]}
     assert model_of(resolve.resolve({"model": given}, recipe="swin-small-data")) == {**given, "depth_step": 1} | {
         "depth_min": (2, 2)

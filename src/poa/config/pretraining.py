@@ -109,15 +109,19 @@ class ViewSettings(Settings):
         """Range of areas of each crop, in the same order."""
         return (self.global_scale,) * 2 + (self.local_scale,) * self.num_locals
 
+    @property
+    def first_size(self) -> int:
+        """Side of the global crops with which training begins."""
+        return (self.small_size if self.small_epochs else None) or self.global_size
+
     def check(self) -> None:
         """See that small crops have a size of their own, and that the blur's kernel fits into each crop."""
-        small = self.small_size if self.small_epochs else None
-        if self.small_epochs and not 0 < (small or 0) < self.global_size:
+        if self.small_epochs and not 0 < (self.small_size or 0) < self.global_size:
             raise UserError(
                 f"--views.small-epochs {self.small_epochs:g} needs a --views.small-size below --views.global-size "
-                f"{self.global_size}, got {small}. Set it, or --views.small-epochs 0 for no small crops."
+                f"{self.global_size}, got {self.small_size}. Set it, or --views.small-epochs 0 for no small crops."
             )
-        smallest = min(*self.crop_sizes, small or self.global_size)
+        smallest = min(*self.crop_sizes, self.first_size)
         if self.blur_kernel > smallest:
             raise UserError(
                 f"A blur kernel of {self.blur_kernel} pixels is larger than a crop of {smallest}. "

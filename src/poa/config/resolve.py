@@ -37,9 +37,8 @@ IN_EPOCHS = (
     "slim.slow_start_epochs",
 )
 """Settings that alter what is learned and are counted in epochs; in a recipe they suit its length."""
-OF_PATCHES = ("small_size", "small_epochs", "drop_patches")
-"""Settings of views that suit the patches of a network, and are left behind with it where a recipe is laid over by
-another one."""
+OF_PATCHES = ("views.small_size", "views.small_epochs", "views.drop_patches")
+"""Settings of a recipe that suit the patches of its network, and are left behind with it where another is named."""
 _log = logging.getLogger(__name__)
 
 END = "...\n"
@@ -120,13 +119,11 @@ def resolve(
     if resume and out and stored.exists() and stored.stat().st_size:
         of_recipe = {} if name is None else _without(read_recipe(name), IN_EPOCHS)
         return _validated(_merge(_read_whole(stored), _over_one_another(of_recipe, from_file, given)))
-    if name is None:
-        return _told(_validated(_over_one_another({}, from_file, given)), flat(from_file).keys() | flat(given).keys())
-    settings = _merge(read_recipe(name), planned or {})
+    settings = {} if name is None else _merge(read_recipe(name), planned or {})
     config = _validated(_over_one_another(settings, from_file, given))
-    set_already = flat(from_file).keys() | flat(given).keys() | flat(planned or {}).keys()
-    shortened = _shortened(settings, config.epochs, but=set_already)
-    _told(config, flat(from_file).keys() | flat(given).keys())
+    asked = flat(from_file).keys() | flat(given).keys()
+    _tell_without_effect(config, asked)
+    shortened = {} if name is None else _shortened(settings, config.epochs, but=asked | flat(planned or {}).keys())
     if not shortened:
         return config
     if is_first():  # of several processes that were launched
@@ -142,12 +139,11 @@ def resolve(
     return _validated(_over_one_another(settings, from_file, given))
 
 
-def _told(config: Config, given: Collection[str]) -> Config:
-    """The settings, after a line of the log on those that are given and have no effect."""
+def _tell_without_effect(config: Config, given: Collection[str]) -> None:
+    """A line of the log on settings that are given and have no effect."""
     sentence = without_effect(config, given)
     if sentence is not None and is_first():
         _tell_once(sentence)
-    return config
 
 
 @cache
@@ -157,7 +153,10 @@ def _tell_once(sentence: str) -> None:
 
 
 def _over_one_another(recipe: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    return _merge(_merge(recipe, _named(file)), _named(given))
+    file, given = _named(file), _named(given)
+    if _names_another(recipe, file) or _names_another(recipe, given):
+        recipe = _without(recipe, OF_PATCHES)
+    return _merge(_merge(recipe, file), given)
 
 
 def of_run(file: Path) -> Config:
@@ -324,15 +323,18 @@ def _named(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay settings over others. Where another network is named, what was set about the first is left behind."""
     merged = dict(base)
-    old, new = base.get("model", {}), over.get("model", {})
-    if isinstance(old, Mapping) and isinstance(new, Mapping) and new.get("name", _name(old)) != _name(old):
+    if _names_another(base, over):
         merged.pop("model", None)
-        if isinstance(base.get("views"), Mapping):
-            merged["views"] = {key: value for key, value in base["views"].items() if key not in OF_PATCHES}
     for key, value in over.items():
         deeper = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if deeper else value
     return merged
+
+
+def _names_another(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Whether settings name another network than those that they are laid over."""
+    old, new = base.get("model", {}), over.get("model", {})
+    return isinstance(old, Mapping) and isinstance(new, Mapping) and new.get("name", _name(old)) != _name(old)
 
 
 def _name(model: Mapping[str, Any]) -> Any:

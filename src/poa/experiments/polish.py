@@ -12,7 +12,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import only
 from poa.models.run import Run
-from poa.training.schedules import scaled_lr
+from poa.pretraining.schedule import peak_lr
 
 EPOCHS_SHARE, LR_SHARE = 0.2, 0.25
 """Length and peak learning rate by default, as shares of the run's."""
@@ -45,14 +45,13 @@ def polish_settings(
     alone = only(lasting, wanted)
     model = alone.model.model_copy(update={"widths": (wanted.width,), "depth_min": wanted.depths})
     teacher = str(run.folder if run.asked_step is None else run.checkpoint)
-    peak = config.lr or scaled_lr(config.optimizer.base_lr, batch_size=config.batch_size)
     return alone.model_copy(
         update={
             "model": model,
             "method": "distill",
             "distill": config.distill.model_copy(update={"teacher": teacher}),
             "init": str(_extracted(run, wanted)),
-            "lr": LR_SHARE * peak,
+            "lr": LR_SHARE * peak_lr(config),
             "data": data or config.data,
             "limit": config.limit if data is None else None,
             "out": str(out or run.folder / "polished" / str(wanted)),

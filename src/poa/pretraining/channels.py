@@ -1,9 +1,12 @@
 """Channels of the images of a run: their mean and standard deviation, and what is not done to them."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Num
 from rich.console import Console
+from torch import Tensor
 
 from poa.config.channels import RGB, Values
 from poa.config.pretraining import Config
@@ -29,6 +32,21 @@ class Sampled(NamedTuple):
     """Of each channel; 1 where all values are the same."""
 
 
+def some_images(index: ImageIndex, values: Values) -> Iterator[Num[Tensor, "1 channels height width"]]:
+    """Images evenly spread over all; those that cannot be read are left out.
+
+    Raises:
+        UserError: None of them can be read.
+    """
+    tried = (read_or_none(index, i, values) for i in range(0, len(index), max(1, len(index) // SAMPLE)))
+    found = (pixels for pixels in tried if pixels is not None)
+    if (first := next(found, None)) is None:
+        why = why_bad(index, 0, values)
+        raise UserError(f"No image tried in {index.source} can be read ({why}). Fix them, or give another --data.")
+    yield first
+    yield from found
+
+
 def sample(index: ImageIndex, values: Values) -> Sampled:
     """Decode some of the images.
 
@@ -36,16 +54,11 @@ def sample(index: ImageIndex, values: Values) -> Sampled:
         UserError: None of them can be read.
     """
     sides, means, squares = [], [], []
-    for i in range(0, len(index), max(1, len(index) // SAMPLE)):
-        pixels = read_or_none(index, i, values)
-        if pixels is not None:
-            channels = in_unit(pixels)[0].double()
-            sides.append((channels.shape[1], channels.shape[2]))
-            means.append(channels.mean((1, 2)).numpy())
-            squares.append(channels.square().mean((1, 2)).numpy())
-    if not sides:
-        why = why_bad(index, 0, values)
-        raise UserError(f"No image tried in {index.source} can be read ({why}). Fix them, or give another --data.")
+    for pixels in some_images(index, values):
+        channels = in_unit(pixels)[0].double()
+        sides.append((channels.shape[1], channels.shape[2]))
+        means.append(channels.mean((1, 2)).numpy())
+        squares.append(channels.square().mean((1, 2)).numpy())
     mean = np.mean(means, axis=0)
     std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 0.0))
     return Sampled(len(sides), tuple(sides), _rounded(mean), _rounded(np.where(std > 1e-6, std, 1.0)))

@@ -26,9 +26,8 @@ def crops_of(config: Config, family: Family, *, steps_per_epoch: int) -> CropSch
         _check_dropping(config, family)
     if config.losses.gram:
         _check_gram(config, family)
-    side = views.small_size if views.small_size and views.small_epochs else views.global_size
-    family.check_image_size(side, setting="views.small-size")
-    small = views.model_copy(update={"global_size": side})
+    family.check_image_size(views.first_size, setting="views.small-size")
+    small = views.model_copy(update={"global_size": views.first_size})
     steps = round(views.small_epochs * steps_per_epoch)
     return CropSchedule(_cropping(views, family, config.values), _cropping(small, family, config.values), steps)
 
@@ -64,9 +63,7 @@ def _check_gram(config: Config, family: Family) -> None:
         raise UserError(
             f"{asked} works with --method {' or '.join(SELF_DISTILLED)}, got {config.method}. Leave it out."
         )
-    side, flag = views.global_size, "--views.global-size"
-    if views.small_size is not None and views.small_epochs:
-        side, flag = views.small_size, "--views.small-size"
+    side, flag = views.first_size, f"--views.{'small' if views.small_epochs else 'global'}-size"
     if family.mask_grid(side) < (3 if isinstance(family, FourStages) else 2):  # each cell of a last map counts twice
         raise UserError(
             f"{asked} compares the patches of a crop with each other, and a {type(family).__name__} makes one patch of "

@@ -199,7 +199,7 @@ def _notes(config: Config, *, disk: int) -> Iterator[str]:
     if processes > 1:
         yield f"Only one of {processes} processes was measured; communication between them is not included."
     if config.views.small_epochs:
-        small = config.views.small_size
+        small = config.views.first_size
         yield f"Steps on crops of {small} pixels take less; the time is that of larger crops throughout."
     folder = Path(config.out).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free

@@ -266,10 +266,9 @@ def _steps(
 ) -> Iterator[_Trained]:
     """Train step by step; some devices get the next one before they are asked what the last has measured."""
     begun: deque[tuple[int, list[RawViews], Callable[[], StepResult]]] = deque()
-    most = int(parts.device.type in AHEAD)
+    most, begin = (1, _begun) if parts.device.type in AHEAD else (0, _done)
     for step, batch in enumerate(logger.waiting(loader), start):
         with logger.timed("training"):
-            begin = _begun if most else _done
             begun.append((step + 1, batch, begin(parts, step, batch, stop=is_to_stop())))
         while len(begun) > most or (begun and is_looked_at(step + 1)):
             number, of_it, read = begun.popleft()

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from poa.config.pretraining import Config
 from poa.data.augment import normalise
 from poa.data.index import ImageIndex
-from poa.data.loader import read_or_next
 from poa.data.resize import centre_crop
 from poa.errors import UserError
+from poa.pretraining.channels import some_images
 
-SAMPLE = 256
-"""Images whose patches are looked at, evenly spread over all."""
 LEAST_VARIANCE = 0.01
 """Share of the mean variance of all directions, below which what varies is noise and is not raised to unit variance."""
 
@@ -63,11 +61,10 @@ def patches_of(config: Config, index: ImageIndex, *, side: int) -> Float[Tensor,
     """Patches side by side of some images, as large as global crops and normalised.
 
     Raises:
-        UserError: A hundred images in a row cannot be read.
+        UserError: None of them can be read.
     """
     views, found = config.views, []
-    for number in range(0, len(index), max(1, len(index) // SAMPLE)):
-        pixels, _ = read_or_next(index, number, config.values)
+    for pixels in some_images(index, config.values):
         crop = centre_crop(pixels, size=views.global_size, resize_to=views.global_size)
         image = normalise(crop, mean=views.mean, std=views.std)
         found.append(F.unfold(image, kernel_size=side, stride=side)[0].T)
