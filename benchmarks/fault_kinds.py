@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from fault_processes import MAIN, POLL_SECONDS, WORKER, Inner, cpu_of, members, network_of
+from fault_processes import MAIN, POLL_SECONDS, TRACKER, WORKER, Inner, cpu_of, members, network_of
 from fault_runs import WRITTEN_AT
 
 ENDING = ("kill", "full disk", "corrupt shard", "vanished data")
@@ -21,9 +21,8 @@ INNER = ("full disk", "slow disk", "clock step")
 """These come from within a process, see ``Watch``; kills may."""
 OF_DATA = ("corrupt shard", "vanished data")
 OF_NETWORK = ("slow network", "network outage")
-MAY_END: dict[str, tuple[int, ...]] = {"kill": (-signal.SIGKILL, 2), "full disk": (2,)}
-MAY_END |= dict.fromkeys(OF_DATA, (0, 2)) | dict.fromkeys(PASSING, (0,))
-"""Exit status of a command after each of these."""
+_MAY_END: dict[str, tuple[int, ...]] = {"kill": (-signal.SIGKILL, 2), "full disk": (2,)}
+_MAY_END |= dict.fromkeys(OF_DATA, (0, 2)) | dict.fromkeys(PASSING, (0,))
 
 
 class Outer(NamedTuple):
@@ -85,6 +84,11 @@ class Data:
                 os.utime(path, (WRITTEN_AT, WRITTEN_AT))
 
 
+def may_end(kind: str, what: str) -> tuple[int, ...]:
+    """Exit status of a command after a fault and what it hit."""
+    return (0,) if what == TRACKER else _MAY_END[kind]
+
+
 def draw_faults(command: Command, draw: random.Random, *, share: float) -> list[Inner | Outer]:
     """Up to four faults of one start of a command, at most one of which may end it, in its first share."""
     passing = [kind for kind in PASSING if kind in command.kinds]
@@ -101,7 +105,7 @@ def _drawn(kind: str, command: Command, draw: random.Random, *, share: float) ->
         return Inner(kind, victim, draw.randint(1, max(1, round(share * command.files[victim]))))
     of = "images" if kind in OF_DATA else "network"
     victim = draw.choice([MAIN, *command.parts, *command.parts]) if kind in ("kill", "pause") else of
-    late = 0.5 if victim == WORKER else 0.2  # before, there are no workers, and no steps
+    late = 0.5 if victim in (WORKER, TRACKER) else 0.2  # before, there are no workers, and no steps
     seconds = draw.uniform(0.2, 2)
     if kind in OF_DATA and draw.random() < 0.5:
         seconds = float("inf")

@@ -24,7 +24,8 @@ from poa.tasks import evaluate
 PRELOADED = (demo, evaluate, launch, torch.distributed.fsdp)
 """What commands import: one that starts as a fork of this process takes no seconds for that."""
 
-MAIN, RANK, WORKER = "main process", "rank", "worker"
+MAIN, RANK, WORKER, TRACKER = "main process", "rank", "worker", "resource tracker"
+"""The last is Python's, and removes what processes leave in shared memory; a new one is started where it is gone."""
 MOST_SECONDS = 1800
 """For a command to end; more is a fault."""
 SLOW_SECONDS, CLOCK_STEP = 0.05, 100_000.0
@@ -218,7 +219,8 @@ def members(session: int) -> dict[int, str]:
                 line = (folder / "cmdline").read_text() + (folder / "comm").read_text()
                 is_rank = "poa.pretraining.launch" in line or f"poa-{RANK}" in line
                 is_worker = "multiprocessing.forkserver" in line
-                found[int(folder.name)] = RANK if is_rank else WORKER if is_worker else MAIN
+                other = TRACKER if "multiprocessing.resource_tracker" in line else MAIN
+                found[int(folder.name)] = RANK if is_rank else WORKER if is_worker else other
     return found
 
 

@@ -90,9 +90,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def parts_of_command(subject: str, command: str) -> list[str]:
-    """Which processes a command has besides the main one: ranks, workers."""
+    """Which processes a command has besides the main one: ranks, workers, and what Python starts with these."""
     settings = SETTINGS[subject] if command == "pretrain" else {}
-    has = {"rank": settings.get("devices", 1) > 1, "worker": settings.get("workers") or "--workers" in command}
+    workers = settings.get("workers") or "--workers" in command
+    has = {"rank": settings.get("devices", 1) > 1, "worker": workers, "resource tracker": workers}
     return [part for part, is_there in has.items() if is_there]
 
 

@@ -37,8 +37,8 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from fault_kinds import KINDS, MAY_END, OF_DATA, OF_NETWORK, Command, Data, Outer, draw_faults, strike
-from fault_processes import LEFT_SECONDS, OWN, RANK, SLOW, Inner, log_of, members, network_refused, start, wait
+from fault_kinds import KINDS, OF_DATA, OF_NETWORK, Command, Data, Outer, draw_faults, may_end, strike
+from fault_processes import LEFT_SECONDS, OWN, RANK, SLOW, TRACKER, Inner, log_of, members, network_refused, start, wait
 from fault_runs import AS_PROGRAMS, COMMANDS, DATA, SETTINGS, parts_of_command, write_data
 from measure import machine
 from poa.models.opening import is_begun
@@ -46,6 +46,8 @@ from poa.training.checkpoint import load_checkpoint
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """In which first share of the work of an undisturbed command the faults of its first start happen, its second ..."""
+OF_TRACKER = re.compile(r"Traceback.*\n  File .*resource_tracker.py.*\n.*\nKeyError: .*\n")
+"""What Python's new resource tracker says of what it is to forget, which only the killed one knew."""
 
 
 class Hit(NamedTuple):
@@ -243,14 +245,16 @@ def disturb(
     status, said = wait(session), log_of(folder, session).read_text()
     phase = phase_of(words, folder, said, half=half)
     found += [(fault.kind, fault.victim) for fault in inner if f"disturbed: {fault.kind} before" in said]
-    if status == 0:
-        found = [(kind, what) for kind, what in found if 0 in MAY_END[kind]]  # the others came too late
-    episode.hits += [Hit(kind, what, phase, text, status) for kind, what in found if what is not None]
-    allowed = {0, *(each for kind, what in found if what is not None for each in MAY_END[kind])}
+    in_time = [(kind, what) for kind, what in found if what and (status != 0 or 0 in may_end(kind, what))]
+    hits = [Hit(kind, what, phase, text, status) for kind, what in in_time]
+    episode.hits += hits
+    allowed = {0, *(each for hit in hits for each in may_end(hit.kind, hit.what))}
     allowed |= {2} if data.is_disturbed else set()
-    named = " and ".join(kind for kind, what in found if what is not None) or "nothing"
+    named = " and ".join(hit.kind for hit in hits) or "nothing"
     if status not in allowed:
         episode.wrong.append(f"{text}: ended with {status} after {named}")
+    if ("kill", TRACKER) in in_time:
+        said = OF_TRACKER.sub("", said)
     if status in (0, 2) and "Traceback" in said:
         episode.wrong.append(f"{text}: a traceback after {named}")
     return session, status
