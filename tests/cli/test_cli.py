@@ -69,6 +69,7 @@ def test_from_run_to_models(run: Path, capsys: pytest.CaptureFixture[str], monke
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if "x" in line.split(" ")[0]] == list(SIZES)
     assert "* intact network, from which the others are cut" in out, "the caption is wrapped"
+    assert "weight: how often training draws a size" in out
     assert "top1" not in out
     assert (run.parent / "sizes.csv").read_text().startswith("size,width,depth,parameters,flops,weight,intact\n32x2,")
 

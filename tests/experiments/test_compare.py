@@ -151,7 +151,6 @@ def test_it_goes_on_where_it_was_stopped(done: Done) -> None:
         ({}, ["32x2"], [], "one or more --seeds, all different, got none"),
         ({}, ["32x2"], [1, 1], "one or more --seeds, all different, got 1, 1"),
         ({"distill": {"teacher": "other"}}, ["32x2"], [0], "leave --distill.teacher out"),
-        ({"views": {"drop_patches": 0.5}}, ["32x2"], [0], "operations of whole crops of one size"),
         ({}, ["64x3"], [0], r"names only the intact network.*such as 32x2"),
         ({}, ["40x2"], [0], r"no size '40x2'.*Did you mean"),
     ],

@@ -125,7 +125,13 @@ def test_table_shows_each_size_on_a_line() -> None:
     assert ["384x12", "21.2", "7.1", "9", "70.0", "-", "90.0"] in lines
     assert ["384x24", "42.5", "14.2", "3", "-", "-", "-"] in lines
     assert ["1024x24", "*", "302.0", "100.7", "1", "74.0", "71.0", "88.0"] in lines
-    assert text.rstrip().endswith("* intact network, from which the others are cut")
+    captions = [
+        "* intact network, from which the others are cut",
+        "weight: how often training draws a size",
+    ]
+    assert [line.rstrip() for line in text.splitlines()[-2:]] == captions
+    without = render(make_rows(), hidden=["weight"]).splitlines()
+    assert without[-1].rstrip() == captions[0]
     assert lines[[line[:1] for line in lines].index(["384x24"]) + 1] == [], "widths are not set apart"
 
 

@@ -95,11 +95,15 @@ def kept_for(
     """
     if not masking.dropped:
         return None
-    patches = masking.grid**2
-    number = max(1, round(patches * (1.0 - masking.dropped)))
+    patches, number = masking.grid**2, num_kept(masking.grid, masking.dropped)
     generators = [random.Random(f"kept {seed} {step} {crop}") for crop in _crops(positions, batch_size)]
     rows = [sorted(generator.sample(range(patches), number)) for generator in generators]
     return torch.tensor(rows).view(len(rows), number)
+
+
+def num_kept(grid: int, dropped: float) -> int:
+    """How many patches of a crop students compute if a share of them is left out."""
+    return max(1, round(grid**2 * (1.0 - dropped)))
 
 
 def block_mask(target: int, *, masking: Masking, generator: random.Random) -> npt.NDArray[np.bool_]:

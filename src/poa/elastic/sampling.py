@@ -37,8 +37,8 @@ class Sandwich:
     def _smallest(self) -> Size:
         return min(self.walk.space.sizes, key=by_cost)
 
-    def mean(self, costs: Mapping[Size, float]) -> float:
-        """Cost of the elastic students of a step, on average over the run; few draws hit a size twice."""
+    def mean(self, costs: Mapping[Size, float], step: int) -> float:  # noqa: ARG002  # the same at every step
+        """Cost of the elastic students of a step, on average over what may be drawn; few draws hit a size twice."""
         drawn = self.walk.space.entries[:-1]
         others = fmean(costs[size] * (size != self._smallest) for size in drawn)
         return costs[self._smallest] + self.walk.samples * others
@@ -73,7 +73,6 @@ class Widening:
         generator = random.Random(f"widening {self.walk.seed} {step} {0 if self.walk.shared else rank}")
         return tuple(generator.choices(self._open(step), k=self.walk.samples))
 
-    def mean(self, costs: Mapping[Size, float]) -> float:
-        """Cost of the elastic students of a step, on average over the run."""
-        every = range(0, self.num_steps, max(1, self.num_steps // 100))
-        return self.walk.samples * fmean(fmean(costs[size] for size in self._open(step)) for step in every)
+    def mean(self, costs: Mapping[Size, float], step: int) -> float:
+        """Cost of the elastic students of a step, on average over what may be drawn."""
+        return self.walk.samples * fmean(costs[size] for size in self._open(step))

@@ -149,6 +149,6 @@ class SubnetSchedule:
         places = range(step * self.samples, (step + 1) * self.samples)
         return tuple(self.space.entries[picks[place]] for place in places)
 
-    def mean(self, costs: Mapping[Size, float]) -> float:
-        """Cost of the elastic students of a step, on average over the run."""
+    def mean(self, costs: Mapping[Size, float], step: int) -> float:  # noqa: ARG002  # the same at every step
+        """Cost of the elastic students of a step, on average over what may be drawn."""
         return self.samples * fmean(costs[size] for size in self.space.entries[:-1])

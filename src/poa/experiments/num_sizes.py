@@ -13,7 +13,8 @@ from poa.elastic.space import Size
 from poa.errors import UserError, counted
 from poa.evaluation.cost import costs_of
 from poa.experiments.break_even import NumSizesResult, Report
-from poa.experiments.plan import BASELINES, Networks, Terms, Training, Way
+from poa.experiments.operations import Way
+from poa.experiments.plan import BASELINES, Networks, Terms, Training
 from poa.experiments.runs import (
     PROTOCOLS,
     Labelled,

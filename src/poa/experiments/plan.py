@@ -5,31 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from poa.config.pretraining import Config
 from poa.config.resolve import of_length
 from poa.data.sampler import steps_per_epoch
 from poa.elastic.space import Size
 from poa.errors import UserError
-from poa.evaluation.cost import costs_of
+from poa.experiments.operations import Way, training_flops
 from poa.models.registry import family_of, only
-from poa.pretraining.schedule import sampling_of
 
-Way = Literal["poa", "single", "seed"]
-"""How all sizes are trained: one elastic run; each size alone; or each distilled from the largest, trained alone."""
 Budget = Literal["images", "compute"]
 """What is equal to that of the elastic run: images seen by each network, or the compute of all together."""
 BASELINES: tuple[Way, ...] = ("single", "seed")
 """What one elastic run is compared with."""
 BUDGETS: tuple[Budget, ...] = ("images", "compute")
 LONGEST_QUEUE = 65536
-BACKWARD = 2.0
-"""A backward pass costs about two forward passes."""
-PROBED_STEPS = 1000
-"""Of a run, over which costs of elastic students are averaged where they change in its course."""
-GLOBALS = 2
-"""Global crops an image."""
 
 
 def stopped(folder: Path) -> UserError:
@@ -198,79 +187,6 @@ def _distilled(config: Config, teacher: Path, *, num_images: int) -> Config:
 
 def _rates(config: Config, sizes: Sequence[Size], intact: Size, *, num_images: int) -> dict[tuple[Way, Size], float]:
     """Operations for each image seen, by method and size."""
-    alone = {size: only(config, size).model_copy(update={"method": "single"}) for size in (*sizes, intact)}
-    distilled = _distilled(config, Path(), num_images=num_images).model_copy(update={"method": "seed"})
-    rates: dict[tuple[Way, Size], float] = {("poa", intact): training_flops(config)}
-    for size, settings in alone.items():
-        rates["single", size] = training_flops(settings)
-        rates["seed", size] = training_flops(only(distilled, size), teacher=alone[intact])
-    return rates
-
-
-def training_flops(config: Config, *, teacher: Config | None = None) -> float:
-    """Floating-point operations for one image in one step: matrix products of all networks, both ways.
-
-    Elastic students count with the mean over the sizes that are drawn. Sinkhorn-Knopp, the optimiser, augmentation and
-    decoding are left out: they cost the same whatever the size.
-
-    Args:
-        config: Settings of the run.
-        teacher: Settings of the run whose intact network is distilled, for method ``seed``.
-    """
-    if config.method == "seed":
-        assert teacher is not None
-        return _distillation_flops(config, teacher)
-    passes, family = _student_passes(config), family_of(config)
-    intact = passes[family.space.intact]
-    total = _teacher_pass(config) + (1 + BACKWARD) * intact
-    if config.method == "poa":
-        total += (1 + BACKWARD) * sampling_of(config, family, num_steps=PROBED_STEPS).mean(passes)
-    return total
-
-
-def _crops(config: Config) -> Mapping[Size, tuple[int, int]]:
-    """Of the backbone of each size: operations for all global, and for all local crops of an image."""
-    family, views = family_of(config), config.views
-    large = costs_of(family, views.global_size)
-    small = costs_of(family, views.local_size) if views.num_locals else {}
-    return {
-        size: (GLOBALS * cost.flops, views.num_locals * small[size].flops if small else 0)
-        for size, cost in large.items()
-    }
-
-
-def _student_passes(config: Config) -> Mapping[Size, float]:
-    """Forward pass of a student of each size for one image: backbone, and heads on crops and masked patches."""
-    rows = GLOBALS + config.views.num_locals + _masked(config)
-    return {size: sum(crops) + _heads(config, size, rows) for size, crops in _crops(config).items()}
-
-
-def _teacher_pass(config: Config) -> float:
-    """Forward pass of the teacher, which sees global crops alone."""
-    intact = family_of(config).space.intact
-    return _crops(config)[intact][0] + _heads(config, intact, GLOBALS + _masked(config))
-
-
-def _masked(config: Config) -> float:
-    """Masked patches an image, on average."""
-    views, grid = config.views, family_of(config).mask_grid(config.views.global_size)
-    return GLOBALS * grid**2 * views.mask_share * sum(views.mask_ratio) / 2
-
-
-def _heads(config: Config, size: Size, rows: float) -> float:
-    return 2.0 * rows * config.head_weights(_width(config, size))
-
-
-def _width(config: Config, size: Size) -> int:
-    with torch.device("meta"):
-        return family_of(config).build(size).num_features
-
-
-def _distillation_flops(config: Config, teacher: Config) -> float:
-    """The teacher sees all crops; the student's MLP maps into the teacher's space, where queues are compared."""
-    size, largest = family_of(config).space.intact, family_of(teacher).space.intact
-    own, wide = _width(config, size), _width(teacher, largest)
-    rows = GLOBALS + config.views.num_locals
-    student = sum(_crops(config)[size]) + 2.0 * rows * (own * own + own * wide + wide * config.distill.queue)
-    teaching = sum(_crops(teacher)[largest]) + 2.0 * rows * wide * config.distill.queue
-    return teaching + (1 + BACKWARD) * student
+    queued = _distilled(config, Path(), num_images=num_images)
+    alone = {(way, size): training_flops(queued, way, size) for way in BASELINES for size in {*sizes, intact}}
+    return {("poa", intact): training_flops(config, "poa", intact), **alone}

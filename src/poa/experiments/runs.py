@@ -93,11 +93,6 @@ def check_settings(config: Config, seeds: Sequence[int]) -> None:
             "A comparison does not count the cost of a further teacher; leave --distill.teacher out. SEED's teacher is "
             "trained by the comparison itself."
         )
-    if config.views.small_epochs or config.views.drop_patches:
-        raise UserError(
-            "A comparison counts operations of whole crops of one size. Add --views.small-epochs 0 and "
-            "--views.drop-patches 0, or take another recipe."
-        )
     for seed in seeds:
         folder = Path(config.out, elastic_run(seed))
         if is_begun(folder):

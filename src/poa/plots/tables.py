@@ -266,9 +266,13 @@ def size_table(
             *(score_cell(row.scores.get(name), best[name], ends=row.intervals.get(name)) for name in shown),
             end_section=parted,
         )
-    if any(row.intact for row in rows):
-        table.caption = "* intact network, from which the others are cut"
-        table.min_width = min(len(table.caption), plain_console().width)  # captions are wrapped to the table's width
+    notes = {
+        "* intact network, from which the others are cut": any(row.intact for row in rows),
+        "weight: how often training draws a size": "weight" in facts,
+    }
+    if lines := [note for note, is_needed in notes.items() if is_needed]:
+        table.caption = "\n".join(lines)
+        table.min_width = min(max(map(len, lines)), plain_console().width)  # captions are wrapped to the table's width
     return table
 
 
