@@ -1,5 +1,7 @@
 """Crops of a run's steps, from its settings."""
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,9 +9,11 @@ from rich.console import Console
 
 import tiny
 from poa.data.loader import CropSchedule
+from poa.data.views import RawViews
 from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import dry_run
+from poa.pretraining.build import Parts
 from poa.pretraining.crops import crops_of
 
 
@@ -33,16 +37,35 @@ def test_all_crops_are_alike_by_default() -> None:
     assert crops.at(0).masking.dropped == 0
 
 
-def test_a_dry_run_measures_crops_of_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_measures_crops_of_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would promise the speed of a part of the run for all of it."""
     sides: list[int] = []
-    step = dry_run.train_step
-    monkeypatch.setattr(
-        dry_run, "train_step", lambda *given: (sides.append(given[2][0].globals.shape[-1]), step(*given))
-    )
-    found = dry_run.dry_run(tiny.config(limit=32, **tiny.CHEAPER), console=Console(quiet=True))
-    assert set(sides) == {32}
-    assert any("Steps on crops of 16 pixels take less" in note for note in found.notes)
+    step, taken = dry_run.train_step, {16: (1.0, 0.0, 2.0), 32: (5.0, 0.0, 4.0)}
+
+    def timed(parts: Parts, number: int, loader: Iterator[list[RawViews]]) -> tuple[float, float, float]:
+        batch = next(loader)
+        sides.append(batch[0].globals.shape[-1])
+        step(parts, number, batch)
+        return taken[sides[-1]]
+
+    monkeypatch.setattr(dry_run, "_timed_step", timed)
+    config = tiny.config(limit=32, epochs=4, **tiny.CHEAPER)  # the first of the four epochs
+    found = dry_run.dry_run(config, console=Console(quiet=True))
+    assert sides == [16, 16, 32, 32]
+    assert found.measured.seconds_per_step == 1.0 / 4 + 5.0 * 3 / 4
+    assert found.measured.cpu_seconds_per_step == 2.0 / 4 + 4.0 * 3 / 4
+    note = "The speed is a mean: steps on crops of 16 pixels, which come first, take less than on 32."
+    assert note in found.notes
+
+
+@pytest.mark.parametrize(("done", "shares"), [(0, [3 / 8, 5 / 8]), (2, [1 / 6, 5 / 6]), (4, [1.0]), (8, [1.0])])
+def test_a_forecast_is_of_the_steps_that_are_left(done: int, shares: list[float]) -> None:
+    """Of eight, three have small crops."""
+    config = tiny.config(views={"global_size": 32, "small_size": 16, "small_epochs": 0.75})
+    parts = SimpleNamespace(crops=made(views=config.views.model_dump()), steps_per_epoch=4)
+    kinds = dry_run._kinds(parts, config, done=done)  # type: ignore[arg-type]  # all that is looked at
+    assert [share for _, share in kinds] == pytest.approx(shares)
+    assert kinds[-1][0].at(0).views.global_size == 32
 
 
 WHOLE = {"ibot": 0.0}

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from poa import distributed
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
+from poa.data.loader import CropSchedule
 from poa.data.views import RawViews
 from poa.features.images import open_images
 from poa.machine.launchers import cores_of
@@ -43,7 +44,7 @@ class Measured:
     done: int
     """Steps of a run that is resumed."""
     seconds_per_step: float
-    """Waiting for images included; the first step does not count."""
+    """Waiting for images included; on average over the steps that are left, where they have crops of two sizes."""
     waiting_seconds: float
     cpu_seconds_per_step: float
     """Of all threads, to prepare the images and to train on them; on one of several processes."""
@@ -102,7 +103,7 @@ def dry_run(config: Config, *, resume: bool = False, console: Console) -> Foreca
 
 @explained_memory()
 def measure(config: Config, *, resume: bool = False, console: Console, num_steps: int = NUM_STEPS) -> Measured:
-    """Train so many steps, or at least two where steps take long; see ``dry_run``."""
+    """Train so many steps on crops of each size, or at least two where steps take long; see ``dry_run``."""
     config, device = registry.explicit(config), distributed.this_device(config.device, float64=False)
     forget_memory(device)
     if config.out or resume:  # without, all but the folder is tried
@@ -116,11 +117,14 @@ def measure(config: Config, *, resume: bool = False, console: Console, num_steps
     done = 0 if fresh else restore(parts, config, index, console, processes=processes)
     if config.monitor.data is not None:
         open_images(config.monitor.data, console=console).require_labels()
-    steps = _timed_steps(parts, config, index, num_steps)
     show_start(parts, config, console)
-    with bar("training steps", total=num_steps, console=console) as advance:
-        _, *counted = _until_long(steps, advance)
-    training, preparing, on_cpu = (sum(part) / len(counted) for part in zip(*counted, strict=True))
+    kinds = _kinds(parts, config, done=done)
+    with bar("training steps", total=num_steps * len(kinds), console=console) as advance:
+        found = [
+            [share * seconds for seconds in _mean_step(replace(parts, crops=crops), config, index, num_steps, advance)]
+            for crops, share in kinds
+        ]
+    training, preparing, on_cpu = map(sum, zip(*found, strict=True))
     workers = workers_of(config)
     waiting = max(0.0, preparing / workers - training) if workers else preparing
     saved = state_of(parts.method, parts.optimizer)
@@ -156,6 +160,22 @@ def forecast(config: Config, found: Measured) -> Forecast:
     )
 
 
+def _kinds(parts: Parts, config: Config, *, done: int) -> list[tuple[CropSchedule, float]]:
+    """Small and usual crops, with their shares of the steps that are left."""
+    num_steps = config.epochs * parts.steps_per_epoch
+    small = max(0, min(parts.crops.small_steps, num_steps) - done) / max(1, num_steps - done)
+    shares = ((parts.crops.small, small), (parts.crops.usual, 1 - small))
+    return [(CropSchedule(crops, crops), share) for crops, share in shares if share]
+
+
+def _mean_step(
+    parts: Parts, config: Config, index: ImageIndex, num_steps: int, advance: Callable[[], None]
+) -> list[float]:
+    """Seconds as in ``_timed_steps``, on average; the first step does not count."""
+    _, *counted = _until_long(_timed_steps(parts, config, index, num_steps), advance)
+    return [sum(part) / len(counted) for part in zip(*counted, strict=True)]
+
+
 def _until_long(
     steps: Iterator[tuple[float, float, float]], advance: Callable[[], None]
 ) -> Iterator[tuple[float, float, float]]:
@@ -173,7 +193,7 @@ def _timed_steps(
     parts: Parts, config: Config, index: ImageIndex, num_steps: int
 ) -> Iterator[tuple[float, float, float]]:
     """Train some steps; of each the seconds of training, of preparing its images in one process, and CPU seconds."""
-    first = max(parts.ibot_start, parts.crops.small_steps)  # with masks and whole crops, as steps that take longest
+    first = parts.ibot_start  # steps with masks take longest
     loader = step_batches(
         parts,
         index,
@@ -198,9 +218,9 @@ def _notes(config: Config, *, disk: int) -> Iterator[str]:
     processes = config.processes
     if processes > 1:
         yield f"Only one of {processes} processes was measured; communication between them is not included."
-    if config.views.small_epochs:
-        small = config.views.first_size
-        yield f"Steps on crops of {small} pixels take less; the time is that of larger crops throughout."
+    if 0 < config.views.small_epochs < config.epochs:
+        small, usual = config.views.first_size, config.views.global_size
+        yield f"The speed is a mean: steps on crops of {small} pixels, which come first, take less than on {usual}."
     folder = Path(config.out).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if config.out and disk > free:
