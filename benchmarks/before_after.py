@@ -29,19 +29,29 @@ CASES: dict[str, dict[str, Any]] = {
     "resnet50-fp32": {"recipe": "poa-resnet152", "precision": "fp32", "batch_size": 4},
     "resnet50-bf16": {"recipe": "poa-resnet152", "precision": "bf16", "batch_size": 4},
     "convnext-fp32": {"recipe": "convnext-96", "precision": "fp32", "batch_size": 8},
+    "stored-1": {"recipe": "poa-vit-l", "precision": "fp32", "batch_size": 8},
+    "recomputed-1": {"recipe": "poa-vit-l", "precision": "fp32", "batch_size": 8, "checkpointing": True},
+    "recomputed-4": {
+        **{"recipe": "poa-vit-l", "precision": "fp32", "batch_size": 8},
+        **{"checkpointing": True, "elastic_samples": 4},
+    },
 }
-"""What is trained, by name; all steps take one sub-network."""
+"""What is trained, by name; steps take one sub-network where nothing else is said."""
 MODELS: dict[str, dict[str, Any]] = {
     "heads": {"width_min": 192, "width_max": 384, "depth_min": 12, "depth_max": 12, "drop_path": 0.0},
     "losses": {"width_min": 64, "width_max": 128, "depth_min": 1, "depth_max": 1, "drop_path": 0.0},
     "resnet50": {"width_min": 64, "width_max": 64, "depths": [3, 4, 6, 3], "depth_min": [2, 3], "depth_max": [4, 6]},
     "convnext": {},
+    "stored": {"width_min": 192, "width_max": 384, "depth_min": 6, "depth_max": 12, "drop_path": 0.0},
 }
+MODELS["recomputed"] = MODELS["stored"]
 """By the first word of a case: `losses` has hardly a network, but all published prototypes."""
 HEADS: dict[str, dict[str, Any]] = {
     "losses": {"hidden": 32},
     "resnet50": {"prototypes": [2048, 4096]},
     "convnext": {"prototypes": [2048, 4096]},
+    "stored": {"prototypes": [2048, 4096]},
+    "recomputed": {"prototypes": [2048, 4096]},
 }
 
 

@@ -97,7 +97,7 @@ def speed_works(scale: Scale, device: torch.device, peak: float | None) -> list[
 
 
 def memory_works(scale: Scale, device: torch.device) -> list[Work]:
-    """Memory of each network by batch size, students' passes stored or recomputed."""
+    """Memory of each network by batch size, students' blocks stored or recomputed."""
     return [
         Work(f"{name} {how}", partial(memory, name, scale, device, checkpointing=how == "recomputed"))
         for how in ("stored", "recomputed")

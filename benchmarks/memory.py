@@ -1,4 +1,4 @@
-"""Peak memory of training by batch size, with and without recomputation of the students' passes (--checkpointing).
+"""Peak memory of training by batch size, with and without recomputation of the students' blocks (--checkpointing).
 
 Each batch size is a process of its own that takes two whole steps with the largest elastic student there is. On a CPU
 the figure is the highest resident memory less what was resident after the imports; on CUDA it is what torch allocated

@@ -11,6 +11,7 @@ from frozen import WIDTHS, Teacher
 from poa import distributed
 from poa.config.pretraining import DistillSettings
 from poa.data.views import Views
+from poa.elastic.recompute import Recomputed
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
 from poa.methods.distill import Distill
@@ -156,6 +157,8 @@ def test_checkpointing_changes_no_bit(drop_path: float) -> None:
     found = []
     for checkpointing in (False, True):
         made = method(drop_path=drop_path, checkpointing=checkpointing).train()
+        parts = (*made.student.backbone.blocks, made.student.heads)
+        assert [isinstance(part, Recomputed) for part in parts] == [checkpointing] * len(parts)
         torch.manual_seed(0)
         total_of(made, batch(), [SMALL, WIDE]).backward()
         found.append(gradients(made))

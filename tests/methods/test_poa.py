@@ -8,6 +8,7 @@ from torch import Tensor
 from poa.config.network import HeadSettings
 from poa.config.pretraining import LossSettings
 from poa.data.views import Views
+from poa.elastic.recompute import Recomputed
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
 from poa.losses.prototypes import MovingAverageCenter
@@ -264,6 +265,8 @@ def test_checkpointing_changes_no_bit(drop_path: float) -> None:
     results = []
     for checkpointing in (False, True):
         made = method(drop_path=drop_path, checkpointing=checkpointing).train()
+        parts = (*made.student.backbone.blocks, *made.student.heads)
+        assert [isinstance(part, Recomputed) for part in parts] == [checkpointing] * len(parts)
         torch.manual_seed(0)
         losses = made(batch(), [SMALL, WIDE], temperature=TEMPERATURE)
         weighted(made, losses).backward()

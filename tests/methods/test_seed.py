@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from poa import distributed
 from poa.config.pretraining import DistillSettings
 from poa.data.views import Views
+from poa.elastic.recompute import Recomputed
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
 from poa.losses.contrastive import similarity_distillation
@@ -18,13 +19,14 @@ FAMILY = ViT(SearchSpace((SIZE,), (1,)), image_size=16, patch_size=8, head_dim=1
 BATCH, WIDTH = 4, 32
 
 
-def method(*, queue: int = 8, **further: Any) -> SEED:
+def method(*, queue: int = 8, checkpointing: bool = False, **further: Any) -> SEED:
     torch.manual_seed(0)
     teacher = ViT(SearchSpace((TEACHERS,), (1,)), image_size=16, patch_size=8, head_dim=16).build(TEACHERS)
     with torch.no_grad():
         for parameter in teacher.parameters():  # else the embeddings of all crops are nearly the same
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return SEED(FAMILY, teacher, width=WIDTH, distillation=DistillSettings(queue=queue, **further))
+    distillation = DistillSettings(queue=queue, **further)
+    return SEED(FAMILY, teacher, width=WIDTH, distillation=distillation, checkpointing=checkpointing)
 
 
 def views(*, num_locals: int = 2, images: slice = slice(None)) -> Views:
@@ -91,8 +93,9 @@ def test_the_student_is_handed_out() -> None:
 def test_checkpointing_changes_no_bit() -> None:
     found = []
     for checkpointing in (False, True):
-        made = method().train()
-        made.checkpointing = checkpointing
+        made = method(checkpointing=checkpointing).train()
+        parts = (*made.student.backbone.blocks, made.student.heads)
+        assert [isinstance(part, Recomputed) for part in parts] == [checkpointing] * len(parts)
         made(views(), (), temperature=1.0)["student/global"].backward()
         found.append(gradients(made))
     assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())

@@ -38,12 +38,12 @@ SAME_SIZES: dict[str, Any] = {
     "optimizer": {"clip": UNCLIPPED},
 }
 OTHER_SIZES: dict[str, Any] = {"same_sizes_on_all_ranks": False, "seed": 2, "optimizer": {"clip": UNCLIPPED}}
-RATE = tiny.merged(SAME_SIZES, {"losses": {"kind": "coding-rate", "gram": 0.5}})
+RATE = tiny.merged(SAME_SIZES, {"losses": {"kind": "coding-rate", "gram": 0.5}, "checkpointing": True})
 CHEAPER = tiny.merged(SAME_SIZES, tiny.CHEAPER)
 EQUAL = [*tiny.FAMILIES, "coding rate", "cheaper steps"]  # the same sizes on both processes
 CASES = [*EQUAL, "other sizes"]
 IN_PARTS = {"vit": STEPS, "convnext": 1, "other sizes": 1}
-"""Cases under fsdp, and their steps."""
+"""Cases under fsdp, and their steps; those of one step compute blocks and heads again in the backward pass."""
 CONTINUED = tiny.merged(SAME_SIZES, {"checkpointing": True, "monitor": {"gradients_every": STEPS + 1}})
 
 
@@ -92,8 +92,10 @@ def continued(state: dict[str, Any]) -> dict[str, Any]:
 def on_each_process() -> dict[str, Any]:
     """All cases in one pair of processes: to start them takes longer than to train."""
     done = {case: train_here(settings_of(case), steps_of(case)) for case in CASES}
-    config = {case: settings_of(case).model_copy(update={"parallel": "fsdp"}) for case in IN_PARTS}
-    parts = {case: train_here(config[case], num_steps) for case, num_steps in IN_PARTS.items()}
+    parts = {}
+    for case, num_steps in IN_PARTS.items():
+        over = {"parallel": "fsdp", "checkpointing": num_steps == 1}
+        parts[case] = train_here(settings_of(case).model_copy(update=over), num_steps)
     further = continued(done["vit"]["whole"])
     return {**done, "in parts": parts, "continued": further, "poisoned": poison_one_process()}
 

@@ -260,7 +260,7 @@ class Config(Settings):
     accumulate: Annotated[Count, FURTHER] = 1
     """Micro-batches per step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
     checkpointing: Annotated[bool, FURTHER] = False
-    """Recompute students' forward passes in the backward pass: less memory, more time."""
+    """Recompute students' blocks and heads in the backward pass: less memory, more time."""
     compile: Annotated[bool, FURTHER] = False
     """Compile the backbones' blocks."""
     elastic_samples: Annotated[Count, FURTHER] = 1

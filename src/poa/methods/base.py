@@ -3,13 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from poa.data.views import Views
 from poa.elastic.network import SubNetworks, state
+from poa.elastic.recompute import recompute
 from poa.elastic.space import Size
 from poa.elastic.switchable import SwitchableNetworks
 from poa.families.base import Backbone
@@ -22,6 +23,18 @@ class Branch(nn.Module):
 
     backbone: Backbone
     heads: nn.Module
+
+    def prepare(self, *, checkpointing: bool, compile_blocks: bool) -> Self:
+        """Compile the blocks, in place; with checkpointing each block and each head keeps its inputs alone."""
+        for block in self.backbone.blocks:
+            if checkpointing:
+                recompute(block, compiled=compile_blocks)
+            elif compile_blocks:
+                block.compile()
+        for head in self.heads if isinstance(self.heads, nn.ModuleList) else [self.heads]:
+            if checkpointing:
+                recompute(head)
+        return self
 
 
 class Method(nn.Module, ABC):

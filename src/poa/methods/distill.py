@@ -7,11 +7,10 @@ predictions of the same crops. The teacher runs once a step, whatever the number
 into several students, arXiv 2508.10104, Sec. 5.2); what is learned is that of AM-RADIO (arXiv 2312.06709, Sec. 3).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from poa.config.pretraining import DistillSettings
 from poa.data.views import Views
@@ -55,7 +54,7 @@ class Distill(Method):
         taught_by_next: An elastic student learns from the one before it in the order of the step, the first from the
             intact student; by default all learn from the intact one.
         drop_path: Rate of stochastic depth in the students.
-        checkpointing: Recompute a student's forward pass in the backward pass instead of storing it.
+        checkpointing: Recompute the students' blocks and heads in the backward pass instead of storing them.
         compile_blocks: Compile the backbones' blocks.
     """
 
@@ -74,16 +73,13 @@ class Distill(Method):
         compile_blocks: bool = False,
     ) -> None:
         super().__init__()
-        self.distillation, self.checkpointing = distillation, checkpointing
+        self.distillation, self.taught_by_next = distillation, taught_by_next
         self.elastic, self.intact_share = len(family.space.sizes) > 1, intact_share
-        self.taught_by_next = taught_by_next
         outputs = learned_widths(widths, distillation)
 
         def build(size: Size) -> Student:
-            backbone = family.build(size, drop_path=drop_path)
-            for block in backbone.blocks if compile_blocks else ():
-                block.compile()
-            return Student(backbone, hidden=hidden, outputs=outputs)
+            made = Student(family.build(size, drop_path=drop_path), hidden=hidden, outputs=outputs)
+            return made.prepare(checkpointing=checkpointing, compile_blocks=compile_blocks)
 
         self.student: Student = build(family.space.intact)
         self.frozen = FrozenTeacher(teacher, outputs=outputs, smooth_l1=distillation.smooth_l1)
@@ -103,24 +99,18 @@ class Distill(Method):
     def forward(self, views: Views, sizes: Sequence[Size], *, temperature: float) -> dict[str, Tensor]:  # noqa: ARG002
         """Unweighted terms, means over sizes for the elastic students; masks and temperature play no part."""
         local_crops = views.locals if self.distillation.local_weight else views.locals[:0]
-        intact = self._run(self.student, views.globals, local_crops)  # always: every parameter gets a gradient
+        intact = self.student(views.globals, local_crops)  # always: every parameter gets a gradient
         grid = 0 if intact.patches is None else intact.patches.shape[1]
         asked = self.frozen.targets(views.globals, grid=grid)
         losses = named("intact", self.frozen.terms(intact, asked))
         larger = intact
         for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
-            elastic = self._run(network, views.globals, local_crops)
+            elastic = network(views.globals, local_crops)
             terms = self.frozen.terms(elastic, asked) | self.frozen.same_view_terms(elastic, larger)
             larger = elastic if self.taught_by_next else intact
             for name, value in named("elastic", terms).items():
                 losses[name] = losses.get(name, 0.0) + value / len(sizes)
         return losses
-
-    def _run(self, network: Callable[..., Projected], crops: Tensor, local_crops: Tensor) -> Projected:
-        if not self.checkpointing:
-            return network(crops, local_crops)
-        output: Projected = checkpoint(network, crops, local_crops, use_reentrant=False)
-        return output
 
     def update_teacher(self, momentum: float) -> None:  # the teacher stands still
         """Nothing follows the optimiser's step."""

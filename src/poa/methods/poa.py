@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from poa import distributed
 from poa.config.network import HeadSettings
@@ -98,7 +97,7 @@ class POA(Method):
         taught_by_next: An elastic student learns from the one before it in the order of the step, the first from the
             intact student; by default all learn from the intact one.
         drop_path: Rate of stochastic depth in the students.
-        checkpointing: Recompute a student's forward pass in the backward pass instead of storing it.
+        checkpointing: Recompute the students' blocks and heads in the backward pass instead of storing them.
         compile_blocks: Compile the backbones' blocks.
         network: Makes a branch of a backbone.
     """
@@ -117,16 +116,13 @@ class POA(Method):
         network: Callable[..., Network] = Network,
     ) -> None:
         super().__init__()
-        self.losses, self.elastic, self.checkpointing = losses, elastic, checkpointing
-        self.taught_by_next = taught_by_next
+        self.losses, self.elastic, self.taught_by_next = losses, elastic, taught_by_next
         has_prototypes = losses.kind == "prototypes"
         self.objective = objective_of(losses, keep_logits=heads.memory == "normal")
 
         def build(size: Size, rate: float = drop_path) -> Network:
-            backbone = family.build(size, drop_path=rate)
-            for block in backbone.blocks if compile_blocks else ():
-                block.compile()
-            return network(backbone, heads, prototypes=has_prototypes)
+            made = network(family.build(size, drop_path=rate), heads, prototypes=has_prototypes)
+            return made.prepare(checkpointing=checkpointing, compile_blocks=compile_blocks)
 
         intact = family.space.intact
         self.student: Network = build(intact)
@@ -151,10 +147,10 @@ class POA(Method):
     ) -> Iterator[tuple[str, BranchOutput, dict[str, Tensor]]]:
         """The students in turn: branch, output and unweighted terms."""
         assert self.elastic or not sizes, "there is one size"
-        outputs = [self._run(self.student, views)]  # always first and always there: every parameter gets a gradient
+        outputs = [self.student(views)]  # always first and always there: every parameter gets a gradient
         prototypes = [head.prototypes for head in outputs[0].heads]  # all sizes have the same
         for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
-            outputs.append(self._run(network, views, prototypes=prototypes))
+            outputs.append(network(views, prototypes=prototypes))
         num_locals = 2 * len(views.locals) // len(views.globals)
         weights = self.weights(sizes, num_locals=num_locals)
         masks = mask_weights(views.masks, views.hidden)
@@ -216,12 +212,6 @@ class POA(Method):
         centers: list[Any] = pairs or [(None, None)] * len(heads)
         for pair in centers:
             yield self.objective.targets(heads.pop(0), temperature=temperature, centers=pair)
-
-    def _run(self, network: Callable[..., BranchOutput], views: Views, **further: Any) -> BranchOutput:
-        if not self.checkpointing:
-            return network(views, **further)
-        output: BranchOutput = checkpoint(network, views, use_reentrant=False, **further)
-        return output
 
     def _koleo(self, cls: Float[Tensor, "crops width"]) -> Tensor:
         """Mean over both views; neighbours are looked for among the images of this process, or of all."""

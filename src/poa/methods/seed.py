@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from poa.config.pretraining import DistillSettings
 from poa.data.views import Views
@@ -20,11 +19,9 @@ from poa.methods.layers import EmbeddingQueue
 class Student(Branch):
     """A backbone of the intact size, and an MLP of two layers into the teacher's space (SEED, Sec. 3.1)."""
 
-    def __init__(self, family: Family, *, width: int, drop_path: float, compile_blocks: bool) -> None:
+    def __init__(self, family: Family, *, width: int, drop_path: float) -> None:
         super().__init__()
         self.backbone = family.build(family.space.intact, drop_path=drop_path)
-        for block in self.backbone.blocks if compile_blocks else ():
-            block.compile()
         own = self.backbone.num_features
         self.heads = nn.Sequential(nn.Linear(own, own), nn.ReLU(), nn.Linear(own, width))
 
@@ -48,7 +45,7 @@ class SEED(Method):
         width: Of the teacher's class features.
         distillation: How similarities are distilled.
         drop_path: Rate of stochastic depth in the student.
-        checkpointing: Recompute the student's forward pass in the backward pass instead of storing it.
+        checkpointing: Recompute the student's blocks and its head in the backward pass instead of storing them.
         compile_blocks: Compile the backbone's blocks.
     """
 
@@ -64,8 +61,9 @@ class SEED(Method):
         compile_blocks: bool = False,
     ) -> None:
         super().__init__()
-        self.distillation, self.checkpointing = distillation, checkpointing
-        self.student: Student = Student(family, width=width, drop_path=drop_path, compile_blocks=compile_blocks)
+        self.distillation = distillation
+        student = Student(family, width=width, drop_path=drop_path)
+        self.student: Student = student.prepare(checkpointing=checkpointing, compile_blocks=compile_blocks)
         self.student.backbone.mask_token.requires_grad_(False)  # nothing is hidden
         self.teacher = teacher.requires_grad_(False).eval()
         self.global_queue = EmbeddingQueue(distillation.queue, width, seed=0)
@@ -96,7 +94,7 @@ class SEED(Method):
         """Loss of crops of one kind, the first of each image first."""
         with torch.no_grad():
             asked = F.normalize(self.teacher(crops).cls.float(), dim=1)
-        given = checkpoint(self.student, crops, use_reentrant=False) if self.checkpointing else self.student(crops)
+        given = self.student(crops)
         loss = similarity_distillation(
             given,
             asked,
