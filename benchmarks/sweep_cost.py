@@ -34,7 +34,7 @@ from poa.evaluation.sweep import BATCH, SweepOptions
 from poa.experiments.demo import TEST, TRAIN
 from poa.models.run import Paths
 from poa.models.source import ModelSource, model_source
-from poa.pretraining.loop import train
+from poa.pretraining.process import train
 
 TARGET = 1.3
 QUIET = Console(quiet=True)

@@ -321,7 +321,7 @@ def test_what_a_process_leaves_is_told_by_its_launcher(
     def fail(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr(launch.loop, "train", fail)
+    monkeypatch.setattr(launch.this_process, "train", fail)
     monkeypatch.setattr(sys, "argv", ["launch", str(at), "start", "poa", "pretrain"])
     monkeypatch.setenv("RANK", "1")
     (at / "config.yaml").write_text(resolve.to_yaml(resolve.resolve()))

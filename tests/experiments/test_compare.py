@@ -18,7 +18,7 @@ from poa.evaluation.linear import Linear
 from poa.experiments import compare, num_sizes, runs
 from poa.experiments.compare import Result, Score, comparison_plot, comparison_tables
 from poa.experiments.runs import Labelled
-from poa.pretraining import loop
+from poa.pretraining import process
 from poa.training.metrics import read_metrics
 
 TRAIN, TEST = "digits/train", "digits/test"
@@ -66,7 +66,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         trained.append(resume)
         if len(trained) == 2:
             raise UserError("stopped here")
-        return loop.train(config, resume=resume, **options)
+        return process.train(config, resume=resume, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "train", until_the_second)
@@ -271,7 +271,7 @@ def test_n_sizes_take_what_is_trained_already(
 
     def noted(config: Any, **options: Any) -> Any:
         trained.append(Path(config.out).name)
-        return loop.train(config, **options)
+        return process.train(config, **options)
 
     monkeypatch.setattr(runs, "train", noted)
     given = [*without_sizes(words(done.folder, done.folder / "all", seeds="0")), "--num-sizes", "3"]

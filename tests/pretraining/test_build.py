@@ -118,7 +118,7 @@ def test_the_seed_decides_on_sizes_images_and_weights() -> None:
         index = open_index(config.data, limit=config.limit)
         parts = assemble(config, index, device=torch.device("cpu"))
         assert parts.seed == seed, "of drop path"
-        first = next(loop._loader(parts, config, index, start=0))[0]
+        first = next(loop._batches(parts, config, index, start=0))[0]
         weights = float(parts.method.student.backbone.get_parameter("model.blocks.0.attn.qkv.weight").detach().sum())
         return [subnets(step, rank=0) for step in range(12)], int(first.globals.long().sum()), weights
 

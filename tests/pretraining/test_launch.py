@@ -58,7 +58,7 @@ def test_a_process_does_as_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     config = tiny.config(devices=2, out="runs/mine")
     (tmp_path / "config.yaml").write_text(resolve.to_yaml(config))
     seen: list[tuple[Any, bool]] = []
-    monkeypatch.setattr(launch.loop, "train", lambda given, *, resume, **_: seen.append((given, resume)))
+    monkeypatch.setattr(launch.this_process, "train", lambda given, *, resume, **_: seen.append((given, resume)))
     monkeypatch.setattr(launch, "make_printable", lambda: None)
     monkeypatch.setattr(sys, "argv", ["launch", str(tmp_path), word, "poa", "pretrain"])
     monkeypatch.setenv("RANK", "1")
@@ -106,7 +106,7 @@ def refused(command: list[str], *, env: dict[str, str]) -> Mock:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["launch", *command[3:]])
         patch.setenv("RANK", env["RANK"])
-        patch.setattr(launch.loop, "train", Mock(side_effect=UserError("Use a multiple of 6.")))
+        patch.setattr(launch.this_process, "train", Mock(side_effect=UserError("Use a multiple of 6.")))
         with pytest.raises(SystemExit) as ended:
             launch.main()
     return Mock(poll=lambda: ended.value.code, returncode=ended.value.code)

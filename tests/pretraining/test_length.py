@@ -12,7 +12,7 @@ import poa
 import tiny
 from poa.config.resolve import of_run, resolve
 from poa.errors import UserError
-from poa.pretraining import loop
+from poa.pretraining import loop, process
 from poa.pretraining.dry_run import dry_run
 from poa.pretraining.monitor import Monitor
 from poa.pretraining.step import StepResult
@@ -38,7 +38,7 @@ def settings(out: Path, **over: Any) -> dict[str, Any]:
 def trained(resume: bool = False, **given: Any) -> str:
     """Train in this process; returns what is said."""
     said = io.StringIO()
-    loop.train(resolve(given, resume=resume), resume=resume, console=Console(file=said, width=1000))
+    process.train(resolve(given, resume=resume), resume=resume, console=Console(file=said, width=1000))
     return said.getvalue()
 
 

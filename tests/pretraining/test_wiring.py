@@ -28,7 +28,7 @@ from poa.data.index import open_index
 from poa.data.loader import batches
 from poa.data.views import RawViews
 from poa.models.teacher import Teacher
-from poa.pretraining import loop, observers
+from poa.pretraining import loop, observers, process
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.monitor import Monitor
 from poa.pretraining.step import StepResult, step_batches, train_step
@@ -295,7 +295,7 @@ def looped(monkeypatch: pytest.MonkeyPatch, out: Path, **over: Any) -> Looped:
     monkeypatch.setattr(observers, "tracker_of", lambda _: Noting)
     monkeypatch.setattr(Monitor, "score", score)
     monkeypatch.setattr(loop.distributed, "barrier", lambda: found.met.append(len(found.batches)))
-    loop.train(tiny.config(out=str(out), **over))
+    process.train(tiny.config(out=str(out), **over))
     return found
 
 

@@ -21,7 +21,7 @@ from poa.models.run import Run
 from poa.models.source import run_source
 from poa.plots.sizes import accuracy_plot
 from poa.plots.tables import SizeRow, size_table
-from poa.pretraining.loop import train
+from poa.pretraining.process import train
 from poa.text import python_literal, shell_word, tell
 
 TRAIN, TEST = "digits/train", "digits/test"

@@ -15,7 +15,7 @@ from poa.experiments.runs import steps_done
 from poa.models.registry import family_of
 from poa.plots.tables import plain_table
 from poa.pretraining.dry_run import measure
-from poa.pretraining.loop import train
+from poa.pretraining.process import train
 from poa.text import plain_console, tell
 
 

@@ -27,7 +27,7 @@ from poa.models.opening import is_begun, reopen
 from poa.models.registry import explicit
 from poa.models.run import Paths
 from poa.models.source import model_source
-from poa.pretraining.loop import train
+from poa.pretraining.process import train
 from poa.text import note, tell
 from poa.training.checkpoint import latest_checkpoint, step_of
 

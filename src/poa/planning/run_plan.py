@@ -23,7 +23,7 @@ from poa.planning.facts import ImageFacts, MachineFacts, images_of, machine_of
 from poa.planning.notes import notes_of
 from poa.pretraining import launch
 from poa.pretraining.dry_run import Forecast, Measured, forecast, measure
-from poa.pretraining.loop import require_data
+from poa.pretraining.process import require_data
 from poa.text import plain_console, tell
 from poa.training.health import MemoryRanOut
 

@@ -19,7 +19,7 @@ from poa.features.images import open_images
 from poa.machine.launchers import cores_of
 from poa.models import opening, registry
 from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
-from poa.pretraining.loop import find_images, show_start
+from poa.pretraining.process import find_images, show_start
 from poa.pretraining.resume import restore
 from poa.pretraining.step import step_batches, train_step
 from poa.training.health import explained_memory

@@ -22,8 +22,9 @@ from poa.machine import devices, launchers
 from poa.models import opening, registry
 from poa.models import run as runs
 from poa.models.run import Run
-from poa.pretraining import loop
+from poa.pretraining import process as this_process
 from poa.pretraining.observers import NO_CALLBACKS, Callbacks
+from poa.pretraining.process import PLAN
 from poa.text import make_printable, shown_warnings, unicode_text
 from poa.training.interrupt import SIGNALS, StopSignal
 
@@ -59,7 +60,7 @@ def train(
     """
     asked, config = asked or StopSignal(), placed(config)
     if config.processes == 1 or launchers.place() is not None:
-        return loop.train(config, resume=resume, asked=asked, plan=plan, callbacks=callbacks)
+        return this_process.train(config, resume=resume, asked=asked, plan=plan, callbacks=callbacks)
     if callbacks != NO_CALLBACKS:
         raise UserError(
             f"on_step and on_score cannot reach this program from the {config.processes} processes that --devices "
@@ -69,7 +70,7 @@ def train(
     config = registry.explicit(config)
     opening.check(config, resume=resume)
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, loop.PLAN).write_text(plan, encoding="utf-8")
+        Path(folder, PLAN).write_text(plan, encoding="utf-8")
         _run_processes(config, Path(folder), resume=resume, asked=asked)
     return runs.load(config.out)
 
@@ -131,9 +132,9 @@ def main() -> None:
     rank, asked = os.environ["RANK"], StopSignal()
     try:
         with shown_warnings():
-            plan = (folder / loop.PLAN).read_text(encoding="utf-8") if (folder / loop.PLAN).exists() else ""
+            plan = (folder / PLAN).read_text(encoding="utf-8") if (folder / PLAN).exists() else ""
             config = resolve.of_run(folder / "config.yaml")
-            loop.train(config, resume=how == "resume", asked=asked, plan=plan)
+            this_process.train(config, resume=how == "resume", asked=asked, plan=plan)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (UserError, OSError) as error:

@@ -1,175 +1,97 @@
-"""The loop of pre-training."""
+"""The loop of pre-training: steps, and what is due after some of them."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from rich.console import Console
-
 from poa import distributed
-from poa.config.channels import USUAL
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
-from poa.data.loader import read_or_none, why_bad
 from poa.data.views import RawViews
-from poa.errors import UserError, counted
-from poa.features.images import note_darkness, open_images, tried
-from poa.files import whole_file
-from poa.machine.devices import found, told
-from poa.machine.launchers import requeue
-from poa.models import init, opening, registry
-from poa.models import run as runs
-from poa.models.run import Paths, Run
-from poa.pretraining.bad import most_bad
-from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of, workers_of
-from poa.pretraining.channels import with_channels
+from poa.errors import UserError
+from poa.models.run import Paths
+from poa.pretraining.build import Parts, workers_of
 from poa.pretraining.logger import NOT_SCORED, Logger
-from poa.pretraining.observers import NO_CALLBACKS, Callbacks
-from poa.pretraining.resume import change_length, identity, restore
-from poa.pretraining.schedule import steps_before_cooldown
+from poa.pretraining.resume import identity
+from poa.pretraining.schedule import Due, due_steps
 from poa.pretraining.step import StepResult, begin_step, step_batches, train_step
-from poa.text import note, plain_console, tell
 from poa.training.background import Background
-from poa.training.checkpoint import latest_checkpoint, write_checkpoint
-from poa.training.health import NonFinite, check_state, explained_memory
+from poa.training.checkpoint import write_checkpoint
+from poa.training.health import check_state
 from poa.training.interrupt import StopSignal
 from poa.training.states import state_of
 
 AHEAD: Collection[str] = ("cuda",)
 """Devices that get a step while they are at the one before it, so that they never stand still in between."""
-PLAN = "plan.txt"
-"""In the folder of a run that was planned: why its settings are as they are."""
 
 
-@explained_memory()
-def train(
-    config: Config,
-    *,
-    resume: bool = False,
-    console: Console | None = None,
-    asked: StopSignal | None = None,
-    plan: str = "",
-    callbacks: Callbacks = NO_CALLBACKS,
-) -> Run:
-    """Pre-train, on this process and the others it was launched with, to the end or until asked to stop.
+def train_steps(
+    parts: Parts, config: Config, index: ImageIndex, logger: Logger, *, start: int, asked: StopSignal
+) -> int:
+    """Train from a step to the end, or until asked to stop; returns the number of steps done.
 
-    Progress is shown on standard error unless another console is given. ``asked`` tells afterwards whether the run was
-    stopped; a job of Slurm that was sent SIGUSR1 has then asked for another start. The text of a plan is written to a
-    new run.
-
-    Raises:
-        UserError: A setting, images, folder or checkpoint are invalid, a loss is not finite, or a callback fails.
+    Checkpoints are written in the background; what depends on which there are waits for the newest.
     """
-    asked = asked or StopSignal()
-    config, device = registry.explicit(config), distributed.this_device(config.device, float64=False)
-    with distributed.process_group(device=device), ExitStack() as stack:
-        if config.devices is None:
-            config = config.model_copy(update={"devices": distributed.world_size()})
-        console = console or plain_console(stderr=True, quiet=not distributed.is_main())
-        if distributed.is_main():
-            opening.check(config, resume=resume)
-            if resume:
-                stack.enter_context(opening.writing(config))
-        distributed.barrier()  # no checkpoint is looked for while another process may still write one
-        index, config = find_images(config, console)
-        paths = Paths(Path(config.out))
-        fresh = opening.begins(config, resume=resume)
-        parts = assemble(config, index, device=device, fresh=fresh)
-        start = 0 if fresh else restore(parts, config, index, console, processes=distributed.world_size())
-        loader = _loader(parts, config, index, start=start)
-        logger = Logger(config, index, parts, paths, start=start, console=console, callbacks=callbacks)
-        distributed.barrier()  # all have read from which checkpoint they go on
-        initial = None if parts.report is None else distributed.whole_state(parts.method.student.backbone.state_dict())
-        if distributed.is_main():
-            if not resume:  # last: a folder is only left behind where a run has begun
-                stack.enter_context(opening.writing(config))
-                opening.create(config)
-                _write_plan(plan, paths.folder / PLAN)
-            elif sentence := change_length(config, done=start):
-                note(console, sentence)
-            if initial is not None:
-                init.write(initial, paths.initial)
-        distributed.barrier()
-        show_start(parts, config, console)
-        for sentence in warnings_of(config, num_images=len(index)):
-            note(console, sentence)
-        with logger, asked, _advised(paths, is_low=parts.dtype.itemsize < 4):
-            with Background() as background:
-                save = partial(_save, parts, config, index, background)
-                done = _loop(parts, config, logger, loader, background, save, start=start, asked=asked)
-            logger.finish(done)
-            if asked.is_to_be_requeued and distributed.is_main():
-                tell(console, requeue())
-            distributed.barrier()  # Slurm may end all processes once one has ended
-    return runs.load(config.out)
+    if logger.judged(start).is_plateau:
+        return start
+    due, ending, done = due_steps(config, steps_per_epoch=parts.steps_per_epoch), _Ending(asked), start
+    batches = logger.waiting(_batches(parts, config, index, start=start))
+    with Background() as background:
+        for done, batch, result, is_settled in _steps(parts, logger, batches, due, ending, start=start):
+            is_scored = due.scores(done)
+            with logger.timed("saving"):
+                background.wait() if is_scored else background.check()
+            with logger.timed("scoring"):
+                scores = logger.score(done, result) if is_scored else {}
+            ending.learn(result, logger.log(done, result, batch, scores=scores))
+            if not is_settled:
+                continue
+            verdict = logger.judged(done) if is_scored else NOT_SCORED
+            ends = done == due.num_steps or verdict.is_plateau
+            if ends or ending.is_agreed or verdict.is_best or due.saves(done):
+                with logger.timed("saving"):
+                    background.wait()
+                    distributed.barrier()  # not if another process has ended over this step's images
+                    _save(parts, config, index, background, done, keep=logger.steps_to_keep(done))
+            if ends or ending.is_agreed:
+                ending.stop(is_end=ends)
+                break
+    return done
 
 
-def find_images(config: Config, console: Console) -> tuple[ImageIndex, Config]:
-    """Index the images, decode some of them before hours are spent, and complete what is said of their channels.
+class _Ending:
+    """Whether a run ends before its last step: it is asked to, or a caller's function has failed."""
 
-    Raises:
-        UserError: There are no images, or most of those tried cannot be read, or labelled ones are lacking.
-    """
-    require_data(config)
-    if config.monitor.patience and not config.monitor.data:
-        raise UserError("--monitor.patience needs k-NN scores. Add --monitor.data LABELLED, or leave it out.")
-    index = open_images(config.data, limit=config.limit, console=console)
-    if sentence := _try_some(index, config):
-        note(console, sentence)
-    if config.values == USUAL:
-        note_darkness(index, console=console)
-    return index, with_channels(config, index, console)
+    def __init__(self, asked: StopSignal) -> None:
+        self._asked = asked
+        self._failure: UserError | None = None
+        self.is_agreed = False
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether this process has a reason to; the others learn of it with the numbers of the next step."""
+        return self._asked.requested or self._failure is not None
 
-def require_data(config: Config) -> None:
-    """Refuse settings that name no images."""
-    if not config.data:
-        raise UserError("--data is required: a folder of images (or a list, a zip or tar, or `digits`).")
+    def learn(self, result: StepResult, failure: UserError | None) -> None:
+        """Of a step: whether some process has wanted to end, and whether something of this one has failed."""
+        self._failure = failure or self._failure
+        fails_alone = self._failure is not None and distributed.world_size() == 1
+        self.is_agreed = self.is_agreed or result.stop or fails_alone
 
+    def stop(self, *, is_end: bool) -> None:
+        """Say that the run was stopped, if this is not its end.
 
-def show_start(parts: Parts, config: Config, console: Console) -> None:
-    """Show the devices, how trained weights were loaded, and a warning of memory."""
-    name = torch.cuda.get_device_name(parts.device) if parts.device.type == "cuda" else ""
-    processes, local = distributed.world_size() if distributed.is_launched() else config.processes, config.devices or 1
-    on = told(parts.device.type, name, found(), local=local, processes=processes, batch_size=config.batch_size)
-    if on is not None:
-        tell(console, on)
-    warning = memory_warning(config)
-    if warning is not None:
-        note(console, warning)
-    for line in parts.report.lines() if parts.report is not None else ():
-        tell(console, line, soft_wrap=not console.is_terminal)
+        Raises:
+            UserError: What has failed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._asked.stopped = not is_end
 
 
-def _try_some(index: ImageIndex, config: Config) -> str | None:
-    """Decode some images; returns a sentence on those that cannot be read.
-
-    Raises:
-        UserError: Most of them cannot be read, or more than a run allows.
-    """
-    probe = tried(index)
-    bad = [i for i in probe if read_or_none(index, i, config.values) is None]
-    if not bad:
-        return None
-    share = f"{config.max_bad_share:.1%}"
-    found = (
-        f"{len(bad)} of {counted(len(probe), 'image')} tried in {index.source} cannot be read, such as "
-        f"{index.name(bad[0])} ({why_bad(index, bad[0], config.values)})"
-    )
-    if len(bad) > len(probe) / 2:
-        raise UserError(f"{found}. Fix the images, or give another --data.")
-    if len(bad) > most_bad(len(index), share=config.max_bad_share):
-        raise UserError(
-            f"{found}, more than the allowed share of {share}. Fix or remove them, or raise --max-bad-share."
-        )
-    return f"{found}. Such images are skipped; the run stops if they are more than {share} of all."
-
-
-def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
+def _batches(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
     return step_batches(
         parts,
         index,
@@ -181,68 +103,6 @@ def _loader(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> I
         micro_batches=config.accumulate,
         workers=workers_of(config),
     )
-
-
-def _loop(
-    parts: Parts,
-    config: Config,
-    logger: Logger,
-    loader: Iterator[list[RawViews]],
-    background: Background,
-    save: Callable[..., None],
-    *,
-    start: int,
-    asked: StopSignal,
-) -> int:
-    """Train from a step to the end, or until asked to stop; returns the number of steps done.
-
-    Checkpoints are written in the background; what depends on which there are waits for the newest.
-    """
-    num_steps = config.epochs * parts.steps_per_epoch
-    cooldown = steps_before_cooldown(config, steps_per_epoch=parts.steps_per_epoch)
-
-    def due(step: int, every_epochs: float) -> bool:
-        return step % max(1, round(every_epochs * parts.steps_per_epoch)) == 0
-
-    failure: UserError | None = None
-    stops = False
-
-    def is_looked_at(step: int) -> bool:
-        """Whether the weights after a step are scored or saved, so that the next one may not change them yet."""
-        saves = due(step, config.saving.every_epochs) or step in (cooldown, num_steps)
-        return saves or due(step, config.monitor.every_epochs) or stops
-
-    def is_to_stop() -> bool:
-        """Whether this process has a reason to; the others learn of it with the numbers of the next step."""
-        return asked.requested or failure is not None
-
-    step, steps = start, _steps(parts, logger, loader, is_looked_at, is_to_stop, start=start)
-    if logger.judged(step).is_plateau:
-        return step
-    for step, batch, result, is_settled in steps:
-        is_scored = step == num_steps or due(step, config.monitor.every_epochs)
-        with logger.timed("saving"):
-            background.wait() if is_scored else background.check()
-        with logger.timed("scoring"):
-            scores = logger.score(step, result) if is_scored else {}
-        failure = logger.log(step, result, batch, scores=scores) or failure
-        stops = stops or result.stop or (failure is not None and distributed.world_size() == 1)
-        if not is_settled:
-            continue
-        verdict = logger.judged(step) if is_scored else NOT_SCORED
-        ends = step == num_steps or verdict.is_plateau
-        kept = verdict.is_best or step == cooldown or due(step, config.saving.every_epochs)
-        if ends or stops or kept:
-            with logger.timed("saving"):
-                background.wait()
-                distributed.barrier()  # not if another process has ended over this step's images
-                save(step, keep=logger.steps_to_keep(step))
-        if ends or stops:
-            if failure is not None:
-                raise failure
-            asked.stopped = not ends
-            break
-    return step
 
 
 class _Trained(NamedTuple):
@@ -258,19 +118,22 @@ class _Trained(NamedTuple):
 def _steps(
     parts: Parts,
     logger: Logger,
-    loader: Iterator[list[RawViews]],
-    is_looked_at: Callable[[int], bool],
-    is_to_stop: Callable[[], bool],
+    batches: Iterator[list[RawViews]],
+    due: Due,
+    ending: _Ending,
     *,
     start: int,
 ) -> Iterator[_Trained]:
-    """Train step by step; some devices get the next one before they are asked what the last has measured."""
+    """Train step by step; some devices get the next one before they are asked what the last has measured.
+
+    None is begun while the weights are looked at.
+    """
     begun: deque[tuple[int, list[RawViews], Callable[[], StepResult]]] = deque()
     most, begin = (1, _begun) if parts.device.type in AHEAD else (0, _done)
-    for step, batch in enumerate(logger.waiting(loader), start):
+    for step, batch in enumerate(batches, start):
         with logger.timed("training"):
-            begun.append((step + 1, batch, begin(parts, step, batch, stop=is_to_stop())))
-        while len(begun) > most or (begun and is_looked_at(step + 1)):
+            begun.append((step + 1, batch, begin(parts, step, batch, stop=ending.is_wanted)))
+        while len(begun) > most or (begun and (due.looks(step + 1) or ending.is_agreed)):
             number, of_it, read = begun.popleft()
             with logger.timed("training"):
                 result = read()
@@ -284,27 +147,6 @@ def _done(parts: Parts, step: int, batch: list[RawViews], *, stop: bool) -> Call
 
 def _begun(parts: Parts, step: int, batch: list[RawViews], *, stop: bool) -> Callable[[], StepResult]:
     return partial(begin_step(parts, step, batch, stop=stop).read, parts, is_updated=True)
-
-
-def _write_plan(plan: str, path: Path) -> None:
-    if plan:
-        with whole_file(path) as temporary:
-            temporary.write_text(plan, encoding="utf-8")
-
-
-@contextmanager
-def _advised(paths: Paths, *, is_low: bool) -> Iterator[None]:
-    """Say what to do about numbers that are not finite, by the precision and by whether there is a checkpoint."""
-    try:
-        yield
-    except NonFinite as error:
-        last = latest_checkpoint(paths.checkpoints)
-        lower = "with a lower --lr" + (" or --precision fp32" if is_low and last is None else "")
-        advice = f"No checkpoint was saved before: delete {paths.folder} and start again {lower}."
-        if last is not None:
-            first = "Resume with --resume --precision fp32, or start" if is_low else "Start"
-            advice = f"The last checkpoint, {last}, is kept. {first} a new run in another --out {lower}."
-        raise type(error)(f"{error} {advice}") from None
 
 
 def _save(

@@ -1,6 +1,7 @@
-"""What changes from step to step of a run: rates, momentum, temperature, and the sizes that are trained."""
+"""What differs from step to step of a run: rates, momentum, temperature, sizes, and what is due after it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
@@ -70,6 +71,45 @@ def steps_before_cooldown(config: Config, *, steps_per_epoch: int) -> int:
     cooldown = COOLDOWN_SHARE * config.epochs if cooldown is None else cooldown
     is_constant = config.optimizer.schedule == "constant"
     return max(0, round((config.epochs - cooldown) * steps_per_epoch)) if is_constant else 0
+
+
+@dataclass(frozen=True)
+class Due:
+    """After which steps of a run, counted from 1, its weights are looked at: scored or saved.
+
+    Attributes:
+        num_steps: Of the whole run; the last step is scored and saved.
+        cooldown: Step before the cool-down, which is saved.
+        scoring: Steps from one score to the next.
+        saving: Steps from one checkpoint to the next.
+    """
+
+    num_steps: int
+    cooldown: int
+    scoring: int
+    saving: int
+
+    def scores(self, step: int) -> bool:
+        """Whether sizes are scored."""
+        return step == self.num_steps or step % self.scoring == 0
+
+    def saves(self, step: int) -> bool:
+        """Whether there is a checkpoint, whatever the scores."""
+        return step in (self.cooldown, self.num_steps) or step % self.saving == 0
+
+    def looks(self, step: int) -> bool:
+        """Whether the next step may not change the weights yet."""
+        return self.scores(step) or self.saves(step)
+
+
+def due_steps(config: Config, *, steps_per_epoch: int) -> Due:
+    """What is due after which steps of a run."""
+    return Due(
+        config.epochs * steps_per_epoch,
+        steps_before_cooldown(config, steps_per_epoch=steps_per_epoch),
+        scoring=max(1, round(config.monitor.every_epochs * steps_per_epoch)),
+        saving=max(1, round(config.saving.every_epochs * steps_per_epoch)),
+    )
 
 
 def epochs_to_cool_down(config: Config, *, after: int, steps_per_epoch: int) -> int:
