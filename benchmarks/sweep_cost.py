@@ -29,8 +29,9 @@ from poa.data.augment import normalise
 from poa.data.index import open_index
 from poa.data.loader import images_for_scoring
 from poa.evaluation import evaluate
+from poa.evaluation.evaluate import BATCH
 from poa.evaluation.knn import Knn
-from poa.evaluation.sweep import BATCH, SweepOptions
+from poa.evaluation.sweep import SweepOptions
 from poa.experiments.demo import TEST, TRAIN
 from poa.models.run import Paths
 from poa.models.source import ModelSource, model_source

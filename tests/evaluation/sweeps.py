@@ -14,7 +14,7 @@ from torch import nn
 from poa.data.images import Preprocessing
 from poa.data.index import ImageIndex, open_index
 from poa.elastic.space import SearchSpace, Size
-from poa.evaluation import sweep
+from poa.evaluation import evaluate, sweep
 from poa.evaluation.knn import Knn
 from poa.evaluation.results import Results, Scores
 from poa.evaluation.sweep import SweepOptions
@@ -73,9 +73,9 @@ def score_all(
     images = images or digits(out.parent / "cache")
     source = ModelSource("mine", SIZES, networks, networks, weights, PREPROCESSING, out.parent)
     options = SweepOptions(name=out.name, overwrite=overwrite, max_bad_share=max_bad_share, console=console)
-    scorer = sweep.FrozenFeatures.of(source, names, protocol, train=images["train_index"], test=images["test_index"])
-    constants = {"AT_ONCE": at_once, "BATCH": batch, "Bars": lambda _: Told(progress)}
-    with patch.multiple(sweep, **constants):
+    scorer = evaluate.FrozenFeatures.of(source, names, protocol, train=images["train_index"], test=images["test_index"])
+    told = patch.object(sweep, "Bars", lambda _: Told(progress))
+    with told, patch.multiple(evaluate, AT_ONCE=at_once, BATCH=batch):
         return sweep.sweep(source, scorer, names, options)
 
 

@@ -17,7 +17,8 @@ from command import SIZES, poa, tiny_file
 from poa.choice.measured import Measured, Measurement, Setup, save
 from poa.choice.subjects import overview
 from poa.errors import UserError
-from poa.evaluation import cost, evaluate
+from poa.evaluation import cost
+from poa.evaluation import rows as tables
 from poa.evaluation.results import results_file
 from poa.models.run import Run
 from poa.models.source import model_source
@@ -84,7 +85,7 @@ def test_commands(
     assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for kind in ("csv", "json", "png")}
     content = json.loads((folder / f"{name}.json").read_text())
     assert tuple(content["scores"]) == SIZES
-    assert evaluate.headline(evaluate.rows(library.load(run)))[0].split()[-1] == headline
+    assert tables.headline(tables.run_rows(library.load(run)))[0].split()[-1] == headline
     used = {part: content["settings"].get(part, "none").split()[0] for part in ("train", "test")}
     assert used == ({"train": "none", "test": "60"} if name == "cluster" else {"train": "60", "test": "445"})
     for line in lines_of(folder / f"{name}.csv"):
@@ -115,7 +116,7 @@ def test_all_scores_in_one_table(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert max(map(len, out.splitlines())) <= 80
     names = ["top1@20", "untrained top1@20", "linear top1", "retrieval map"]
     names += ["mine top1@5", "linear-untrained top1", "mine linear top1"]
-    assert evaluate.headline(evaluate.rows(library.load(run))) == names
+    assert tables.headline(tables.run_rows(library.load(run))) == names
     shown = columns.split()[5:]
     assert len(shown) >= 3
     assert shown == [name.rpartition(" ")[2] for name in names[: len(shown)]]
@@ -234,10 +235,10 @@ def test_a_timm_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_flops_are_those_of_the_images(run: Path) -> None:
     small, large = (
-        evaluate.scored_rows(model_source(str(run), image_size=side), {"32x2": {"top1": 1.0}}) for side in (16, 32)
+        tables.scored_rows(model_source(str(run), image_size=side), {"32x2": {"top1": 1.0}}) for side in (16, 32)
     )
     assert [str(row.size) for row in small] == ["32x2"]
-    assert small[0].flops == evaluate.rows(library.load(run))[0].flops
+    assert small[0].flops == tables.run_rows(library.load(run))[0].flops
     assert large[0].flops > 3 * small[0].flops
 
 
@@ -297,7 +298,7 @@ def test_scores_of_another_run_are_not_handed_out(run: Path, capsys: pytest.Capt
     assert poa(*words) == 2
     step = rf"teacher at step {state['step']}, sha256 \w{{16}}"
     assert re.search(rf"weights \({step} before, {step} now\)\. .*--name", capsys.readouterr().err)
-    assert evaluate.headline(evaluate.rows(library.load(run))) == ["other weights top1@20", "other weights top5@20"]
+    assert tables.headline(tables.run_rows(library.load(run))) == ["other weights top1@20", "other weights top5@20"]
 
 
 def test_the_library_scores_too(made: Path, run: Path) -> None:
@@ -328,7 +329,7 @@ def test_names_of_results(run: Path) -> None:
 
 def test_flops_that_cannot_be_counted_are_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = model_source("resnet10t", branch="untrained", image_size=32)
-    (row,) = evaluate.scored_rows(source, {"resnet10t": {"top1": 1.0}})
+    (row,) = tables.scored_rows(source, {"resnet10t": {"top1": 1.0}})
     assert (row.size, row.parameters) == ("resnet10t", sum(value.numel() for value in source.network("").parameters()))
     assert row.flops is not None
 
@@ -336,5 +337,5 @@ def test_flops_that_cannot_be_counted_are_left_out(run: Path, monkeypatch: pytes
         raise NotImplementedError
 
     monkeypatch.setattr(cost, "flops", refuse)
-    (row,) = evaluate.scored_rows(source, {"resnet10t": {"top1": 1.0}})
+    (row,) = tables.scored_rows(source, {"resnet10t": {"top1": 1.0}})
     assert row.flops is None

@@ -11,11 +11,12 @@ from poa.data.images import Preprocessing
 from poa.data.index import open_index
 from poa.data.sampler import folds_of
 from poa.errors import UserError
+from poa.evaluation.evaluate import FrozenFeatures
 from poa.evaluation.joint_linear import Classifiers, JointLinear, Slimmable, Switchable
 from poa.evaluation.linear import FOLDS
 from poa.evaluation.protocol import Outcome, Rows
 from poa.evaluation.results import NotScored, Results
-from poa.evaluation.sweep import FrozenFeatures, SweepOptions, sweep
+from poa.evaluation.sweep import SweepOptions, sweep
 from poa.families.base import Features
 from poa.models.source import ModelSource
 

@@ -9,7 +9,7 @@ import pytest
 from evaluation.sweeps import SIZES, Counting, digits, score
 from poa import distributed
 from poa.errors import UserError
-from poa.evaluation import sweep
+from poa.evaluation import evaluate
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Outcome
 from poa.evaluation.results import Scores
@@ -43,7 +43,7 @@ def test_interrupted_inside_a_group(
         if (what, done) == stop_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "extract_features", save_each_batch)
+    monkeypatch.setattr(evaluate, "extract_features", save_each_batch)
     with pytest.raises(KeyboardInterrupt):
         score(tmp_path / "out", progress=stop)
     progress: list[tuple[str, int]] = []

@@ -9,8 +9,9 @@ from poa.choice.measured import Measurement
 from poa.config.choice import Limits
 from poa.data.sources import Data
 from poa.errors import UserError
-from poa.evaluation.evaluate import PROTOCOLS, SHOWN, evaluate, protocol_of
+from poa.evaluation.evaluate import PROTOCOLS, evaluate, protocol_of
 from poa.evaluation.results import NotScored, Results
+from poa.evaluation.rows import SHOWN
 from poa.evaluation.sweep import SweepOptions
 from poa.models.source import ModelSource
 from poa.text import note, shell_word

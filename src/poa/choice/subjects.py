@@ -9,8 +9,8 @@ from pathlib import Path
 from poa.choice.measured import Measured, Setup, load
 from poa.config.values import Step
 from poa.errors import UserError
-from poa.evaluation import evaluate as scoring
 from poa.evaluation.headings import heading_of_run
+from poa.evaluation.rows import network_rows, run_rows
 from poa.models import registry
 from poa.models.run import Run, is_run
 from poa.models.run import load as load_run
@@ -134,9 +134,9 @@ def _opened(name: str, label: str, checkpoint: Step | None, branch: str) -> Subj
     if is_run(folder):
         run = load_run(folder, checkpoint=checkpoint)
         source = run_source(run, branch=branch)
-        return Subject(source, label, heading_of_run(run), scoring.rows(run), load(source), run)
+        return Subject(source, label, heading_of_run(run), run_rows(run), load(source), run)
     source = model_source(name, branch="teacher" if folder.is_dir() else branch, checkpoint=checkpoint)
-    return Subject(source, label, label, scoring.network_rows(source), load(source))
+    return Subject(source, label, label, network_rows(source), load(source))
 
 
 def _with_measurements(rows: Sequence[SizeRow], measured: Sequence[Measured], setup: Setup | None) -> list[SizeRow]:

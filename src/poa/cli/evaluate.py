@@ -375,7 +375,7 @@ def show_scores(
         score where it is missing.
     """
     from poa.choice.subjects import measured_rows
-    from poa.evaluation.evaluate import scored_rows
+    from poa.evaluation.rows import scored_rows
     from poa.plots.tables import score_names
 
     rows, notes = measured_rows(source, scored_rows(source, results.scores, intervals=results.intervals))

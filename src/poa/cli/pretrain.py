@@ -149,11 +149,11 @@ def sizes(
         show_untrained(resolve.resolve({"model": given, "views": views}, recipe=recipe), out=out)
         return
     from poa.choice.subjects import overview
-    from poa.evaluation import evaluate as scoring
+    from poa.evaluation.rows import headline
     from poa.plots.tables import write
 
     shown = overview(subjects, checkpoint=checkpoint)
-    names = scoring.headline(shown.rows)
+    names = headline(shown.rows)
     if score is not None:
         names = [score, *(name for name in names if name != score)]
     if out is not None:

@@ -1,38 +1,40 @@
-"""Scores and costs of the networks of a source, on frozen features."""
+"""Scores of the networks of a source on frozen features, by a protocol."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from poa import distributed
 from poa.config.channels import USUAL
+from poa.data.content import Identity
+from poa.data.index import ImageIndex, matched_labels
 from poa.data.sources import Data, check_out
 from poa.errors import UserError, nearest
 from poa.evaluation.clustering import Cluster
-from poa.evaluation.cost import costs_of, known_flops, parameters
 from poa.evaluation.joint_linear import Slimmable, Switchable
 from poa.evaluation.knn import Knn
 from poa.evaluation.linear import FewShot, Linear
 from poa.evaluation.probe import Probe
-from poa.evaluation.protocol import Protocol
-from poa.evaluation.results import Intervals, Results, Scores, size_of
+from poa.evaluation.protocol import Columns, Outcome, Protocol, Rows
+from poa.evaluation.results import Results
 from poa.evaluation.retrieval import Retrieval
-from poa.evaluation.sweep import DEFAULTS, FrozenFeatures, SweepOptions, sweep
-from poa.families.base import Family
+from poa.evaluation.sweep import AT_ONCE, DEFAULTS, Scorer, SweepOptions, sweep
+from poa.features.extract import Extracted, Progress, extract_features, read_batches
 from poa.features.images import note_darkness, open_images
-from poa.models.run import Run
 from poa.models.source import ModelSource
-from poa.plots.tables import SizeRow, score_names, size_rows
-from poa.training.checkpoint import digest_of
 
+BATCH = 256
+"""Images in one pass through a network."""
 PROTOCOLS: Mapping[str, type[Protocol]] = {
     kind.name: kind for kind in (Knn, Linear, Switchable, Slimmable, Probe, FewShot, Cluster, Retrieval)
 }
 """All ways of scoring frozen features."""
-SHOWN = (*PROTOCOLS, "finetune", "segmentation", "detection")
-"""Kinds of results that ``poa sizes`` shows."""
-FIRST = ("knn", "initial", "untrained")
-"""Names of k-NN evaluations that are given none, which come first in tables, in this order."""
 
 
 def evaluate(
@@ -79,125 +81,121 @@ def protocol_of(name: str, settings: Mapping[str, Any]) -> Protocol:
     return PROTOCOLS[name](**settings)
 
 
-class Evaluation(NamedTuple):
-    """Results in a folder, and what its scores are called before their own names."""
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """Images, and the class of each as the training images number them."""
 
-    prefix: str
-    results: Results
+    index: ImageIndex
+    labels: npt.NDArray[np.int64]
 
 
-def rows(run: Run) -> list[SizeRow]:
-    """All sizes with their costs, and all scores so far with their intervals.
+_NONE = torch.empty(0, dtype=torch.int64)
 
-    Scores carry the name of their evaluation, unless it is ``knn``, those of an earlier checkpoint its step,
-    and those of another run or of a run that was trained again that they are of other weights.
+
+@dataclass(frozen=True)
+class FrozenFeatures(Scorer):
+    """Scores of features that no training changes, by a protocol whose settings are resolved.
+
+    Attributes:
+        images: Those to ``test`` on, and before them those to ``train`` on if the protocol needs them.
     """
-    scores, intervals = named_scores(evaluations_of_run(run))
-    return rows_of(run.family, scores, intervals=intervals)
+
+    source: ModelSource
+    names: tuple[str, ...]
+    protocol: Protocol
+    images: Mapping[str, _Labelled]
+    workers: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        source: ModelSource,
+        names: Sequence[str],
+        protocol: Protocol,
+        *,
+        train: ImageIndex | None,
+        test: ImageIndex,
+        workers: int = 0,
+    ) -> "FrozenFeatures":
+        """The scorer, after checking the labels and the settings against one another."""
+        images = _labelled(protocol, train, test)
+        labels = {what: torch.from_numpy(each.labels) for what, each in images.items()}
+        protocol = protocol.resolved(labels.get("train", _NONE), labels["test"])
+        return cls(source, tuple(dict.fromkeys(names)), protocol, images, workers)
+
+    @property
+    def name(self) -> str:
+        """That of the protocol."""
+        return self.protocol.name
+
+    @cached_property
+    def identities(self) -> Mapping[str, Identity]:
+        """The images."""
+        return {what: each.index.identity for what, each in self.images.items()}
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Preprocessing and the protocol; of a joint one also which networks there are."""
+        return {
+            **self.source.preprocessing.stated(),
+            "precision": "torch.float32",
+            **dict(self.protocol),
+            **({"networks": self.names} if self.protocol.joint else {}),
+        }
+
+    @property
+    def at_once(self) -> int | None:
+        """All networks of a joint protocol."""
+        return None if self.protocol.joint else AT_ONCE
+
+    def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
+        """Extract the features of all images from the networks, and pass them to the protocol."""
+        device, preprocessing = distributed.this_device(), self.source.preprocessing
+        prepared = {
+            name: self.protocol.prepare(
+                self.source.network(name).to(device).eval(),
+                image_size=preprocessing.image_size,
+                channels=preprocessing.values.number,
+            )
+            for name in (self.names if self.protocol.joint else names)
+        }
+        found = {
+            what: extract_features(
+                {name: network for name, (network, _) in prepared.items()},
+                read_batches(each.index, preprocessing, batch_size=BATCH, workers=self.workers),
+                num_images=len(each.index),
+                folder=work / what,
+                settings=self.settings,
+                preprocessing=preprocessing,
+                device=device,
+                progress=progress,
+                what=f"{what} images",
+            )
+            for what, each in self.images.items()
+        }
+        rows = {
+            name: (self._rows(found, "train", name, columns), self._rows(found, "test", name, columns))
+            for name, (_, columns) in prepared.items()
+        }
+        num_classes = len(next(iter(self.images.values())).index.classes)
+        left_out = {what: self.images[what].index.left_out(each.indices) for what, each in found.items()}
+        for name, outcome in self.protocol.outcomes(rows, num_classes=num_classes, device=device):
+            yield name, replace(outcome, left_out=left_out) if isinstance(outcome, Outcome) else outcome
+
+    def _rows(self, found: Mapping[str, Extracted], what: str, name: str, columns: Columns) -> Rows:
+        if what not in found:
+            return Rows(torch.empty(0, 0), _NONE, columns)
+        labels = torch.from_numpy(self.images[what].labels)[found[what].indices]
+        return Rows(found[what].features[name], labels, columns)
 
 
-def network_rows(source: ModelSource) -> list[SizeRow]:
-    """The same of single networks: a folder that timm loads, or a timm model."""
-    scores, intervals = named_scores(evaluations_of_network(source))
-    return [_row_of_network(source, name, scores.get(name, {}), intervals.get(name, {})) for name in source.names]
-
-
-def evaluations_of_run(run: Run) -> list[Evaluation]:
-    """All evaluations of a run, in the order of ``poa sizes``."""
-    return _evaluations(run.paths.scores, partial(_marks_of_run, run))
-
-
-def evaluations_of_network(source: ModelSource) -> list[Evaluation]:
-    """All evaluations of a single network."""
-
-    def marks(weights: str) -> list[str]:
-        is_known = weights == source.weights or weights.startswith("untrained ")
-        return [] if is_known or source.branch == "untrained" else ["other weights"]  # untrained: none to compare with
-
-    return _evaluations(source.out, marks)
-
-
-def named_scores(evaluations: Sequence[Evaluation]) -> tuple[Scores, Intervals]:
-    """All scores and intervals of each network."""
-    scores: Scores = {}
-    intervals: Intervals = {}
-    for prefix, results in evaluations:
-        for size, values in results.scores.items():
-            scores.setdefault(size, {}).update({f"{prefix}{name}": value for name, value in values.items()})
-        for size, pairs in results.intervals.items():
-            intervals.setdefault(size, {}).update({f"{prefix}{name}": pair for name, pair in pairs.items()})
-    return scores, intervals
-
-
-def _evaluations(folder: Path, marks_of: Callable[[str], list[str]]) -> list[Evaluation]:
-    """Those in a folder; ``marks_of`` says in how far their weights are others than those at hand."""
-    found = []
-    files = [(path, protocol) for protocol in SHOWN for path in folder.glob(f"*/{protocol}.json")]
-    for path, protocol in sorted(files, key=lambda file: _place(*file)):
-        results = Results.read(path)
-        evaluation = path.parent.name
-        marks = [] if evaluation == Knn.name else [evaluation]
-        marks += [] if protocol == Knn.name or evaluation.startswith(protocol) else [protocol]
-        marks += marks_of(results.settings["weights"])
-        found.append(Evaluation("".join(f"{mark} " for mark in marks), results))
-    return found
-
-
-def _marks_of_run(run: Run, weights_and_digest: str) -> list[str]:
-    weights, _, digest = weights_and_digest.partition(", sha256 ")
-    teacher, _, step = weights.partition(" at step ")
-    if teacher == "teacher" and step != str(run.step):
-        return [f"step {step}"]
-    return ["other weights"] if teacher == "teacher" and digest and digest != digest_of(run.checkpoint) else []
-
-
-def _place(path: Path, protocol: str) -> tuple[Any, ...]:
-    """Sorts evaluations: k-NN of all branches, the other protocols in their order, then what has a name of its own."""
-    evaluation, number = path.parent.name, SHOWN.index(protocol)
-    if protocol == Knn.name and evaluation in FIRST:
-        return 0, FIRST.index(evaluation), path
-    return 1 if evaluation == protocol else 2, number, path
-
-
-def headline(rows: Sequence[SizeRow]) -> list[str]:
-    """Names of the scores to show: of several evaluations the chief one each, of a single one all, that one first."""
-    evaluations: dict[str, list[str]] = {}
-    for name in score_names(rows):
-        evaluations.setdefault(name.rpartition(" ")[0], []).append(name)
-    wanted = {protocol.headline for protocol in PROTOCOLS.values()}
-    ordered = [
-        sorted(names, key=lambda name: (name.rpartition(" ")[2] not in wanted, "top1" not in name))
-        for names in evaluations.values()
-    ]
-    return ordered[0] if len(ordered) == 1 else [names[0] for names in ordered]
-
-
-def scored_rows(
-    source: ModelSource, scores: Mapping[str, Mapping[str, float]], *, intervals: Intervals | None = None
-) -> list[SizeRow]:
-    """The networks that have scores, with their costs."""
-    if source.family is not None:
-        found = rows_of(source.family, scores, intervals=intervals, image_size=source.preprocessing.image_size)
-        return [row for row in found if row.scores]
-    return [_row_of_network(source, name, scores[name], (intervals or {}).get(name, {})) for name in scores]
-
-
-def _row_of_network(
-    source: ModelSource, name: str, scores: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
-) -> SizeRow:
-    network = source.network(name)
-    own = source.preprocessing
-    operations = known_flops(network, own.image_size, channels=own.values.number)
-    return SizeRow(size_of(name) or name, parameters(network), operations, scores=scores, intervals=intervals)
-
-
-def rows_of(
-    family: Family,
-    scores: Mapping[str, Mapping[str, float]],
-    *,
-    intervals: Intervals | None = None,
-    image_size: int | None = None,
-) -> list[SizeRow]:
-    """All sizes of a family with their costs, for images of ``image_size`` pixels, and the given scores."""
-    counted = costs_of(family, image_size or family.image_size)
-    return size_rows(family.space, costs=counted, scores=scores, intervals=intervals)
+def _labelled(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> dict[str, _Labelled]:
+    """Labels of both sets, those of the test images translated to the training images' numbers by name."""
+    if not protocol.needs_train:
+        if train is not None:
+            raise UserError(f"The protocol {protocol.name} uses only test images. Leave out the training images.")
+        return {"test": _Labelled(test, test.require_labels())}
+    if train is None:
+        raise UserError(f"The protocol {protocol.name} needs labelled training images. Give --train.")
+    train_labels, test_labels = matched_labels(train, test)
+    return {"train": _Labelled(train, train_labels), "test": _Labelled(test, test_labels)}

@@ -1,38 +1,31 @@
 """The one sweep over the networks of a source: shared among processes, resumed after a stop, written as it goes.
 
-A `Scorer` says what is done to each network: `FrozenFeatures` here, others for robustness, quality and tasks.
+A `Scorer` says what is done to each network: `FrozenFeatures` of `evaluate`, others for robustness, quality and tasks.
 """
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from rich.console import Console
 
 from poa import distributed
 from poa.config.protocols import MAX_BAD_SHARE
 from poa.data.content import Identity, LeftOut
-from poa.data.index import ImageIndex, matched_labels
 from poa.errors import UserError
-from poa.evaluation.protocol import Columns, Outcome, Protocol, Rows
+from poa.evaluation.protocol import Outcome
 from poa.evaluation.results import ResultFiles, Results, results_file
-from poa.features.extract import Extracted, Progress, extract_features, read_batches
+from poa.features.extract import Progress
 from poa.models.source import ModelSource
 from poa.text import note, plain_console
 from poa.training.progress import Bars
 
 AT_ONCE = 8
 """Networks that are held in memory together and share each decoded image."""
-BATCH = 256
-"""Images in one pass through a network."""
 
 
 class Scorer(ABC):
@@ -225,123 +218,3 @@ def _groups(scorer: Scorer, names: Sequence[str]) -> list[Sequence[str]]:
         return [names] if distributed.is_main() else []
     share = names[distributed.rank() :: distributed.world_size()]
     return [share[start : start + scorer.at_once] for start in range(0, len(share), scorer.at_once)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Labelled:
-    """Images, and the class of each as the training images number them."""
-
-    index: ImageIndex
-    labels: npt.NDArray[np.int64]
-
-
-_NONE = torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class FrozenFeatures(Scorer):
-    """Scores of features that no training changes, by a protocol whose settings are resolved.
-
-    Attributes:
-        images: Those to ``test`` on, and before them those to ``train`` on if the protocol needs them.
-    """
-
-    source: ModelSource
-    names: tuple[str, ...]
-    protocol: Protocol
-    images: Mapping[str, _Labelled]
-    workers: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        source: ModelSource,
-        names: Sequence[str],
-        protocol: Protocol,
-        *,
-        train: ImageIndex | None,
-        test: ImageIndex,
-        workers: int = 0,
-    ) -> "FrozenFeatures":
-        """The scorer, after checking the labels and the settings against one another."""
-        images = _labelled(protocol, train, test)
-        labels = {what: torch.from_numpy(each.labels) for what, each in images.items()}
-        protocol = protocol.resolved(labels.get("train", _NONE), labels["test"])
-        return cls(source, tuple(dict.fromkeys(names)), protocol, images, workers)
-
-    @property
-    def name(self) -> str:
-        """That of the protocol."""
-        return self.protocol.name
-
-    @cached_property
-    def identities(self) -> Mapping[str, Identity]:
-        """The images."""
-        return {what: each.index.identity for what, each in self.images.items()}
-
-    @property
-    def choices(self) -> Mapping[str, Any]:
-        """Preprocessing and the protocol; of a joint one also which networks there are."""
-        return {
-            **self.source.preprocessing.stated(),
-            "precision": "torch.float32",
-            **dict(self.protocol),
-            **({"networks": self.names} if self.protocol.joint else {}),
-        }
-
-    @property
-    def at_once(self) -> int | None:
-        """All networks of a joint protocol."""
-        return None if self.protocol.joint else AT_ONCE
-
-    def score(self, names: Sequence[str], work: Path, progress: Progress) -> Iterator[tuple[str, Outcome | UserError]]:
-        """Extract the features of all images from the networks, and pass them to the protocol."""
-        device, preprocessing = distributed.this_device(), self.source.preprocessing
-        prepared = {
-            name: self.protocol.prepare(
-                self.source.network(name).to(device).eval(),
-                image_size=preprocessing.image_size,
-                channels=preprocessing.values.number,
-            )
-            for name in (self.names if self.protocol.joint else names)
-        }
-        found = {
-            what: extract_features(
-                {name: network for name, (network, _) in prepared.items()},
-                read_batches(each.index, preprocessing, batch_size=BATCH, workers=self.workers),
-                num_images=len(each.index),
-                folder=work / what,
-                settings=self.settings,
-                preprocessing=preprocessing,
-                device=device,
-                progress=progress,
-                what=f"{what} images",
-            )
-            for what, each in self.images.items()
-        }
-        rows = {
-            name: (self._rows(found, "train", name, columns), self._rows(found, "test", name, columns))
-            for name, (_, columns) in prepared.items()
-        }
-        num_classes = len(next(iter(self.images.values())).index.classes)
-        left_out = {what: self.images[what].index.left_out(each.indices) for what, each in found.items()}
-        for name, outcome in self.protocol.outcomes(rows, num_classes=num_classes, device=device):
-            yield name, replace(outcome, left_out=left_out) if isinstance(outcome, Outcome) else outcome
-
-    def _rows(self, found: Mapping[str, Extracted], what: str, name: str, columns: Columns) -> Rows:
-        if what not in found:
-            return Rows(torch.empty(0, 0), _NONE, columns)
-        labels = torch.from_numpy(self.images[what].labels)[found[what].indices]
-        return Rows(found[what].features[name], labels, columns)
-
-
-def _labelled(protocol: Protocol, train: ImageIndex | None, test: ImageIndex) -> dict[str, _Labelled]:
-    """Labels of both sets, those of the test images translated to the training images' numbers by name."""
-    if not protocol.needs_train:
-        if train is not None:
-            raise UserError(f"The protocol {protocol.name} uses only test images. Leave out the training images.")
-        return {"test": _Labelled(test, test.require_labels())}
-    if train is None:
-        raise UserError(f"The protocol {protocol.name} needs labelled training images. Give --train.")
-    train_labels, test_labels = matched_labels(train, test)
-    return {"train": _Labelled(train, train_labels), "test": _Labelled(test, test_labels)}

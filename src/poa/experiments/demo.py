@@ -14,6 +14,7 @@ from poa.errors import UserError, counted, nearest
 from poa.evaluation import evaluate
 from poa.evaluation.headings import heading_of_run
 from poa.evaluation.knn import Knn
+from poa.evaluation.rows import scored_rows
 from poa.evaluation.sweep import SweepOptions
 from poa.experiments.plan import stopped
 from poa.models.opening import is_begun
@@ -90,7 +91,7 @@ def score(run: Run, console: Console) -> tuple[list[SizeRow], list[SizeRow]]:
         source = run_source(run, branch=branch)
         found = evaluate.evaluate(source, Knn(), train=TRAIN, test=TEST, options=SweepOptions(console=console))
         scores = {size: {SCORE: of_size[SCORE]} for size, of_size in found.scores.items()}
-        rows.append(evaluate.scored_rows(source, scores, intervals=found.intervals))
+        rows.append(scored_rows(source, scores, intervals=found.intervals))
     return rows[0], rows[1]
 
 

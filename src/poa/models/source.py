@@ -171,19 +171,19 @@ def run_source(
     """The sizes of a run; arguments as in ``model_source``."""
     _check_branch(branch)
     check_side(image_size)
+    prepared = run.preprocessing
     if image_size is not None:
         run.family.check_image_size(image_size, setting="image-size")
+        resize = round(image_size * prepared.resize / prepared.image_size)
+        prepared = replace(prepared, image_size=image_size, resize=resize)
     networks, weights_are = _of_branch(run, branch)
-    views, resize = run.config.views, run.config.scoring_resize
-    side = image_size or views.global_size
-    resize = resize if image_size is None else round(side * resize / views.global_size)
     return ModelSource(
         name=str(run.folder),
         names=run.sizes(),
         network=networks,
         timm_model=partial(_timm_model_of_run, run, networks),
         weights=weights_are,
-        preprocessing=Preprocessing(side, resize, mean=views.mean, std=views.std, values=run.config.values),
+        preprocessing=prepared,
         out=out or run.paths.scores,
         branch=branch,
         family=run.family,

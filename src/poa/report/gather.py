@@ -11,7 +11,7 @@ from poa.choice.subjects import Subject
 from poa.elastic.plan import even_blocks
 from poa.elastic.space import Size
 from poa.errors import counted
-from poa.evaluation import evaluate as scoring
+from poa.evaluation.rows import FIRST, evaluations_of_network, evaluations_of_run, headline
 from poa.models.source import ModelSource
 from poa.plots.sizes import USUAL_SCORE, score_label
 from poa.plots.tables import SizeRow, score_names
@@ -93,7 +93,7 @@ def _unlike(subjects: Sequence[Subject], names: Sequence[str]) -> list[str]:
 def _score_settings(subject: Subject) -> Mapping[str, Mapping[str, Any]]:
     """The images and settings of each score, by its name, without what is the network's own."""
     run, source = subject.run, subject.source
-    evaluations = scoring.evaluations_of_network(source) if run is None else scoring.evaluations_of_run(run)
+    evaluations = evaluations_of_network(source) if run is None else evaluations_of_run(run)
     return {
         f"{prefix}{name}": {key: value for key, value in results.settings.items() if key not in _OF_NETWORK}
         for prefix, results in evaluations
@@ -103,8 +103,8 @@ def _score_settings(subject: Subject) -> Mapping[str, Mapping[str, Any]]:
 
 def _scores_of(rows: Sequence[SizeRow]) -> list[str]:
     """Those to look at first, of which the chart of ``poa evaluate knn`` shows one; of untrained networks the last."""
-    names = [*scoring.headline(rows), *score_names(rows)]
-    fresh = scoring.FIRST[1:]
+    names = [*headline(rows), *score_names(rows)]
+    fresh = FIRST[1:]
     return sorted(dict.fromkeys(names), key=lambda name: (name.partition(" ")[0] in fresh, name != USUAL_SCORE))
 
 
