@@ -26,6 +26,16 @@ from measure import machine
 
 ARMS = {"before": "bf16", "now": "bf16", "now, fp32": "fp32"}
 """Name and precision."""
+PROGRAM = """
+import json, sys
+from poa import cli
+for words in json.loads(sys.argv[1]):
+    try:
+        cli.main(words)
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
 
 
 class Figures(NamedTuple):
@@ -38,18 +48,14 @@ class Figures(NamedTuple):
 
 
 def main() -> None:
-    """Train what is not there yet, one seed after the other, and print a table."""
+    """Train what is not there yet, and print a table."""
     arguments, flags = parse()
     torch.set_num_threads(1)
-    print(machine(torch.device("cpu")))
-    found: dict[str, list[Figures]] = {arm: [] for arm in ARMS}
     with checked_out(arguments.before) as before:
-        for seed in range(arguments.seeds):
-            for arm in ARMS:
-                run = arguments.out / f"{arm} {seed}"
-                train(run, before if arm == "before" else ROOT, [*settings(arguments, flags), "--seed", str(seed)], arm)
-                found[arm].append(figures(run, arguments))
-            print(table(found), flush=True)
+        for arm in ARMS:
+            train(arm, before if arm == "before" else ROOT, arguments, flags)
+    print(machine(torch.device("cpu")))
+    print(table({arm: [figures(run, arguments) for run in runs(arm, arguments)] for arm in ARMS}))
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -66,22 +72,29 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args()
 
 
-def settings(arguments: argparse.Namespace, flags: Sequence[str]) -> list[str]:
-    """Flags of the first run, or that all others have its settings."""
-    first = arguments.out / "before 0/config.yaml"
-    if first.exists():
-        return ["--config", str(first)]
+def runs(arm: str, arguments: argparse.Namespace) -> list[Path]:
+    """Their folders, one for each seed."""
+    return [arguments.out / f"{arm} {seed}" for seed in range(arguments.seeds)]
+
+
+def train(arm: str, checkout: Path, arguments: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Train the runs of all seeds, or go on with them, with the library of a checkout and in one process."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    started = []
+    for seed, run in enumerate(runs(arm, arguments)):
+        new = [*settings(arm, arguments, flags), "--seed", str(seed), "--precision", ARMS[arm]]
+        how = ["--resume"] if (run / "config.yaml").exists() else new
+        started.append(["pretrain", "--out", str(run), *how])
+    subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(started)], env=environment, check=True)
+
+
+def settings(arm: str, arguments: argparse.Namespace, flags: Sequence[str]) -> list[str]:
+    """Flags of the older commit's runs; the others have the settings of the first of these."""
+    if arm != "before":
+        return ["--config", str(arguments.out / "before 0/config.yaml")]
     limit = [] if arguments.limit is None else ["--limit", str(arguments.limit)]
     data = ["--data", arguments.train, "--recipe", arguments.recipe, "--epochs", str(arguments.epochs), *limit]
     return [*data, "--device", "cpu", "--workers", "0", "--monitor.every-epochs", str(arguments.epochs), *flags]
-
-
-def train(run: Path, checkout: Path, flags: Sequence[str], arm: str) -> None:
-    """Train a run with the library of a checkout, or go on with it."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
-    begun = (run / "config.yaml").exists()
-    how = ["--resume"] if begun else [*flags, "--precision", ARMS[arm]]
-    subprocess.run([sys.executable, "-m", "poa", "pretrain", "--out", str(run), *how], env=environment, check=True)
 
 
 def figures(run: Path, arguments: argparse.Namespace) -> Figures:

@@ -1,6 +1,7 @@
 """Curves of a change of precision: the settings that runs share, and the table."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ def curves(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("curves")
 
 
-def test_all_runs_have_the_settings_of_the_first(curves: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--before", "HEAD", "--limit", "64", "--out", str(tmp_path), "--model.width-max", "64"]
+def test_all_runs_have_the_settings_of_the_first(curves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--before", "HEAD", "--limit", "64", "--out", "here", "--seeds", "2", "--model.width-max", "64"]
     monkeypatch.setattr("sys.argv", ["curves.py", *words])
+    started: list[Any] = []
+    monkeypatch.setattr(curves.subprocess, "run", lambda command, **_: started.append(json.loads(command[-1])))
     arguments, flags = curves.parse()
-    first = curves.settings(arguments, flags)
-    assert first[:8] == ["--data", "digits/train", "--recipe", "demo", "--epochs", "6", "--limit", "64"]
-    assert first[-2:] == ["--model.width-max", "64"]
-    (tmp_path / "before 0").mkdir()
-    (tmp_path / "before 0/config.yaml").touch()
-    assert curves.settings(arguments, flags) == ["--config", f"{tmp_path}/before 0/config.yaml"]
+    for arm in curves.ARMS:
+        curves.train(arm, Path("there"), arguments, flags)
+    (first, second), now, plain = started
+    assert first[:7] == ["pretrain", "--out", "here/before 0", "--data", "digits/train", "--recipe", "demo"]
+    assert first[-6:] == ["--model.width-max", "64", "--seed", "0", "--precision", "bf16"]
+    assert [*second[:2], *second[3:-3], *second[-2:]] == [*first[:2], *first[3:-3], *first[-2:]]
+    assert now[1][2:] == ["here/now 1", "--config", "here/before 0/config.yaml", "--seed", "1", "--precision", "bf16"]
+    assert plain[0][-1] == "fp32"
 
 
 def test_the_table_has_means_and_deviations_over_seeds(curves: Any) -> None:
