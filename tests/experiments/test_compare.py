@@ -22,7 +22,8 @@ from poa.pretraining import process
 from poa.training.metrics import read_metrics
 
 TRAIN, TEST = "digits/train", "digits/test"
-GIVEN = {"data": TRAIN, "limit": 32, "epochs": 1, "heads": {"prototypes": [16]}}
+CHEAPER = {"views": {**tiny.CHEAPER["views"], "global_size": 24, "small_epochs": 0.5}, "losses": {"ibot": 0.0}}
+GIVEN = {"data": TRAIN, "limit": 32, "epochs": 1, "heads": {"prototypes": [16]}, **CHEAPER}
 
 
 def words(folder: Path, out: Path, *, seeds: str = "0 1") -> list[str]:

@@ -39,7 +39,7 @@ def test_the_plan() -> None:
         assert all(run.out == str(each.runs[size]) for run, size in zip(runs, (SMALL, LARGE), strict=True))
         if each.way == "poa":
             assert runs[0] == runs[1]
-            assert made.share(each) == 1.0
+            assert each.compute == 1.0
             continue
         assert (runs[0].method, runs[1].method) == (each.way, "single")
         assert [str(family_of(run).space.intact) for run in runs] == ["32x2", "64x3"]
@@ -48,7 +48,9 @@ def test_the_plan() -> None:
             assert runs[0].epochs == 6
         else:
             step = runs[0].epochs
-            assert abs(made.share(each) - 1) <= 0.5 * made.share(each) / step  # as near as whole epochs allow
+            assert abs(each.compute - 1) <= 0.5 * each.compute / step  # as near as whole epochs allow
+        taken = sum(made.trainings[folder].flops for folder in each.runs.values())
+        assert each.compute == pytest.approx(taken / made.trainings[Path(f"all/seed{each.seed}/poa")].flops)
         if each.way == "seed":
             assert runs[0].distill.teacher == str(each.runs[LARGE])
             assert folders.index(each.runs[LARGE]) < folders.index(each.runs[SMALL])

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from poa.experiments.runs import TITLES, OverSeeds
+from poa.experiments.runs import TITLES, OverSeeds, seeds_cell
 from poa.files import whole_file
 from poa.plots.figure import legend, save, style
 from poa.plots.tables import ScoreCell, plain_table, score_cell
@@ -178,10 +178,7 @@ def _table(scores: Sequence[NumSizesScore], title: str, shown: Sequence[str]) ->
 
 
 def _cell(score: NumSizesScore | None, best: Mapping[str, float]) -> ScoreCell:
-    if score is None:
-        return score_cell(None, None)
-    ends = None if score.low is None or score.high is None else (score.low, score.high)
-    return score_cell(score.mean, best[score.size], ends=ends)
+    return score_cell(None, None) if score is None else seeds_cell(score.mean, score.low, score.high, best[score.size])
 
 
 def _break_even_table(found: Sequence[BreakEven]) -> Table:

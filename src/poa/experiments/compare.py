@@ -23,13 +23,14 @@ from poa.experiments.runs import (
     check_images,
     check_settings,
     score_all,
+    seeds_cell,
     train_all,
     wanted_of,
 )
 from poa.files import whole_file
 from poa.models.registry import family_of
 from poa.plots.figure import legend, save, style
-from poa.plots.tables import ScoreCell, plain_table, score_cell
+from poa.plots.tables import plain_table
 
 WAYS = {
     ("poa", "images"): "one elastic run",
@@ -114,7 +115,7 @@ def _results(made: Plan, labelled: Labelled, console: Console) -> list[Result]:
             str(size),
             protocol.name,
             tuple(known[each.runs[size], protocol.name][str(size)] for each in group),
-            fmean(made.share(each) for each in group),
+            fmean(each.compute for each in group),
         )
         for (way, budget), group in groups.items()
         for size in sorted(group[0].runs)
@@ -149,14 +150,9 @@ def _table(scores: Sequence[Score], title: str) -> Table:
     for (way, budget), name in WAYS.items():
         row = {score.size: score for score in scores if (score.way, score.budget) == (way, budget)}
         if row:
-            cells = [_cell(row[size], best[size]) for size in sizes]
+            cells = [seeds_cell(row[size].mean, row[size].low, row[size].high, best[size]) for size in sizes]
             table.add_row(name, f"{next(iter(row.values())).compute:.2f}", *cells)
     return table
-
-
-def _cell(score: Score, best: float) -> ScoreCell:
-    ends = None if score.low is None or score.high is None else (score.low, score.high)
-    return score_cell(score.mean, best, ends=ends)
 
 
 def comparison_plot(scores: Sequence[Score], *, out: Path) -> None:

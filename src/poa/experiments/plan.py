@@ -42,12 +42,18 @@ class Training:
 
 @dataclass(frozen=True)
 class Approach:
-    """A way to train all sizes, with one seed and one budget; ``runs`` are the folders that sizes are taken from."""
+    """A way to train all sizes, with one seed and one budget.
+
+    Attributes:
+        runs: The folders that sizes are taken from.
+        compute: Operations to train all sizes, the teacher included, divided by those of the elastic run.
+    """
 
     way: Way
     budget: Budget
     seed: int
     runs: Mapping[Size, Path]
+    compute: float
 
 
 @dataclass(frozen=True)
@@ -56,15 +62,6 @@ class Plan:
 
     trainings: Mapping[Path, Training]
     approaches: tuple[Approach, ...]
-
-    def flops(self, approach: Approach) -> float:
-        """Operations to train all sizes. The teacher of a distillation is among them: it is the largest size."""
-        return sum(self.trainings[folder].flops for folder in set(approach.runs.values()))
-
-    def share(self, approach: Approach) -> float:
-        """The same divided by that of the elastic run with the same seed."""
-        elastic = next(each for each in self.approaches if each.way == "poa" and each.seed == approach.seed)
-        return self.flops(approach) / self.flops(elastic)
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,10 @@ class Terms:
     @classmethod
     def of(cls, config: Config, sizes: Sequence[Size], *, num_images: int) -> "Terms":
         """Of the seed in the settings; operations are counted for these sizes."""
-        intact = family_of(config).space.intact
-        return cls(config, intact, _rates(config, sizes, intact, num_images=num_images), num_images)
+        intact, queued = family_of(config).space.intact, _distilled(config, Path(), num_images=num_images)
+        rates = {(way, size): training_flops(queued, way, size) for way in BASELINES for size in {*sizes, intact}}
+        rates["poa", intact] = training_flops(config, "poa", intact)
+        return cls(config, intact, rates, num_images)
 
     def with_seed(self, seed: int) -> "Terms":
         """The same for another seed."""
@@ -163,7 +162,7 @@ def plan(config: Config, *, sizes: Sequence[Size], seeds: Sequence[int], num_ima
         of_seed = terms.with_seed(seed)
         elastic = of_seed.elastic(sizes)
         trainings |= elastic.trainings
-        approaches += [Approach("poa", budget, seed, elastic.runs) for budget in BUDGETS]
+        approaches += [Approach("poa", budget, seed, elastic.runs, 1.0) for budget in BUDGETS]
         for way in BASELINES:
             lengths: Mapping[Budget, int] = {
                 "images": config.epochs,
@@ -172,7 +171,7 @@ def plan(config: Config, *, sizes: Sequence[Size], seeds: Sequence[int], num_ima
             for budget, epochs in lengths.items():
                 made = of_seed.networks(way, sizes, epochs)
                 trainings |= made.trainings
-                approaches.append(Approach(way, budget, seed, made.runs))
+                approaches.append(Approach(way, budget, seed, made.runs, terms.share(way, sizes, epochs)))
     return Plan(trainings, tuple(approaches))
 
 
@@ -183,10 +182,3 @@ def _distilled(config: Config, teacher: Path, *, num_images: int) -> Config:
     return config.model_copy(
         update={"distill": config.distill.model_copy(update={"teacher": str(teacher), "queue": queue})}
     )
-
-
-def _rates(config: Config, sizes: Sequence[Size], intact: Size, *, num_images: int) -> dict[tuple[Way, Size], float]:
-    """Operations for each image seen, by method and size."""
-    queued = _distilled(config, Path(), num_images=num_images)
-    alone = {(way, size): training_flops(queued, way, size) for way in BASELINES for size in {*sizes, intact}}
-    return {("poa", intact): training_flops(config, "poa", intact), **alone}

@@ -27,6 +27,7 @@ from poa.models.opening import is_begun, reopen
 from poa.models.registry import explicit
 from poa.models.run import Paths
 from poa.models.source import model_source
+from poa.plots.tables import ScoreCell, score_cell
 from poa.pretraining.process import train
 from poa.text import note, tell
 from poa.training.checkpoint import latest_checkpoint, step_of
@@ -71,6 +72,11 @@ class OverSeeds(NamedTuple):
         spread = stdev(values)
         half = float(student_t.ppf((1 + LEVEL) / 2, seeds - 1)) * spread / sqrt(seeds)
         return cls(mean, spread, mean - half, mean + half)
+
+
+def seeds_cell(mean: float, low: float | None, high: float | None, best: float) -> ScoreCell:
+    """A mean over seeds in a table."""
+    return score_cell(mean, best, ends=None if low is None or high is None else (low, high))
 
 
 def check_settings(config: Config, seeds: Sequence[int]) -> None:
