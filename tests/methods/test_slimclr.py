@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from poa import distributed
 from poa.config.pretraining import SlimSettings
 from poa.data.views import Views
+from poa.elastic.recompute import Recomputed
 from poa.elastic.space import SearchSpace, Size
 from poa.families.slim_resnet import SlimResNet
 from poa.losses.contrastive import Similarities
@@ -33,11 +34,13 @@ def family(widths: Sequence[Size] = (HALF, FULL)) -> SlimResNet:
     return SlimResNet(SearchSpace(tuple(widths), (1,) * len(widths)), image_size=32)
 
 
-def method(name: str, *, widths: Sequence[Size] = (HALF, FULL), **slimming: Any) -> SlimCLR:
+def method(
+    name: str, *, widths: Sequence[Size] = (HALF, FULL), checkpointing: bool = False, **slimming: Any
+) -> SlimCLR:
     """With all parameters away from 0, since blocks start as nothing."""
     torch.manual_seed(0)
     kind: Any = KINDS[name]
-    made: SlimCLR = kind(family(widths), SlimSettings(**MADE[name], **slimming))
+    made: SlimCLR = kind(family(widths), SlimSettings(**MADE[name], **slimming), checkpointing=checkpointing)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -179,8 +182,23 @@ def test_statistics_of_a_width_move_with_its_own_passes_alone(name: str) -> None
     assert {int(tracked[key]) for key in half} == {passes}
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_checkpointing_changes_no_bit(name: str) -> None:
+    """Nor do statistics move twice."""
+    results = []
+    for checkpointing in (False, True):
+        made = method(name, checkpointing=checkpointing)
+        parts = [*made.student.backbone.blocks, made.student.heads]
+        assert [isinstance(part, Recomputed) for part in parts] == [checkpointing] * len(parts)
+        total(made, (HALF,), views()).backward()
+        results.append(gradients(made) | dict(made.named_buffers()))
+    expected, found = results
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
 def step(name: str, processes: int) -> dict[str, Tensor]:
-    made = method(name)
+    made = method(name, checkpointing=processes == 2 and name == "mocov3")
     wrapped = distributed.data_parallel(made, device=torch.device("cpu"), find_unused=True)
     share = 8 // processes
     own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)

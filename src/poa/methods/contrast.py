@@ -29,7 +29,7 @@ def _initialised(head: nn.Sequential) -> nn.Sequential:
 class SimCLR(SlimCLR):
     """Both views through one network, against all other views of the batch (arXiv 2002.05709)."""
 
-    def __init__(self, family: Family, settings: SlimSettings) -> None:
+    def __init__(self, family: Family, settings: SlimSettings, **further: bool) -> None:
         full, hidden, dim = family.space.intact.width, settings.hidden or 2048, settings.dim or 128
 
         def build(size: Size) -> Embedder:
@@ -43,7 +43,7 @@ class SimCLR(SlimCLR):
             )
             return synced(Embedder(backbone, _initialised(head)))
 
-        super().__init__(family, build, settings=settings, temperature=0.1)
+        super().__init__(family, build, settings=settings, temperature=0.1, **further)
 
     def similarities(self, networks: Sequence[Embed], first: Tensor, second: Tensor) -> list[list[Similarities]]:
         """One pairing: all views against all others."""
@@ -59,7 +59,7 @@ class MoCoV2(SlimCLR):
 
     shuffles: Tensor
 
-    def __init__(self, family: Family, settings: SlimSettings) -> None:
+    def __init__(self, family: Family, settings: SlimSettings, **further: bool) -> None:
         dim = settings.dim or 128
 
         def build(size: Size) -> Embedder:
@@ -69,7 +69,7 @@ class MoCoV2(SlimCLR):
                 backbone, _initialised(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim)))
             )
 
-        super().__init__(family, build, settings=settings, temperature=0.2)
+        super().__init__(family, build, settings=settings, temperature=0.2, **further)
         self.momentum = build(self.intact).requires_grad_(False)
         self.momentum.load_state_dict(self.plain())
         self.queue = EmbeddingQueue(settings.queue, dim)
@@ -111,7 +111,7 @@ class MoCoV3(SlimCLR):
 
     usual_temperatures: ClassVar[Mapping[str, float]] = {"soft": 1.0}
 
-    def __init__(self, family: Family, settings: SlimSettings) -> None:
+    def __init__(self, family: Family, settings: SlimSettings, **further: bool) -> None:
         full, hidden, dim = family.space.intact.width, settings.hidden or 4096, settings.dim or 256
 
         def projector(width: int, inner: int) -> nn.Sequential:
@@ -135,7 +135,7 @@ class MoCoV3(SlimCLR):
             )
             return synced(Embedder(backbone, nn.Sequential(projector(backbone.num_features, inner), predictor)))
 
-        super().__init__(family, build, settings=settings, temperature=1.0)
+        super().__init__(family, build, settings=settings, temperature=1.0, **further)
         self.loss_scale = 2 * self.temperature
         backbone = family.build(self.intact)
         self.momentum = synced(Embedder(backbone, nn.Sequential(projector(backbone.num_features, hidden))))

@@ -48,6 +48,8 @@ class SlimCLR(Method):
         build: Network of a size.
         settings: How widths are trained together.
         temperature: Divides similarities, unless the settings say otherwise.
+        checkpointing: Recompute the networks' blocks and heads in the backward pass instead of storing them.
+        compile_blocks: Compile the backbones' blocks.
     """
 
     shown: ClassVar[str] = "contrast"
@@ -57,12 +59,23 @@ class SlimCLR(Method):
     """Temperatures of online distillation that are usual for this method, where they are not those of the loss."""
 
     def __init__(
-        self, family: Family, build: Callable[[Size], Embedder], *, settings: SlimSettings, temperature: float
+        self,
+        family: Family,
+        build: Callable[[Size], Embedder],
+        *,
+        settings: SlimSettings,
+        temperature: float,
+        checkpointing: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.temperature = settings, settings.temperature or temperature
         self.intact = family.space.intact
-        self.networks = family.sub_networks(build, castable=lambda name: name.startswith("backbone."))
+
+        def prepared(size: Size) -> Embedder:
+            return build(size).prepare(checkpointing=checkpointing, compile_blocks=compile_blocks)
+
+        self.networks = family.sub_networks(prepared, castable=lambda name: name.startswith("backbone."))
         student = self.networks.whole()
         assert isinstance(student, Embedder)
         self.student: Embedder = student

@@ -212,9 +212,10 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
     if config.compile:  # every width and crop size is a graph of its own, and past the limit torch runs without one
         widths = {size.width for size in family.space.sizes}
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(widths))
+    in_passes = {"checkpointing": config.checkpointing, "compile_blocks": config.compile}
     if is_slim:
         _check_slimmable(config)
-        return SLIMCLR[config.method](family, config.slim)
+        return SLIMCLR[config.method](family, config.slim, **in_passes)
     if config.optimizer.restart_lr is not None:
         raise UserError(
             f"--optimizer.restart-lr has no effect with --method {config.method}, which has no slow start. "
@@ -223,11 +224,7 @@ def method_of(config: Config, family: Family, *, teacher: Teacher | None = None)
     if config.method == "own":
         own: Method = own_class(config.own, flag="--own", kind=Method)(family, config)
         return own
-    students: dict[str, Any] = {
-        "drop_path": drop_path_of(config.model),
-        "checkpointing": config.checkpointing,
-        "compile_blocks": config.compile,
-    }
+    students: dict[str, Any] = {"drop_path": drop_path_of(config.model), **in_passes}
     if config.method == "seed":
         assert teacher is not None
         _check_queue("--distill.queue", config.distill.queue, config)
@@ -260,7 +257,6 @@ def _check_slimmable(config: Config) -> None:
     refused = {
         "--views.num-locals": config.views.num_locals > 0,
         "--accumulate": config.accumulate > 1,
-        "--checkpointing": config.checkpointing,
         "--init": config.init is not None,
         "--model.stem-init whitening": config.model.stem_init == "whitening",
         "--distill.teacher": bool(config.distill.teacher),
