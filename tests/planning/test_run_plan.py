@@ -93,6 +93,12 @@ def test_what_is_given_is_kept(steps: Steps) -> None:
     assert not {each.setting for each in found.decisions} & {"epochs", "batch_size", "views.flip", "views.global_size"}
 
 
+def test_small_crops_are_measured_too(steps: Steps, capsys: pytest.CaptureFixture[str]) -> None:
+    views = {"global_size": 32, "small_size": 24, "small_epochs": 1}
+    make_plan({"data": "digits/train", "views": views}, console=Console(width=200))
+    assert "Training 7 steps each on crops of 24 and 32 pixels to measure them ..." in capsys.readouterr().out
+
+
 def test_a_network_that_is_named_decides_on_its_crops(steps: Steps) -> None:
     found = planned({"model": {"name": "vit_tiny_patch16_224"}})
     assert found.config.views.global_size == 32

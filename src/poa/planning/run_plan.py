@@ -260,7 +260,9 @@ def _possible(hours: float, measured: Measured) -> int:
 
 def _measured(config: Config, console: Console) -> Measured:
     """What some steps take; what the run itself will say is left to it."""
-    tell(console, f"Training {MEASURED_STEPS} steps on crops of {config.views.global_size} pixels to measure them ...")
+    sides = sorted({config.views.first_size, config.views.global_size})
+    steps = f"{MEASURED_STEPS} steps{' each' if len(sides) > 1 else ''}"
+    tell(console, f"Training {steps} on crops of {' and '.join(map(str, sides))} pixels to measure them ...")
     config = launch.placed(config).model_copy(update={"out": ""})
     return measure(config, console=plain_console(quiet=True), num_steps=MEASURED_STEPS)
 
