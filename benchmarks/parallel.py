@@ -42,7 +42,9 @@ def train(rank: int, config: Config, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=config.processes)
     index = open_index(config.data)
     before = resident()
+    forget_peak()
     parts = assemble(config, index, device=torch.device("cpu"))
+    built = resident("VmHWM")
     batches = step_batches(
         parts,
         index,
@@ -54,13 +56,18 @@ def train(rank: int, config: Config, folder: str) -> None:
     )
     for step, batch in enumerate(batches):
         if step == STEPS - 1:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+            forget_peak()
         began = time.process_time()
         train_step(parts, step, batch)
         seconds = time.process_time() - began
     peak = resident("VmHWM")
-    torch.save((peak - before, resident() - before, seconds), f"{folder}/{rank}.pt")
+    torch.save((built - before, peak - before, resident() - before, seconds), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def forget_peak() -> None:
+    """Let the system find the most memory anew."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def resident(kind: str = "VmRSS") -> int:
@@ -76,15 +83,16 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], help="numbers of them")
     given = parser.parse_args()
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back to the system, or the peak is of the past
-    print(f"{'processes':<11}{'parallel':<10}{'peak':>9}{'between':>9}{'CPU':>8}")
+    print(f"{'processes':<11}{'parallel':<10}{'built':>9}{'peak':>9}{'between':>9}{'CPU':>8}")
     for processes in given.processes:
         for parallel in ("ddp", "fsdp"):
             with tempfile.TemporaryDirectory() as folder:
                 config = settings_of(parallel, processes, given.size)
                 spawn(train, (config, folder), nprocs=processes)  # type: ignore[no-untyped-call]  # torch says no types
                 found = [torch.load(f"{folder}/{rank}.pt") for rank in range(processes)]
-            peak, between, seconds = (max(each) for each in zip(*found, strict=True))
-            print(f"{processes:<11}{parallel:<10}{peak / 1e6:>6.0f} MB{between / 1e6:>6.0f} MB{seconds:>6.1f} s")
+            built, peak, between, seconds = (max(each) for each in zip(*found, strict=True))
+            memory = "".join(f"{each / 1e6:>6.0f} MB" for each in (built, peak, between))
+            print(f"{processes:<11}{parallel:<10}{memory}{seconds:>6.1f} s")
 
 
 if __name__ == "__main__":
