@@ -226,6 +226,7 @@ OURS = {
     "demo-slimclr-mocov3": "c324c9d6",
     "demo-slimclr-simclr": "81a4f554",
     "demo-swin": "18a56581",
+    "distill-small-data": "a8004af7",
     "resnet-224": "ae3b92f7",
     "resnet-224-1m": "264d476e",
     "resnet-96": "22c1d4d6",
