@@ -111,7 +111,7 @@ def _views(
     further = f"; larger crops than {most} pixels take long here" if images.side > most else further
     yield Decision("views.global_size", crop, how + further)
     for setting, is_used in {"views.local_size": "views.num_locals", "views.small_size": "views.small_epochs"}.items():
-        if used[is_used]:
+        if used[is_used] and base[setting]:
             side = max(8, round(base[setting] / base["views.global_size"] * crop / 4) * 4)
             yield Decision(setting, side, f"in proportion to crops of {crop} pixels")
     if used["init"] is None:  # trained weights know the values that they were trained with
