@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("uninitialised")
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_sub_network_that_computes_its_blocks_again_has_the_same_gradients(name: str) -> None:
-    """With drop path; it keeps less than half of the values, and the cuts are out of place when they are used again."""
+    """With drop path and autocast; half of the values are not kept, and the cuts are out of place when used again."""
     family = TINY[name]
     drop_path = 0.0 if name == "resnet" else 0.5
     size, intact = family.space.sizes[0], noisy(family, drop_path=drop_path)
@@ -36,8 +36,9 @@ def test_a_sub_network_that_computes_its_blocks_again_has_the_same_gradients(nam
 
         def losses() -> None:
             network = networks.bind(size, state(intact), training=True)
-            for crops in (images, images[:, :, ::2, ::2] if name in ("vit", "dinov3") else images):
-                found.extend(part.square().sum() for part in network(crops, masks if crops is images else None))
+            found.extend(part.square().sum() for part in network(images, masks))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found.extend(part.float().square().sum() for part in network(images[:2], None))
 
         kept = sum(tensor.numel() for tensor in stored(losses))
         gradients = torch.autograd.grad(torch.stack(found).sum(), list(intact.parameters()), allow_unused=True)
