@@ -6,7 +6,7 @@ import pytest
 
 from poa.config.resolve import recipes, resolve
 from poa.models.registry import family_of
-from poa.pretraining.build import warnings_of
+from poa.pretraining.advice import warnings_of
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipes() if name.startswith("adapt-")])

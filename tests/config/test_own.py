@@ -20,7 +20,8 @@ from poa.evaluation.headings import data_name, heading_of_run
 from poa.families.base import Family
 from poa.methods.base import Method
 from poa.models.registry import describe, family_name, family_of
-from poa.pretraining.build import assemble, method_of
+from poa.pretraining.build import assemble
+from poa.pretraining.method import method_of
 from poa.training.checkpoint import load_checkpoint
 from poa.training.metrics import read_metrics
 from steps import batches_of, parts_of

@@ -17,7 +17,7 @@ from poa.config.network import ModelSettings
 from poa.config.pretraining import Config
 from poa.config.resolve import described, read_recipe, recipes, resolve
 from poa.models.registry import family_of
-from poa.pretraining.build import warnings_of
+from poa.pretraining.advice import warnings_of
 from poa.training.schedules import scaled_lr
 
 POA = {

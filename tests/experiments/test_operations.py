@@ -16,8 +16,8 @@ from poa.elastic.space import Size
 from poa.experiments import operations
 from poa.experiments.operations import training_flops
 from poa.models.registry import family_of, only
-from poa.pretraining.build import method_of
 from poa.pretraining.crops import crops_of
+from poa.pretraining.method import method_of
 from poa.pretraining.schedule import subnets_of
 
 SMALL, LARGE = Size(32, (2,)), Size(64, (3,))

@@ -8,7 +8,7 @@ import torch
 import tiny
 from poa.errors import UserError
 from poa.models.registry import family_of
-from poa.pretraining import build, memory
+from poa.pretraining import memory, method
 from poa.pretraining.memory import check_memory
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_parameters_are_those_of_the_student(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.config(family)
-    student = build.method_of(config, family_of(config)).student
+    student = method.method_of(config, family_of(config)).student
     exact = 4 * (5 + 4) * sum(parameter.numel() for parameter in student.parameters())
     for share, fits in ((1.0, True), (0.9, False)):
         monkeypatch.setattr(memory, "memory_of_machine", lambda there=int(share * exact): there)

@@ -13,8 +13,8 @@ from command import poa as cli_status
 from poa.config import resolve
 from poa.errors import UserError
 from poa.models.registry import family_of
-from poa.pretraining import build
 from poa.pretraining import step as poa_step
+from poa.pretraining.method import SLIMCLR, method_of
 from poa.pretraining.schedule import schedules_of, subnets_of
 from poa.training.checkpoint import checkpoints, load_checkpoint, step_of
 from poa.training.metrics import read_metrics
@@ -121,7 +121,7 @@ def test_the_learning_rate_restarts_with_the_published_jump(given: dict[str, Any
 
 def test_published_recipes_name_the_published_constants() -> None:
     config = resolve.resolve(recipe="slimclr-mocov3")
-    assert build.SLIMCLR[config.method].__name__ == "MoCoV3"
+    assert SLIMCLR[config.method].__name__ == "MoCoV3"
     assert [str(size) for size in family_of(config).space.sizes] == [f"{width}x3-4-6-3" for width in (16, 32, 48, 64)]
     subnets = subnets_of(config, family_of(config), steps_per_epoch=10)
     assert subnets(1499) == ()
@@ -158,7 +158,7 @@ def test_what_cannot_be_slimmed_is_told(tmp_path: Path, over: dict[str, Any], sa
 def test_only_moco_v2_minds_the_queue() -> None:
     for recipe in ("slimclr-simclr", "slimclr-mocov3"):
         config = resolve.resolve({**TINY, "slim": {"queue": 40}}, recipe=recipe)
-        method = build.method_of(config, family_of(config))
+        method = method_of(config, family_of(config))
         assert method.exported is method.get_submodule(config.exported_branch)
 
 

@@ -9,7 +9,8 @@ from poa.config.pretraining import Config
 from poa.data.index import open_index
 from poa.errors import UserError
 from poa.models.registry import family_of
-from poa.pretraining.build import assemble, method_of
+from poa.pretraining.build import assemble
+from poa.pretraining.method import method_of
 from poa.pretraining.stem import LEAST_VARIANCE, patches_of, whiten_stem, whitening_filters
 
 VARIANCES = torch.tensor([9.0, 4.0, 1.0])

@@ -18,7 +18,8 @@ from poa.data.views import RawViews
 from poa.features.images import open_images
 from poa.machine.launchers import cores_of
 from poa.models import opening, registry
-from poa.pretraining.build import Parts, assemble, warnings_of, workers_of
+from poa.pretraining.advice import warnings_of
+from poa.pretraining.build import Parts, assemble, workers_of
 from poa.pretraining.process import find_images, show_start
 from poa.pretraining.resume import restore
 from poa.pretraining.step import step_batches, train_step

@@ -20,8 +20,9 @@ from poa.machine.launchers import requeue
 from poa.models import init, opening, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
+from poa.pretraining.advice import memory_warning, warnings_of
 from poa.pretraining.bad import most_bad
-from poa.pretraining.build import Parts, assemble, memory_warning, warnings_of
+from poa.pretraining.build import Parts, assemble
 from poa.pretraining.channels import with_channels
 from poa.pretraining.logger import Logger
 from poa.pretraining.loop import train_steps
