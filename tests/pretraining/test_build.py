@@ -9,7 +9,7 @@ from poa.data.index import open_index
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import family_of
-from poa.pretraining import build, loop
+from poa.pretraining import build, process
 from poa.pretraining.build import assemble, gains_by_bf16, in_parallel, suited
 from poa.pretraining.schedule import schedules_of, subnets_of
 from trained import started
@@ -29,7 +29,7 @@ def test_the_seed_decides_on_sizes_images_and_weights() -> None:
         index = open_index(config.data, limit=config.limit)
         parts = assemble(config, index, device=torch.device("cpu"))
         assert parts.seed == seed, "of drop path"
-        first = next(loop._batches(parts, config, index, start=0))[0]
+        first = next(process._batches(parts, config, index, start=0))[0]
         weights = float(parts.method.student.backbone.get_parameter("model.blocks.0.attn.qkv.weight").detach().sum())
         return [subnets(step, rank=0) for step in range(12)], int(first.globals.long().sum()), weights
 

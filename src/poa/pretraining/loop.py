@@ -12,11 +12,11 @@ from poa.data.index import ImageIndex
 from poa.data.views import RawViews
 from poa.errors import UserError
 from poa.models.run import Paths
-from poa.pretraining.build import Parts, workers_of
+from poa.pretraining.build import Parts
 from poa.pretraining.logger import NOT_SCORED, Logger
 from poa.pretraining.resume import identity
 from poa.pretraining.schedule import Due, due_steps
-from poa.pretraining.step import StepResult, begin_step, step_batches, train_step
+from poa.pretraining.step import StepResult, begin_step, train_step
 from poa.training.background import Background
 from poa.training.checkpoint import write_checkpoint
 from poa.training.health import check_state
@@ -28,7 +28,14 @@ AHEAD: Collection[str] = ("cuda",)
 
 
 def train_steps(
-    parts: Parts, config: Config, index: ImageIndex, logger: Logger, *, start: int, asked: StopSignal
+    parts: Parts,
+    config: Config,
+    index: ImageIndex,
+    batches: Iterator[list[RawViews]],
+    logger: Logger,
+    *,
+    start: int,
+    asked: StopSignal,
 ) -> int:
     """Train from a step to the end, or until asked to stop; returns the number of steps done.
 
@@ -37,9 +44,8 @@ def train_steps(
     if logger.judged(start).is_plateau:
         return start
     due, ending, done = due_steps(config, steps_per_epoch=parts.steps_per_epoch), _Ending(asked), start
-    batches = logger.waiting(_batches(parts, config, index, start=start))
     with Background() as background:
-        for done, batch, result, is_settled in _steps(parts, logger, batches, due, ending, start=start):
+        for done, batch, result, is_settled in _steps(parts, logger, logger.waiting(batches), due, ending, start=start):
             is_scored = due.scores(done)
             with logger.timed("saving"):
                 background.wait() if is_scored else background.check()
@@ -89,20 +95,6 @@ class _Ending:
         if self._failure is not None:
             raise self._failure
         self._asked.stopped = not is_end
-
-
-def _batches(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
-    return step_batches(
-        parts,
-        index,
-        batch_size=config.batch_size,
-        start_step=start,
-        num_steps=config.epochs * parts.steps_per_epoch - start,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_batches=config.accumulate,
-        workers=workers_of(config),
-    )
 
 
 class _Trained(NamedTuple):

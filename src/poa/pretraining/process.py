@@ -12,6 +12,7 @@ from poa.config.channels import USUAL
 from poa.config.pretraining import Config
 from poa.data.index import ImageIndex
 from poa.data.loader import read_or_none, why_bad
+from poa.data.views import RawViews
 from poa.errors import UserError, counted
 from poa.features.images import note_darkness, open_images, tried
 from poa.files import whole_file
@@ -22,12 +23,13 @@ from poa.models import run as runs
 from poa.models.run import Paths, Run
 from poa.pretraining.advice import memory_warning, warnings_of
 from poa.pretraining.bad import most_bad
-from poa.pretraining.build import Parts, assemble
+from poa.pretraining.build import Parts, assemble, workers_of
 from poa.pretraining.channels import with_channels
 from poa.pretraining.logger import Logger
 from poa.pretraining.loop import train_steps
 from poa.pretraining.observers import NO_CALLBACKS, Callbacks
 from poa.pretraining.resume import change_length, restore
+from poa.pretraining.step import step_batches
 from poa.text import note, plain_console, tell
 from poa.training.checkpoint import latest_checkpoint
 from poa.training.health import NonFinite, explained_memory
@@ -72,6 +74,7 @@ def train(
         fresh = opening.begins(config, resume=resume)
         parts = assemble(config, index, device=device, fresh=fresh)
         start = 0 if fresh else restore(parts, config, index, console, processes=distributed.world_size())
+        batches = _batches(parts, config, index, start=start)  # before a folder is made: it may refuse
         logger = Logger(config, index, parts, paths, start=start, console=console, callbacks=callbacks)
         distributed.barrier()  # all have read from which checkpoint they go on
         initial = None if parts.report is None else distributed.whole_state(parts.method.student.backbone.state_dict())
@@ -89,7 +92,7 @@ def train(
         for sentence in warnings_of(config, num_images=len(index)):
             note(console, sentence)
         with logger, asked, _advised(paths, is_low=parts.dtype.itemsize < 4):
-            logger.finish(train_steps(parts, config, index, logger, start=start, asked=asked))
+            logger.finish(train_steps(parts, config, index, batches, logger, start=start, asked=asked))
             if asked.is_to_be_requeued and distributed.is_main():
                 tell(console, requeue())
             distributed.barrier()  # Slurm may end all processes once one has ended
@@ -155,6 +158,20 @@ def _try_some(index: ImageIndex, config: Config) -> str | None:
             f"{found}, more than the allowed share of {share}. Fix or remove them, or raise --max-bad-share."
         )
     return f"{found}. Such images are skipped; the run stops if they are more than {share} of all."
+
+
+def _batches(parts: Parts, config: Config, index: ImageIndex, *, start: int) -> Iterator[list[RawViews]]:
+    return step_batches(
+        parts,
+        index,
+        batch_size=config.batch_size,
+        start_step=start,
+        num_steps=config.epochs * parts.steps_per_epoch - start,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        micro_batches=config.accumulate,
+        workers=workers_of(config),
+    )
 
 
 def _write_plan(plan: str, path: Path) -> None:
