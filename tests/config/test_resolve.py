@@ -8,10 +8,20 @@ import pytest
 import yaml
 
 from poa.config.pretraining import Config
-from poa.config.resolve import IN_EPOCHS, differences, of_run, read_recipe, recipes, resolve, to_yaml
+from poa.config.resolve import (
+    IN_EPOCHS,
+    differences,
+    of_epochs,
+    of_length,
+    of_run,
+    read_recipe,
+    recipes,
+    resolve,
+    to_yaml,
+)
 
-TENTH: dict[str, float] = {  # of the recipe
-    "optimizer.warmup_epochs": 1.0,
+TENTH: dict[str, float] = {  # of the recipe, twice that of its warm-up
+    "optimizer.warmup_epochs": 2.0,
     "optimizer.freeze_last_layer_epochs": 0.1,
     "losses.ibot_start_epoch": 3.0,
     "losses.teacher_temperature_epochs": 3.0,
@@ -36,9 +46,9 @@ def test_a_shorter_run_shortens_what_its_recipe_counts_in_epochs(caplog: pytest.
     (record,) = caplog.records
     assert record.levelno == logging.WARNING  # which Python shows where logging is not set up
     assert record.getMessage() == (
-        "Note: Recipe poa-vit-l is made for 100 epochs. With --epochs 10, these settings are shortened in "
-        "proportion: losses.ibot_start_epoch from 30 to 3, losses.teacher_temperature_epochs from 30 to 3, "
-        "optimizer.warmup_epochs from 10 to 1, optimizer.freeze_last_layer_epochs from 1 to 0.1. "
+        "Note: Recipe poa-vit-l is made for 100 epochs. With --epochs 10, these settings are shortened: "
+        "losses.ibot_start_epoch from 30 to 3, losses.teacher_temperature_epochs from 30 to 3, "
+        "optimizer.warmup_epochs from 10 to 2, optimizer.freeze_last_layer_epochs from 1 to 0.1. "
         "Values that you set yourself are kept."
     )
 
@@ -101,6 +111,27 @@ def test_a_recipe_at_its_own_length_or_longer_is_taken_as_it_stands(
     longer = usual.changed(epochs=2 * usual.epochs)
     assert resolve({"epochs": longer.epochs}, recipe=recipe) == longer
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("epochs", "warm_up"), [(100, 10.0), (60, 10.0), (50, 10.0), (40, 8.0), (1, 0.2), (200, 10.0)])
+def test_a_warm_up_is_kept_up_to_a_fifth_of_a_short_run(
+    of_100_epochs: None, caplog: pytest.LogCaptureFixture, epochs: int, warm_up: float
+) -> None:
+    assert resolve({"epochs": epochs}, recipe="poa-vit-l").optimizer.warmup_epochs == pytest.approx(warm_up)
+    assert ("optimizer.warmup_epochs" in caplog.text) == (warm_up < 10)
+
+
+def test_a_warm_up_that_takes_more_than_a_fifth_is_shortened_in_proportion() -> None:
+    assert of_epochs("optimizer.warmup_epochs", 30, before=60, now=20) == 10
+    assert of_epochs("optimizer.warmup_epochs", 5, before=10, now=20) == 10
+    assert of_epochs("optimizer.cooldown_epochs", 5, before=10, now=2) == 1
+
+
+def test_another_length_of_settings_keeps_the_warm_up_likewise() -> None:
+    config = resolve(recipe="vit-small-data")
+    short, longer = of_length(config, 6), of_length(config, 60)
+    assert (short.epochs, short.optimizer.warmup_epochs, short.views.small_epochs) == (6, 1.2, 5.4)
+    assert (longer.epochs, longer.optimizer.warmup_epochs, longer.views.small_epochs) == (60, 4.0, 54.0)
 
 
 def test_a_slow_start_is_shortened_too() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from poa.config.pretraining import Config
+from poa.config.resolve import of_length
 from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.cost import Cost
@@ -112,7 +113,7 @@ def test_the_elastic_run_is_one_for_all_numbers(planned: NumSizesPlan) -> None:
         folder.parent.name for folder in planned.trainings
     )
     for training in planned.trainings.values():
-        assert training.config.optimizer.warmup_epochs == pytest.approx(training.config.epochs / EPOCHS, abs=1e-4)
+        assert training.config.optimizer == of_length(config(), training.config.epochs).optimizer
 
 
 def test_all_sizes_are_trained_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ IN_EPOCHS = (
     "slim.slow_start_epochs",
 )
 """Settings that alter what is learned and are counted in epochs; in a recipe they suit its length."""
+WARM_UP, WARM_SHARE = "optimizer.warmup_epochs", 0.2
+"""What counts in steps, however short a run is, and its largest share of a run that is shorter than its recipe."""
 OF_PATCHES = ("views.small_size", "views.small_epochs", "views.drop_patches")
 """Settings of a recipe that suit the patches of its network, and are left behind with it where another is named."""
 _log = logging.getLogger(__name__)
@@ -95,8 +97,8 @@ def resolve(
 ) -> Config:
     """Merge settings: defaults, recipe, file, then what is given, the last strongest.
 
-    Where the run is shorter than the recipe, what the recipe counts in epochs is shortened in proportion, unless file
-    or arguments set it; a line of the log says so.
+    Where the run is shorter than the recipe, what the recipe counts in epochs is shortened (:func:`of_epochs`), unless
+    file or arguments set it; a line of the log says so.
 
     Args:
         given: Nested settings by name.
@@ -129,7 +131,7 @@ def resolve(
     if is_first():  # of several processes that were launched
         listed = ", ".join(f"{path} from {usual:g} to {short:g}" for path, (usual, short) in shortened.items())
         _log.warning(
-            "Note: Recipe %s is made for %d epochs. With --epochs %d, these settings are shortened in proportion: %s. "
+            "Note: Recipe %s is made for %d epochs. With --epochs %d, these settings are shortened: %s. "
             "Values that you set yourself are kept.",
             *(name, settings["epochs"], config.epochs, listed),
         )
@@ -176,10 +178,10 @@ def _validated(settings: Mapping[str, Any]) -> Config:
 
 
 def of_length(config: Config, epochs: int) -> Config:
-    """The settings for another number of epochs, with what is counted in epochs in proportion."""
-    share = epochs / config.epochs
+    """The settings for another number of epochs, with what is counted in epochs as suits it."""
     settings = flat(config.model_dump())
-    found = {name: in_proportion(settings[name], share) for name in IN_EPOCHS if settings[name]}
+    counted = {name: settings[name] for name in IN_EPOCHS if settings[name]}
+    found = {name: of_epochs(name, value, before=config.epochs, now=epochs) for name, value in counted.items()}
     return _with(config.model_copy(update={"epochs": epochs}), found)
 
 
@@ -202,16 +204,31 @@ def _with(config: Config, found: Mapping[str, float]) -> Config:
     return config
 
 
-def in_proportion(value: float, share: float) -> float:
-    """What is counted in epochs, for a run of another length."""
-    return round(value * share, 4)
+def of_epochs(name: str, value: float, *, before: int, now: int) -> float:
+    """What is counted in epochs, for a run of another length: in proportion, but for a shorter run's warm-up.
+
+    That is kept up to a fifth of the run, since a rate that rises within a few steps can make all outputs alike
+    (docs/adr/0019-recipes-for-shorter-runs.md).
+
+    Args:
+        name: Dotted name of the setting.
+        value: It suits so many epochs as ``before``.
+        before: Epochs that it is made for.
+        now: Epochs of the run.
+    """
+    proportional = value * now / before
+    if name == WARM_UP and now < before:
+        return round(max(proportional, min(value, WARM_SHARE * now)), 4)
+    return round(proportional, 4)
 
 
 def _shortened(recipe: Mapping[str, Any], epochs: int, *, but: Collection[str]) -> dict[str, tuple[float, float]]:
-    """What a recipe counts in epochs, as it is and as it is for so many epochs; nothing where these are no fewer."""
-    share = epochs / recipe["epochs"]
-    usual = {name: value for name, value in flat(recipe).items() if name in IN_EPOCHS and value and name not in but}
-    return {name: (value, in_proportion(value, share)) for name, value in usual.items()} if share < 1 else {}
+    """What a recipe counts in epochs, as it is and as it is for so many epochs, where that is less."""
+    usual = {name: value for name, value in flat(recipe).items() if name in IN_EPOCHS and name not in but}
+    short = {
+        name: (value, of_epochs(name, value, before=recipe["epochs"], now=epochs)) for name, value in usual.items()
+    }
+    return {name: (value, now) for name, (value, now) in short.items() if now < value}
 
 
 def read_recipe(name: str) -> dict[str, Any]:

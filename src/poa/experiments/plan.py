@@ -106,7 +106,7 @@ class Terms:
         return Networks(dict.fromkeys(sizes, path), {path: self._training(self.config, "poa", self.intact, path)})
 
     def networks(self, way: Way, sizes: Collection[Size], epochs: int) -> Networks:
-        """These sizes, each trained for so many epochs, with what is counted in epochs in proportion."""
+        """These sizes, each trained for so many epochs, with what is counted in epochs as suits them."""
         lasting = of_length(self.config, epochs)
         runs = {size: self._folder("single" if size == self.intact else way, size, epochs) for size in sizes}
         teacher = self._folder("single", self.intact, epochs)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from poa.config.channels import RGB
 from poa.config.pretraining import SELF_DISTILLED, Config
-from poa.config.resolve import IN_EPOCHS, flat, in_proportion, read_recipe
+from poa.config.resolve import IN_EPOCHS, flat, of_epochs, read_recipe
 from poa.config.values import flag
 from poa.errors import counted
 from poa.planning.facts import ImageFacts, MachineFacts
@@ -182,12 +182,11 @@ def of_length(base: Mapping[str, Any], given: Mapping[str, Any], *, epochs: int,
         epochs: Of the run.
         per_hour: Epochs that are possible in an hour.
     """
-    share = epochs / base["epochs"]
     same = [
         Decision(
             name,
-            in_proportion(base[name], share),
-            f"in proportion to {counted(epochs, 'epoch')} instead of {base['epochs']}",
+            of_epochs(name, base[name], before=base["epochs"], now=epochs),
+            f"suits {counted(epochs, 'epoch')} instead of {base['epochs']}",
         )
         for name in IN_EPOCHS
         if base[name]
