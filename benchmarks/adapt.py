@@ -11,22 +11,17 @@ The same command goes on after a stop: trainings from their last checkpoint, sco
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import poa
-from budget import ALONE, one_thread
+from budget import ALONE, one_thread, pretrain_for
 from measure import machine
 from poa import distributed
-from poa.config.resolve import IN_EPOCHS, read_recipe, resolve
-from poa.data.index import open_index
-from poa.data.sampler import steps_per_epoch
+from poa.config.resolve import IN_EPOCHS, flat, nested, of_epochs, read_recipe, resolve
 from poa.errors import UserError
-from poa.experiments.runs import steps_done
 from poa.files import whole_file
-from poa.models.opening import is_begun
 from poa.models.registry import family_of
 from poa.models.run import Run
 
@@ -60,16 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(out / "adapt.md", table(rows, sizes))
 
     try:
-        alone = {"method": "single", "epochs": given.original_epochs, "out": str(out / "original")}
-        original, minutes = trained({**common, **alone}, given.recipe)
-        scored("original, trained alone", original, minutes)
+        alone = {"method": "single", "out": str(out / "original")}
+        original, spent = pretrain_for(given.original_epochs, recipe=given.recipe, given={**common, **alone})
+        scored("original, trained alone", original, spent.minutes)
         for name, over in variants(given.epochs).items():
-            folder = {"out": str(out / name.replace(" ", "-").replace("'", "")), "epochs": given.epochs}
+            folder = {"out": str(out / name.replace(" ", "-").replace("'", ""))}
             begins = {} if name == "from scratch" else {"init": str(out / "original")}
-            run, minutes = trained({**common, **folder, **begins, **nested(over)}, given.recipe)
+            settings = {**common, **folder, **begins, **nested(over)}
+            run, spent = pretrain_for(given.epochs, recipe=given.recipe, given=settings)
             if name == "adapted":
                 scored("cut only", run, 0.0, "initial")
-            scored(name, run, minutes)
+            scored(name, run, spent.minutes)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -98,9 +94,10 @@ def sizes_of(recipe: str) -> list[str]:
 def parts(epochs: int) -> Flat:
     """What the recipe adds to the one it starts from, with what it counts in epochs for runs of another length."""
     whole, base = (flat(read_recipe(name)) for name in (WHOLE, BASE))
-    share = epochs / whole.pop("epochs")
+    before = whole.pop("epochs")
     own = {name: value for name, value in whole.items() if base.get(name) != value}
-    return {name: value * share if name in IN_EPOCHS else value for name, value in own.items()}
+    in_epochs = {name: of_epochs(name, own[name], before=before, now=epochs) for name in own.keys() & set(IN_EPOCHS)}
+    return own | in_epochs
 
 
 def variants(epochs: int) -> dict[str, Flat]:
@@ -110,42 +107,7 @@ def variants(epochs: int) -> dict[str, Flat]:
     return {"adapted": whole, "from scratch": {}, **off}
 
 
-def trained(settings: Mapping[str, Any], recipe: str) -> tuple[Run, float]:
-    """A run that has come to its end, and the CPU minutes of its last steps, in proportion to all.
-
-    Raises:
-        UserError: It was stopped, or it diverged.
-    """
-    folder, epochs = Path(settings["out"]), settings["epochs"]
-    quiet = {"saving": {"every_epochs": epochs / 2, "keep_last": 1}, "monitor": {"every_epochs": epochs, "data": None}}
-    resume, began, before = is_begun(folder), time.process_time(), steps_done(folder)
-    run = poa.pretrain(recipe=recipe, resume=resume, **{**settings, **quiet})
-    if run.step < epochs * steps_per_epoch(len(open_index(run.config.data)), run.config.batch_size):
-        raise UserError(f"{folder} was stopped before its end. Start the same command again to go on.")
-    if run.step > before:
-        spent = (time.process_time() - began) / 60
-        write(folder / "minutes.txt", f"{spent * run.step / (run.step - before):.3f}")
-    return run, float((folder / "minutes.txt").read_text())
-
-
-# ---- settings, table -------------------------------------------------------------------------------------------------
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Flat:
-    """Settings by dotted name."""
-    found: Flat = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
-
-
-def nested(settings: Flat) -> dict[str, Any]:
-    """Settings by section."""
-    found: dict[str, Any] = {}
-    for path, value in settings.items():
-        section, _, name = path.rpartition(".")
-        (found.setdefault(section, {}) if section else found)[name] = value
-    return found
+# ---- table ---------------------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Sequence[str]], sizes: Sequence[str]) -> str:

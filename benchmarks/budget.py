@@ -83,13 +83,37 @@ def step_seconds(config: Config, index: ImageIndex) -> float:
 
 
 def pretrain_within(minutes: float, *, recipe: str, given: Mapping[str, Any]) -> tuple[Run, Spent]:
-    """Pre-train for as many epochs as the minutes allow, or go on with it.
-
-    Of a run that was interrupted, the CPU time is that of the last steps, in proportion to all. What a recipe counts
-    in epochs suits the length, as with ``poa pretrain --recipe ... --epochs ...``.
+    """Pre-train for as many epochs as the minutes allow, or go on with it; see :func:`pretrain_for`.
 
     Args:
         minutes: Of CPU time.
+        recipe: Its name.
+        given: What is laid over it, with ``data`` and ``out``.
+    """
+    one_thread()
+    folder = Path(given["out"])
+    if is_begun(folder):
+        return pretrain_for(of_run(Paths(folder).config).epochs, recipe=recipe, given=given)
+    return pretrain_for(affordable(minutes, recipe=recipe, given=given), recipe=recipe, given=given)
+
+
+def affordable(minutes: float, *, recipe: str, given: Mapping[str, Any]) -> int:
+    """Epochs that come nearest to so many minutes of CPU time, by what steps cost that are tried."""
+    one_thread()
+    config = resolve({**given, **ALONE}, recipe=recipe)
+    index = open_index(config.data, limit=config.limit)
+    steps = steps_per_epoch(len(index), config.batch_size)
+    return epochs_within(minutes, seconds=step_seconds(config, index), steps=steps)
+
+
+def pretrain_for(epochs: int, *, recipe: str, given: Mapping[str, Any]) -> tuple[Run, Spent]:
+    """Pre-train for so many epochs, or go on with it.
+
+    Of a run that was interrupted, the CPU time is that of the last steps, in proportion to all; it is kept in the run's
+    folder. What a recipe counts in epochs suits the length, as with ``poa pretrain --recipe ... --epochs ...``.
+
+    Args:
+        epochs: Of the whole run.
         recipe: Its name.
         given: What is laid over it, with ``data`` and ``out``.
 
@@ -99,21 +123,21 @@ def pretrain_within(minutes: float, *, recipe: str, given: Mapping[str, Any]) ->
     """
     one_thread()
     folder = Path(given["out"])
-    resume = is_begun(folder)
-    config = of_run(Paths(folder).config) if resume else resolve({**given, **ALONE}, recipe=recipe)
-    index = open_index(config.data, limit=config.limit)
-    steps = steps_per_epoch(len(index), config.batch_size)
-    epochs = config.epochs
-    if not resume:
-        epochs = epochs_within(minutes, seconds=step_seconds(config, index), steps=steps)
+    resume, done, kept = is_begun(folder), steps_done(folder), folder / "minutes.txt"
     quiet = {
         "saving": {"every_epochs": max(1, epochs // 4), "keep_last": 1},
         "monitor": {"every_epochs": epochs, "num_images": 256, "data": None},  # scoring does not count
     }
-    done, began = steps_done(folder) if resume else 0, time.process_time()
+    began = time.process_time()
     run = poa.pretrain(recipe=recipe, resume=resume, **{**given, **ALONE, **quiet, "epochs": epochs})
-    if run.step < epochs * steps:
+    spent = (time.process_time() - began) / 60
+    all_steps = epochs * steps_per_epoch(
+        len(open_index(run.config.data, limit=run.config.limit)), run.config.batch_size
+    )
+    if run.step < all_steps:
         raise StoppedError(f"{folder} was stopped before its end. Start the same command again to go on.")
-    share = 1 - done / (epochs * steps)
-    spent = (time.process_time() - began) / (60 * share) if share else minutes  # stopped just before the result
-    return run, Spent(epochs, spent)
+    if run.step > done:
+        kept.write_text(f"{spent * all_steps / (all_steps - done):.3f}\n")
+    if not kept.exists():
+        raise UserError(f"What {folder} took is not known, as it was killed at its end. Delete it and start again.")
+    return run, Spent(epochs, float(kept.read_text()))

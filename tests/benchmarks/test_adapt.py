@@ -17,7 +17,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def adapt(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("adapt")
-    monkeypatch.setattr(module, "one_thread", lambda: None)
+    for each in (module, importlib.import_module("budget")):
+        monkeypatch.setattr(each, "one_thread", lambda: None)
     return module
 
 
@@ -65,6 +66,6 @@ def test_all_are_trained_and_scored_and_a_stopped_run_is_told(
     assert lines[3] == "| cut only |  | 50.0 | 50.0 | 50.0 |"
     assert [line.split(" | ")[0] for line in lines[4:6]] == ["| adapted", "| from scratch"]
     assert len(lines) == 10
-    monkeypatch.setattr(adapt, "steps_per_epoch", lambda *_: 100)
+    monkeypatch.setattr("budget.steps_per_epoch", lambda *_: 100)
     assert adapt.main([*words, str(tmp_path / "b")]) == 1
     assert "was stopped before its end" in capsys.readouterr().err
