@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from conformance import filler
 from families.networks import VIT, noisy, sub_networks
@@ -123,6 +124,8 @@ SETTINGS = {
     "no LayerScale": replace(VIT, layer_scale=0.0),
     "small heads, wide MLPs": replace(VIT, head_dim=16, mlp_ratio=5.3),
     "own attention": replace(VIT, fused_attention=False),
+    "mean of patches": replace(VIT, global_pool="avg", register_tokens=2),
+    "norm after the mean": replace(VIT, global_pool="avg", fc_norm=True),
 }
 
 
@@ -198,6 +201,15 @@ def test_qkv_keeps_whole_heads() -> None:
     assert rows == [*range(32), *range(96, 128), *range(192, 224)]
 
 
+PREFIXES = [
+    VIT,
+    replace(VIT, register_tokens=3),
+    replace(VIT, resize_positions="official"),
+    replace(VIT, global_pool="avg"),
+    replace(VIT, global_pool="avg", fc_norm=True, register_tokens=1, resize_positions="official"),
+]
+
+
 # ---- masks and positions ---------------------------------------------------------------------------------------------
 
 
@@ -208,7 +220,7 @@ def tokens_into_blocks(backbone: ViTBackbone, images: Tensor, mask: Tensor | Non
     return seen[0]
 
 
-@pytest.mark.parametrize("family", [VIT, replace(VIT, register_tokens=3), replace(VIT, resize_positions="official")])
+@pytest.mark.parametrize("family", PREFIXES)
 @pytest.mark.parametrize("image_size", [32, 16])
 def test_masked_patches_keep_their_positions(family: ViT, image_size: int) -> None:
     backbone = noisy(family)
@@ -227,7 +239,7 @@ def test_masked_patches_keep_their_positions(family: ViT, image_size: int) -> No
     assert positions[0].std(0).min() > 0.01  # there are positions to lose
 
 
-@pytest.mark.parametrize("family", [VIT, replace(VIT, register_tokens=3), replace(VIT, resize_positions="official")])
+@pytest.mark.parametrize("family", PREFIXES)
 def test_patches_that_are_left_out_take_no_part(family: ViT) -> None:
     """As if no token could attend to them."""
     backbone, images = noisy(family), torch.randn(3, 3, 16, 16)
@@ -240,13 +252,31 @@ def test_patches_that_are_left_out_take_no_part(family: ViT) -> None:
     for block in backbone.model.blocks:
         tokens = block(tokens, attn_mask=seen[:, None, None])
     tokens = backbone.model.norm(tokens)
-    torch.testing.assert_close(found.cls, tokens[:, 0])
-    torch.testing.assert_close(found.patches, tokens[:, prefix:] * seen[:, prefix:, None])
+    mean = torch.stack([each[prefix:][places].mean(0) for each, places in zip(tokens, kept, strict=True)])
+    pooled = backbone.model.fc_norm(mean) if family.global_pool == "avg" else tokens[:, 0]
+    torch.testing.assert_close(found.cls, pooled)
+    scale = tokens.abs().max().clamp(min=1.0)  # of patches without a norm, and so of what rounding does to them
+    torch.testing.assert_close(found.patches / scale, tokens[:, prefix:] * seen[:, prefix:, None] / scale)
     found.cls.sum().backward()
     assert backbone.mask_token.grad is not None
     everything = backbone.visible(images, torch.arange(4).expand(3, -1))
     assert torch.equal(everything.cls, backbone(images).cls)
     assert torch.equal(everything.patches, backbone(images).patches)
+
+
+@pytest.mark.parametrize("fc_norm", [False, True])
+def test_a_mean_of_patches_is_that_of_their_features_without_registers(fc_norm: bool) -> None:
+    backbone = noisy(replace(VIT, global_pool="avg", register_tokens=2, fc_norm=fc_norm))
+    images, name = torch.randn(3, 3, 32, 32), "fc_norm" if fc_norm else "norm"
+    weight, bias = (backbone.get_parameter(f"model.{name}.{each}") for each in ("weight", "bias"))
+    patches = backbone.model.blocks(tokens_into_blocks(backbone, images, None))[:, 2:]
+    normed = layer_norm(patches.mean(1) if fc_norm else patches, (96,), weight, bias, 1e-6)
+    torch.testing.assert_close(backbone(images).cls, normed if fc_norm else normed.mean(1))
+
+
+def test_a_norm_after_a_class_token_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Add --model\.global-pool avg"):
+        replace(VIT, fc_norm=True).build(VIT.space.intact)
 
 
 def test_an_empty_mask_is_no_mask_and_still_gives_the_mask_token_a_gradient() -> None:

@@ -67,6 +67,8 @@ KNOWN: dict[str, tuple[str, str, int]] = {  # smallest and intact size, and the 
     "vit_small_patch16_dinov3.lvd1689m": ("192x6", "384x12", 28),
     "vit_giant_patch14_dinov2": ("768x20", "1536x40", 273),
     "vit_base_patch32_clip_224": ("384x6", "768x12", 49),
+    "vit_wee_patch16_reg1_gap_256": ("128x7", "256x14", 24),
+    "vit_base_patch16_siglip_gap_224": ("384x6", "768x12", 49),
     "deit_tiny_patch16_224": ("128x6", "192x12", 14),
     "deit3_small_patch16_224": ("192x6", "384x12", 28),
     "swin_tiny_patch4_window7_224": ("64x3", "96x6", 8),
@@ -172,9 +174,8 @@ def test_depths_of_all_stages_reach_the_network() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "BatchNorm": ({"name": "resnet50"}, r"--model resnet50 cannot be cut.* no group norm.*; use resnet50_gn\."),
     "grouped convolutions": ({"name": "resnext50_32x4d"}, r"cannot be cut into sizes: .*group norm"),
-    "no class token": ({"name": "vit_base_patch16_gap_224"}, r"its image feature is not the class token"),
     "attention pooling": ({"name": "vit_base_patch16_siglip_224"}, r"its image feature is not the class token"),
-    "other blocks": ({"name": "vit_small_patch16_18x2_224"}, r"not the class token of plain blocks"),
+    "other blocks": ({"name": "vit_small_patch16_18x2_224"}, r"its blocks are not plain ones"),
     "windows": ({"name": "swin_s3_tiny_224"}, r"cannot be cut into sizes: its windows differ from stage to stage\."),
     "widths": ({"name": "test_convnext"}, r"its widths do not double from stage to stage"),
     "another family": (

@@ -52,6 +52,10 @@ class ModelSettings(Settings):
     """Number of register tokens (ViT)."""
     swiglu: bool | None = None
     """Gated SiLU instead of GELU in the MLPs (ViT)."""
+    global_pool: Literal["token", "avg"] | None = None
+    """The feature of an image: the class token, or (avg) the mean of the patches of a ViT without one."""
+    fc_norm: bool | None = None
+    """The final norm is after the mean of the patches instead of before it (ViT), with which it learns faster."""
     drop_path: ShareBelowOne | None = None
     """Rate of stochastic depth in the students; by default 0.2, and 0 for ResNet."""
     stem_init: Literal["random", "whitening"] | None = None

@@ -75,7 +75,7 @@ class ViTBackbone(Backbone):
     """A timm ``VisionTransformer`` and its mask token.
 
     Args:
-        model: Any ViT with a class token and dynamic image size.
+        model: Any ViT with dynamic image size that pools without weights of its own.
         resize_positions: ``timm`` as the handed-out model will do it, or ``official`` as POA's code does it.
     """
 
@@ -99,7 +99,7 @@ class ViTBackbone(Backbone):
     def forward(
         self, images: Float[Tensor, "batch channels height width"], mask: Bool[Tensor, "batch patches"] | None = None
     ) -> Features:
-        """Features after the final norm; masked patches are replaced before positions are added."""
+        """Features after the final norm, wherever it is; masked patches are replaced before positions are added."""
         return self._features(self._embed(self.hide(self.model.patch_embed(images), mask)))
 
     def visible(
@@ -111,13 +111,13 @@ class ViTBackbone(Backbone):
         tokens = self._embed(self.hide(maps, nothing))  # the mask token gets a gradient, as processes in step need it
         prefix, patches = tokens.tensor_split([self.model.num_prefix_tokens], dim=1)
         places = kept[:, :, None].expand(-1, -1, patches.shape[2])
-        cls, seen = self._features(torch.cat([prefix, patches.gather(1, places)], dim=1))
-        return Features(cls, seen.new_zeros(patches.shape).scatter(1, places, seen))
+        pooled, seen = self._features(torch.cat([prefix, patches.gather(1, places)], dim=1))
+        return Features(pooled, seen.new_zeros(patches.shape).scatter(1, places, seen))
 
     def _features(self, tokens: Float[Tensor, "batch tokens width"]) -> Features:
         vit = self.model
         x = vit.norm(vit.blocks(vit.norm_pre(tokens)))
-        return Features(x[:, 0], x[:, vit.num_prefix_tokens :])
+        return Features(vit.forward_head(x, pre_logits=True), x[:, vit.num_prefix_tokens :])
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,9 @@ class ViT(Patches):
         register_tokens: Number of register tokens.
         swiglu: Gated SiLU in place of GELU in the MLPs, the hidden width two thirds of ``mlp_ratio``.
         resize_positions: How position tables are resized for other image sizes (``timm`` or ``official``).
+        global_pool: The image feature: the class token (``token``), or the mean of the patches (``avg``) in a network
+            without one.
+        fc_norm: With ``avg``, the final norm is after the mean instead of before it.
     """
 
     architecture: str = "vit_base_patch16_224"
@@ -138,18 +141,24 @@ class ViT(Patches):
     register_tokens: int = 0
     swiglu: bool = False
     resize_positions: Literal["timm", "official"] = "timm"
+    global_pool: Literal["token", "avg"] = "token"
+    fc_norm: bool = False
 
+    beyond = ("norm.", "fc_norm.")
     attention = (Attention,)
     network = VisionTransformer
     published = published_space(width=(384, 1024), depth=((12,), (24,)), drop_path=0.2, sampling_bias=3.0)
 
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
-        """Settings of a ViT with a class token."""
+        """Settings of a ViT whose image feature is its class token, or the mean of patches."""
         assert isinstance(model, VisionTransformer)
         first = model.blocks[0]
-        if model.cls_token is None or model.global_pool != "token" or type(first) is not Block:
-            raise UserError("its image feature is not the class token of plain blocks")
+        has_class = model.cls_token is not None
+        if (model.global_pool, has_class) not in (("token", True), ("avg", False)):
+            raise UserError("its image feature is not the class token, nor the mean of patches without one")
+        if type(first) is not Block:
+            raise UserError("its blocks are not plain ones")
         swiglu = isinstance(first.mlp, GluMlp)
         hidden = first.mlp.fc1.out_features
         return cls.shape_of(model) | {
@@ -157,6 +166,8 @@ class ViT(Patches):
             "layer_scale": float(first.ls1.init_values) if isinstance(first.ls1, LayerScale) else 0.0,
             "register_tokens": model.num_reg_tokens,
             "swiglu": swiglu,
+            "global_pool": model.global_pool,
+            "fc_norm": not isinstance(model.fc_norm, nn.Identity),
         }
 
     def _mlp_ratio(self, width: int) -> float:
@@ -167,12 +178,18 @@ class ViT(Patches):
 
     def arguments(self, size: Size) -> dict[str, Any]:
         """Of timm's ``VisionTransformer``."""
-        return super().arguments(size) | {
-            "mlp_ratio": self._mlp_ratio(size.width),
-            "init_values": self.layer_scale,
-            "reg_tokens": self.register_tokens,
-            "dynamic_img_size": True,
-        }
+        is_mean = self.global_pool == "avg"
+        mean = {"global_pool": "avg", "class_token": False, "fc_norm": self.fc_norm} if is_mean else {}
+        return (
+            super().arguments(size)
+            | mean
+            | {
+                "mlp_ratio": self._mlp_ratio(size.width),
+                "init_values": self.layer_scale,
+                "reg_tokens": self.register_tokens,
+                "dynamic_img_size": True,
+            }
+        )
 
     def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
         """A gated MLP is a class, which JSON cannot hold, so that an architecture has to bring it."""
@@ -185,6 +202,8 @@ class ViT(Patches):
         # a skeleton has nothing to initialise, which would take most of its time
         skipped = {"weight_init": "skip"} if torch.get_default_device().type == "meta" else {}
         model = self.create(size, block_fn=SubsetDropBlock if drop_path > 0.0 else Block, **skipped)
+        if self.fc_norm and self.global_pool == "token":
+            raise UserError("--model.fc-norm moves the norm behind a mean of patches. Add --model.global-pool avg.")
         if isinstance(model.blocks[0].mlp, GluMlp) != self.swiglu:
             raise UserError(f"--model.swiglu cannot change the MLPs of {self.architecture}. Leave it out.")
         if self.resize_positions == "official" and model.no_embed_class:

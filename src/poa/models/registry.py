@@ -44,7 +44,7 @@ _NOT_SHOWN = {"window_size": "window_size", "ls_init_value": "layer_scale", "ini
 _OF_USE = {"img_size", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "dynamic_img_size", "strict_img_size"}
 """Arguments that say how a model is used, not what it is."""
 _AS_ALWAYS = {"global_pool": ("avg", "token")}
-"""Values of arguments that no family sets, since they go without saying; a ViT that pools is refused by its family."""
+"""Values of arguments that go without saying; of a ViT its family says which it has."""
 
 
 def family_of(config: Config) -> Family:
