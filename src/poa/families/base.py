@@ -261,7 +261,7 @@ class Patches(Family):
     head_dim: int = 64
 
     width_unit = 64
-    beyond = ("norm.",)
+    beyond: ClassVar[tuple[str, ...]] = ("norm.",)
 
     def __post_init__(self) -> None:
         check_widths(self.space, self.head_dim, what="the head dimension", further=", or --model.head-dim")
