@@ -3,7 +3,7 @@
 All runs learn from the same images on one thread, each for as many epochs as come nearest to the same CPU minutes,
 which are measured once for each variant. Variants of the recipe:
 
-- `teacher`: taught by the largest size alone, trained on all images (its minutes have a row of their own and do not
+- `teacher`: taught by the largest size alone, trained on all images (its minutes are printed below and do not
   count), with the crops of `distill-small-data`;
 - `sandwich`: every step trains the smallest size and a drawn one, each taught by the next larger one;
 - `prototypes`: the published loss instead of the coding rate;
@@ -25,14 +25,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import poa
-from budget import ALONE, affordable, one_thread, pretrain_for
-from measure import machine
+from budget import affordable, one_thread, pretrain_for, sizes_of
+from measure import machine, write
 from poa import distributed
-from poa.config.resolve import resolve
 from poa.errors import UserError
 from poa.experiments.runs import OverSeeds
-from poa.files import whole_file
-from poa.models.registry import family_of
 
 RECIPE, TAUGHT = "convnext-small-data", "distill-small-data"
 
@@ -114,15 +111,14 @@ def teacher_of(given: argparse.Namespace) -> Path:
 
 def row(variant: Variant, folder: Path, given: argparse.Namespace) -> Row:
     """Train and score a variant with all seeds, or go on with it."""
-    common = {"data": given.train, "limit": given.images, "precision": "fp32", **ALONE, **variant.over}
+    common = {"data": given.train, "limit": given.images, "precision": "fp32", **variant.over}
     if variant.is_taught:
         common["distill"] = {"teacher": str(teacher_of(given))}
     decided = folder / "epochs.txt"
     if not decided.exists():
         write(decided, str(affordable(given.minutes, recipe=variant.recipe, given={**common, "out": str(folder)})))
     epochs, minutes = int(decided.read_text(encoding="utf-8")), []
-    sizes = [str(size) for size in family_of(resolve(recipe=RECIPE)).space.sizes]
-    scores: dict[str, list[float]] = {size: [] for size in (sizes[0], sizes[len(sizes) // 2], sizes[-1])}
+    scores: dict[str, list[float]] = {str(size): [] for size in sizes_of(RECIPE).values()}
     for seed in range(given.seeds):
         settings = {**common, "seed": seed, "out": str(folder / f"seed{seed}")}
         run, spent = pretrain_for(epochs, recipe=variant.recipe, given=settings)
@@ -160,13 +156,6 @@ def over_seeds(values: Sequence[float], *, sign: str = "") -> str:
     """The mean and half of its 95 % interval."""
     mean, _, low, _ = OverSeeds.of(values)
     return f"{mean:{sign}.1f}" if low is None else f"{mean:{sign}.1f} ±{mean - low:.1f}"
-
-
-def write(file: Path, text: str) -> None:
-    """Write a text that is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import poa
-from budget import ALONE, one_thread, pretrain_for
-from measure import machine
+from budget import ALONE, one_thread, pretrain_for, sizes_of
+from measure import machine, write
 from poa import distributed
-from poa.config.resolve import IN_EPOCHS, flat, nested, of_epochs, read_recipe, resolve
+from poa.config.resolve import IN_EPOCHS, flat, nested, of_epochs, read_recipe
 from poa.errors import UserError
-from poa.files import whole_file
-from poa.models.registry import family_of
 from poa.models.run import Run
 
 WHOLE, BASE = "adapt-small-data", "vit-small-data"
@@ -43,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     one_thread()
     out, common = Path(given.out), {"data": given.train, **ALONE}
-    sizes = sizes_of(given.recipe)
+    sizes = [str(size) for size in sizes_of(given.recipe).values()]
     rows: list[list[str]] = []
 
     def scored(name: str, run: Run, minutes: float, branch: str = "teacher") -> None:
@@ -85,12 +83,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def sizes_of(recipe: str) -> list[str]:
-    """The smallest, the middle and the largest size."""
-    every = family_of(resolve(recipe=recipe)).space.sizes
-    return [str(every[number]) for number in (0, len(every) // 2, -1)]
-
-
 def parts(epochs: int) -> Flat:
     """What the recipe adds to the one it starts from, with what it counts in epochs for runs of another length."""
     whole, base = (flat(read_recipe(name)) for name in (WHOLE, BASE))
@@ -115,12 +107,6 @@ def table(rows: Sequence[Sequence[str]], sizes: Sequence[str]) -> str:
     heading = ["run", "CPU minutes", *sizes]
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write(file: Path, text: str) -> None:
-    """Write a text that is there whole or not at all."""
-    with whole_file(file) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,15 +16,19 @@ from poa.config.pretraining import Config
 from poa.config.resolve import of_run, resolve
 from poa.data.index import ImageIndex, open_index
 from poa.data.sampler import steps_per_epoch
+from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.experiments.runs import steps_done
 from poa.models.opening import is_begun
+from poa.models.registry import family_of
 from poa.models.run import Paths, Run
 from poa.pretraining.build import assemble
 from poa.pretraining.step import step_batches, train_step
 
 ALONE: Mapping[str, Any] = {"device": "cpu", "devices": 1, "workers": 0}
 """One process does everything, so that its time is all there is."""
+PLACES = ("smallest", "middle", "largest")
+"""The sizes of a run that are shown."""
 TIMED, WARM = 12, 2
 """Steps that are timed, and steps before them."""
 NO_LR = 1e-6
@@ -46,6 +50,12 @@ class Spent(NamedTuple):
 def one_thread() -> None:
     """Compute on one thread from here on."""
     torch.set_num_threads(1)
+
+
+def sizes_of(recipe: str) -> dict[str, Size]:
+    """Smallest, middle and largest size."""
+    sizes = family_of(resolve(recipe=recipe)).space.sizes
+    return dict(zip(PLACES, (sizes[0], sizes[len(sizes) // 2], sizes[-1]), strict=True))
 
 
 def cpu_seconds(step: Callable[[int], object], *, num_steps: int) -> float:

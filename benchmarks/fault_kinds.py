@@ -146,5 +146,5 @@ def _hit(fault: Outer, session: int, draw: random.Random) -> str | None:
             os.kill(pid, signal.SIGSTOP)
             time.sleep(fault.seconds)
             os.kill(pid, signal.SIGCONT)
-        return here.get(pid)
+        return here.get(pid, MAIN)  # a list of /proc may leave the command out while others come and go
     return None

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the line that says where they ran, and timing in turns."""
+"""What the benchmarks share: the line that says where they ran, timing in turns, and files that are whole."""
 
 import os
 import platform
@@ -9,6 +9,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+from poa.files import whole_file
 
 
 def machine(device: torch.device) -> str:
@@ -69,3 +71,10 @@ def wait(device: torch.device) -> None:
     """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def write(file: Path, text: str) -> None:
+    """Write a text that is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as temporary:
+        temporary.write_text(f"{text}\n", encoding="utf-8")

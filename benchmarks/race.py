@@ -36,8 +36,8 @@ from matplotlib.figure import Figure
 
 import poa
 import race_rivals
-from budget import ALONE, pretrain_within
-from measure import machine
+from budget import ALONE, PLACES, pretrain_within, sizes_of
+from measure import machine, write
 from poa import distributed
 from poa.config.resolve import learned, resolve
 from poa.elastic.space import Size
@@ -45,11 +45,9 @@ from poa.errors import UserError
 from poa.evaluation.cost import parameters
 from poa.experiments.runs import OverSeeds
 from poa.families.base import Family
-from poa.files import whole_file
 from poa.models.registry import family_of, only
 from poa.plots.figure import legend, save, style
 
-PLACES = ("smallest", "middle", "largest")
 ELASTIC = {
     "poa-vit": "vit-small-data",
     "poa-resnet": "resnet-small-data",
@@ -160,12 +158,6 @@ def trainings_of(entry: str, like: str) -> list[Training]:
     ]
 
 
-def sizes_of(recipe: str) -> dict[str, Size]:
-    """Smallest, middle and largest size."""
-    sizes = family_of(resolve(recipe=recipe)).space.sizes
-    return dict(zip(PLACES, (sizes[0], sizes[len(sizes) // 2], sizes[-1]), strict=True))
-
-
 def smallest_as(size: Size) -> dict[str, Any]:
     """Settings of a search space of nothing but its intact network."""
     return {"widths": (size.width,), "depth_min": size.depths}
@@ -253,13 +245,6 @@ def result(training: Training, minutes: float, seed: int, given: argparse.Namesp
 def digest(*settings: Any) -> str:
     """A short name for settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def write(file: Path, text: str) -> None:
-    """Write a text that is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 # ---- table and picture -----------------------------------------------------------------------------------------------

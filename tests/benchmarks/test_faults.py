@@ -42,6 +42,15 @@ def test_processes_of_a_command_are_told_apart(faults: Any, name: str, what: str
             process.kill()
 
 
+def test_a_kill_of_a_command_that_was_not_listed_counts(faults: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = importlib.import_module("fault_kinds")
+    monkeypatch.setattr(kinds, "members", lambda _: {})
+    fault = kinds.Outer("kill", "worker", 0.0, 0.0)
+    with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as process:
+        assert kinds.strike(fault, process.pid, None, None) == "main process"
+        assert process.wait() == -9
+
+
 def test_a_command_goes_on_without_python_s_resource_tracker(faults: Any) -> None:
     assert faults.may_end("kill", "resource tracker") == (0,)
     assert faults.may_end("kill", "worker") == (-9, 2)

@@ -276,7 +276,13 @@ def test_a_mean_of_patches_is_that_of_their_features_without_registers(fc_norm: 
 
 def test_a_norm_after_a_class_token_is_refused() -> None:
     with pytest.raises(UserError, match=r"Add --model\.global-pool avg"):
-        replace(VIT, fc_norm=True).build(VIT.space.intact)
+        replace(VIT, fc_norm=True)
+
+
+def test_an_architecture_without_a_class_token_cannot_have_one() -> None:
+    family = replace(VIT, architecture="vit_base_patch16_gap_224")
+    with pytest.raises(UserError, match=r"cannot give vit_base_patch16_gap_224 a class token\. Leave it out"):
+        family.build(VIT.space.intact)
 
 
 def test_an_empty_mask_is_no_mask_and_still_gives_the_mask_token_a_gradient() -> None:

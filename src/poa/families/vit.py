@@ -149,6 +149,11 @@ class ViT(Patches):
     network = VisionTransformer
     published = published_space(width=(384, 1024), depth=((12,), (24,)), drop_path=0.2, sampling_bias=3.0)
 
+    def __post_init__(self) -> None:
+        if self.fc_norm and self.global_pool == "token":
+            raise UserError("--model.fc-norm moves the norm behind a mean of patches. Add --model.global-pool avg.")
+        super().__post_init__()
+
     @classmethod
     def read(cls, model: nn.Module) -> dict[str, Any]:
         """Settings of a ViT whose image feature is its class token, or the mean of patches."""
@@ -178,18 +183,14 @@ class ViT(Patches):
 
     def arguments(self, size: Size) -> dict[str, Any]:
         """Of timm's ``VisionTransformer``."""
-        is_mean = self.global_pool == "avg"
-        mean = {"global_pool": "avg", "class_token": False, "fc_norm": self.fc_norm} if is_mean else {}
-        return (
-            super().arguments(size)
-            | mean
-            | {
-                "mlp_ratio": self._mlp_ratio(size.width),
-                "init_values": self.layer_scale,
-                "reg_tokens": self.register_tokens,
-                "dynamic_img_size": True,
-            }
-        )
+        pool = {"global_pool": "avg", "class_token": False, "fc_norm": self.fc_norm}
+        return super().arguments(size) | {
+            "mlp_ratio": self._mlp_ratio(size.width),
+            "init_values": self.layer_scale,
+            "reg_tokens": self.register_tokens,
+            "dynamic_img_size": True,
+            **(pool if self.global_pool == "avg" else {}),
+        }
 
     def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
         """A gated MLP is a class, which JSON cannot hold, so that an architecture has to bring it."""
@@ -202,8 +203,8 @@ class ViT(Patches):
         # a skeleton has nothing to initialise, which would take most of its time
         skipped = {"weight_init": "skip"} if torch.get_default_device().type == "meta" else {}
         model = self.create(size, block_fn=SubsetDropBlock if drop_path > 0.0 else Block, **skipped)
-        if self.fc_norm and self.global_pool == "token":
-            raise UserError("--model.fc-norm moves the norm behind a mean of patches. Add --model.global-pool avg.")
+        if model.global_pool != self.global_pool:
+            raise UserError(f"--model.global-pool cannot give {self.architecture} a class token. Leave it out.")
         if isinstance(model.blocks[0].mlp, GluMlp) != self.swiglu:
             raise UserError(f"--model.swiglu cannot change the MLPs of {self.architecture}. Leave it out.")
         if self.resize_positions == "official" and model.no_embed_class:
