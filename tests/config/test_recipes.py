@@ -28,6 +28,7 @@ POA = {
     "accumulate": 1,
     "lr": None,
     "heads.prototypes": (8192, 16384, 32768, 65536),
+    "heads.layers": 3,
     "heads.hidden": 2048,
     "heads.bottleneck": 256,
     "views.global_size": 224,

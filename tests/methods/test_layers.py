@@ -1,9 +1,13 @@
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from poa import distributed
+from poa.config.pretraining import Config
 from poa.errors import UserError
-from poa.methods.layers import EmbeddingQueue, ProjectionHead
+from poa.methods.layers import EmbeddingQueue, ProjectionHead, Projector
 from processes import run_processes
 
 
@@ -13,6 +17,22 @@ def test_prototypes_have_the_trained_lengths_along_their_directions() -> None:
         head.weight_v.copy_(torch.tensor([[3.0, 4.0], [0.0, -2.0], [1e-3, 0.0]]))
         head.weight_g.copy_(torch.tensor([[5.0], [1.0], [0.5]]))
     torch.testing.assert_close(head.prototypes(), torch.tensor([[3.0, 4.0], [0.0, -1.0], [0.5, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shapes"), [(1, [(4, 6)]), (2, [(5, 6), (4, 5)]), (4, [(5, 6), (5, 5), (5, 5), (4, 5)])]
+)
+def test_heads_have_as_many_linear_layers_as_asked_for(layers: int, shapes: list[tuple[int, int]]) -> None:
+    head = Projector(6, layers=layers, hidden=5, bottleneck=4)
+    weights = [each.weight for each in head.layers if isinstance(each, nn.Linear)]
+    assert [tuple(each.shape) for each in weights] == shapes
+    rows = torch.randn(3, 6)
+    found = rows
+    for number, weight in enumerate(weights):
+        found = found @ weight.T if number == 0 else nn.functional.gelu(found) @ weight.T  # biases start at zero
+    torch.testing.assert_close(head(rows), nn.functional.normalize(found, dim=1))
+    config = Config(data="x", losses={"kind": "coding-rate"}, heads={"layers": layers, "hidden": 5, "bottleneck": 4})
+    assert config.head_weights(6) == sum(map(math.prod, shapes))
 
 
 def test_it_starts_as_unit_vectors_from_its_seed() -> None:

@@ -72,6 +72,7 @@ POA: dict[str, Any] = {
     "sampling": "sandwich",
     "epochs": 4,
     "heads.prototypes": (24,),
+    "heads.layers": 2,
     "heads.hidden": 24,
     "heads.bottleneck": 4,
     "views.global_size": 24,

@@ -28,7 +28,7 @@ _OF_PROTOTYPES = ("losses.student_temperature", "losses.teacher_temperature", "l
 
 def _unused(config: Config) -> Iterator[str]:
     """How names of settings begin that nothing of this run reads."""
-    method, kind = config.method, config.losses.kind
+    method, kind, heads = config.method, config.losses.kind, config.heads
     alone, no_prototypes = method not in SELF_DISTILLED, ("heads.prototypes", "heads.memory")
     rules: dict[tuple[str, ...], bool] = {
         ("distill.",): method not in ("distill", "seed") and (alone or not config.distill.teacher),
@@ -38,7 +38,8 @@ def _unused(config: Config) -> Iterator[str]:
         ("slim.",): method not in SLIMMABLE,
         ("elastic_samples", "sampling", "same_sizes_on_all_ranks"): method not in ELASTIC or method in SLIMMABLE,
         ("losses.intact_share",): method not in ("poa", "distill"),
-        ("heads.hidden",): alone and method != "distill",
+        ("heads.layers",): alone,
+        ("heads.hidden",): method != "distill" and (alone or (heads.layers == 1 and not config.distill.teacher)),
         (*no_prototypes, "heads.bottleneck", "views.mask_", "losses.ibot", "losses.kind", "losses.variant"): alone,
         ("losses.koleo", "losses.gram", "losses.rate", "losses.distortion", *_OF_PROTOTYPES): alone,
         ("optimizer.freeze_last_layer_epochs",): alone or kind == "coding-rate",

@@ -1,5 +1,6 @@
 """Settings of a pre-training. Imports no torch."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
@@ -329,7 +330,8 @@ class Config(Settings):
     def head_weights(self, width: int) -> int:
         """Weights of all projection heads for features of a width, with their prototypes, if there are any."""
         heads = self.heads
-        mlp = width * heads.hidden + heads.hidden**2 + heads.hidden * heads.bottleneck
+        widths = [width, *[heads.hidden] * (heads.layers - 1), heads.bottleneck]
+        mlp = sum(first * second for first, second in pairwise(widths))
         prototypes = heads.prototypes if self.losses.kind == "prototypes" else (0,)
         return sum(mlp + heads.bottleneck * number for number in prototypes)
 

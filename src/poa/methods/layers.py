@@ -14,22 +14,23 @@ from poa.errors import UserError, counted
 
 
 class Projector(nn.Module):
-    """Three-layer MLP and L2 normalisation (DINO; POA, Sec. 3, multiple heads).
+    """MLP and L2 normalisation (DINO; POA, Sec. 3, multiple heads).
 
     It computes in float32 also under autocast: early in a run features of different images hardly differ, and low
     precision would lose the difference.
 
     Args:
         width: Width of the features, the only part of a head that is elastic.
-        hidden: Width of the hidden layers.
+        layers: Number of linear layers, three as published.
+        hidden: Width between them.
         bottleneck: Width of the outputs.
     """
 
-    def __init__(self, width: int, *, hidden: int = 2048, bottleneck: int = 256) -> None:
+    def __init__(self, width: int, *, layers: int = 3, hidden: int = 2048, bottleneck: int = 256) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+        self.layers = nn.Sequential(nn.Linear(width, hidden if layers > 1 else bottleneck))
+        for number in range(1, layers):
+            self.layers.extend([nn.GELU(), nn.Linear(hidden, hidden if number < layers - 1 else bottleneck)])
         self.bottleneck = bottleneck
         for module in self.layers:
             if isinstance(module, nn.Linear):
@@ -57,12 +58,15 @@ class ProjectionHead(Projector):
     Args:
         width: Width of the features, the only part of a head that is elastic.
         num_prototypes: Number of prototypes.
-        hidden: Width of the hidden layers.
+        layers: Number of linear layers.
+        hidden: Width between them.
         bottleneck: Width of the space in which prototypes lie.
     """
 
-    def __init__(self, width: int, *, num_prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
-        super().__init__(width, hidden=hidden, bottleneck=bottleneck)
+    def __init__(
+        self, width: int, *, num_prototypes: int, layers: int = 3, hidden: int = 2048, bottleneck: int = 256
+    ) -> None:
+        super().__init__(width, layers=layers, hidden=hidden, bottleneck=bottleneck)
         self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1))
         self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck))
         nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # as a bias-free linear layer starts

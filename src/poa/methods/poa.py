@@ -55,7 +55,8 @@ class Network(Branch):
     def __init__(self, backbone: Backbone, heads: HeadSettings, *, prototypes: bool = True) -> None:
         super().__init__()
         self.backbone = backbone
-        width, inner = backbone.num_features, {"hidden": heads.hidden, "bottleneck": heads.bottleneck}
+        width = backbone.num_features
+        inner = {"layers": heads.layers, "hidden": heads.hidden, "bottleneck": heads.bottleneck}
         self.heads: nn.ModuleList = nn.ModuleList(
             [ProjectionHead(width, num_prototypes=k, **inner) for k in heads.prototypes]
             if prototypes
