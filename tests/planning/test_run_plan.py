@@ -107,6 +107,24 @@ def test_a_network_that_is_named_decides_on_its_crops(steps: Steps) -> None:
         planned({"model": {"name": "vit_tiny_patch16_224"}, "views": {"global_size": 40}})
 
 
+def test_long_runs_on_small_images_take_a_vit(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = ImageFacts(10_000, 48, 32, 32**2, False, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    monkeypatch.setattr(planning, "images_of", lambda *_: many)
+
+    def recipe(given: dict[str, Any] | None = None, **named: Any) -> str:
+        found = planned(given, **named)
+        assert found.start is not None
+        assert found.start.recipe.startswith(found.config.model.name)
+        return found.start.recipe
+
+    assert recipe() == recipe(hours=0.5) == recipe(steps=2_999) == recipe({"epochs": 19}) == "convnext-small-data"
+    assert recipe(steps=3_000) == recipe({"epochs": 20}) == "vit-small-data"
+    steps.sides.clear()
+    assert recipe(hours=1) == "vit-small-data", "an hour has 3,240 steps of a second"
+    assert steps.sides == [32, 32], "of the ConvNeXt, then of the ViT"
+    assert recipe({"model": {"name": "convnext"}}, hours=1) == "convnext-small-data"
+
+
 def test_hours_and_steps_become_epochs(steps: Steps) -> None:
     assert planned(hours=1).config.epochs == int(0.9 * 3600 * 4) // 21
     assert planned(steps=210).config.epochs == 10

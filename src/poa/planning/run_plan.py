@@ -18,7 +18,7 @@ from poa.models import opening
 from poa.models.registry import describe, family_name, family_of
 from poa.models.run import Run
 from poa.planning.decisions import Decision, Start, crops_for, decide, length, of_length, start_of
-from poa.planning.expectation import expectation
+from poa.planning.expectation import IMAGES_A_STEP, expectation
 from poa.planning.facts import ImageFacts, MachineFacts, images_of, machine_of
 from poa.planning.notes import notes_of
 from poa.pretraining import launch
@@ -179,7 +179,7 @@ def _plan(wishes: _Wishes, console: Console) -> RunPlan:
     images = images_of(open_images(first.data, limit=first.limit, console=console), first.values)
     machine = _machine(first)
     if wishes.recipe is None and wishes.file is None:
-        draft, measured = _suited(_drafts(wishes, images, machine, first), wishes, machine, console)
+        draft, measured = _started(wishes, images, machine, console)
     else:
         draft = _Draft(None, (), first)
         measured = _measured(draft.config, console)
@@ -203,15 +203,30 @@ def _machine(config: Config) -> MachineFacts:
     return machine_of(device, local=local, processes=local * config.num_nodes)
 
 
-def _drafts(wishes: _Wishes, images: ImageFacts, machine: MachineFacts, first: Config) -> Iterator[_Draft]:
+def _started(wishes: _Wishes, images: ImageFacts, machine: MachineFacts, console: Console) -> tuple[_Draft, Measured]:
+    """The draft that suits, and what its steps take: how many fit into hours is only known once some were measured."""
+    given = flat(wishes.given)
+    family = family_name(describe(given["model.name"])[0]) if "model.name" in given else None
+    steps = wishes.steps
+    if "epochs" in given:
+        steps = int(given["epochs"] * images.number / given.get("batch_size", IMAGES_A_STEP))
+    start = start_of(images, machine, given, family=family, steps=steps)
+    draft, measured = _suited(_drafts(wishes, images, machine, start), wishes, machine, console)
+    if wishes.hours is None:
+        return draft, measured
+    longer = start_of(images, machine, given, family=family, steps=_possible(wishes.hours, measured))
+    if longer.recipe == start.recipe:
+        return draft, measured
+    return _suited(_drafts(wishes, images, machine, longer), wishes, machine, console)
+
+
+def _drafts(wishes: _Wishes, images: ImageFacts, machine: MachineFacts, start: Start) -> Iterator[_Draft]:
     """For each side of crops that the network can take, the best first.
 
     Raises:
         UserError: It can take none.
     """
     given = flat(wishes.given)
-    family = family_name(describe(first.model.name)[0]) if "model.name" in given else None
-    start = start_of(images, machine, given, family=family)
     crops = [given[CROP]] if CROP in given else crops_for(images, machine)
     refusal, number = UserError("There are no crops."), 0
     for crop in crops:
