@@ -140,7 +140,7 @@ def write() -> None:
     for part, some in (("train", paths[::2]), ("test", paths[1::2])):
         Path("caltech101", f"{part}.txt").write_text("".join(f"{path}\n" for path in some), encoding="utf-8")
     Path("camvid.txt").write_text("sky\nroad\n" + "\n".join(map(str, range(2, 12))), encoding="utf-8")
-    for copy in ("LABELLED", "cifar10", "coco128"):
+    for copy in ("LABELLED", "QUERIES", "cifar10", "coco128"):
         shutil.copytree("IMAGES", copy)
     for part in ("train", "val"):
         shutil.copytree("PHOTOS", f"coco128/{part}2017")

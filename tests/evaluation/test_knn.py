@@ -11,6 +11,7 @@ from evaluation.scored import CPU, same, scored
 from poa.errors import UserError
 from poa.evaluation import knn
 from poa.evaluation.knn import Knn, allowed_ks, nearest_images
+from poa.features.whitening import whitening_of
 
 
 def make(*, seed: int = 0, train: int = 90, test: int = 40, width: int = 7, classes: int = 8) -> tuple[Tensor, ...]:
@@ -65,6 +66,17 @@ def test_equals_scikit_learn(k: int) -> None:
     expected = 100 * float((other.predict(test) == test_labels.numpy()).mean())
     outcome = scored(Knn(ks=(k,)), train, train_labels, test, test_labels, num_classes=8)
     assert outcome.scores[f"top1@{k}"] == pytest.approx(expected)
+
+
+def test_whitened_is_k_nn_of_whitened_features() -> None:
+    train, train_labels, test, test_labels = make(seed=5)
+    whitening = whitening_of(train, damping=0.2)
+    plain = scored(Knn(ks=(5,)), train, train_labels, test, test_labels, num_classes=8).scores
+    by_hand = scored(Knn(ks=(5,)), whitening(train), train_labels, whitening(test), test_labels, num_classes=8).scores
+    found = scored(Knn(ks=(5,), whiten=0.2), train, train_labels, test, test_labels, num_classes=8).scores
+    assert found == by_hand != plain
+    with pytest.raises(UserError, match=r"--whiten cannot be 0\.0"):
+        Knn(whiten=0.0)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 5000])

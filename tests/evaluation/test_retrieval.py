@@ -11,6 +11,7 @@ from poa.errors import UserError
 from poa.evaluation import retrieval
 from poa.evaluation.protocol import Outcome
 from poa.evaluation.retrieval import Retrieval
+from poa.features.whitening import whitening_of
 
 
 def make(*, gallery: int = 70, queries: int = 30, width: int = 6, classes: int = 5) -> list[Tensor]:
@@ -47,6 +48,14 @@ def test_by_hand() -> None:
     assert result.values["map"].tolist() == pytest.approx([first, second])
     assert result.scores == pytest.approx({"map": (first + second) / 2, "recall@1": 50.0, "recall@2": 100.0})
     assert result.details == {"left_out": 1.0}
+
+
+def test_whitened_is_retrieval_of_whitened_features() -> None:
+    gallery, labels, queries, wanted = make()
+    whitening = whitening_of(gallery, damping=0.2)
+    found = scored(Retrieval(whiten=0.2), gallery, labels, queries, wanted, num_classes=100).scores
+    assert found == retrieve(whitening(gallery), labels, whitening(queries), wanted).scores
+    assert found != retrieve(gallery, labels, queries, wanted).scores
 
 
 @pytest.mark.parametrize("pairs", [1, 300, 2**24])

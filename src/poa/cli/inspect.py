@@ -27,6 +27,8 @@ def embed(
     out: Path,
     sizes: Names = (),
     patches: Switch = False,
+    whiten: float | None = None,
+    whitened_as: Path | None = None,
     branch: Branch = "teacher",
     image_size: int | None = None,
     checkpoint: Step | None = None,
@@ -44,6 +46,10 @@ def embed(
             Or a folder for one .npy file of each size.
         sizes: `all`, or names such as 96x4; required for a run with several sizes.
         patches: Also write one feature for each patch.
+        whiten: Whiten features by those of these images, so that directions in which they vary little count as much as
+            others: 0.1 suits. It is added to each direction's variance, as a share of the mean. How it was done is
+            written beside them.
+        whitened_as: Whiten them as those of other images were: the --out that --whiten was given with.
         branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
         image_size: Side of the images in pixels; by default the size that the network is made for.
         checkpoint: Step of the run's checkpoint to use, or `best`; the newest by default.
@@ -60,6 +66,8 @@ def embed(
         out=out,
         sizes=sizes,
         patches=patches,
+        whiten=whiten,
+        whitened_as=whitened_as,
         limit=limit,
         workers=workers,
         overwrite=overwrite,

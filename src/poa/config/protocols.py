@@ -12,6 +12,8 @@ NO_DEFAULT = Parameter(show_default=False)
 SWITCH = Parameter(negative=(), show_default=False)
 MAX_BAD_SHARE = 0.01
 """Share of the images that may be left out of scores as they cannot be read."""
+Whiten = Annotated[ShareAboveZero | None, NO_DEFAULT]
+"""See ``poa.features.whitening``."""
 LearningRates = Annotated[tuple[Positive, ...], Field(min_length=1), NO_DEFAULT]
 Strengths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
@@ -25,6 +27,10 @@ class KnnSettings(Settings):
     """Numbers of neighbours; 10, 20, 100 and 200 by default."""
     temperature: Annotated[Positive, NO_FLAG] = 0.07
     """Temperature of the softmax that turns similarities into votes."""
+    whiten: Whiten = None
+    """Whiten features by those of the training images, so that directions in which they vary little count as much as
+    others: 0.1 suits. It is added to each direction's variance, as a share of the mean; by default nothing is
+    whitened."""
 
 
 class LinearSettings(Settings):
@@ -117,6 +123,8 @@ class RetrievalSettings(Settings):
 
     ks: Annotated[tuple[int, ...] | None, Parameter(name="k")] = None
     """Numbers of images for recall; 1, 5 and 10 by default."""
+    whiten: Whiten = None
+    """Whiten features by those of the training images, as for k-NN: 0.1 suits; by default nothing is whitened."""
 
 
 class QualitySettings(Settings):

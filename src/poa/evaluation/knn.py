@@ -23,6 +23,7 @@ from poa.evaluation.protocol import (
     top_k,
     unit_rows,
 )
+from poa.features.whitening import Whitening, whitening_of
 
 KS = (10, 20, 100, 200)
 _CHUNK = 2048
@@ -52,7 +53,10 @@ class Knn(KnnSettings, Protocol):
         """Accuracy for each number of neighbours."""
         check_rows(train, test, num_classes=num_classes)
         ks = allowed_ks(self.ks, num_train=len(train.features))
-        similarities, images = nearest_images(train.features, test.features, k=ks[-1], device=device, chunk=_CHUNK)
+        whitening = None if self.whiten is None else whitening_of(train.features, damping=self.whiten)
+        similarities, images = nearest_images(
+            train.features, test.features, k=ks[-1], device=device, chunk=_CHUNK, whitening=whitening
+        )
         classes, labels = train.labels.to(device, torch.int64)[images], test.labels.to(device, torch.int64)
         weights = torch.softmax(similarities / self.temperature, dim=1)
         parts = zip(*(torch.split(rows, _CHUNK) for rows in (weights, classes, labels)), strict=True)
@@ -93,6 +97,7 @@ def nearest_images(
     k: int,
     device: torch.device,
     chunk: int,
+    whitening: Whitening | None = None,
 ) -> tuple[Float[Tensor, "test k"], Int[Tensor, "test k"]]:
     """The k most similar training images of every test image by cosine, nearest first, ties by image number.
 
@@ -102,14 +107,15 @@ def nearest_images(
         k: Number of neighbours, at most the number of training images.
         device: Where to compute.
         chunk: Rows of the blocks of similarities, in test images and in training images.
+        whitening: Of all features, before they are compared.
 
     Returns:
         Cosine similarities, and the numbers of the training images.
     """
-    test = unit_rows(test_features, device)
+    test = unit_rows(test_features, device, whitening)
     best = torch.empty(len(test), 0, dtype=torch.int64, device=device)
     for start in range(0, len(train_features), chunk):
-        train = unit_rows(train_features[start : start + chunk], device)
+        train = unit_rows(train_features[start : start + chunk], device, whitening)
         blocks = []
         for rows, known in zip(torch.split(test, chunk), torch.split(best, chunk), strict=True):
             with full_precision(device):

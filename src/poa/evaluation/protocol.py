@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from poa.config.values import Settings
 from poa.data.content import LeftOut
 from poa.errors import UserError
+from poa.features.whitening import Whitening
 
 LEVEL = 0.95
 """Of the intervals beside scores."""
@@ -260,9 +261,15 @@ def column_statistics(
     return mean, torch.where(deviation > _LEAST_DEVIATION * mean.abs(), 1 / deviation, 0.0).float()
 
 
-def unit_rows(features: Float[Tensor, "images width"], device: torch.device) -> Float[Tensor, "images width"]:
-    """Rows of length 1 in float32 on ``device``; rows of zeros stay."""
-    return F.normalize(features.to(device, torch.float32), dim=1)
+def unit_rows(
+    features: Float[Tensor, "images width"], device: torch.device, whitening: Whitening | None = None
+) -> Float[Tensor, "images width"]:
+    """Rows of length 1 in float32 on ``device``, whitened before; rows of zeros stay."""
+    rows = features.to(device, torch.float32)
+    if whitening is not None:
+        with full_precision(device):
+            rows = whitening(rows)
+    return F.normalize(rows, dim=1)
 
 
 @contextmanager

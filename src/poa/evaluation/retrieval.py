@@ -11,6 +11,7 @@ from torch import Tensor
 from poa.config.protocols import RetrievalSettings
 from poa.errors import UserError
 from poa.evaluation.protocol import Outcome, Protocol, Rows, check_rows, full_precision, percent, unit_rows
+from poa.features.whitening import whitening_of
 
 KS = (1, 5, 10)
 _PAIRS = 2**24
@@ -37,7 +38,8 @@ class Retrieval(RetrievalSettings, Protocol):
         """Mean average precision and recall; test images whose class has no image in the gallery are left out."""
         check_rows(train, test, num_classes=None, names=("gallery", "query"))
         ks = _allowed_ks(self.ks, num_gallery=len(train.features))
-        gallery, classes = unit_rows(train.features, device), train.labels.to(device, torch.int32)
+        whitening = None if self.whiten is None else whitening_of(train.features, damping=self.whiten)
+        gallery, classes = unit_rows(train.features, device, whitening), train.labels.to(device, torch.int32)
         kept = torch.isin(test.labels.cpu(), train.labels.cpu()).nonzero()[:, 0]
         if len(kept) == 0:
             raise UserError(
@@ -46,7 +48,7 @@ class Retrieval(RetrievalSettings, Protocol):
             )
         precisions, firsts = [], []
         for part in torch.split(kept, max(1, _PAIRS // len(gallery))):
-            queries = unit_rows(test.features[part.to(test.features.device)], device)
+            queries = unit_rows(test.features[part.to(test.features.device)], device, whitening)
             labels = test.labels[part.to(test.labels.device)].to(device, torch.int32)
             relevant = _relevant_in_order(gallery, classes, queries, labels)
             precisions.append(_average_precision(relevant).cpu())

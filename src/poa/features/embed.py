@@ -3,12 +3,15 @@
 import filecmp
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
+from numpy.lib.format import open_memmap
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -22,6 +25,14 @@ from poa.families.base import Features
 from poa.features.extract import Extracted, extract_features, read_batches
 from poa.features.formats import FORMATS, Table, check_parquet, files
 from poa.features.images import note_darkness, open_images
+from poa.features.whitening import (
+    Whitening,
+    read_whitening,
+    require_whitening,
+    whitening_file,
+    whitening_of,
+    write_whitening,
+)
 from poa.files import make_folder, one_writer
 from poa.models.source import ModelSource
 from poa.text import plain_console, unicode_text
@@ -30,6 +41,8 @@ from poa.training.progress import Bars
 BATCH = 64
 SAVE_EVERY = 16
 """Batches after which an interrupted pass resumes."""
+_ROWS = 8192
+"""Whitened together."""
 _WHOLE = "files"
 """Folder of files before they are put in their place."""
 
@@ -55,6 +68,8 @@ def embed(
     out: Path,
     sizes: str | Sequence[str] = (),
     patches: bool = False,
+    whiten: float | None = None,
+    whitened_as: Path | None = None,
     limit: int | None = None,
     workers: int = 0,
     overwrite: bool = False,
@@ -72,6 +87,9 @@ def embed(
             ending. Or a folder, for a file ``NAME.npy`` of each network.
         sizes: ``all``, or names of sizes; may be left out where there is one network.
         patches: Also write one feature for each patch.
+        whiten: Whiten pooled features by those of all these images, with this damping (see ``whitening_of``), and write
+            the whitening beside them.
+        whitened_as: Whiten them as those were that another call wrote to this ``out``.
         limit: Take only a class-balanced part of the images.
         workers: Processes that decode images.
         overwrite: Replace files that are there.
@@ -81,6 +99,7 @@ def embed(
         UserError: An argument is invalid, or the files cannot be written.
     """
     targets, new = _targets(out, _chosen(source, sizes)), not overwrite
+    how = _Whitenings.of(whiten, whitened_as, targets)
     folder = next(iter(targets.values())).parent
     work = folder / f".{out.absolute().name}.unfinished"
     if new and not (work / _WHOLE).exists():  # else a command that was stopped may have put some in their place
@@ -90,7 +109,9 @@ def embed(
         note_darkness(index, console=console)
     make_folder(folder, content="Features")
     with one_writer(work):
-        found = _embed(source, index, targets, work, patches=patches, workers=workers, new=new, console=console)
+        found = _embed(
+            source, index, targets, work, patches=patches, how=how, workers=workers, new=new, console=console
+        )
         shutil.rmtree(work, ignore_errors=True)
     return found
 
@@ -109,6 +130,7 @@ def _embed(
     work: Path,
     *,
     patches: bool,
+    how: "_Whitenings",
     workers: int,
     new: bool,
     console: Console | None,
@@ -129,13 +151,72 @@ def _embed(
             save_every=SAVE_EVERY,
             progress=progress,
         )
+    pooled = {name: extracted.features[name][:, : widths[name].pooled] for name in targets}
+    whitenings = {name: how.of_network(name, rows) for name, rows in pooled.items()}
     tables = {
-        path: _table(source, index, extracted, name=name, shape=widths[name], patches=patches)
+        path: replace(
+            _table(source, index, extracted, name=name, shape=widths[name], patches=patches),
+            features=_whitened(pooled[name], whitenings[name], work / f"{name}.npy"),
+            about=_about(source, index, name) | how.stated(name),
+        )
         for name, path in targets.items()
     }
-    _write(tables, work / _WHOLE, new=new, num_bytes=sum(rows.nbytes for rows in extracted.features.values()))
+    found = {whitening_file(targets[name]): each for name, each in whitenings.items() if each is not None}
+    num_bytes = sum(rows.nbytes for rows in extracted.features.values())
+    _write(tables, found, work / _WHOLE, new=new, num_bytes=num_bytes)
     bad = tuple(index.name(i) for i in sorted({*range(len(index))} - {*extracted.indices.tolist()}))
     return Embedded(targets, {name: (len(index) - len(bad), widths[name].pooled) for name in targets}, bad)
+
+
+@dataclass(frozen=True)
+class _Whitenings:
+    """How pooled features are whitened: by themselves, as others were, or not at all.
+
+    Attributes:
+        damping: Of whitening by themselves.
+        like: The file of the whitening to take, by network.
+    """
+
+    damping: float | None
+    like: Mapping[str, Path]
+
+    @classmethod
+    def of(cls, damping: float | None, like: Path | None, targets: Mapping[str, Path]) -> "_Whitenings":
+        """What was asked for, checked as far as that is possible without features."""
+        if damping is not None and like is not None:
+            raise UserError("--whiten and --whitened-as both say how features are whitened. Give one of them.")
+        if damping is not None and not 0 < damping <= 1:
+            raise UserError(f"--whiten must be above 0 and at most 1, got {damping:g}. 0.1 suits.")
+        found = (
+            {}
+            if like is None
+            else {name: whitening_file(path) for name, path in _targets(like, tuple(targets)).items()}
+        )
+        for path in found.values():
+            require_whitening(path)
+        return cls(damping, found)
+
+    def of_network(self, name: str, rows: Float[Tensor, "images width"]) -> Whitening | None:
+        """That of the features of a network."""
+        if name in self.like:
+            return read_whitening(self.like[name], width=rows.shape[1])
+        return None if self.damping is None else whitening_of(rows, damping=self.damping)
+
+    def stated(self, name: str) -> dict[str, Any]:
+        """What the file of a network says of it."""
+        if name in self.like:
+            return {"whitened_as": unicode_text(str(self.like[name]))}
+        return {} if self.damping is None else {"whitened": self.damping}
+
+
+def _whitened(rows: Float[Tensor, "images width"], whitening: Whitening | None, path: Path) -> npt.NDArray[np.float32]:
+    """The rows, whitened on the disk, since they may be too many for the memory."""
+    if whitening is None:
+        return rows.numpy()
+    found = open_memmap(path, mode="w+", dtype=np.float32, shape=tuple(rows.shape))
+    for start in range(0, len(rows), _ROWS):
+        found[start : start + _ROWS] = whitening(rows[start : start + _ROWS]).numpy()
+    return found
 
 
 def _chosen(source: ModelSource, sizes: str | Sequence[str]) -> tuple[str, ...]:
@@ -164,7 +245,14 @@ def _targets(out: Path, names: Sequence[str]) -> dict[str, Path]:
     return {name: out.with_name(f"{out.stem}-{name}{out.suffix}") for name in names}
 
 
-def _write(tables: Mapping[Path, Table], unfinished: Path, *, new: bool, num_bytes: int) -> None:
+def _write(
+    tables: Mapping[Path, Table],
+    whitenings: Mapping[Path, Whitening],
+    unfinished: Path,
+    *,
+    new: bool,
+    num_bytes: int,
+) -> None:
     """Write all files in a folder of their own, and when all are whole, put them where they belong."""
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -176,6 +264,8 @@ def _write(tables: Mapping[Path, Table], unfinished: Path, *, new: bool, num_byt
         )
     for path, table in tables.items():
         FORMATS[path.suffix](table, unfinished / path.name)
+    for path, whitening in whitenings.items():
+        write_whitening(whitening, unfinished / path.name)
     wanted = {file: unfinished / file.name for path in tables for file in files(path)}
     if new:
         _check_new(file for file, whole in wanted.items() if not _same(file, whole))
@@ -230,8 +320,12 @@ def _table(
         indices=indices,
         features=rows[:, : shape.pooled],
         patches=rows[:, shape.pooled :].reshape(-1, shape.patches, shape.patch) if patches else None,
-        about={"network": unicode_text(name), "data": unicode_text(index.source), **_settings(source, index)},
+        about=_about(source, index, name),
     )
+
+
+def _about(source: ModelSource, index: ImageIndex, name: str) -> dict[str, Any]:
+    return {"network": unicode_text(name), "data": unicode_text(index.source), **_settings(source, index)}
 
 
 def _settings(source: ModelSource, index: ImageIndex) -> dict[str, Any]:

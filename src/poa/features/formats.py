@@ -13,6 +13,7 @@ import numpy.typing as npt
 from numpy.lib.format import open_memmap
 
 from poa.errors import UserError, installing
+from poa.features.whitening import whitening_file
 
 AT_ONCE = 2**26
 """Bytes of features that are in memory at a time."""
@@ -152,4 +153,5 @@ FORMATS: Mapping[str, Callable[[Table, Path], None]] = {
 
 def files(path: Path) -> tuple[Path, ...]:
     """All files that may belong to one network, ``path`` itself last."""
-    return (patches_file(path), path.with_suffix(".json"), path) if path.suffix == ".npy" else (path,)
+    beside = (patches_file(path), path.with_suffix(".json")) if path.suffix == ".npy" else ()
+    return (*beside, whitening_file(path), path)
