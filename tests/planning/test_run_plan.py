@@ -126,7 +126,9 @@ def test_long_runs_on_small_images_take_a_vit(steps: Steps, monkeypatch: pytest.
 
 
 def test_hours_and_steps_become_epochs(steps: Steps) -> None:
-    assert planned(hours=1).config.epochs == int(0.9 * 3600 * 4) // 21
+    an_hour = planned(hours=1)
+    assert an_hour.config.epochs == int(0.9 * 3600 * 4) // 21
+    assert "--epochs 617: so that the run takes about 1 hour, by the time of some steps\n" in an_hour.text()
     assert planned(steps=210).config.epochs == 10
     assert planned(steps=21).config.limit is None
     few = planned(steps=3)

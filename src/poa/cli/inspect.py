@@ -47,8 +47,8 @@ def embed(
         sizes: `all`, or names such as 96x4; required for a run with several sizes.
         patches: Also write one feature for each patch.
         whiten: Whiten features by those of these images, so that directions in which they vary little count as much as
-            others: 0.1 suits. It is added to each direction's variance, as a share of the mean. How it was done is
-            written beside them.
+            others. The number is added to each direction's variance, as a share of the mean: 0.1 suits. It helps
+            networks that were trained long, and not those of minutes. How it was done is written beside them.
         whitened_as: Whiten them as those of other images were: the --out that --whiten was given with.
         branch: The trained teacher, untrained networks, or networks cut out of the weights that the run started from.
         image_size: Side of the images in pixels; by default the size that the network is made for.

@@ -12,7 +12,7 @@ from poa.config.values import flag
 from poa.errors import counted
 from poa.planning.facts import ImageFacts, MachineFacts
 
-CROPS = (16, 24, 32, 48, 64, 96, 112, 128, 160, 192, 224)
+CROPS = (16, 24, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224)
 """Sides of the global crops that are considered, in pixels."""
 LARGEST_CROP = {"cpu": 96}
 """On kinds of devices; elsewhere the largest of all."""

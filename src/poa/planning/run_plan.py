@@ -260,7 +260,7 @@ def _suited(
         return draft, measured
     enough = [each for each in smaller if possible * (_side(draft) / _side(each)) ** 2 >= STEPS_IN_HOURS]
     chosen = enough[0] if enough else smaller[-1]
-    why = f"in {wishes.hours:g} hours there is time for only {possible} steps on crops of {_side(draft)} pixels"
+    why = f"in {_in_hours(wishes.hours)} there is time for only {possible} steps on crops of {_side(draft)} pixels"
     others = [each for each in chosen.decisions if each.setting != CROP]
     return _fitted(chosen._replace(decisions=(Decision(CROP, _side(chosen), why), *others)), machine, console)
 
@@ -338,4 +338,8 @@ def _part(config: Config, steps: int | None, an_epoch: int) -> list[Decision]:
 def _why(wishes: _Wishes, measured: Measured) -> str:
     if wishes.hours is None:
         return f"so that the run has about {wishes.steps:,} steps, {measured.steps_per_epoch:,} an epoch"
-    return f"so that the run takes about {wishes.hours:g} hours, by the time of some steps"
+    return f"so that the run takes about {_in_hours(wishes.hours)}, by the time of some steps"
+
+
+def _in_hours(hours: float) -> str:
+    return "1 hour" if hours == 1 else f"{hours:g} hours"
