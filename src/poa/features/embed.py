@@ -3,7 +3,7 @@
 import filecmp
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,10 +154,12 @@ def _embed(
     pooled = {name: extracted.features[name][:, : widths[name].pooled] for name in targets}
     whitenings = {name: how.of_network(name, rows) for name, rows in pooled.items()}
     tables = {
-        path: replace(
-            _table(source, index, extracted, name=name, shape=widths[name], patches=patches),
+        path: _table(
+            index,
+            extracted,
             features=_whitened(pooled[name], whitenings[name], work / f"{name}.npy"),
-            about=_about(source, index, name) | how.stated(name),
+            patches=_patches(extracted.features[name], widths[name]) if patches else None,
+            about={"network": unicode_text(name), **how.stated(name), **_settings(source, index)},
         )
         for name, path in targets.items()
     }
@@ -307,25 +309,31 @@ class _WithPatches(nn.Module):
         return Features(torch.cat([features.cls, features.patches.flatten(1)], dim=1), features.patches)
 
 
+def _patches(rows: Float[Tensor, "images width"], widths: _Widths) -> npt.NDArray[np.float32]:
+    """Of rows of a pooled feature and all patches."""
+    return rows.numpy()[:, widths.pooled :].reshape(-1, widths.patches, widths.patch)
+
+
 def _table(
-    source: ModelSource, index: ImageIndex, extracted: Extracted, *, name: str, shape: _Widths, patches: bool
+    index: ImageIndex,
+    extracted: Extracted,
+    *,
+    features: npt.NDArray[np.float32],
+    patches: npt.NDArray[np.float32] | None,
+    about: Mapping[str, Any],
 ) -> Table:
     """What to write for a network."""
-    rows, indices = extracted.features[name].numpy(), extracted.indices.numpy()
+    indices = extracted.indices.numpy()
     labels = index.labels()[indices]
     return Table(
         names=tuple(unicode_text(index.name(i)) for i in indices.tolist()),
         labels=labels if index.classes and np.any(labels >= 0) else None,
         classes=tuple(map(unicode_text, index.classes)),
         indices=indices,
-        features=rows[:, : shape.pooled],
-        patches=rows[:, shape.pooled :].reshape(-1, shape.patches, shape.patch) if patches else None,
-        about=_about(source, index, name),
+        features=features,
+        patches=patches,
+        about={"data": unicode_text(index.source), **about},
     )
-
-
-def _about(source: ModelSource, index: ImageIndex, name: str) -> dict[str, Any]:
-    return {"network": unicode_text(name), "data": unicode_text(index.source), **_settings(source, index)}
 
 
 def _settings(source: ModelSource, index: ImageIndex) -> dict[str, Any]:
