@@ -166,10 +166,10 @@ CASES: dict[str, Case] = {
     ),
     "embed": (
         "--data a c --out b --sizes 32x2 --patches --branch untrained --image-size 32 --limit 7 --workers 2 "
-        "--overwrite --checkpoint 8",
+        "--overwrite --checkpoint 8 --whiten 0.2 --whitened-as g.npy",
         "poa.features.embed.embed",
         {"source": ELSEWHERE, "data": ("a", "c"), "out": Path("b"), "sizes": ("32x2",), "patches": True}
-        | {"limit": 7, "workers": 2, "overwrite": True},
+        | {"whiten": 0.2, "whitened_as": Path("g.npy"), "limit": 7, "workers": 2, "overwrite": True},
     ),
     "pictures": (
         "--images a c --out b --sizes 32x2 --kinds colours matches --limit 7 --show 3 --seed 2 --branch untrained "

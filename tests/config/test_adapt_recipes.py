@@ -15,14 +15,12 @@ def test_trained_weights_are_adapted_with_care(recipe: str) -> None:
     config, scratch = resolve(recipe=recipe), resolve(recipe=recipe.replace("adapt", "vit"))
     ours, theirs = config.optimizer, scratch.optimizer
     assert (config.sampling, config.distill.teacher, config.distill.weight) == ("widening", "init", (1.0, 1.0))
-    assert (
-        ours.base_lr
-        == resolve(recipe="vit-96" if "small" in recipe else recipe.replace("adapt", "vit")).optimizer.base_lr / 2
-    )
+    base = resolve(recipe="vit-96") if "small" in recipe else scratch
+    assert ours.base_lr == base.optimizer.base_lr / 2
     assert 2 * ours.warmup_epochs < ours.backbone_warmup_epochs <= config.epochs / 3
     assert ours.teacher_momentum[0] > theirs.teacher_momentum[0]
     assert config.epochs <= scratch.epochs / 3
-    assert (config.batch_size, config.heads) == (scratch.batch_size, scratch.heads)
+    assert (config.batch_size, config.heads) == (base.batch_size, base.heads)
     assert warnings_of(config, num_images=10**6 if recipe.endswith("-1m") else 20_000) == []
     given: dict[str, Any] = {"views": {"global_size": 98, "local_size": 42}} if recipe == "adapt-96" else {}
     if recipe in ("adapt-96", "adapt-224"):

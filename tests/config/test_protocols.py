@@ -24,7 +24,7 @@ TOGETHER: dict[
     "seed": 0,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "knn": {"ks": None, "temperature": 0.07},
+    "knn": {"ks": None, "temperature": 0.07, "whiten": None},
     "linear": {"fit": "lbfgs", "strengths": None, "seed": 0},
     "linear-switchable": TOGETHER,
     "linear-slimmable": TOGETHER,
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "few-shot": {"per_class": None, "share": None, "draws": 5, "strengths": None, "seed": 0},
     "cluster": {"clusters": None, "seeds": (0,), "restarts": 10, "normalise": False},
-    "retrieval": {"ks": None},
+    "retrieval": {"ks": None, "whiten": None},
 }
 OTHERS: dict[type[Settings], dict[str, Any]] = {
     QualitySettings: {"k": 10, "seed": 0},

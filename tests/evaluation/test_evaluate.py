@@ -273,8 +273,9 @@ def test_scores_of_before_intervals_are_kept(run: Path, capsys: pytest.CaptureFi
     content = json.loads(file.read_text())
     kept = {key: content[key] for key in ("protocol", "settings", "bad_images", "scores")}
     assert set(kept["settings"]) == {
-        "weights", "train", "test", "image_size", "resize", "mean", "std", "precision", "ks", "temperature"
+        "weights", "train", "test", "image_size", "resize", "mean", "std", "precision", "ks", "temperature", "whiten"
     }  # fmt: skip
+    assert kept["settings"].pop("whiten") is None, "what came later is off"
     file.write_text(json.dumps(kept))
     capsys.readouterr()
     assert poa(*words, "--sizes", "32x2") == 0

@@ -36,7 +36,7 @@ TOGETHER: dict[str, Any] = {
     "seed": 1,
 }
 OTHER: dict[str, dict[str, Any]] = {
-    "knn": {"ks": (3,), "temperature": 0.5},
+    "knn": {"ks": (3,), "temperature": 0.5, "whiten": 0.1},
     "linear": {"strengths": (10.0,), "seed": 2},
     "linear-switchable": TOGETHER,
     "linear-slimmable": TOGETHER,
@@ -52,7 +52,7 @@ OTHER: dict[str, dict[str, Any]] = {
     },
     "few-shot": {"per_class": 5, "draws": 2, "strengths": (10.0,), "seed": 5},
     "cluster": {"clusters": 4, "seeds": (0, 1), "restarts": 2, "normalise": True},
-    "retrieval": {"ks": (1, 3)},
+    "retrieval": {"ks": (1, 3), "whiten": 0.1},
 }
 ELSEWHERE = {
     ("linear", "fit"): "has one value",

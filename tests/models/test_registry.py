@@ -337,14 +337,14 @@ def test_an_architecture_is_another_network_than_its_family() -> None:
 
 
 def test_a_recipe_may_build_on_another_with_another_network() -> None:
-    """`recipe: vit-small-data` in the recipe itself: all but the network, and what it states, is taken over."""
+    """`recipe: convnext-small-data` in the recipe itself: all but the network, and what it states, is taken over."""
     content = resolve.read_recipe("swin-small-data")
     assert "recipe" not in content
-    vit, swin = resolve.resolve(recipe="vit-small-data"), resolve.resolve(recipe="swin-small-data")
+    convnext, swin = resolve.resolve(recipe="convnext-small-data"), resolve.resolve(recipe="swin-small-data")
     assert model_of(swin).keys() >= {"window_size", "depths"}
     assert swin.model.register_tokens is swin.model.resize_positions is None
-    assert swin.heads == vit.heads
-    assert swin.optimizer.clip == vit.optimizer.clip != OptimizerSettings().clip
+    assert swin.heads == convnext.heads
+    assert swin.optimizer.clip == convnext.optimizer.clip != OptimizerSettings().clip
 
 
 def test_files_and_flags_are_laid_over_one_another(tmp_path: Path) -> None:
