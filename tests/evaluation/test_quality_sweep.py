@@ -14,6 +14,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import tiny
+from features import embedded
+from features.embedded import MEAN, SIZES, STD
 from poa.cli.evaluate import quality as command
 from poa.config import resolve
 from poa.data.augment import augment, normalise
@@ -22,22 +24,17 @@ from poa.data.index import ImageIndex, open_index
 from poa.data.loader import images_for_scoring
 from poa.data.resize import centre_crop
 from poa.data.views import collate, make_crops, sample_generator
-from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.evaluation import quality
 from poa.evaluation.quality import alignment, linear_cka, neighbour_stability, uniformity
 from poa.evaluation.results import NotScored, Scores, results_file
 from poa.evaluation.sweep import SweepOptions
 from poa.families.base import Features
-from poa.families.vit import ViT
 from poa.models.source import ModelSource
 from poa.plots.tables import quality_table
 from poa.training.health import rankme
 
-FAMILY = ViT(SearchSpace.grid((32, 48), (1, 2)), image_size=8, patch_size=4, head_dim=16, layer_scale=0.5)
-SIZES = tuple(map(str, FAMILY.space.sizes))
 INTACT = SIZES[-1]
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 NUM = 40
 
 
@@ -54,21 +51,11 @@ class Stretched(nn.Module):
 
 
 def make_network(name: str) -> nn.Module:
-    size = Size.parse(name)
-    torch.manual_seed(size.width + size.depths[0])
-    return Stretched(FAMILY.build(size)).requires_grad_(False).eval()
+    return Stretched(embedded.make_network(name)).requires_grad_(False).eval()
 
 
 def source(out: Path, **over: Any) -> ModelSource:
-    defaults = {
-        "name": "runs/mine",
-        "names": SIZES,
-        "network": make_network,
-        "timm_model": make_network,
-        "weights": "seed 0",
-    }
-    prepared = {"preprocessing": Preprocessing(8, 8, MEAN, STD), "out": out, "family": FAMILY}
-    return ModelSource(**{**defaults, **prepared, **over})
+    return embedded.source(**{"out": out, "network": make_network, "timm_model": make_network, **over})
 
 
 def evaluate(given: ModelSource, data: str = "digits/test", **options: Any) -> Scores:

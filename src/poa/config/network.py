@@ -72,8 +72,8 @@ class HeadSettings(Settings):
     prototypes: Annotated[tuple[Count, ...], Field(min_length=1)] = (8192, 16384, 32768, 65536)
     """Prototypes of each head."""
     layers: Annotated[int, Field(ge=1, le=8)] = 3
-    """Linear layers of a head, three as published. One is a linear head, with which small networks learn faster by the
-    coding rate."""
+    """Linear layers of a head, three as published. One is a linear head, with which small ViTs learn more by the coding
+    rate."""
     hidden: Count = 2048
     """Width of the hidden layers."""
     bottleneck: Count = 256

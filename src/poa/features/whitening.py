@@ -1,6 +1,5 @@
 """Whitening: features all of whose directions vary alike, as in retrieval (Jegou and Chum, ECCV 2012, Sec. 3)."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +44,13 @@ def whitening_of(features: Shaped[Tensor, "images width"], *, damping: float) ->
     Raises:
         UserError: The features are all equal, or not finite.
     """
-    parts = torch.split(features, _CHUNK)
-    mean = _sum(part.double().sum(dim=0) for part in parts) / len(features)
-    covariance = _sum((rows := part.double().cpu() - mean).T @ rows for part in parts) / len(features)
+    width, parts = features.shape[1], torch.split(features, _CHUNK)
+    mean, covariance = (torch.zeros(shape, dtype=torch.float64) for shape in ((width,), (width, width)))
+    for part in parts:
+        mean += part.cpu().double().sum(dim=0) / len(features)
+    for part in parts:
+        rows = part.cpu().double() - mean
+        covariance += rows.T @ rows / len(features)
     level = covariance.diagonal().mean()
     if not (torch.isfinite(covariance).all() and level > 0):
         raise UserError(
@@ -94,10 +97,3 @@ def read_whitening(path: Path, *, width: int) -> Whitening:
             "features of the same network."
         )
     return whitening
-
-
-def _sum(parts: Iterator[Tensor]) -> Tensor:
-    total = next(parts).cpu()
-    for part in parts:
-        total = total + part.cpu()
-    return total
