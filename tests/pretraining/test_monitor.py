@@ -9,6 +9,7 @@ from poa.data.augment import normalise
 from poa.data.index import open_index
 from poa.elastic.network import state
 from poa.evaluation.knn import Knn
+from poa.pretraining.advice import cure_of_collapse
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.monitor import Monitor, Sample, take_sample
 
@@ -63,3 +64,26 @@ def test_sizes_vote_with_three_quarters_of_the_images() -> None:
     wanted = scored(Knn(ks=(20,)), features[bank], labels[bank], features[queries], labels[queries], num_classes=4)
     assert monitor._knn(features) == pytest.approx(wanted.scores["top1@20"])
     assert monitor._collapse._grace_steps == 2 * parts.steps_per_epoch == 8
+
+
+@pytest.mark.parametrize(
+    ("over", "cure"),
+    [
+        ({}, "Raise --losses.koleo or --lr, or use fewer --heads.prototypes."),
+        ({"method": "single"}, "Raise --losses.koleo or --lr, or use fewer --heads.prototypes."),
+        ({"losses": {"kind": "coding-rate"}}, "Lower --lr, or raise --optimizer.warmup-epochs or --losses.rate."),
+    ],
+    ids=str,
+)
+def test_a_collapsed_run_is_told_what_helps_its_kind_of_loss(over: dict[str, object], cure: str) -> None:
+    parts, monitor = parts_of(**over)
+    weights = {name: torch.zeros_like(value) for name, value in state(parts.method.exported.backbone).items()}
+    for step in (0, 100, 200):
+        _, sentences = monitor.score(step, {"intact/global": 1.0, "elastic/global": 1.0}, weights)
+    assert sentences
+    assert all(each.endswith(cure) for each in sentences)
+
+
+def test_a_slimmable_network_has_no_loss_of_these_kinds() -> None:
+    config = tiny.config(method="slimclr-simclr")
+    assert cure_of_collapse(config) == "Lower --lr, or raise --optimizer.warmup-epochs."

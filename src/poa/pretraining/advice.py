@@ -74,6 +74,16 @@ def _about_images(config: Config, *, num_images: int) -> list[str]:
     return found
 
 
+def cure_of_collapse(config: Config) -> str:
+    """What to do once the features of a run have collapsed, by settings that have an effect on it."""
+    kind = config.losses.kind if config.method in SELF_DISTILLED else ""
+    cures = {
+        "prototypes": "Raise --losses.koleo or --lr, or use fewer --heads.prototypes.",
+        "coding-rate": "Lower --lr, or raise --optimizer.warmup-epochs or --losses.rate.",
+    }
+    return cures.get(kind, "Lower --lr, or raise --optimizer.warmup-epochs.")
+
+
 def memory_warning(config: Config) -> str | None:
     """A warning of runs on a CPU that take much memory, since the system ends them without a message."""
     processes, side = config.processes, config.views.global_size

@@ -20,6 +20,7 @@ from poa.elastic.space import Size
 from poa.evaluation.knn import Knn
 from poa.evaluation.protocol import Rows
 from poa.features.images import open_images
+from poa.pretraining.advice import cure_of_collapse
 from poa.pretraining.build import Parts
 from poa.training.health import CollapseCheck, mean_cosine, rankme
 
@@ -61,7 +62,7 @@ class Monitor:
         sizes = parts.family.space.sizes
         self._sizes = dict.fromkeys((sizes[0], sizes[len(sizes) // 2], sizes[-1])) if labelled else {sizes[-1]: None}
         self._sub_networks = parts.family.sub_networks()
-        self._collapse = CollapseCheck(grace_steps=2 * parts.steps_per_epoch)
+        self._collapse = CollapseCheck(grace_steps=2 * parts.steps_per_epoch, cure=cure_of_collapse(config))
 
     def score(
         self, step: int, metrics: Mapping[str, float], weights: Mapping[str, Tensor]

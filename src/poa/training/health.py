@@ -152,10 +152,11 @@ class CollapseCheck:
     Without KoLeo a small run can collapse in silence: an untrained ViT gives almost the same feature for all images,
     Sinkhorn-Knopp then makes uniform targets, and the loss stays at exactly ln(prototypes). A symptom is reported once
     ``num_checks`` checks in a row have found it, and again only after it was gone; nothing is reported before step
-    ``grace_steps``, since every run starts like a collapsed one.
+    ``grace_steps``, since every run starts like a collapsed one. ``cure`` is a sentence on what to do.
     """
 
-    def __init__(self, *, grace_steps: int, num_checks: int = 3) -> None:
+    def __init__(self, *, grace_steps: int, num_checks: int = 3, cure: str) -> None:
+        self._cure = cure
         self._grace_steps = grace_steps
         self._num_checks = num_checks
         self._persistent: dict[str, _Persistence] = {}
@@ -172,7 +173,7 @@ class CollapseCheck:
             rank: RankMe of the teacher's features.
             cosine: Mean cosine of the teacher's features.
         """
-        symptoms = _symptoms(losses, log_prototypes=log_prototypes, rank=rank, cosine=cosine)
+        symptoms = _symptoms(losses, log_prototypes=log_prototypes, rank=rank, cosine=cosine, cure=self._cure)
         sentences = []
         persistent = {}
         for name, symptom in symptoms.items():
@@ -185,8 +186,9 @@ class CollapseCheck:
         return sentences
 
 
-def _symptoms(losses: Mapping[str, float], *, log_prototypes: float, rank: float, cosine: float) -> dict[str, _Symptom]:
-    cure = "Raise --losses.koleo or --lr, or use fewer --heads.prototypes."
+def _symptoms(
+    losses: Mapping[str, float], *, log_prototypes: float, rank: float, cosine: float, cure: str
+) -> dict[str, _Symptom]:
     symptoms = {
         f"uniform {branch}": _Symptom(
             f"The loss of the {branch} student has been ln(prototypes) = {log_prototypes:.2f}",
