@@ -154,12 +154,26 @@ def test_length() -> None:
 
 
 def test_what_a_recipe_counts_in_epochs_follows_its_length() -> None:
-    base = flat(Config.model_validate(read_recipe("vit-96")).model_dump())
-    found = changed(of_length(base, {"optimizer.freeze_last_layer_epochs": 1}, epochs=60, per_hour=3.0))
-    assert found == {"optimizer.warmup_epochs": 2.0, "saving.every_epochs": 3.0, "monitor.every_epochs": 3.0}
+    base = flat(Config.model_validate(read_recipe("adapt-96")).model_dump())
+    found = changed(of_length(base, {"optimizer.freeze_last_layer_epochs": 1}, epochs=20, per_hour=1.5))
+    longer = {"optimizer.warmup_epochs": 1.0, "optimizer.backbone_warmup_epochs": 6.0}
+    assert found == {**longer, "saving.every_epochs": 1.5, "monitor.every_epochs": 1.5}
     assert set(found) <= {*IN_EPOCHS, "saving.every_epochs", "monitor.every_epochs"}
     short = changed(of_length(base, {}, epochs=5, per_hour=100.0))
-    assert (short["saving.every_epochs"], short["optimizer.freeze_last_layer_epochs"]) == (0.5, round(1 / 6, 4))
+    assert (short["saving.every_epochs"], short["optimizer.freeze_last_layer_epochs"]) == (0.5, 0.25)
+
+
+def test_other_crops_are_multiples_of_patches() -> None:
+    def sides(recipe: str, crop: int, patch: int, **given: Any) -> tuple[Any, Any]:
+        found = changed(decide(images(side=200), GPU, given, recipe=recipe, crop=crop, patch=patch))
+        return found.get("views.local_size"), found.get("views.small_size")
+
+    assert sides("vit-224", 192, 16) == (80, None)
+    assert sides("vit-224", 192, 14) == (84, None)
+    assert sides("adapt-224", 192, 14) == (98, None)
+    assert sides("adapt-224", 224, 14) == (None, None), "the recipe's fits both"
+    assert sides("vit-96", 48, 12) == (None, 36)
+    assert sides("adapt-small-data", 16, 4) == (8, None)
 
 
 def test_what_is_planned_lies_between_recipe_and_flags() -> None:

@@ -101,17 +101,32 @@ def crops_for(images: ImageFacts, machine: MachineFacts) -> list[int]:
 
 
 def decide(
-    images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any], *, recipe: str, crop: int
+    images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any], *, recipe: str, crop: int, patch: int = 4
 ) -> list[Decision]:
-    """What is changed of a recipe, apart from its length; what the user has given is left alone."""
+    """What is changed of a recipe, apart from its length; what the user has given is left alone.
+
+    Args:
+        images: What they are like.
+        machine: What it has.
+        given: Settings that the user gave, by dotted name.
+        recipe: Its name.
+        crop: Side of the global crops, in pixels.
+        patch: What the sides of other crops are multiples of.
+    """
     base = flat(Config.model_validate(read_recipe(recipe)).model_dump())
     used = {**base, **given}
-    found = [*_views(images, machine, used, base, crop=crop), *_training(images, machine, used)]
+    found = [*_views(images, machine, used, base, crop=crop, patch=patch), *_training(images, machine, used)]
     return [each for each in found if each.setting not in given and base[each.setting] != each.value]
 
 
 def _views(
-    images: ImageFacts, machine: MachineFacts, used: Mapping[str, Any], base: Mapping[str, Any], *, crop: int
+    images: ImageFacts,
+    machine: MachineFacts,
+    used: Mapping[str, Any],
+    base: Mapping[str, Any],
+    *,
+    crop: int,
+    patch: int,
 ) -> Iterator[Decision]:
     how = f"the images' shorter side is {images.side} pixels"
     most = LARGEST_CROP.get(machine.device, CROPS[-1])
@@ -120,7 +135,7 @@ def _views(
     yield Decision("views.global_size", crop, how + further)
     for setting, is_used in {"views.local_size": "views.num_locals", "views.small_size": "views.small_epochs"}.items():
         if used[is_used] and base[setting]:
-            side = max(8, round(base[setting] / base["views.global_size"] * crop / 4) * 4)
+            side = max(-(-8 // patch), round(base[setting] / base["views.global_size"] * crop / patch)) * patch
             yield Decision(setting, side, f"in proportion to crops of {crop} pixels")
     if used["init"] is None:  # trained weights know the values that they were trained with
         yield Decision("views.mean", images.mean, f"that of {images.tried} of the images")

@@ -228,9 +228,11 @@ def _drafts(wishes: _Wishes, images: ImageFacts, machine: MachineFacts, start: S
     """
     given = flat(wishes.given)
     crops = [given[CROP]] if CROP in given else crops_for(images, machine)
+    model = wishes.draft(start, ()).config.model
+    patch = model.patch_size or describe(model.name)[1].get("patch_size", 4)
     refusal, number = UserError("There are no crops."), 0
     for crop in crops:
-        draft = wishes.draft(start, decide(images, machine, given, recipe=start.recipe, crop=crop))
+        draft = wishes.draft(start, decide(images, machine, given, recipe=start.recipe, crop=crop, patch=patch))
         try:
             grid = family_of(draft.config).mask_grid(crop)
             draft.config.views.check()
