@@ -1,7 +1,8 @@
 """From a network trained alone to all sizes: what each part of the recipes `adapt-...` adds.
 
-The largest network of a recipe is trained alone. Then runs of equal length go on from it: with all parts that
-`adapt-small-data` adds to `vit-small-data`, with each of them switched off, and one from scratch. k-NN of the smallest,
+The largest network of a recipe is trained alone. Then runs of equal length go on from it, with the losses of that
+recipe: with all parts of `adapt-small-data` that are for trained weights, with each of them switched off, and one from
+scratch. k-NN of the smallest,
 the middle and the largest size, beside those cut out of the original without training.
 
     python benchmarks/adapt.py --train digits/train --test digits/test --out runs/adapt
@@ -20,16 +21,22 @@ from budget import ALONE, one_thread, pretrain_for, sizes_of
 from measure import machine, write
 from poa import distributed
 from poa.config.resolve import IN_EPOCHS, flat, nested, of_epochs, read_recipe
-from poa.errors import UserError
+from poa.errors import UserError, nearest
 from poa.models.run import Run
 
-WHOLE, BASE = "adapt-small-data", "vit-small-data"
-"""The recipe whose parts are tried, and the one that it starts from."""
+WHOLE: Mapping[str, Any] = flat(read_recipe("adapt-small-data"))
+"""The recipe whose parts are tried."""
+PARTS = (
+    *("sampling", "distill.teacher"),
+    *("optimizer.base_lr", "optimizer.warmup_epochs", "optimizer.backbone_warmup_epochs"),
+    *("optimizer.teacher_momentum", "optimizer.freeze_last_layer_epochs"),
+)
+"""Its settings that are for trained weights."""
 OFF: Mapping[str, tuple[str, Any]] = {
     "without the frozen teacher": ("distill.teacher", ""),
     "without widening": ("sampling", "published"),
     "without the backbone's warm-up": ("optimizer.backbone_warmup_epochs", 0.0),
-    "at the full rate": ("optimizer.base_lr", read_recipe(BASE)["optimizer"]["base_lr"]),
+    "at twice the rate": ("optimizer.base_lr", 2 * WHOLE["optimizer.base_lr"]),
 }
 """How each part is switched off."""
 Flat = dict[str, Any]
@@ -40,23 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train, score and print; returns the exit status."""
     given = parse(arguments)
     one_thread()
-    out, common = Path(given.out), {"data": given.train, **ALONE}
+    out, common = Path(given.out), {"data": given.train, "limit": given.images, **ALONE}
     sizes = [str(size) for size in sizes_of(given.recipe).values()]
     rows: list[list[str]] = []
 
     def scored(name: str, run: Run, minutes: float, branch: str = "teacher") -> None:
         own = [str(run.space.intact)] if len(run.space.sizes) == 1 else sizes
         options: dict[str, Any] = {"sizes": ",".join(own), "branch": branch, "ks": (20,), "workers": 0}
-        found = poa.evaluate_knn(run, train=given.train, test=given.test, **options)
+        found = poa.evaluate_knn(run, train=given.train, test=given.test, limit=given.images, **options)
         spent = "" if branch == "initial" else f"{minutes:.1f}"
         rows.append([name, spent, *(f"{found[size]['top1@20']:.1f}" if size in own else "" for size in sizes)])
         write(out / "adapt.md", table(rows, sizes))
 
     try:
+        runs = chosen(variants(given.epochs), given.runs)
         alone = {"method": "single", "out": str(out / "original")}
         original, spent = pretrain_for(given.original_epochs, recipe=given.recipe, given={**common, **alone})
         scored("original, trained alone", original, spent.minutes)
-        for name, over in variants(given.epochs).items():
+        for name, over in runs.items():
             folder = {"out": str(out / name.replace(" ", "-").replace("'", ""))}
             begins = {} if name == "from scratch" else {"init": str(out / "original")}
             settings = {**common, **folder, **begins, **nested(over)}
@@ -78,18 +86,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", required=True, help="labelled images")
     parser.add_argument("--out", required=True, help="folder of runs and of the table")
     parser.add_argument("--recipe", default="demo", help="of the original and of the run from scratch")
-    parser.add_argument("--original-epochs", type=int, default=45, help="of the network trained alone")
+    parser.add_argument("--original-epochs", type=int, default=30, help="of the network trained alone")
     parser.add_argument("--epochs", type=int, default=10, help="of each of the other runs")
+    parser.add_argument("--images", type=int, help="of the training images, to train on and for k-NN; all by default")
+    parser.add_argument("--runs", nargs="+", help="which of the other runs, by their names in the table")
     return parser.parse_args(arguments)
 
 
 def parts(epochs: int) -> Flat:
-    """What the recipe adds to the one it starts from, with what it counts in epochs for runs of another length."""
-    whole, base = (flat(read_recipe(name)) for name in (WHOLE, BASE))
-    before = whole.pop("epochs")
-    own = {name: value for name, value in whole.items() if base.get(name) != value}
-    in_epochs = {name: of_epochs(name, own[name], before=before, now=epochs) for name in own.keys() & set(IN_EPOCHS)}
-    return own | in_epochs
+    """The parts, with what is counted in epochs for runs of another length; a frozen teacher needs all patches."""
+    own = {name: WHOLE[name] for name in PARTS}
+    counted = own.keys() & set(IN_EPOCHS)
+    in_epochs = {name: of_epochs(name, own[name], before=WHOLE["epochs"], now=epochs) for name in counted}
+    return own | in_epochs | {"views.drop_patches": 0.0}
 
 
 def variants(epochs: int) -> dict[str, Flat]:
@@ -97,6 +106,19 @@ def variants(epochs: int) -> dict[str, Flat]:
     whole = parts(epochs)
     off = {name: whole | {path: value} for name, (path, value) in OFF.items()}
     return {"adapted": whole, "from scratch": {}, **off}
+
+
+def chosen(runs: Mapping[str, Flat], names: Sequence[str] | None) -> Mapping[str, Flat]:
+    """Those that are named, or all.
+
+    Raises:
+        UserError: There is none of a name.
+    """
+    if names is None:
+        return runs
+    if unknown := [name for name in names if name not in runs]:
+        raise UserError(f"There is no run {unknown[0]!r}. {nearest(unknown[0], list(runs))}")
+    return {name: runs[name] for name in names}
 
 
 # ---- table ---------------------------------------------------------------------------------------------------------

@@ -39,8 +39,15 @@ DINOV3 = {
     "depth_max": [6],
     "patch_size": 4,
 }
+PROTOTYPES = {
+    "losses": {"kind": "prototypes", "ibot": 0.3},
+    "heads": {"layers": 3},
+    "views": {"num_locals": 2, "mask_share": 0.5, "drop_patches": 0.0},
+}
+"""The published losses, local crops and masks."""
 FAMILIES: Mapping[str, tuple[str, Given]] = {
     "vit": ("demo", {}),
+    "vit over prototypes": ("demo", PROTOTYPES),
     "dinov3": ("demo", {"model": DINOV3}),
     "swin": ("demo-swin", {}),
     "resnet": ("demo-resnet", {}),

@@ -32,7 +32,12 @@ NUM_IMAGES = 16
 CLASSES = ("cat", "dog")
 SHORT = "--device cpu --batch-size 8 --limit 16"
 EPOCH = "--epochs 1 --views.global-size"
-SIDES = {"": f"{SIDE} --views.local-size 12", "vit-small": "32", "convnext": "32", "slimclr": "32"}
+SIDES = {
+    "": f"{SIDE} --views.small-epochs 0 --views.local-size 12",
+    "vit-small": "32",
+    "convnext": "32",
+    "slimclr": "32",
+}
 """Of the crops of recipes, by how their names begin."""
 SHORTER = {
     "pretrain": SHORT,
@@ -226,7 +231,7 @@ def pretrain(train: Callable[..., Run]) -> Callable[..., Run]:
     def short(**given: Any) -> Run:
         out = Path("runs", f"from-python-{len(list(Path('runs').iterdir()))}")
         side = int(side_of(given["recipe"]).split()[0])
-        views = {} if given["recipe"] == "demo" else {"global_size": side, "local_size": side // 2}
+        views = {} if given["recipe"] == "demo" else {"global_size": side, "small_epochs": 0, "local_size": side // 2}
         return train(**{"views": views, **given, "out": out, "epochs": 1, "limit": 16, "batch_size": 8})
 
     return short

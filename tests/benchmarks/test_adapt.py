@@ -50,7 +50,8 @@ def test_all_are_trained_and_scored_and_a_stopped_run_is_told(
         steps = config.epochs * (1352 // config.batch_size)
         return SimpleNamespace(step=steps, config=config, space=SimpleNamespace(sizes=sizes, intact="128x6"))
 
-    def evaluate(_: Any, *, sizes: str, **__: Any) -> dict[str, dict[str, float]]:
+    def evaluate(_: Any, *, sizes: str, limit: int | None, **__: Any) -> dict[str, dict[str, float]]:
+        assert limit == begun[-1]["limit"]
         return {size: {"top1@20": 50.0} for size in sizes.split(",")}
 
     monkeypatch.setattr(poa, "pretrain", pretrain)
@@ -66,6 +67,16 @@ def test_all_are_trained_and_scored_and_a_stopped_run_is_told(
     assert lines[3] == "| cut only |  | 50.0 | 50.0 | 50.0 |"
     assert [line.split(" | ")[0] for line in lines[4:6]] == ["| adapted", "| from scratch"]
     assert len(lines) == 10
+    some = ["--images", "1300", "--runs", "from scratch", "adapted"]
+    assert adapt.main([*words, str(tmp_path / "some"), *some]) == 0
+    assert [(Path(run["out"]).name, run["limit"]) for run in begun[7:]] == [
+        ("original", 1300),
+        ("from-scratch", 1300),
+        ("adapted", 1300),
+    ]
+    assert adapt.main([*words, str(tmp_path / "none"), "--runs", "adapt"]) == 1
+    assert "There is no run 'adapt'. Did you mean 'adapted'?" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     monkeypatch.setattr("budget.steps_per_epoch", lambda *_: 100)
     assert adapt.main([*words, str(tmp_path / "b")]) == 1
     assert "was stopped before its end" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_a_race_is_run_once_and_drawn(
     trainings = {
         "poa-vit": [race.Training("poa-vit", of_demo, "demo", TINY)],
         "lightly-simclr": [race.Training("lightly-simclr", small, "demo", plain, "simclr")],
-        "lightly-dino": [race.Training("lightly-dino", small, "demo", plain, "dino")],
+        "lightly-dino": [race.Training("lightly-dino", small, "demo", {**plain, "views": {"num_locals": 2}}, "dino")],
     }
     monkeypatch.setattr(race, "trainings_of", lambda entry, _: trainings[entry])
     train, test = benchmark_modules.search.divided("digits/train", tmp_path / "images", images=32, held_out=40)

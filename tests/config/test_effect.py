@@ -56,7 +56,7 @@ def test_it_is_told_once_of_what_is_given_and_not_of_recipes(caplog: pytest.LogC
         for _ in range(2):
             resolve({"method": "single", "elastic_samples": 7}, recipe="demo")
     assert [each.getMessage() for each in caplog.records] == [
-        "Note: Without effect with --method single and --losses.kind prototypes: --elastic-samples. "
+        "Note: Without effect with --method single and --losses.kind coding-rate: --elastic-samples. "
         "Leave out what has none."
     ]
 

@@ -241,7 +241,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise UserError(f"There is no recipe {name!r}. {nearest(str(name), recipes())}")
     settings: dict[str, Any] = yaml.safe_load(_recipe_text(name))
     base = settings.pop("recipe", None)
-    return _merge(read_recipe(base), settings) if base else settings
+    return _over_one_another(read_recipe(base), settings, {}) if base else settings
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
