@@ -94,11 +94,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def parts(epochs: int) -> Flat:
-    """The parts, with what is counted in epochs for runs of another length; a frozen teacher needs all patches."""
+    """The parts, with what is counted in epochs for runs of another length."""
     own = {name: WHOLE[name] for name in PARTS}
     counted = own.keys() & set(IN_EPOCHS)
     in_epochs = {name: of_epochs(name, own[name], before=WHOLE["epochs"], now=epochs) for name in counted}
-    return own | in_epochs | {"views.drop_patches": 0.0}
+    return own | in_epochs
 
 
 def variants(epochs: int) -> dict[str, Flat]:

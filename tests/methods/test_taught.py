@@ -57,6 +57,24 @@ def test_terms_of_poa_stay_and_those_of_the_frozen_teacher_are_added() -> None:
 
 
 @torch.no_grad()
+def test_patches_that_students_leave_out_are_not_asked_for() -> None:
+    made, views = method(), batch()
+    kept = torch.tensor([[0, 3], [1, 2], [0, 1], [2, 3], [1, 3], [0, 2]])
+    losses = made(views._replace(kept=kept, masks=torch.zeros_like(views.masks)), [SMALL], temperature=0.05)
+    asked = made.frozen.network(views.globals)
+    rows = torch.tensor(standardised(asked.patches.flatten(0, 1).tolist())).view_as(asked.patches)
+    students: dict[str, Any] = {"intact": made.student, "elastic": made.sub_networks.extract(SMALL, made.student)}
+    for branch, student in students.items():
+        given = student.heads[-1].patches(student.backbone.visible(views.globals, kept).patches)
+        distances = [
+            feature_distance(given[crop, patch].tolist(), rows[crop, patch].tolist(), 0.1)
+            for crop, patches in enumerate(kept.tolist())
+            for patch in patches
+        ]
+        torch.testing.assert_close(losses[f"{branch}/frozen_patch"].item(), sum(distances) / len(distances))
+
+
+@torch.no_grad()
 def test_terms_of_the_frozen_teacher_equal_loops() -> None:
     made, views = method(), batch()
     losses = made(views, [SMALL], temperature=0.05)

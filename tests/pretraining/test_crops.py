@@ -93,11 +93,6 @@ WHOLE = {"ibot": 0.0}
         ),
         (
             "vit",
-            {"views": {"drop_patches": 0.5}, "losses": WHOLE, "distill": {"teacher": "x"}},
-            "frozen teacher's. Add --distill.patch-weight 0",
-        ),
-        (
-            "vit",
             {"losses": {"gram": 0.5}, "method": "distill"},
             "0.5 works with --method poa or single, got distill",
         ),

@@ -34,14 +34,15 @@ class TaughtNetwork(Network):
         if teacher:
             return output
         local = output.locals if self.with_locals else output.locals[:0]
-        return output._replace(projected=self.heads[-1](Features(output.cls, output.patches), local))
+        seen = Features(output.cls, views.seen_of(output.patches))
+        return output._replace(projected=self.heads[-1](seen, local))
 
 
 class TaughtPOA(POA):
     """POA, and for each student the distances from a frozen teacher's features of the same global crops.
 
-    The students see masked crops and the frozen teacher whole ones, so that hidden patches are predicted too. The
-    elastic students' share is that in POA's own terms.
+    The students see masked crops and the frozen teacher whole ones, so that hidden patches are predicted too; those
+    that students do not compute are left out. The elastic students' share is that in POA's own terms.
 
     Args:
         family: Backbones of all sizes.
@@ -69,6 +70,8 @@ class TaughtPOA(POA):
             assert output.projected is not None
             if asked is None:
                 asked = self.frozen.targets(views.globals, grid=output.patches.shape[1])
+                if self.distillation.patch_weight:
+                    asked = asked._replace(patches=views.seen_of(asked.patches))
             further = self.frozen.terms(output.projected, asked)
             yield branch, output, terms | {f"frozen_{name}": value for name, value in further.items()}
 

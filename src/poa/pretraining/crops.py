@@ -49,11 +49,6 @@ def _check_dropping(config: Config, family: Family) -> None:
         raise UserError(f"{asked} works with --model vit, got a {type(family).__name__}. Leave it out.")
     if config.losses.ibot:
         raise UserError(f"{asked} leaves no patches for the students to predict. Add --losses.ibot 0, or leave it out.")
-    if config.distill.teacher and config.distill.patch_weight:
-        raise UserError(
-            f"{asked} leaves patches without features to compare with the frozen teacher's. Add "
-            "--distill.patch-weight 0 or --views.drop-patches 0."
-        )
 
 
 def _check_gram(config: Config, family: Family) -> None:
