@@ -103,6 +103,9 @@ def test_a_network_that_is_named_decides_on_its_crops(steps: Steps) -> None:
     found = planned({"model": {"name": "vit_tiny_patch16_224"}})
     assert found.config.views.global_size == 32
     assert found.config.model.width_max is None, "of the recipe's network nothing is left"
+    views = {"global_size": 48, "num_locals": 2}
+    assert planned({"model": {"name": "vit_tiny_patch16_224"}, "views": views}).config.views.local_size == 32
+    assert planned({"model": {"name": "vit"}, "views": views}).config.views.local_size == 24, "two patches of 12"
     with pytest.raises(UserError, match="not a multiple of the patch size 16"):
         planned({"model": {"name": "vit_tiny_patch16_224"}, "views": {"global_size": 40}})
 
