@@ -2,8 +2,7 @@
 
 The largest network of a recipe is trained alone. Then runs of equal length go on from it, with the losses of that
 recipe: with all parts of `adapt-small-data` that are for trained weights, with each of them switched off, and one from
-scratch. k-NN of the smallest,
-the middle and the largest size, beside those cut out of the original without training.
+scratch. k-NN of the smallest, the middle and the largest size, beside those cut out of the original without training.
 
     python benchmarks/adapt.py --train digits/train --test digits/test --out runs/adapt
 
@@ -21,7 +20,7 @@ from budget import ALONE, one_thread, pretrain_for, sizes_of
 from measure import machine, write
 from poa import distributed
 from poa.config.resolve import IN_EPOCHS, flat, nested, of_epochs, read_recipe
-from poa.errors import UserError, nearest
+from poa.errors import UserError
 from poa.models.run import Run
 
 WHOLE: Mapping[str, Any] = flat(read_recipe("adapt-small-data"))
@@ -39,6 +38,8 @@ OFF: Mapping[str, tuple[str, Any]] = {
     "at twice the rate": ("optimizer.base_lr", 2 * WHOLE["optimizer.base_lr"]),
 }
 """How each part is switched off."""
+RUNS = ("adapted", "from scratch", *OFF)
+"""By their names in the table."""
 Flat = dict[str, Any]
 """Settings by dotted name."""
 
@@ -60,14 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(out / "adapt.md", table(rows, sizes))
 
     try:
-        runs = chosen(variants(given.epochs), given.runs)
         alone = {"method": "single", "out": str(out / "original")}
         original, spent = pretrain_for(given.original_epochs, recipe=given.recipe, given={**common, **alone})
         scored("original, trained alone", original, spent.minutes)
-        for name, over in runs.items():
+        settings_of = variants(given.epochs)
+        for name in given.runs:
             folder = {"out": str(out / name.replace(" ", "-").replace("'", ""))}
             begins = {} if name == "from scratch" else {"init": str(out / "original")}
-            settings = {**common, **folder, **begins, **nested(over)}
+            settings = {**common, **folder, **begins, **nested(settings_of[name])}
             run, spent = pretrain_for(given.epochs, recipe=given.recipe, given=settings)
             if name == "adapted":
                 scored("cut only", run, 0.0, "initial")
@@ -89,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--original-epochs", type=int, default=30, help="of the network trained alone")
     parser.add_argument("--epochs", type=int, default=10, help="of each of the other runs")
     parser.add_argument("--images", type=int, help="of the training images, to train on and for k-NN; all by default")
-    parser.add_argument("--runs", nargs="+", help="which of the other runs, by their names in the table")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="which of the other runs")
     return parser.parse_args(arguments)
 
 
@@ -106,19 +107,6 @@ def variants(epochs: int) -> dict[str, Flat]:
     whole = parts(epochs)
     off = {name: whole | {path: value} for name, (path, value) in OFF.items()}
     return {"adapted": whole, "from scratch": {}, **off}
-
-
-def chosen(runs: Mapping[str, Flat], names: Sequence[str] | None) -> Mapping[str, Flat]:
-    """Those that are named, or all.
-
-    Raises:
-        UserError: There is none of a name.
-    """
-    if names is None:
-        return runs
-    if unknown := [name for name in names if name not in runs]:
-        raise UserError(f"There is no run {unknown[0]!r}. {nearest(unknown[0], list(runs))}")
-    return {name: runs[name] for name in names}
 
 
 # ---- table ---------------------------------------------------------------------------------------------------------
