@@ -135,7 +135,7 @@ def _views(
     yield Decision("views.global_size", crop, how + further)
     for setting, is_used in {"views.local_size": "views.num_locals", "views.small_size": "views.small_epochs"}.items():
         if used[is_used] and base[setting]:
-            side = max(-(-8 // patch), round(base[setting] / base["views.global_size"] * crop / patch)) * patch
+            side = patch * max(math.ceil(8 / patch), round(base[setting] / base["views.global_size"] * crop / patch))
             yield Decision(setting, side, f"in proportion to crops of {crop} pixels")
     if used["init"] is None:  # trained weights know the values that they were trained with
         yield Decision("views.mean", images.mean, f"that of {images.tried} of the images")
