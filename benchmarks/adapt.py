@@ -19,7 +19,8 @@ import poa
 from budget import ALONE, one_thread, pretrain_for, sizes_of
 from measure import machine, write
 from poa import distributed
-from poa.config.resolve import IN_EPOCHS, flat, nested, of_epochs, read_recipe
+from poa.config.nested import flat, nested
+from poa.config.resolve import IN_EPOCHS, of_epochs, read_recipe
 from poa.errors import UserError
 from poa.models.run import Run
 

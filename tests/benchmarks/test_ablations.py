@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import poa
+from poa.config.nested import flat
 from poa.config.pretraining import Config
-from poa.config.resolve import flat, resolve
+from poa.config.resolve import resolve
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WORDS = ["--train", "digits/train", "--test", "digits/test", "--images", "640", "--seeds", "2"]

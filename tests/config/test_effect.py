@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from poa.config.effect import without_effect
+from poa.config.nested import flat
 from poa.config.pretraining import Config
-from poa.config.resolve import flat, resolve
+from poa.config.resolve import resolve
 from poa.config.values import names_of_settings
 
 

@@ -1,6 +1,7 @@
 """What a recipe counts in epochs, in runs of other lengths."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from poa.config.resolve import (
     resolve,
     to_yaml,
 )
+from poa.errors import UserError
 
 TENTH: dict[str, float] = {  # of the recipe, twice that of its warm-up
     "optimizer.warmup_epochs": 2.0,
@@ -108,9 +110,46 @@ def test_a_recipe_at_its_own_length_or_longer_is_taken_as_it_stands(
 ) -> None:
     usual = Config.model_validate(read_recipe(recipe))
     assert resolve(recipe=recipe) == resolve({"epochs": usual.epochs}, recipe=recipe) == usual
-    longer = usual.changed(epochs=2 * usual.epochs)
-    assert resolve({"epochs": longer.epochs}, recipe=recipe) == longer
     assert not caplog.records
+    views = usual.views.model_copy(update={"small_epochs": 2 * usual.views.small_epochs})
+    longer = usual.changed(epochs=2 * usual.epochs, views=views)
+    assert resolve({"epochs": longer.epochs}, recipe=recipe) == longer
+
+
+def test_small_crops_take_the_same_part_of_a_longer_run(caplog: pytest.LogCaptureFixture) -> None:
+    assert resolve({"epochs": 40}, recipe="vit-small-data").views.small_epochs == 36
+    assert "are lengthened: views.small_epochs from 27 to 36" in caplog.text
+    assert resolve({"epochs": 40, "views": {"small_epochs": 20}}, recipe="vit-small-data").views.small_epochs == 20
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "small"),
+    [
+        ("vit-small-data", {"views": {"global_size": 48}}, 36),
+        ("vit-small-data", {"views": {"global_size": 28}}, 20),
+        ("vit-small-data", {"views": {"global_size": 64}, "model": {"patch_size": 8}}, 48),
+        ("vit-small-data", {"model": {"patch_size": 16}}, 16),
+        ("vit-small-data", {"views": {"global_size": 48, "small_size": 32}}, 32),
+        ("vit-96", {}, 72),
+        ("vit-96", {"views": {"global_size": 192}}, 144),
+        ("convnext-small-data", {"views": {"global_size": 48}}, None),
+    ],
+)
+def test_small_crops_follow_the_size_of_crops(recipe: str, given: Mapping[str, Any], small: int | None) -> None:
+    """In proportion, as whole patches; what is given stays."""
+    assert resolve(given, recipe=recipe).views.small_size == small
+
+
+def test_a_file_is_followed_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: vit-small-data\nviews: {global_size: 64}")
+    assert resolve(file=file).views.small_size == 48
+    assert resolve({"views": {"global_size": 96}}, file=file).views.small_size == 72
+
+
+def test_crops_of_one_patch_leave_no_room_for_smaller_ones() -> None:
+    with pytest.raises(UserError, match=r"needs a --views\.small-size below --views\.global-size 32, got 32"):
+        resolve({"model": {"patch_size": 32}}, recipe="vit-small-data").views.check()
 
 
 @pytest.mark.parametrize(("epochs", "warm_up"), [(100, 10.0), (60, 10.0), (50, 10.0), (40, 8.0), (1, 0.2), (200, 10.0)])

@@ -16,6 +16,7 @@ import poa
 import tiny
 from command import poa as command
 from poa.config import resolve
+from poa.config.network import ModelSettings
 from poa.elastic.network import SubNetworks
 from poa.errors import UserError
 from poa.models import init
@@ -64,7 +65,7 @@ def test_a_run_goes_on_from_an_extracted_folder_and_outlives_it(family: str, tmp
 
 def test_what_is_set_besides_a_folder_counts(tmp_path: Path) -> None:
     folder = saved(made("swin"), tmp_path / "model")
-    config = tiny.config("swin").model_copy(update={"model": resolve.ModelSettings(name=folder, depths=(2, 1, 5, 2))})
+    config = tiny.config("swin").model_copy(update={"model": ModelSettings(name=folder, depths=(2, 1, 5, 2))})
     assert explicit(config) == explicit(explicit(config)) != config
     for each in (config, explicit(config)):
         family = family_of(each)
@@ -132,7 +133,7 @@ def test_going_on_needs_the_source_only_before_the_first_checkpoint(tmp_path: Pa
 def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(made(), tmp_path / "model")
     before = set(tmp_path.rglob("*"))
-    config = tiny.config().model_copy(update={"init": folder, "model": resolve.ModelSettings(name=folder)})
+    config = tiny.config().model_copy(update={"init": folder, "model": ModelSettings(name=folder)})
     assert dry_run(config, console=Console(stderr=True)).measured.num_sizes == 6
     assert f"Weights of {folder}: 48 tensors loaded." in capsys.readouterr().err.splitlines()
     assert set(tmp_path.rglob("*")) == before

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from poa.config import resolve
+from poa.config.network import ModelSettings
 from poa.errors import UserError
 from poa.models.init import LoadReport, fit
 from poa.models.registry import family_of
@@ -64,7 +64,7 @@ def test_gated_mlps_by_dinov2s_names(tmp_path: Path) -> None:
     taken, _ = fitted("vit", official, **over)
     assert_same({name: taken[name] for name in model.state_dict()}, model.state_dict())
     folder = saved(model, tmp_path / "gated")
-    found = family_of(tiny.config().model_copy(update={"model": resolve.ModelSettings(name=folder)}))
+    found = family_of(tiny.config().model_copy(update={"model": ModelSettings(name=folder)}))
     assert found.arguments(found.space.intact) == family.arguments(family.space.intact)
 
 

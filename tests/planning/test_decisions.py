@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from poa.config.nested import flat, nested
 from poa.config.pretraining import Config
-from poa.config.resolve import IN_EPOCHS, flat, nested, read_recipe, recipes, resolve
+from poa.config.resolve import IN_EPOCHS, read_recipe, recipes, resolve
 from poa.planning.decisions import (
     FEWEST_STEPS,
     MOST_STEPS,
@@ -96,7 +97,7 @@ def changed(found: list[Decision]) -> dict[str, Any]:
 def test_small_images_of_the_recipe_s_size_change_little() -> None:
     assert changed(decide(CIFAR, CPU, {}, recipe="vit-small-data", crop=32)) == {}
     bigger = decide(CIFAR, CPU, {}, recipe="vit-small-data", crop=48)
-    assert changed(bigger) == {"views.global_size": 48, "views.small_size": 36}
+    assert changed(bigger) == {"views.global_size": 48}
     bigger = decide(CIFAR, CPU, {"views.num_locals": 2}, recipe="adapt-small-data", crop=48)
     assert changed(bigger) == {"views.global_size": 48, "views.local_size": 24}
     assert changed(decide(CIFAR, CPU, {"views.local_size": 12}, recipe="adapt-small-data", crop=48)) == {
@@ -163,17 +164,24 @@ def test_what_a_recipe_counts_in_epochs_follows_its_length() -> None:
     assert (short["saving.every_epochs"], short["optimizer.freeze_last_layer_epochs"]) == (0.5, 0.25)
 
 
-def test_other_crops_are_multiples_of_patches() -> None:
-    def sides(recipe: str, crop: int, patch: int, **given: Any) -> tuple[Any, Any]:
+def test_local_crops_are_multiples_of_patches() -> None:
+    def side(recipe: str, crop: int, patch: int, **given: Any) -> Any:
         found = changed(decide(images(side=200), GPU, given, recipe=recipe, crop=crop, patch=patch))
-        return found.get("views.local_size"), found.get("views.small_size")
+        return found.get("views.local_size")
 
-    assert sides("vit-224", 192, 16) == (80, None)
-    assert sides("vit-224", 192, 14) == (84, None)
-    assert sides("adapt-224", 192, 14) == (98, None)
-    assert sides("adapt-224", 224, 14) == (None, None), "the recipe's fits both"
-    assert sides("vit-96", 48, 12) == (None, 36)
-    assert sides("adapt-small-data", 16, 4) == (8, None)
+    assert side("vit-224", 192, 16) == 80
+    assert side("vit-224", 192, 14) == 84
+    assert side("adapt-224", 192, 14) == 98
+    assert side("adapt-224", 224, 14) is None, "the recipe's fits both"
+    assert side("vit-96", 48, 12) is None, "it has none"
+    assert side("adapt-small-data", 16, 4) == 8
+
+
+def test_small_crops_follow_planned_ones_once() -> None:
+    planned = nested({"views.global_size": 48})
+    assert resolve({}, recipe="vit-96", planned=planned).views.small_size == 36
+    assert resolve({"views": {"global_size": 48}}, recipe="vit-96", planned=planned).views.small_size == 36
+    assert resolve({"views": {"global_size": 72}}, recipe="vit-96", planned=planned).views.small_size == 48
 
 
 def test_what_is_planned_lies_between_recipe_and_flags() -> None:

@@ -58,7 +58,8 @@ class ViewSettings(Settings):
     global_scale: AreaRange = (0.32, 1.0)
     """Range of a global crop's share of the image area."""
     small_size: Pixels | None = None
-    """Side of the global crops in the first small_epochs, in pixels: steps on smaller crops cost less."""
+    """Side of the global crops in the first small_epochs, in pixels: steps on smaller crops cost less. What a recipe
+    has follows --views.global-size."""
     small_epochs: NotNegative = 0.0
     """Epochs at the start with global crops of small_size."""
     local_size: Pixels = 96

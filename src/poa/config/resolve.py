@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from poa.config.effect import without_effect
-from poa.config.network import ModelSettings
+from poa.config.nested import flat, merge, named, names_another, without
 from poa.config.pretraining import Config
 from poa.config.values import explain
 from poa.errors import UserError, nearest
@@ -39,6 +39,8 @@ IN_EPOCHS = (
 """Settings that alter what is learned and are counted in epochs; in a recipe they suit its length."""
 WARM_UP, WARM_SHARE = "optimizer.warmup_epochs", 0.2
 """What counts in steps, however short a run is, and its largest share of a run that is shorter than its recipe."""
+PART_OF_RUN = ("views.small_epochs",)
+"""Those that are lengthened with a run too."""
 OF_PATCHES = ("views.small_size", "views.small_epochs", "views.drop_patches")
 """Settings of a recipe that suit the patches of its network, and are left behind with it where another is named."""
 _log = logging.getLogger(__name__)
@@ -98,7 +100,8 @@ def resolve(
     """Merge settings: defaults, recipe, file, then what is given, the last strongest.
 
     Where the run is shorter than the recipe, what the recipe counts in epochs is shortened (:func:`of_epochs`), unless
-    file or arguments set it; a line of the log says so.
+    file or arguments set it; where it is longer, smaller crops are taken for the same part of it. A line of the log
+    says so. Where crops have another size than the recipe's, so have the smaller ones, in proportion.
 
     Args:
         given: Nested settings by name.
@@ -119,25 +122,26 @@ def resolve(
     out = given.get("out") or from_file.get("out") or ""
     stored = Path(out, place, "config.yaml")
     if resume and out and stored.exists() and stored.stat().st_size:
-        of_recipe = {} if name is None else _without(read_recipe(name), IN_EPOCHS)
-        return _validated(_merge(_read_whole(stored), _over_one_another(of_recipe, from_file, given)))
-    settings = {} if name is None else _merge(read_recipe(name), planned or {})
+        of_recipe = {} if name is None else without(read_recipe(name), IN_EPOCHS)
+        return _validated(merge(_read_whole(stored), _over_one_another(of_recipe, from_file, given)))
+    settings = {} if name is None else _over_one_another(read_recipe(name), planned or {}, {})
     config = _validated(_over_one_another(settings, from_file, given))
     asked = flat(from_file).keys() | flat(given).keys()
     _tell_without_effect(config, asked)
-    shortened = {} if name is None else _shortened(settings, config.epochs, but=asked | flat(planned or {}).keys())
-    if not shortened:
+    changed = {} if name is None else _of_this_length(settings, config.epochs, but=asked | flat(planned or {}).keys())
+    if not changed:
         return config
     if is_first():  # of several processes that were launched
-        listed = ", ".join(f"{path} from {usual:g} to {short:g}" for path, (usual, short) in shortened.items())
+        listed = ", ".join(f"{path} from {usual:g} to {value:g}" for path, (usual, value) in changed.items())
         _log.warning(
-            "Note: Recipe %s is made for %d epochs. With --epochs %d, these settings are shortened: %s. "
+            "Note: Recipe %s is made for %d epochs. With --epochs %d, these settings are %s: %s. "
             "Values that you set yourself are kept.",
-            *(name, settings["epochs"], config.epochs, listed),
+            *(name, settings["epochs"], config.epochs),
+            *("shortened" if config.epochs < settings["epochs"] else "lengthened", listed),
         )
-    for path, (_, short) in shortened.items():
+    for path, (_, value) in changed.items():
         section, _, key = path.partition(".")
-        settings = _merge(settings, {section: {key: short}})
+        settings = merge(settings, {section: {key: value}})
     return _validated(_over_one_another(settings, from_file, given))
 
 
@@ -155,10 +159,34 @@ def _tell_once(sentence: str) -> None:
 
 
 def _over_one_another(recipe: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    file, given = _named(file), _named(given)
-    if _names_another(recipe, file) or _names_another(recipe, given):
-        recipe = _without(recipe, OF_PATCHES)
-    return _merge(_merge(recipe, file), given)
+    file, given = named(file), named(given)
+    if names_another(recipe, file) or names_another(recipe, given):
+        recipe = without(recipe, OF_PATCHES)
+    recipe = _with_small_crops_for(recipe, merge(file, given))
+    return merge(merge(recipe, file), given)
+
+
+def _with_small_crops_for(recipe: Mapping[str, Any], over: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe, its small crops in proportion to crops and patches that are given."""
+    of_recipe, now = flat(recipe), {**flat(recipe), **flat(over)}
+    patch = now.get("model.patch_size") or 1
+    match of_recipe.get("views.small_size"), of_recipe.get("views.global_size"), now.get("views.global_size"), patch:
+        case int(small), int(before), int(crop), int():
+            side = in_proportion(small, before=before, now=crop, patch=patch)
+            return merge(recipe, {"views": {"small_size": side}})
+    return recipe  # without small crops, or what is given is not a side, which is refused later
+
+
+def in_proportion(side: int, *, before: int, now: int, patch: int) -> int:
+    """A smaller crop beside crops of another size: a multiple of patches, at least one and fewer than there.
+
+    Args:
+        side: Of the smaller crop, in pixels.
+        before: Side of the crops that it suits.
+        now: Side of the crops.
+        patch: Side of a patch.
+    """
+    return patch * max(1, min(round(side / before * now / patch), now // patch - 1))
 
 
 def of_run(file: Path) -> Config:
@@ -222,13 +250,20 @@ def of_epochs(name: str, value: float, *, before: int, now: int) -> float:
     return round(proportional, 4)
 
 
-def _shortened(recipe: Mapping[str, Any], epochs: int, *, but: Collection[str]) -> dict[str, tuple[float, float]]:
-    """What a recipe counts in epochs, as it is and as it is for so many epochs, where that is less."""
+def _of_this_length(recipe: Mapping[str, Any], epochs: int, *, but: Collection[str]) -> dict[str, tuple[float, float]]:
+    """What a recipe counts in epochs, as it is and as it is for so many epochs, where that differs.
+
+    A longer run keeps what only its beginning needs, such as a warm-up.
+    """
     usual = {name: value for name, value in flat(recipe).items() if name in IN_EPOCHS and name not in but}
-    short = {
+    fitting = {
         name: (value, of_epochs(name, value, before=recipe["epochs"], now=epochs)) for name, value in usual.items()
     }
-    return {name: (value, now) for name, (value, now) in short.items() if now < value}
+    return {
+        name: (value, now)
+        for name, (value, now) in fitting.items()
+        if now < value or (name in PART_OF_RUN and now > value)
+    }
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -263,7 +298,7 @@ def _read_whole(path: Path) -> dict[str, Any]:
             f"{path} is cut off: its end is missing, and with it settings of the run. Restore the file, or start a new "
             "run in another --out."
         )
-    return _merge(BEFORE, settings)
+    return merge(BEFORE, settings)
 
 
 def _text(path: Path) -> str:
@@ -331,61 +366,8 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
-def _named(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A network may be given by its name alone."""
-    model = settings.get("model")
-    return {**settings, "model": {"name": model}} if isinstance(model, str) else settings
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay settings over others. Where another network is named, what was set about the first is left behind."""
-    merged = dict(base)
-    if _names_another(base, over):
-        merged.pop("model", None)
-    for key, value in over.items():
-        deeper = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if deeper else value
-    return merged
-
-
-def _names_another(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    """Whether settings name another network than those that they are laid over."""
-    old, new = base.get("model", {}), over.get("model", {})
-    return isinstance(old, Mapping) and isinstance(new, Mapping) and new.get("name", _name(old)) != _name(old)
-
-
-def _name(model: Mapping[str, Any]) -> Any:
-    return model.get("name", ModelSettings.model_fields["name"].default)
-
-
 def _underscores(content: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         str(key).replace("-", "_"): _underscores(value) if isinstance(value, dict) else value
         for key, value in content.items()
     }
-
-
-def _without(content: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """Nested settings but those of some dotted names."""
-    return {
-        key: _without(value, names, f"{prefix}{key}.") if isinstance(value, dict) else value
-        for key, value in content.items()
-        if f"{prefix}{key}" not in names
-    }
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def nested(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name, in their sections."""
-    found: dict[str, Any] = {}
-    for name, value in content.items():
-        section, _, key = name.rpartition(".")
-        (found.setdefault(section, {}) if section else found)[key] = value
-    return found

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from poa.config.channels import RGB
+from poa.config.nested import flat
 from poa.config.pretraining import SELF_DISTILLED, Config
-from poa.config.resolve import IN_EPOCHS, flat, of_epochs, read_recipe
+from poa.config.resolve import IN_EPOCHS, of_epochs, read_recipe
 from poa.config.values import flag
 from poa.errors import counted
 from poa.planning.facts import ImageFacts, MachineFacts
@@ -24,7 +25,7 @@ FEWEST_STEPS = 1000
 """Of a run whose length is not given: what a small set needs, however many epochs that is."""
 MOST_STEPS = {"cpu": 20_000}
 """Of a run whose length is not given, on kinds of devices."""
-SMALLEST_BATCH = 8
+SMALLEST_BATCH, SMALLEST_LOCAL = 8, 8
 TINY = 24
 """Shorter sides below this, in pixels, are those of digits and the like."""
 FAMILIES = ("vit", "swin", "resnet", "convnext")
@@ -111,7 +112,7 @@ def decide(
         given: Settings that the user gave, by dotted name.
         recipe: Its name.
         crop: Side of the global crops, in pixels.
-        patch: What the sides of other crops are multiples of.
+        patch: What the sides of local crops are multiples of.
     """
     base = flat(Config.model_validate(read_recipe(recipe)).model_dump())
     used = {**base, **given}
@@ -133,10 +134,10 @@ def _views(
     further = f", and the network needs {crop}" if crop > images.side else ""
     further = f"; larger crops than {most} pixels take long here" if images.side > most else further
     yield Decision("views.global_size", crop, how + further)
-    for setting, is_used in {"views.local_size": "views.num_locals", "views.small_size": "views.small_epochs"}.items():
-        if used[is_used] and base[setting]:
-            side = patch * max(math.ceil(8 / patch), round(base[setting] / base["views.global_size"] * crop / patch))
-            yield Decision(setting, side, f"in proportion to crops of {crop} pixels")
+    if used["views.num_locals"]:
+        side = round(base["views.local_size"] / base["views.global_size"] * crop / patch)
+        side = patch * max(math.ceil(SMALLEST_LOCAL / patch), side)
+        yield Decision("views.local_size", side, f"in proportion to crops of {crop} pixels")
     if used["init"] is None:  # trained weights know the values that they were trained with
         yield Decision("views.mean", images.mean, f"that of {images.tried} of the images")
         yield Decision("views.std", images.std, f"that of {images.tried} of the images")

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from poa import distributed
+from poa.config.nested import flat, nested
 from poa.config.pretraining import SLIMMABLE, Config
-from poa.config.resolve import flat, nested, read_recipe, resolve
+from poa.config.resolve import read_recipe, resolve
 from poa.errors import UserError
 from poa.features.images import open_images
 from poa.machine import devices, launchers
