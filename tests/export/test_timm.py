@@ -52,6 +52,7 @@ SETTINGS: dict[str, Family] = {
     "Swin, wide MLPs": replace(SWIN, mlp_ratio=5.0, window_size=3, patch_size=4),
     "ResNet": RESNET,
     "ResNet, narrower than it hands on": replace(RESNET, channels=32),
+    "ResNet, one norm group": replace(RESNET, norm_groups=1),
     "ConvNeXt": CONVNEXT,
     "ConvNeXt, LayerScale": replace(CONVNEXT, layer_scale=0.5),
     "ConvNeXt, version 2": replace(CONVNEXT, architecture="convnextv2_atto"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from conformance import filler
 from families.networks import TINY, narrowed, noisy, published, sub_networks
 from poa.elastic.network import SubNetworks
-from poa.elastic.space import Size
+from poa.elastic.space import SearchSpace, Size
 from poa.errors import UserError
 from poa.families.base import Backbone, Family
 
@@ -149,6 +149,10 @@ VARIANTS: dict[str, tuple[str, Family]] = {
     "swin, patch 4": ("swin", replace(TINY["swin"], patch_size=4, image_size=32, head_dim=16)),
     "swin, own attention": ("swin", replace(TINY["swin"], fused_attention=False)),
     "resnet, wider than it hands on": ("resnet", replace(TINY["resnet"], channels=32)),
+    "resnet, one norm group": (
+        "resnet",
+        replace(TINY["resnet"], norm_groups=1, space=SearchSpace.grid([12, 20, 28], [(1, 1), (2, 2)])),
+    ),
     "convnext, version 2": ("convnext", replace(TINY["convnext"], architecture="convnextv2_atto", layer_scale=None)),
     "convnext, overlapping stem": ("convnext", replace(TINY["convnext"], architecture="convnext_atto_ols")),
     "convnext, LayerScale 1": ("convnext", replace(TINY["convnext"], layer_scale=1.0)),

@@ -73,6 +73,14 @@ def test_widths_fill_norm_groups() -> None:
         replace(FAMILY, space=SearchSpace.grid([48, 64], [(2, 2)]))
 
 
+def test_one_norm_group_takes_any_width() -> None:
+    family = replace(FAMILY, space=SearchSpace.grid([20, 33], [(2, 2)]), norm_groups=1)
+    norms = [each for each in family.build(Size(20, (2, 2))).modules() if isinstance(each, nn.GroupNorm)]
+    assert {each.num_groups for each in norms} == {1}
+    with pytest.raises(UserError, match=r"multiples of a 64th of --model\.channels, 2, got 33"):
+        replace(family, channels=128)
+
+
 @pytest.mark.parametrize("channels", [8, 48, 96])
 def test_channels_are_powers_of_two(channels: int) -> None:
     """Others would be lost to rounding where timm derives inner widths from them."""

@@ -12,7 +12,8 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.families.base import Backbone, Features, FourStages, check_widths, doubled, published_space
 
-NORM_GROUPS = 32
+NORMS = {32: "groupnorm", 1: "groupnorm1"}
+"""timm's names of group norms by their groups of channels."""
 
 
 class ResNetBackbone(Backbone):
@@ -41,15 +42,18 @@ class ResNet(FourStages):
 
     Attributes:
         channels: A quarter of the channels that the first stage hands on; they double from stage to stage.
+        norm_groups: Groups of channels of the norms, 1 or 32. Of a narrow network 32 have few values each in the last
+            stages, and a cut regroups them.
     """
 
     architecture: str = "resnet50_gn"
     depths: tuple[int, ...] = (3, 8, 36, 3)
     channels: int = 64
+    norm_groups: int = 32
 
     # below, stride 2 meets a single cell, where oneDNN leaves gradients of bf16 convolutions unset (torch 2.15)
     smallest_image = 17
-    width_unit = NORM_GROUPS
+    width_unit = 32
     network = TimmResNet
     published = published_space(width=(64, 128), depth=((4, 6), (8, 36)), drop_path=0.0, sampling_bias=2.0)
     biased_widths = False
@@ -57,9 +61,10 @@ class ResNet(FourStages):
     stage_names = ("layer1.", "layer2.", "layer3.", "layer4.")
 
     def __post_init__(self) -> None:
-        check_widths(self.space, NORM_GROUPS, what="the number of norm groups,")
+        check_widths(self.space, self.norm_groups, what="the number of norm groups,")
         if self.channels % 16 or self.channels & (self.channels - 1):
             raise UserError(f"--model.channels of a ResNet must be 16, 32, 64, 128…, got {self.channels}.")
+        check_widths(self.space, max(1, self.channels // 64), what="a 64th of --model.channels,")
         super().__post_init__()
 
     @classmethod
@@ -68,7 +73,7 @@ class ResNet(FourStages):
         assert isinstance(model, TimmResNet)
         stages = (model.layer1, model.layer2, model.layer3, model.layer4)
         depths, first = tuple(map(len, stages)), model.layer1[0]
-        if not isinstance(model.bn1, nn.GroupNorm):
+        if not isinstance(model.bn1, nn.GroupNorm) or model.bn1.num_groups not in NORMS:
             raise UserError("it has no group norm, and the statistics of BatchNorm fit only one size; use resnet50_gn")
         if type(first) is not Bottleneck or first.conv2.groups > 1 or not isinstance(first.se, nn.Identity | None):
             raise UserError("its blocks are not plain bottlenecks")
@@ -77,6 +82,7 @@ class ResNet(FourStages):
             "depth_max": depths[1:3],
             "depths": depths,
             "channels": first.conv3.out_channels // 4,
+            "norm_groups": model.bn1.num_groups,
         }
 
     def arguments(self, size: Size) -> dict[str, Any]:
@@ -85,6 +91,7 @@ class ResNet(FourStages):
             "layers": self.blocks_of(size),
             "channels": tuple(self.channels * 2**stage for stage in range(4)),
             "base_width": 64 * size.width // self.channels,
+            "norm_layer": NORMS[self.norm_groups],
         }
 
     def build(self, size: Size, *, drop_path: float = 0.0) -> ResNetBackbone:
