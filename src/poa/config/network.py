@@ -44,7 +44,7 @@ class ModelSettings(Settings):
     """Side of an attention window, in patches (Swin)."""
     channels: Channels | None = None
     """A quarter of the output channels of the first stage (ResNet)."""
-    norm_groups: Literal[1, 32] | None = None
+    norm_groups: Count | None = None
     """Groups of channels that are normalised together (ResNet): 32 as published, or 1, with which small networks learn
     more and widths need not be multiples of 32."""
     mlp_ratio: Annotated[Positive, Field(le=1000)] | None = None

@@ -61,6 +61,8 @@ class ResNet(FourStages):
     stage_names = ("layer1.", "layer2.", "layer3.", "layer4.")
 
     def __post_init__(self) -> None:
+        if self.norm_groups not in NORMS:
+            raise UserError(f"--model.norm-groups of a ResNet must be 1 or 32, got {self.norm_groups}.")
         check_widths(self.space, self.norm_groups, what="the number of norm groups,")
         if self.channels % 16 or self.channels & (self.channels - 1):
             raise UserError(f"--model.channels of a ResNet must be 16, 32, 64, 128…, got {self.channels}.")
