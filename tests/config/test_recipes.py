@@ -231,7 +231,7 @@ OURS = {
     "resnet-224": "ae3b92f7",
     "resnet-224-1m": "264d476e",
     "resnet-96": "369716f0",
-    "resnet-small-data": "1b73fc3f",
+    "resnet-small-data": "85bc72b1",
     "slimclr-small-data": "2e546907",
     "swin-224": "c4aa90dd",
     "swin-224-1m": "2c8fab18",

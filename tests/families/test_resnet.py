@@ -79,6 +79,8 @@ def test_one_norm_group_takes_any_width() -> None:
     assert {each.num_groups for each in norms} == {1}
     with pytest.raises(UserError, match=r"multiples of a 64th of --model\.channels, 2, got 33"):
         replace(family, channels=128)
+    with pytest.raises(UserError, match=r"--model\.norm-groups of a ResNet must be 1 or 32, got 8"):
+        replace(FAMILY, norm_groups=8)
 
 
 @pytest.mark.parametrize("channels", [8, 48, 96])

@@ -228,8 +228,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"name": "resnet", "width_min": 48},
         r"multiples of the number of norm groups, 32, got 48\. Change",
     ),
-    "norm groups": ({"name": "resnet", "norm_groups": 8}, r"--model\.norm-groups of a ResNet must be 1 or 32, got 8"),
-    "norm groups of a ViT": ({"name": "vit", "norm_groups": 1}, r"--model\.norm-groups has no effect on a ViT"),
     "channels": ({"name": "resnet", "channels": 24}, r"--model\.channels of a ResNet must be 16, 32, 64, 128…, got 24"),
 }
 
