@@ -83,6 +83,17 @@ def test_one_norm_group_takes_any_width() -> None:
         replace(FAMILY, norm_groups=8)
 
 
+@pytest.mark.parametrize("groups", [1, 32])
+def test_the_norm_groups_of_a_model_are_read(groups: int) -> None:
+    with torch.device("meta"):
+        backbone = replace(FAMILY, norm_groups=groups).build(FAMILY.space.intact)
+    assert ResNet.read(backbone.model)["norm_groups"] == groups
+    with torch.device("meta"):
+        other = timm.create_model("resnet50_gn", norm_layer="batchnorm2d")
+    with pytest.raises(UserError, match="no group norm"):
+        ResNet.read(other)
+
+
 @pytest.mark.parametrize("channels", [8, 48, 96])
 def test_channels_are_powers_of_two(channels: int) -> None:
     """Others would be lost to rounding where timm derives inner widths from them."""
