@@ -65,6 +65,13 @@ def test_a_speed_that_is_not_known_yet_is_not_shown() -> None:
     assert "size 64x2  memory 12.3 GB" in output.getvalue()
 
 
+def test_where_one_size_is_trained_none_is_named() -> None:
+    console, output = plain()
+    with TrainingDisplay(1000, steps_per_epoch=40, start_step=0, console=console) as display:
+        display.update(report(1)._replace(size=""))
+    assert "lr 1.25e-03  1,812.3 images/s" in output.getvalue()
+
+
 def test_a_plain_line_says_everything() -> None:
     console, output = plain()
     with TrainingDisplay(1000, steps_per_epoch=40, start_step=0, console=console) as display:

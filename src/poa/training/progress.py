@@ -45,7 +45,7 @@ class StepReport(NamedTuple):
     """Share of the time spent waiting for data, 0 to 1."""
     memory_bytes: int
     size: str
-    """The size or sizes trained in this step."""
+    """The size or sizes trained in this step besides the intact one; empty where all steps train the same."""
     scores: Mapping[str, float]
 
 
@@ -123,7 +123,7 @@ class TrainingDisplay:
         bar = ProgressBar(total=self._total_steps, completed=report.step)
         done = f"{report.step / self._total_steps:.0%}"
         top.add_row(steps, bar, done, f"ETA {duration(self.remaining_seconds())}")
-        rows = [losses, f"{epochs}   {lr}   {size}", f"{speed}   {wait}   {memory}", scores]
+        rows = [losses, f"{epochs}   {lr}   {size}".rstrip(), f"{speed}   {wait}   {memory}", scores]
         texts = [Text(row, no_wrap=True, overflow="ellipsis") for row in rows if row]
         return self._boxed(Group(top, *texts))
 
@@ -304,7 +304,7 @@ def _parts(report: StepReport) -> tuple[str, ...]:
     return (
         f"loss {_named(report.losses, '.3f')}",
         f"lr {report.lr:.2e}",
-        f"size {report.size}",
+        f"size {report.size}" if report.size else "",
         f"{report.images_per_second:,.1f} images/s" if report.images_per_second else "",  # not known yet
         f"data-wait {report.data_wait:.0%}" if report.images_per_second else "",
         f"memory {gigabytes(report.memory_bytes)}",
