@@ -11,6 +11,7 @@ import yaml
 from poa.config.pretraining import Config
 from poa.config.resolve import (
     IN_EPOCHS,
+    as_begun,
     differences,
     of_epochs,
     of_length,
@@ -92,6 +93,15 @@ def test_a_run_that_is_resumed_keeps_its_own_settings(tmp_path: Path, caplog: py
     file = tmp_path / "mine.yaml"
     file.write_text("epochs: 9")
     assert differences(begun, resolve({"out": str(tmp_path)}, file=file, resume=True)) == {"epochs": (10, 9)}
+
+
+def test_a_run_of_an_earlier_commit_keeps_its_small_crops(tmp_path: Path) -> None:
+    command: dict[str, Any] = {"out": str(tmp_path), "epochs": 40, "views": {"global_size": 48}}
+    begun = resolve(command, recipe="vit-small-data")
+    before = begun.changed(views=begun.views.model_copy(update={"small_size": 24, "small_epochs": 27.0}))
+    (tmp_path / "config.yaml").write_text(to_yaml(before))
+    assert resolve(command, recipe="vit-small-data", resume=True) == before == as_begun(begun, before)
+    assert begun.views.small_size == 36
 
 
 def test_a_run_of_an_earlier_commit_goes_on_with_whole_photographs(tmp_path: Path) -> None:

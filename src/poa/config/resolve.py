@@ -37,6 +37,8 @@ IN_EPOCHS = (
     "slim.slow_start_epochs",
 )
 """Settings that alter what is learned and are counted in epochs; in a recipe they suit its length."""
+FITTED = (*IN_EPOCHS, "views.small_size")
+"""What of a recipe is fitted to a run. One that is resumed keeps what it has: earlier commits took other values."""
 WARM_UP, WARM_SHARE = "optimizer.warmup_epochs", 0.2
 """What counts in steps, however short a run is, and its largest share of a run that is shorter than its recipe."""
 PART_OF_RUN = ("views.small_epochs",)
@@ -107,8 +109,8 @@ def resolve(
         given: Nested settings by name.
         recipe: Name of a shipped recipe; a file may name one too, under the key ``recipe``.
         file: A YAML file of settings.
-        resume: Start from the settings of the run in ``out`` in place of defaults. Of a recipe, what it counts in
-            epochs is left out then: the run has its own values, shortened or as earlier commits took them.
+        resume: Start from the settings of the run in ``out`` in place of defaults. Of a recipe, what is fitted to a run
+            is left out then: the run has its own values, or those that earlier commits took.
         place: Where in ``out`` that run is.
         planned: Settings that lie over the recipe and below the others, with all that it counts in epochs.
 
@@ -122,7 +124,7 @@ def resolve(
     out = given.get("out") or from_file.get("out") or ""
     stored = Path(out, place, "config.yaml")
     if resume and out and stored.exists() and stored.stat().st_size:
-        of_recipe = {} if name is None else without(read_recipe(name), IN_EPOCHS)
+        of_recipe = {} if name is None else without(read_recipe(name), FITTED)
         return _validated(merge(_read_whole(stored), _over_one_another(of_recipe, from_file, given)))
     settings = {} if name is None else _over_one_another(read_recipe(name), planned or {}, {})
     config = _validated(_over_one_another(settings, from_file, given))
@@ -214,9 +216,9 @@ def of_length(config: Config, epochs: int) -> Config:
 
 
 def as_begun(config: Config, begun: Config) -> Config:
-    """The settings, with what is counted in epochs as a run has it that an earlier commit began."""
+    """The settings, with what is fitted to a run as one has it that an earlier commit began."""
     settings = flat(begun.model_dump())
-    return _with(config, {name: settings[name] for name in IN_EPOCHS})
+    return _with(config, {name: settings[name] for name in FITTED})
 
 
 def of_plan(config: Config, learned: Mapping[str, Any]) -> Config:
