@@ -130,12 +130,16 @@ def train_all(trainings: Mapping[Path, Training], console: Console) -> None:
 
 
 def _as_begun(folder: Path, config: Config, console: Console) -> Config:
-    """The settings of a training to resume, with what an earlier commit counted in epochs otherwise."""
+    """The settings of a training to resume, with what an earlier commit fitted to it otherwise."""
     found = as_begun(config, of_run(Paths(folder).config))
     if changed := differences(found, config):
-        listed = ", ".join(f"{name} {was:g} (now {new:g})" for name, (was, new) in changed.items())
+        listed = ", ".join(f"{name} {_plain(was)} (now {_plain(new)})" for name, (was, new) in changed.items())
         note(console, f"{folder} was begun with {listed} and keeps it.")
     return found
+
+
+def _plain(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
 
 
 def steps_done(folder: Path) -> int:
