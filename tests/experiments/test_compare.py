@@ -122,7 +122,7 @@ def test_the_same_command_again_trains_nothing(
     baseline.write_text(text.replace("warmup_epochs: 1.0", "warmup_epochs: 2.0"))  # by the rules of an earlier commit
     assert poa(*words(done.folder, done.folder / "all")) == 0
     said = capsys.readouterr()
-    before = "views.small_size none (now 16), optimizer.warmup_epochs 2 (now 1)"
+    before = "views.small_size none (now 16), optimizer.warmup_epochs 2.0 (now 1.0)"
     assert f"Note: {baseline.parent} was begun with {before} and keeps it." in said.err
     assert "one elastic run" in said.out
     assert "SEED, equal compute" in said.out

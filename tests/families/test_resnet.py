@@ -92,6 +92,9 @@ def test_the_norm_groups_of_a_model_are_read(groups: int) -> None:
         other = timm.create_model("resnet50_gn", norm_layer="batchnorm2d")
     with pytest.raises(UserError, match="no group norm"):
         ResNet.read(other)
+    other.bn1 = torch.nn.GroupNorm(8, 64)
+    with pytest.raises(UserError, match="norms have 8 groups, and only 1 and 32 are known"):
+        ResNet.read(other)
 
 
 @pytest.mark.parametrize("channels", [8, 48, 96])

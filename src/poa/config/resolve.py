@@ -169,26 +169,14 @@ def _over_one_another(recipe: Mapping[str, Any], file: Mapping[str, Any], given:
 
 
 def _with_small_crops_for(recipe: Mapping[str, Any], over: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe, its small crops in proportion to crops and patches that are given."""
+    """The recipe, its small crops in proportion to crops that are given, as whole patches."""
     of_recipe, now = flat(recipe), {**flat(recipe), **flat(over)}
     patch = now.get("model.patch_size") or 1
     match of_recipe.get("views.small_size"), of_recipe.get("views.global_size"), now.get("views.global_size"), patch:
         case int(small), int(before), int(crop), int():
-            side = in_proportion(small, before=before, now=crop, patch=patch)
-            return merge(recipe, {"views": {"small_size": side}})
+            patches = min(round(small / before * crop / patch), crop // patch - 1)  # fewer than there
+            return merge(recipe, {"views": {"small_size": patch * max(1, patches)}})
     return recipe  # without small crops, or what is given is not a side, which is refused later
-
-
-def in_proportion(side: int, *, before: int, now: int, patch: int) -> int:
-    """A smaller crop beside crops of another size: a multiple of patches, at least one and fewer than there.
-
-    Args:
-        side: Of the smaller crop, in pixels.
-        before: Side of the crops that it suits.
-        now: Side of the crops.
-        patch: Side of a patch.
-    """
-    return patch * max(1, min(round(side / before * now / patch), now // patch - 1))
 
 
 def of_run(file: Path) -> Config:

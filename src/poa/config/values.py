@@ -140,6 +140,12 @@ def flag(keys: Sequence[str | int]) -> str:
     return "--" + ".".join(key for key in keys if isinstance(key, str)).replace("_", "-")
 
 
+def written(value: Any) -> str:
+    """A value as the command line takes it: several after one another, ``none`` for none."""
+    values = value if isinstance(value, tuple | list) else (value,)
+    return " ".join("none" if each is None else f"{each}" for each in values)
+
+
 def explain(
     error: ValidationError, settings: type[BaseModel], *, called: Callable[[Sequence[str | int]], str] = dotted
 ) -> str:

@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 
 from poa.config.pretraining import Config
 from poa.config.resolve import as_begun, differences, of_run
+from poa.config.values import written
 from poa.data.index import matched_labels
 from poa.data.sources import Data, check_out
 from poa.elastic.space import Size
@@ -133,13 +134,9 @@ def _as_begun(folder: Path, config: Config, console: Console) -> Config:
     """The settings of a training to resume, with what an earlier commit fitted to it otherwise."""
     found = as_begun(config, of_run(Paths(folder).config))
     if changed := differences(found, config):
-        listed = ", ".join(f"{name} {_plain(was)} (now {_plain(new)})" for name, (was, new) in changed.items())
+        listed = ", ".join(f"{name} {written(was)} (now {written(new)})" for name, (was, new) in changed.items())
         note(console, f"{folder} was begun with {listed} and keeps it.")
     return found
-
-
-def _plain(value: float | None) -> str:
-    return "none" if value is None else f"{value:g}"
 
 
 def steps_done(folder: Path) -> int:

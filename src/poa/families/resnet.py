@@ -75,8 +75,10 @@ class ResNet(FourStages):
         assert isinstance(model, TimmResNet)
         stages = (model.layer1, model.layer2, model.layer3, model.layer4)
         depths, first = tuple(map(len, stages)), model.layer1[0]
-        if not isinstance(model.bn1, nn.GroupNorm) or model.bn1.num_groups not in NORMS:
+        if not isinstance(model.bn1, nn.GroupNorm):
             raise UserError("it has no group norm, and the statistics of BatchNorm fit only one size; use resnet50_gn")
+        if model.bn1.num_groups not in NORMS:
+            raise UserError(f"its norms have {model.bn1.num_groups} groups, and only 1 and 32 are known")
         if type(first) is not Bottleneck or first.conv2.groups > 1 or not isinstance(first.se, nn.Identity | None):
             raise UserError("its blocks are not plain bottlenecks")
         return {

@@ -9,7 +9,7 @@ from poa.config.channels import RGB
 from poa.config.nested import flat
 from poa.config.pretraining import SELF_DISTILLED, Config
 from poa.config.resolve import IN_EPOCHS, of_epochs, read_recipe
-from poa.config.values import flag
+from poa.config.values import flag, written
 from poa.errors import counted
 from poa.planning.facts import ImageFacts, MachineFacts
 
@@ -42,8 +42,7 @@ class Decision(NamedTuple):
     @property
     def words(self) -> str:
         """As a flag of the command."""
-        value = self.value if isinstance(self.value, tuple | list) else (self.value,)
-        return f"{flag([self.setting])} {' '.join('none' if each is None else f'{each}' for each in value)}"
+        return f"{flag([self.setting])} {written(self.value)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from poa import distributed
 from poa.config import resolve
 from poa.config.pretraining import SELF_DISTILLED, SLIMMABLE, Config
 from poa.config.resolve import learned
+from poa.config.values import written
 from poa.data.index import ImageIndex
 from poa.errors import UserError, counted
 from poa.files import whole_file
@@ -91,7 +92,7 @@ def change_length(config: Config, *, done: int) -> str | None:
     changed = resolve.differences(stored, config)
     if not changed:
         return None
-    new = ", ".join(f"{name} {now} instead of {before}" for name, (before, now) in changed.items())
+    new = ", ".join(f"{name} {written(now)} instead of {written(before)}" for name, (before, now) in changed.items())
     said = f"{paths.folder} now has {new}. It goes on from step {done:,}"
     try:
         kept = _set_aside(paths, stored, after=done)

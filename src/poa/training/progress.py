@@ -123,7 +123,7 @@ class TrainingDisplay:
         bar = ProgressBar(total=self._total_steps, completed=report.step)
         done = f"{report.step / self._total_steps:.0%}"
         top.add_row(steps, bar, done, f"ETA {duration(self.remaining_seconds())}")
-        rows = [losses, f"{epochs}   {lr}   {size}".rstrip(), f"{speed}   {wait}   {memory}", scores]
+        rows = [losses, *("   ".join(filter(None, row)) for row in ((epochs, lr, size), (speed, wait, memory))), scores]
         texts = [Text(row, no_wrap=True, overflow="ellipsis") for row in rows if row]
         return self._boxed(Group(top, *texts))
 
