@@ -60,7 +60,7 @@ CONTRASTIVE = "slimclr-small-data"
 """Recipe of plain networks."""
 PLAIN: Mapping[str, Mapping[str, Any]] = {
     "simclr": {"method": "slimclr-simclr"},
-    "mocov2": {"method": "slimclr-mocov2", "slim": {"hidden": None}},
+    "mocov2": {"method": "slimclr-mocov2", "batch_size": 64},
     "lightly-simclr": {"method": "slimclr-simclr"},
 }
 ENTRIES = (*ELASTIC, *PLAIN, "lightly-dino")

@@ -62,7 +62,7 @@ def test_plain_networks_are_as_large_as_the_sizes_of_a_recipe(
         ratio = race.count(family_of(config), size) / parameters
         assert ratio == 1 if training.rival else 0.9 < ratio < 1.1
     assert config.method == "slimclr-mocov2"
-    assert config.slim.hidden is None
+    assert config.slim.head_norm
 
 
 def test_an_entry_whose_package_is_missing_is_refused(

@@ -27,6 +27,7 @@ def told(**settings: Any) -> str | None:
         ({"heads": {"layers": 1, "hidden": 8}}, ": --heads.hidden."),
         ({"method": "slimclr-simclr", "heads": {"layers": 1}}, ": --heads.layers."),
         ({"method": "distill", "distill": {"queue": 8}}, "--method distill: --distill.queue."),
+        ({"method": "slimclr-mocov3", "slim": {"head_norm": True}}, ": --slim.head-norm."),
         ({"method": "slimclr-simclr", "optimizer": {"teacher_momentum": (0.5, 1)}}, ": --optimizer.teacher-momentum."),
         ({"views": {"num_locals": 0, "local_size": 48}}, ": --views.local-size."),
         ({"views": {"small_size": 48}}, ": --views.small-size."),
@@ -45,6 +46,7 @@ def test_what_nothing_reads_is_told(settings: dict[str, Any], unused: str) -> No
         {"distill": {"teacher": "there", "weight": (3, 3)}},
         {"distill": {"teacher": "there"}, "heads": {"layers": 1, "hidden": 8}},
         {"method": "slimclr-mocov2", "slim": {"queue": 64}, "optimizer": {"teacher_momentum": (0.5, 1)}},
+        {"method": "slimclr-mocov2", "slim": {"head_norm": True}},
         {"method": "own", "own": "a:B", "slim": {"queue": 64}},
     ],
 )

@@ -184,7 +184,7 @@ def test_another_length_of_settings_keeps_the_warm_up_likewise() -> None:
 
 
 def test_a_slow_start_is_shortened_too() -> None:
-    assert resolve({"epochs": 6}, recipe="demo-slimclr-mocov2").slim.slow_start_epochs == 3.0
+    assert resolve({"epochs": 9}, recipe="demo-slimclr-mocov2").slim.slow_start_epochs == 2.0
 
 
 def test_defaults_and_files_of_the_user_are_made_for_no_length(tmp_path: Path) -> None:

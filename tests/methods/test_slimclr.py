@@ -25,9 +25,10 @@ BATCH = 4
 MADE: dict[str, dict[str, Any]] = {
     "simclr": {"hidden": 16, "dim": 8},
     "mocov2": {"dim": 8, "queue": 8},
+    "mocov2-norm": {"head_norm": True, "hidden": 16, "dim": 8, "queue": 8},
     "mocov3": {"hidden": 16, "dim": 8},
 }
-KINDS: dict[str, type[SlimCLR]] = {"simclr": SimCLR, "mocov2": MoCoV2, "mocov3": MoCoV3}
+KINDS: dict[str, type[SlimCLR]] = {"simclr": SimCLR, "mocov2": MoCoV2, "mocov2-norm": MoCoV2, "mocov3": MoCoV3}
 
 
 def family(widths: Sequence[Size] = (HALF, FULL)) -> SlimResNet:
@@ -97,7 +98,7 @@ def test_e_contrast_and_distillation_share_the_weight_of_a_width(name: str) -> N
     assert weights["8x1-1-1-1/distillation"] > 0
 
 
-@pytest.mark.parametrize(("name", "divisor"), [("simclr", 1.0), ("mocov2", 1.0), ("mocov3", 0.2)])
+@pytest.mark.parametrize(("name", "divisor"), [("simclr", 1.0), ("mocov2", 1.0), ("mocov2-norm", 1.0), ("mocov3", 0.2)])
 def test_f_distillation_compares_cosines_and_with_moco_v3_logits(
     monkeypatch: pytest.MonkeyPatch, name: str, divisor: float
 ) -> None:
@@ -129,13 +130,13 @@ def test_f_the_full_width_learns_nothing_from_distillation(name: str) -> None:
     assert conv[8:].count_nonzero() == conv[:, 8:].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("name", ["mocov2", "mocov3"])
+@pytest.mark.parametrize("name", ["mocov2", "mocov2-norm", "mocov3"])
 def test_g_the_momentum_encoder_is_of_full_width_and_measures_by_itself(name: str) -> None:
     made: Any = method(name)
     names = dict(made.momentum.named_buffers())
     assert not any(isinstance(layer, nn.ModuleList) for layer in made.momentum.backbone.modules())
     made(views(), (HALF,), temperature=1.0)
-    passes = 1 if name == "mocov2" else 2
+    passes = 1 if name.startswith("mocov2") else 2
     assert {int(value) for key, value in names.items() if key.endswith("num_batches_tracked")} == {passes}
     before = {key: value.clone() for key, value in made.momentum.named_parameters()}
     kept = {key: value.clone() for key, value in names.items()}
@@ -154,7 +155,7 @@ def test_with_one_width_they_are_the_plain_methods() -> None:
         made: Any = method(name, widths=(FULL,)).eval()
         if name == "simclr":
             expected = nt_xent(made.student(first), made.student(second), temperature=0.1)
-        elif name == "mocov2":
+        elif name.startswith("mocov2"):
             expected = info_nce(made.student(first), made.momentum(second), made.queue.rows.clone(), temperature=0.2)
         else:
             made.momentum.eval()
@@ -169,13 +170,26 @@ def test_with_one_width_they_are_the_plain_methods() -> None:
         torch.testing.assert_close(found["16x1-1-1-1/contrast"], expected)
 
 
+def test_with_batch_norm_moco_v2_has_the_head_of_simclr() -> None:
+    """In both encoders; without, that which is published: two layers, as wide as the features at first."""
+    made, published, simclr = method("mocov2-norm"), method("mocov2"), method("simclr")
+    assert isinstance(made, MoCoV2)
+    ours, theirs = ({key: x.shape for key, x in each.student.heads.state_dict().items()} for each in (made, simclr))
+    assert ours == theirs
+    layers = [type(layer).__name__ for layer in made.momentum.heads.children()]
+    assert layers == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    width = published.student.backbone.num_features
+    shapes = [tuple(value.shape) for name, value in published.student.heads.named_parameters() if "weight" in name]
+    assert shapes == [(width, width), (8, width)]
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_statistics_of_a_width_move_with_its_own_passes_alone(name: str) -> None:
     made = method(name)
     tracked = {key: value for key, value in made.student.named_buffers() if key.endswith("num_batches_tracked")}
     half = {key for key in tracked if key.startswith("backbone.") and key.endswith(".1.num_batches_tracked")}
     made(views(), (), temperature=1.0)
-    passes = 1 if name == "mocov2" else 2
+    passes = 1 if name.startswith("mocov2") else 2
     assert {int(tracked[key]) for key in half} == {0}
     assert {int(value) for key, value in tracked.items() if key.startswith("backbone.") and key not in half} == {passes}
     made(views(), (HALF,), temperature=1.0)

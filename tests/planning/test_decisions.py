@@ -195,10 +195,3 @@ def test_what_is_planned_lies_between_recipe_and_flags() -> None:
 def test_a_decision_in_words() -> None:
     assert Decision("views.jitter", (0.4, 0.0), "why").words == "--views.jitter 0.4 0.0"
     assert Decision("monitor.data", None, "why").words == "--monitor.data none"
-
-
-@pytest.mark.parametrize(("method", "changes"), [("slimclr-mocov2", True), ("slimclr-mocov3", False)])
-def test_the_head_of_moco_v2_has_no_hidden_layer(method: str, changes: bool) -> None:
-    found = changed(decide(CIFAR, CPU, {"method": method}, recipe="slimclr-small-data", crop=32))
-    assert ("slim.hidden" in found) == changes
-    assert found.get("slim.hidden") is None

@@ -162,6 +162,12 @@ def test_only_moco_v2_minds_the_queue() -> None:
         assert method.exported is method.get_submodule(config.exported_branch)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_recipe_for_small_data_suits_each_method(name: str) -> None:
+    config = resolve.resolve({"method": name}, recipe="slimclr-small-data")
+    assert isinstance(method_of(config, family_of(config)), SLIMCLR[name])
+
+
 def test_a_queue_longer_than_the_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     poa.pretrain(**tiny("slimclr-mocov2", tmp_path / "run", epochs=1, slim={"queue": 64}))
     assert "so the queue holds images twice; lower it to at most 48" in capsys.readouterr().err

@@ -36,6 +36,7 @@ def _unused(config: Config) -> Iterator[str]:
         ("distill.queue", "distill.student_temperature", "distill.teacher_temperature"): method != "seed",
         ("distill.patch_weight", "distill.smooth_l1"): method == "seed",
         ("slim.",): method not in SLIMMABLE,
+        ("slim.head_norm",): method != "slimclr-mocov2",
         ("elastic_samples", "sampling", "same_sizes_on_all_ranks"): method not in ELASTIC or method in SLIMMABLE,
         ("losses.intact_share",): method not in ("poa", "distill"),
         ("heads.layers",): alone,

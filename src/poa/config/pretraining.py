@@ -210,8 +210,11 @@ class SlimSettings(Settings):
     """Temperature of distillation; by default 5 for soft cross-entropy (1 with MoCo v3), otherwise as published."""
     temperature: Positive | None = None
     """Temperature of the contrastive loss; by default 0.1 (SimCLR), 0.2 (MoCo v2) or 1 (MoCo v3)."""
+    head_norm: bool = False
+    """BatchNorm in the head of MoCo v2, which is then that of SimCLR; small data are hardly learned without it."""
     hidden: Count | None = None
-    """Hidden width of projection and prediction at full width; by default 2048 (SimCLR) or 4096 (MoCo v3)."""
+    """Hidden width of projection and prediction at full width; by default 2048 (SimCLR; MoCo v2 with BatchNorm in its
+    head) or 4096 (MoCo v3)."""
     dim: Count | None = None
     """Width of embeddings; by default 128, and 256 for MoCo v3."""
     queue: Count = 65536

@@ -26,6 +26,17 @@ def _initialised(head: nn.Sequential) -> nn.Sequential:
     return head
 
 
+def _normalised(features: int, hidden: int, dim: int) -> nn.Sequential:
+    """The projection of SimCLR as in SlimCLR's official code: BatchNorm after both layers."""
+    return nn.Sequential(
+        nn.Linear(features, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, dim, bias=False),
+        nn.BatchNorm1d(dim),
+    )
+
+
 class SimCLR(SlimCLR):
     """Both views through one network, against all other views of the batch (arXiv 2002.05709)."""
 
@@ -34,14 +45,7 @@ class SimCLR(SlimCLR):
 
         def build(size: Size) -> Embedder:
             backbone, inner = family.build(size), hidden * size.width // full
-            head = nn.Sequential(
-                nn.Linear(backbone.num_features, inner),
-                nn.BatchNorm1d(inner),
-                nn.ReLU(),
-                nn.Linear(inner, dim, bias=False),
-                nn.BatchNorm1d(dim),
-            )
-            return synced(Embedder(backbone, _initialised(head)))
+            return synced(Embedder(backbone, _initialised(_normalised(backbone.num_features, inner, dim))))
 
         super().__init__(family, build, settings=settings, temperature=0.1, **further)
 
@@ -55,19 +59,22 @@ class MoCoV2(SlimCLR):
 
     Under several processes the momentum encoder sees images shuffled over them, so that its BatchNorm does not tell
     which ones belong together (MoCo, arXiv 1911.05722, Sec. 3.3; v2: arXiv 2003.04297).
+
+    Without BatchNorm in its head, as published, all embeddings begin almost alike, and short runs stay there. With
+    `settings.head_norm` the head is that of SimCLR (ours).
     """
 
     shuffles: Tensor
 
     def __init__(self, family: Family, settings: SlimSettings, **further: bool) -> None:
-        dim = settings.dim or 128
+        full, hidden, dim = family.space.intact.width, settings.hidden or 2048, settings.dim or 128
 
         def build(size: Size) -> Embedder:
             backbone = family.build(size)
             width = backbone.num_features
-            return Embedder(
-                backbone, _initialised(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim)))
-            )
+            published = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+            head = _normalised(width, hidden * size.width // full, dim) if settings.head_norm else published
+            return Embedder(backbone, _initialised(head))
 
         super().__init__(family, build, settings=settings, temperature=0.2, **further)
         self.momentum = build(self.intact).requires_grad_(False)

@@ -166,8 +166,6 @@ def _training(images: ImageFacts, machine: MachineFacts, used: Mapping[str, Any]
         most = max(16, 2 ** int(math.log2(images.number)))
         fewer = tuple(dict.fromkeys(min(number, most) for number in used["heads.prototypes"]))
         yield Decision("heads.prototypes", fewer, f"no more than the {images.number} images")
-    if used["method"] == "slimclr-mocov2":
-        yield Decision("slim.hidden", None, "the head of MoCo v2 is as wide as its features")
     yield Decision("monitor.data", None, "no labels are needed; --monitor.data shows scores of labelled images")
     if machine.device == "cpu" and images.pixels >= 128**2 and machine.cores > 1:
         workers = max(1, min(12, machine.cores - 1))

@@ -107,9 +107,10 @@ def _check_slimmable(config: Config) -> None:
             f"{config.epochs}. Lower it; half of the epochs is usual."
         )
     if config.method == "slimclr-mocov2":
-        if config.slim.hidden is not None:
+        if config.slim.hidden is not None and not config.slim.head_norm:
             raise UserError(
-                "--slim.hidden has no effect on MoCo v2, whose head is as wide as its features. Leave it out."
+                "--slim.hidden has no effect on MoCo v2, whose head is as wide as its features. Leave it out, or set "
+                "--slim.head-norm."
             )
         _check_queue("--slim.queue", config.slim.queue, config)
 
