@@ -28,6 +28,8 @@ CASES: dict[str, dict[str, Any]] = {
     "losses": {"recipe": "poa-vit-l", "precision": "fp32", "batch_size": 50},
     "resnet50-fp32": {"recipe": "poa-resnet152", "precision": "fp32", "batch_size": 4},
     "resnet50-bf16": {"recipe": "poa-resnet152", "precision": "bf16", "batch_size": 4},
+    "onegroup-fp32": {"recipe": "resnet-small-data", "precision": "fp32"},
+    "slimclr-fp32": {"recipe": "slimclr-small-data", "precision": "fp32"},
     "convnext-fp32": {"recipe": "convnext-96", "precision": "fp32", "batch_size": 8},
     "stored-1": {"recipe": "poa-vit-l", "precision": "fp32", "batch_size": 8},
     "recomputed-1": {"recipe": "poa-vit-l", "precision": "fp32", "batch_size": 8, "checkpointing": True},
@@ -41,11 +43,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "heads": {"width_min": 192, "width_max": 384, "depth_min": 12, "depth_max": 12, "drop_path": 0.0},
     "losses": {"width_min": 64, "width_max": 128, "depth_min": 1, "depth_max": 1, "drop_path": 0.0},
     "resnet50": {"width_min": 64, "width_max": 64, "depths": [3, 4, 6, 3], "depth_min": [2, 3], "depth_max": [4, 6]},
-    "convnext": {},
     "stored": {"width_min": 192, "width_max": 384, "depth_min": 6, "depth_max": 12, "drop_path": 0.0},
 }
 MODELS["recomputed"] = MODELS["stored"]
-"""By the first word of a case: `losses` has hardly a network, but all published prototypes."""
+"""By the first word of a case, where not the recipe's: `losses` has hardly a network, but all published prototypes."""
 HEADS: dict[str, dict[str, Any]] = {
     "losses": {"hidden": 32},
     "resnet50": {"prototypes": [2048, 4096]},
@@ -138,7 +139,7 @@ def steps(case: str) -> Figures:
     torch.set_num_threads(1)
     device, kind = torch.device("cpu"), case.split("-")[0]
     given = {"data": "digits", "epochs": 10_000, "elastic_samples": 1, "accumulate": 1, **CASES[case]}
-    given |= {"model": MODELS[kind], "heads": HEADS.get(kind, {})}
+    given |= {"model": MODELS.get(kind, {}), "heads": HEADS.get(kind, {})}
     config = resolve.resolve(given, recipe=given.pop("recipe"))
     before = memory_in_use(device)
     index = open_index(config.data)

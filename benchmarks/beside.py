@@ -32,12 +32,11 @@ import race_rivals
 from measure import in_turns, machine
 from poa.config import resolve
 from poa.config.pretraining import Config
-from poa.data.augment import augment
 from poa.data.index import open_index
-from poa.data.views import RawViews, Views
+from poa.data.views import RawViews
 from poa.plots.figure import legend, save, style
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import step_batches, train_step
+from poa.pretraining.step import step_batches, train_step, views_of
 
 COLOURS = {"poa": "tab:blue", "timm": "tab:gray", "lightly-dino": "tab:orange"}
 Axis = tuple[str, Callable[[Any], dict[str, Any]], Sequence[int]]
@@ -124,14 +123,9 @@ def measured(config: Config, device: torch.device, *, rounds: int) -> dict[str, 
     return {k: statistics.median(x) for k, x in in_turns(works, rounds=rounds, device=device, clock=clock).items()}
 
 
-def crops_of(parts: Parts, raw: RawViews) -> Views:
-    """Crops as networks see them."""
-    return augment(raw, augmentation=parts.views, device=parts.device)
-
-
 def plain(parts: Parts, raw: RawViews, first: int) -> Callable[[int], None]:
     """The backbones of a step as timm's models of the same sizes, on crops that are there already."""
-    views, family = crops_of(parts, raw), parts.family
+    views, family = views_of(parts, raw), parts.family
     networks: dict[str, nn.Module] = {}
 
     def network(size: Any) -> nn.Module:
@@ -160,7 +154,7 @@ def rival(parts: Parts, raw: RawViews, *, prototypes: int) -> Callable[[int], No
 
     def run(_: int) -> None:
         with torch.autocast(parts.device.type, dtype=parts.dtype, enabled=parts.dtype != torch.float32):
-            loss: Tensor = learner(crops_of(parts, raw))
+            loss: Tensor = learner(views_of(parts, raw))
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         learner.before_update(0.5)

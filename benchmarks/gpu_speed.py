@@ -15,11 +15,10 @@ from augment import make_files
 from measure import wait
 from memory import steps_by_size, use_of
 from poa.config.resolve import resolve
-from poa.data.augment import augment
 from poa.data.index import ImageIndex, open_index
 from poa.data.views import RawViews
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import step_batches, train_step
+from poa.pretraining.step import step_batches, train_step, views_of
 from stages import Figures, Record, Work, free
 
 T = TypeVar("T")
@@ -265,7 +264,7 @@ def colours(scale: Scale, device: torch.device, _: float) -> Iterator[Figures]:
     """Colour, blur and normalisation of a batch of crops on the device."""
     parts, index = built(next(iter(scale.networks)), scale, device)
     raw = crops(parts, index, batch=scale.batch, step=parts.ibot_start)
-    seconds = seconds_of(lambda: augment(raw, augmentation=parts.views, device=device), scale, device)
+    seconds = seconds_of(lambda: views_of(parts, raw), scale, device)
     yield {"batch": scale.batch, "images/s": scale.batch / seconds}
 
 

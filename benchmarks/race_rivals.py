@@ -194,7 +194,7 @@ def _prepared(kind: str, config: Config, *, num_steps: int) -> tuple[SimCLR | DI
             warm = round(learner.warmup * num_steps)
             group["lr"] = cosine(number, base=learner.lr, final=0.0, num_steps=num_steps, warmup_steps=warm)
         ((raw,),) = batches(index, crops=CropSchedule(whole, whole), start_step=number, num_steps=1, **drawn)
-        crops = augment(raw, augmentation=views, device=CPU)
+        crops = augment(raw, augmentation=views, device=CPU, memory_format=family.memory_format)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             loss = learner(crops)
         optimizer.zero_grad(set_to_none=True)

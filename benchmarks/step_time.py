@@ -19,14 +19,13 @@ from torch import Tensor
 from measure import in_turns, machine, ratio
 from poa.config import resolve
 from poa.config.pretraining import Config
-from poa.data.augment import augment
 from poa.data.index import open_index
 from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
 from poa.losses.prototypes import Logits, prototype_logits, sinkhorn
 from poa.methods.poa import POA, BranchOutput
 from poa.pretraining.build import Parts, assemble
-from poa.pretraining.step import step_batches, train_step
+from poa.pretraining.step import step_batches, train_step, views_of
 from poa.training.optimizer import clip_gradients
 
 TARGET = 1.25
@@ -57,7 +56,7 @@ class Pieces:
 
     def augment(self, _: int) -> None:
         """What the device does to the crops."""
-        augment(self.raw, augmentation=self.parts.views, device=self.parts.device)
+        views_of(self.parts, self.raw)
 
     def teacher(self, _: int) -> None:
         """The teacher's forward pass."""
@@ -175,7 +174,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         num_steps=1,
     )
     (raw,) = next(loader)
-    views = augment(raw, augmentation=parts.views, device=device)
+    views = views_of(parts, raw)
     with torch.no_grad(), autocast(parts):
         output = poa_of(parts).teacher(views, teacher=True)
     return Pieces(parts, parts.ibot_start, raw, views, output)

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from poa import distributed
 from poa.config.pretraining import Config
-from poa.data.augment import augment
 from poa.data.index import open_index
-from poa.data.views import FACTORS, RawViews, Views
+from poa.data.views import FACTORS, RawViews
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import step_batches
 from poa.training.states import state_of as whole_state_of
@@ -43,10 +42,6 @@ def batches_of(
         micro_batches=config.accumulate,
     )
     return list(made)
-
-
-def views_of(parts: Parts, raw: RawViews) -> Views:
-    return augment(raw, augmentation=parts.views, device=CPU)
 
 
 def keep_gradients(parts: Parts) -> list[dict[str, Tensor]]:

@@ -154,6 +154,16 @@ def test_dtype_is_that_asked_for_and_the_bytes_are_kept() -> None:
     assert torch.equal(raw.globals, before)
 
 
+def test_crops_lie_in_memory_as_asked_for() -> None:
+    raw = raw_views(2)
+    usual = augment(raw, augmentation=AUGMENTATION, device="cpu")
+    last = augment(raw, augmentation=AUGMENTATION, device="cpu", memory_format=torch.channels_last)
+    for one, other in ((usual.globals, last.globals), (usual.locals, last.locals)):
+        assert torch.equal(one, other)
+        assert one.is_contiguous()
+        assert other.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_no_local_crops_pass() -> None:
     raw = raw_views(2)
     raw = raw._replace(locals=raw.locals[:0], local_parameters=raw.local_parameters[:0])

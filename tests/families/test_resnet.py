@@ -83,6 +83,21 @@ def test_one_norm_group_takes_any_width() -> None:
         replace(FAMILY, norm_groups=8)
 
 
+def test_with_one_norm_group_crops_have_their_channels_last_and_teach_the_same() -> None:
+    assert FAMILY.memory_format == torch.contiguous_format
+    family = replace(FAMILY, norm_groups=1)
+    assert family.memory_format == torch.channels_last
+    backbone = family.build(family.space.intact).double()
+    images = filler((2, 3, 32, 32), 1)
+    found = []
+    for layout in (torch.contiguous_format, family.memory_format):
+        features = backbone(images.contiguous(memory_format=layout))
+        (features.cls.square().sum() + features.patches.square().sum()).backward()
+        found.append([features.cls.detach(), *(each.grad for each in backbone.model.parameters())])
+        backbone.zero_grad()
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("groups", [1, 32])
 def test_the_norm_groups_of_a_model_are_read(groups: int) -> None:
     with torch.device("meta"):

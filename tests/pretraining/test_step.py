@@ -8,7 +8,7 @@ from torch import Tensor
 import tiny
 from poa.data.views import RawViews
 from poa.pretraining.build import Parts
-from poa.pretraining.step import begin_step, train_step
+from poa.pretraining.step import begin_step, train_step, views_of
 from poa.training.health import NonFiniteLoss
 from steps import (
     UNCLIPPED,
@@ -19,7 +19,6 @@ from steps import (
     poison_batch,
     state_of,
     total_of,
-    views_of,
 )
 
 
@@ -197,6 +196,19 @@ def test_bf16_on_the_cpu(family: str) -> None:
         results.append(losses[0])
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=0.05)
     assert results[0]["loss"] != results[1]["loss"]
+
+
+@pytest.mark.parametrize(("groups", "layout"), [(1, torch.channels_last), (32, torch.contiguous_format)])
+def test_crops_lie_as_the_family_asks(groups: int, layout: torch.memory_format) -> None:
+    """Large and small ones; all networks see them, and learn what they learn from others."""
+    config = tiny.config("resnet", model={"norm_groups": groups})
+    parts = parts_of(config)
+    seen: list[Tensor] = []
+    for branch in (parts.method.student, parts.method.get_submodule("teacher")):
+        branch.get_submodule("backbone").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert math.isfinite(train_step(parts, 0, batches_of(config, parts)[0]).metrics["loss"])
+    assert {images.shape[-1] for images in seen} == {config.views.global_size, config.views.local_size}
+    assert all(images.is_contiguous(memory_format=layout) for images in seen)
 
 
 def test_moving_average_centring_trains() -> None:

@@ -12,7 +12,7 @@ from poa.config.pretraining import Config
 from poa.data.views import RawViews
 from poa.losses.objective import Targets
 from poa.methods.poa import POA
-from poa.pretraining.step import train_step
+from poa.pretraining.step import train_step, views_of
 from poa.training import states
 from poa.training.health import NonFiniteLoss
 from processes import run_processes
@@ -25,7 +25,6 @@ from steps import (
     poison_batch,
     state_of,
     total_of,
-    views_of,
 )
 
 STEPS = 2

@@ -22,7 +22,12 @@ SOLARIZE_THRESHOLD = 128 / 255
 
 
 def augment(
-    raw: RawViews, *, augmentation: ViewSettings, device: torch.device | str, dtype: torch.dtype = torch.float32
+    raw: RawViews,
+    *,
+    augmentation: ViewSettings,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Views:
     """Finish the crops of a batch, in the same order of rows.
 
@@ -31,11 +36,17 @@ def augment(
         augmentation: The settings with which it was drawn.
         device: Where to compute and where the views end up; pinned memory is copied without waiting.
         dtype: Of the crops returned; the arithmetic is float32.
+        memory_format: Of the crops returned.
     """
     device = torch.device(device)
+
+    def finish(crops: Tensor, parameters: Tensor) -> Tensor:
+        finished = torch.empty(crops.shape, dtype=dtype, device=device, memory_format=memory_format)
+        return _finish(moved(crops, device), parameters, augmentation=augmentation, out=finished)
+
     return Views(
-        _finish(raw.globals, raw.global_parameters, augmentation=augmentation, device=device, dtype=dtype),
-        _finish(raw.locals, raw.local_parameters, augmentation=augmentation, device=device, dtype=dtype),
+        finish(raw.globals, raw.global_parameters),
+        finish(raw.locals, raw.local_parameters),
         moved(raw.masks, device),
         None if raw.kept is None else moved(raw.kept, device),
         moved(raw.masks.flatten().nonzero().flatten(), device),
@@ -141,17 +152,14 @@ def _finish(
     parameters: Float[Tensor, "batch parameters"],
     *,
     augmentation: ViewSettings,
-    device: torch.device,
-    dtype: torch.dtype,
+    out: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """The whole chain for crops of one size."""
-    crops = moved(crops, device)
-    finished = torch.empty(crops.shape, dtype=dtype, device=device)
+    """The whole chain for crops of one size, into memory that is there for them."""
     for rows in _chunks(crops):
         images = in_unit(crops[rows])
         _recolour_(images, parameters[rows], augmentation=augmentation)
-        finished[rows] = _normalise_(images, mean=augmentation.mean, std=augmentation.std)
-    return finished
+        out[rows] = _normalise_(images, mean=augmentation.mean, std=augmentation.std)
+    return out
 
 
 def _chunks(crops: Tensor) -> Iterator[slice]:

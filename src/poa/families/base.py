@@ -141,6 +141,11 @@ class Family(ABC):
     biased_widths: ClassVar[bool] = True
     """Small widths are drawn more often, as small depths are."""
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How crops lie in memory while networks learn: as is fastest for their layers."""
+        return torch.contiguous_format
+
     def __post_init__(self) -> None:
         self.check_image_size(self.image_size, setting="views.global-size")
 

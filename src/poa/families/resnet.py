@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from timm.models.resnet import Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
@@ -59,6 +60,11 @@ class ResNet(FourStages):
     biased_widths = False
     elastic = (1, 2)
     stage_names = ("layer1.", "layer2.", "layer3.", "layer4.")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last with one norm group; 32 take longer so than convolutions and pooling save."""
+        return torch.channels_last if self.norm_groups == 1 else torch.contiguous_format
 
     def __post_init__(self) -> None:
         if self.norm_groups not in NORMS:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from timm.layers import BatchNormAct2d
 from timm.models.resnetv2 import Bottleneck, DownsampleConv, PreActBasic, ResNetV2
@@ -58,6 +59,11 @@ class SlimResNet(Family):
     )
     biased_widths = False
     elastic = (0, 1, 2, 3)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last: convolutions, BatchNorm and pooling are faster so."""
+        return torch.channels_last
 
     def __post_init__(self) -> None:
         check_widths(self.space, WIDTH_UNIT, what="the channels that timm counts in,")

@@ -100,7 +100,7 @@ class MoCoV2(SlimCLR):
         self.shuffles += 1
         self.drawn += 1
         own = slice(distributed.rank() * len(images), (distributed.rank() + 1) * len(images))
-        keys: Tensor = distributed.gather_rows(self.momentum(everyone[order[own]]))
+        keys: Tensor = distributed.gather_rows(self.momentum(everyone.index_select(0, order[own])))
         return keys[order.argsort()[own]]
 
     @staticmethod

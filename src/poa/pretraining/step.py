@@ -13,7 +13,7 @@ from poa import distributed
 from poa.data.augment import augment
 from poa.data.index import ImageIndex
 from poa.data.loader import batches
-from poa.data.views import RawViews
+from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
 from poa.pretraining.build import Parts
 from poa.training.health import check_finite
@@ -46,6 +46,12 @@ def step_batches(
         workers=workers,
         pin_memory=parts.device.type == "cuda",
     )
+
+
+def views_of(parts: Parts, raw: RawViews) -> Views:
+    """A batch as the networks learn from it."""
+    family = parts.family
+    return augment(raw, augmentation=parts.views, device=parts.device, memory_format=family.memory_format)
 
 
 class StepResult(NamedTuple):
@@ -128,7 +134,7 @@ def _measure(parts: Parts, step: int, batch: Sequence[RawViews], *, stop: bool) 
     for number, raw in enumerate(batch):
         if step < parts.ibot_start:
             raw = raw._replace(masks=torch.zeros_like(raw.masks))
-        views = augment(raw, augmentation=parts.views, device=parts.device)
+        views = views_of(parts, raw)
         with distributed.one_pass(parts.wrapped, is_last=number == len(batch) - 1):
             with torch.autocast(parts.device.type, dtype=parts.dtype, enabled=parts.dtype != torch.float32):
                 losses = parts.wrapped(views, sizes, temperature=values.temperature)
