@@ -45,6 +45,7 @@ SETTINGS: dict[str, Family] = {
     "plain": FAMILY,
     "registers and SwiGLU": ViT(FAMILY.space, image_size=16, patch_size=4, head_dim=16, swiglu=True, register_tokens=2),
     "mean of patches": replace(FAMILY, global_pool="avg", fc_norm=True),
+    "convolutional stem": replace(FAMILY, stem="conv"),
     "no LayerScale": ViT(FAMILY.space, image_size=24, patch_size=8, head_dim=8, layer_scale=0.0),
     "another architecture": replace(FAMILY, architecture="vit_small_patch14_reg4_dinov2", register_tokens=4),
     "DINOv3": DINOv3(FAMILY.space, image_size=16, patch_size=8, head_dim=16),

@@ -3,6 +3,7 @@
 import random
 import re
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import timm
@@ -126,6 +127,8 @@ SETTINGS = {
     "own attention": replace(VIT, fused_attention=False),
     "mean of patches": replace(VIT, global_pool="avg", register_tokens=2),
     "norm after the mean": replace(VIT, global_pool="avg", fc_norm=True),
+    "convolutional stem": replace(VIT, stem="conv"),
+    "convolutional stem, a cell a patch": replace(VIT, stem="conv", patch_size=4, global_pool="avg"),
 }
 
 
@@ -150,6 +153,13 @@ def test_the_timm_model_equals_the_elastic_sub_network_bit_for_bit(name: str) ->
             assert torch.equal(model(images), features.cls)
             assert torch.equal(tokens[:, model.num_prefix_tokens :], features.patches)
             assert features.patches.shape == (2, (image_size // family.patch_size) ** 2, size.width)
+
+
+def test_all_sizes_share_the_convolution_of_the_stem() -> None:
+    cuts = sub_networks(replace(VIT, stem="conv")).plan(Size(32, (2,))).cuts
+    assert cuts["model.patch_embed.backbone.conv.weight"].shape == (64, 3, 7, 7)
+    assert cuts["model.patch_embed.proj.weight"].shape == (32, 64, 2, 2)
+    assert {cuts[f"model.patch_embed.{name}.weight"].scale for name in ("backbone.conv", "proj")} == {1.0}
 
 
 @pytest.mark.usefixtures("uninitialised")
@@ -207,6 +217,7 @@ PREFIXES = [
     replace(VIT, resize_positions="official"),
     replace(VIT, global_pool="avg"),
     replace(VIT, global_pool="avg", fc_norm=True, register_tokens=1, resize_positions="official"),
+    replace(VIT, stem="conv", resize_positions="official"),
 ]
 
 
@@ -362,3 +373,26 @@ def test_widths_are_multiples_of_the_head_dimension() -> None:
 def test_images_are_multiples_of_the_patch() -> None:
     with pytest.raises(UserError, match="image size 32 is not a multiple of the patch size 5"):
         replace(VIT, patch_size=5)
+
+
+def test_a_convolutional_stem_needs_whole_cells_and_plain_mlps() -> None:
+    with pytest.raises(UserError, match=r"multiple of 4, got 6\. Set --model\.patch-size to such as 8, or add"):
+        replace(VIT, stem="conv", patch_size=6, image_size=24)
+    with pytest.raises(UserError, match=r"--model\.swiglu needs --model\.stem patch"):
+        replace(VIT, stem="conv", swiglu=True)
+
+
+@pytest.mark.parametrize(("name", "stem"), [("vit_tiny_patch16_224", "conv"), ("vit_tiny_r_s16_p8_224", "patch")])
+def test_an_architecture_keeps_its_stem(name: str, stem: Literal["patch", "conv"]) -> None:
+    with pytest.raises(UserError, match=rf"--model\.stem cannot change the stem of {name}\. Leave it out\."):
+        replace(VIT, architecture=name, stem=stem)
+
+
+def test_a_convolutional_stem_is_that_of_timms_smallest_hybrid() -> None:
+    size = Size(192, (12,))
+    with torch.device("meta"):
+        theirs = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0)
+        plain = ViT(SearchSpace.grid([192], [12]), patch_size=32, layer_scale=0.0, stem="conv").build(size).model
+    assert {k: v.shape for k, v in plain.named_parameters()} == {k: v.shape for k, v in theirs.named_parameters()}
+    assert ViT.read(theirs) == ViT.read(plain)
+    assert ViT.read(plain)["patch_size"] == 32

@@ -34,7 +34,6 @@ class Row(NamedTuple):
     given: dict[str, Any]
     family: str | None
     recipe: str
-    steps: int | None = None
 
 
 @pytest.mark.parametrize(
@@ -42,18 +41,15 @@ class Row(NamedTuple):
     [
         Row(images(side=8), CPU, {}, None, "demo"),
         Row(images(side=8), CPU, {}, "convnext", "convnext-small-data"),
-        Row(images(side=32), CPU, {}, None, "convnext-small-data"),
+        Row(images(side=32), CPU, {}, None, "vit-small-data"),
+        Row(images(100, side=32), CPU, {}, None, "vit-small-data"),
         Row(images(100, side=480), CPU, {}, None, "convnext-small-data"),
         Row(images(100, side=480), GPU, {}, None, "convnext-small-data"),
-        Row(images(30_000, side=32), GPU, {}, None, "convnext-small-data"),
-        Row(images(side=32), CPU, {}, None, "convnext-small-data", steps=2_999),
-        Row(images(side=32), CPU, {}, None, "vit-small-data", steps=3_000),
-        Row(images(4_999, side=32), CPU, {}, None, "convnext-small-data", steps=10**5),
-        Row(images(side=8), CPU, {}, None, "demo", steps=10**5),
-        Row(images(side=48), GPU, {}, None, "convnext-small-data", steps=10**5),
-        Row(images(side=32), CPU, {}, "convnext", "convnext-small-data", steps=10**5),
-        Row(images(side=32), CPU, {"distill.teacher": "t"}, None, "convnext-small-data", steps=10**5),
-        Row(images(side=32), CPU, {"method": "seed"}, None, "convnext-small-data", steps=10**5),
+        Row(images(30_000, side=32), GPU, {}, None, "vit-small-data"),
+        Row(images(side=48), GPU, {}, None, "convnext-small-data"),
+        Row(images(side=32), CPU, {}, "convnext", "convnext-small-data"),
+        Row(images(side=32), CPU, {"distill.teacher": "t"}, None, "convnext-small-data"),
+        Row(images(side=32), CPU, {"method": "seed"}, None, "convnext-small-data"),
         Row(images(side=32), CPU, {}, "vit", "vit-small-data"),
         Row(images(side=200), CPU, {}, "vit", "vit-96"),
         Row(images(side=200), CPU, {}, "swin", "swin-96"),
@@ -69,7 +65,7 @@ class Row(NamedTuple):
     ids=str,
 )
 def test_start(row: Row) -> None:
-    found = start_of(row.images, row.machine, row.given, family=row.family, steps=row.steps)
+    found = start_of(row.images, row.machine, row.given, family=row.family)
     assert found.recipe == row.recipe
     assert found.recipe in recipes()
     assert found.reason

@@ -110,7 +110,7 @@ def test_a_network_that_is_named_decides_on_its_crops(steps: Steps) -> None:
         planned({"model": {"name": "vit_tiny_patch16_224"}, "views": {"global_size": 40}})
 
 
-def test_long_runs_on_small_images_take_a_vit(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_images_take_a_vit_however_long_the_run(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     many = ImageFacts(10_000, 48, 32, 32**2, False, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     monkeypatch.setattr(planning, "images_of", lambda *_: many)
 
@@ -120,11 +120,10 @@ def test_long_runs_on_small_images_take_a_vit(steps: Steps, monkeypatch: pytest.
         assert found.start.recipe.startswith(found.config.model.name)
         return found.start.recipe
 
-    assert recipe() == recipe(hours=0.5) == recipe(steps=2_999) == recipe({"epochs": 19}) == "convnext-small-data"
-    assert recipe(steps=3_000) == recipe({"epochs": 20}) == "vit-small-data"
-    steps.sides.clear()
-    assert recipe(hours=1) == "vit-small-data", "an hour has 3,240 steps of a second"
-    assert steps.sides == [32, 32], "of the ConvNeXt, then of the ViT"
+    assert {recipe(), recipe(hours=0.1), recipe(hours=10), recipe(steps=100), recipe({"epochs": 300})} == {
+        "vit-small-data"
+    }
+    assert steps.sides == 5 * [32], "each plan measures once"
     assert recipe({"model": {"name": "convnext"}}, hours=1) == "convnext-small-data"
 
 

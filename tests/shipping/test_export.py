@@ -86,7 +86,7 @@ def test_int8_is_of_weights_by_channel(exported: Result) -> None:
     int8 = [each for each in model.graph.initializer if each.data_type == onnx.TensorProto.INT8]
     weights = [each for each in int8 if len(each.dims) > 1]
     scales = {each.name: each.dims for each in model.graph.initializer if each.name.endswith("_scale")}
-    assert len(weights) == 5  # patches; q, k and v; their projection; two layers of the MLP
+    assert len(weights) == 4  # q, k and v; their projection; two layers of the MLP; not patches, of the image itself
     for weight in weights:
         (channels,) = scales[weight.name.removesuffix("_quantized") + "_scale"]
         assert channels in weight.dims

@@ -61,6 +61,9 @@ class ModelSettings(Settings):
     """The final norm is after the mean of the patches instead of before it (ViT), with which it learns faster."""
     drop_path: ShareBelowOne | None = None
     """Rate of stochastic depth in the students; by default 0.2, and 0 for ResNet."""
+    stem: Literal["patch", "conv"] | None = None
+    """What a ViT cuts into patches: the image (patch, the default), or the map of a 7x7 convolution and pooling, with a
+    quarter of the image's side (conv), with which small ViTs learn more from few small images."""
     stem_init: Literal["random", "whitening"] | None = None
     """First filters of a network that does not start from trained weights: random (the default), or whitening, the
     principal components of the images' patches at equal variance, with which a ViT learns faster."""

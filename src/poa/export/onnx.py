@@ -140,7 +140,8 @@ def write_int8(float32: Path, file: Path, *, images: npt.NDArray[Any], metadata:
     """Quantise an ONNX file statically: int8 weights with a scale for each channel, uint8 activations (QDQ).
 
     The ranges of activations are the smallest and largest values that ``images``, as the file takes them, give. Only
-    products with weights are quantised; what comes out of them goes on in float32.
+    products with weights are quantised; what comes out of them goes on in float32. The first convolution, which sees
+    the image, stays in float32: small outputs of some filters, which a norm raises afterwards, would be rounded away.
 
     Raises:
         UserError: ONNX Runtime cannot quantise the network.
@@ -159,6 +160,7 @@ def write_int8(float32: Path, file: Path, *, images: npt.NDArray[Any], metadata:
                 _Calibration(images),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTISED),
+                nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "Conv"][:1],
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,

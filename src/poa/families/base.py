@@ -302,7 +302,7 @@ class Patches(Family):
         return {
             "width_max": model.embed_dim,
             "depth_max": (len(model.blocks),),
-            "patch_size": model.patch_embed.patch_size[0],
+            "patch_size": model.patch_embed.feat_ratio(),
             "head_dim": model.embed_dim // model.blocks[0].attn.num_heads,
         }
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from timm.layers import Attention, DropPath, GluMlp, LayerScale
+from timm.layers import Attention, DropPath, GluMlp, HybridEmbed, LayerScale
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -17,6 +17,12 @@ from poa.families.base import Backbone, Features, Patches, published_space, set_
 
 GATED = "vit_giant_patch14_dinov2"
 """An architecture with gated MLPs, and else like the plain one."""
+CONVOLUTIONAL = ("vit_tiny_r_s16_p8_224", "vit_tiny_r_s16_p8_384")
+"""Architectures that embed patches of the pooled map of a 7x7 convolution, and else like the plain one."""
+STEM_STRIDE = 4
+"""Pixels along a side of a cell of that map."""
+STEM_PARTS = ["conv", "norm", "pool"]
+"""What it consists of."""
 
 
 class SubsetDropBlock(Block):  # type: ignore[misc]  # timm is untyped
@@ -133,6 +139,9 @@ class ViT(Patches):
         global_pool: The image feature: the class token (``token``), or the mean of the patches (``avg``) in a network
             without one.
         fc_norm: With ``avg``, the final norm is after the mean instead of before it.
+        stem: Patches are those of the image (``patch``), or (``conv``) of the map of a ResNet's stem: a convolution of
+            7x7 and stride 2 to 64 channels, which all sizes share, group norm, ReLU and pooling (the smallest hybrid of
+            Steiner et al., arXiv 2106.10270).
     """
 
     architecture: str = "vit_base_patch16_224"
@@ -143,15 +152,32 @@ class ViT(Patches):
     resize_positions: Literal["timm", "official"] = "timm"
     global_pool: Literal["token", "avg"] = "token"
     fc_norm: bool = False
+    stem: Literal["patch", "conv"] = "patch"
 
     beyond = ("norm.", "fc_norm.")
     attention = (Attention,)
     network = VisionTransformer
     published = published_space(width=(384, 1024), depth=((12,), (24,)), drop_path=0.2, sampling_bias=3.0)
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last where there is a convolution to pool, which takes two thirds of the time so (ADR 0048)."""
+        return torch.channels_last if self.stem == "conv" else torch.contiguous_format
+
     def __post_init__(self) -> None:
         if self.fc_norm and self.global_pool == "token":
             raise UserError("--model.fc-norm moves the norm behind a mean of patches. Add --model.global-pool avg.")
+        if self.stem == "conv" and self.patch_size % STEM_STRIDE:
+            raise UserError(
+                f"--model.stem conv needs a patch size that is a multiple of {STEM_STRIDE}, got {self.patch_size}. "
+                f"Set --model.patch-size to such as {-(-self.patch_size // STEM_STRIDE) * STEM_STRIDE}, or add "
+                "--model.stem patch."
+            )
+        named = self.architecture != type(self).architecture
+        if named and (self.stem == "conv") != (self.architecture in CONVOLUTIONAL):
+            raise UserError(f"--model.stem cannot change the stem of {self.architecture}. Leave it out.")
+        if self.stem == "conv" and self.swiglu:
+            raise UserError("--model.swiglu needs --model.stem patch: no network of timm's has both. Add it.")
         super().__post_init__()
 
     @classmethod
@@ -164,6 +190,9 @@ class ViT(Patches):
             raise UserError("its image feature is not the class token, nor the mean of patches without one")
         if type(first) is not Block:
             raise UserError("its blocks are not plain ones")
+        embed = model.patch_embed
+        if isinstance(embed, HybridEmbed) and [name for name, _ in embed.backbone.named_children()] != STEM_PARTS:
+            raise UserError("its patches come from a network of its own, not from a stem of one convolution")
         swiglu = isinstance(first.mlp, GluMlp)
         hidden = first.mlp.fc1.out_features
         return cls.shape_of(model) | {
@@ -173,6 +202,7 @@ class ViT(Patches):
             "swiglu": swiglu,
             "global_pool": model.global_pool,
             "fc_norm": not isinstance(model.fc_norm, nn.Identity),
+            "stem": "conv" if isinstance(embed, HybridEmbed) else "patch",
         }
 
     def _mlp_ratio(self, width: int) -> float:
@@ -189,14 +219,16 @@ class ViT(Patches):
             "init_values": self.layer_scale,
             "reg_tokens": self.register_tokens,
             "dynamic_img_size": True,
+            "patch_size": self.patch_size // (STEM_STRIDE if self.stem == "conv" else 1),
             **(pool if self.global_pool == "avg" else {}),
         }
 
     def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
-        """A gated MLP is a class, which JSON cannot hold, so that an architecture has to bring it."""
+        """Gated MLPs and stems are classes, which JSON cannot hold, so that an architecture has to bring them."""
         architecture, arguments = super().timm_config(size)
-        bare = architecture == type(self).architecture
-        return GATED if bare and self.swiglu else architecture, arguments
+        if architecture == type(self).architecture:
+            architecture = GATED if self.swiglu else CONVOLUTIONAL[0] if self.stem == "conv" else architecture
+        return architecture, arguments
 
     def build(self, size: Size, *, drop_path: float = 0.0) -> ViTBackbone:
         """A freshly initialised ViT; the drop path rate is the same in every block, whatever the depth."""

@@ -19,8 +19,6 @@ LARGEST_CROP = {"cpu": 96}
 """On kinds of devices; elsewhere the largest of all."""
 MANY, VERY_MANY = 20_000, 200_000
 """Images: from the first number on a ViT is taken on a GPU, from the second on recipes for about a million."""
-LONG, ENOUGH = 3_000, 5_000
-"""Steps and small images from which on a ViT learned more than a ConvNeXt (docs/results.md)."""
 FEWEST_STEPS = 1000
 """Of a run whose length is not given: what a small set needs, however many epochs that is."""
 MOST_STEPS = {"cpu": 20_000}
@@ -58,9 +56,7 @@ class Start:
     reason: str
 
 
-def start_of(
-    images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any], *, family: str | None, steps: int | None = None
-) -> Start:
+def start_of(images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any], *, family: str | None) -> Start:
     """The recipe for a network of a family, or of the family that learns most where none is asked for.
 
     Args:
@@ -68,7 +64,6 @@ def start_of(
         machine: What it has.
         given: Settings that the user gave, by dotted name.
         family: Of the network that the user named.
-        steps: That the run is to have, if that is known.
     """
     if str(given.get("method", "")).startswith("slimclr"):
         return Start("slimclr-small-data", "the only recipe of slimmable networks that is not for many GPUs")
@@ -87,10 +82,9 @@ def start_of(
         return Start(f"{base}-{room}{suffix}", why)
     if family is None and room == "224" and images.number >= MANY:
         return Start(f"vit-224{suffix}", f"{images.number:,} photographs and a GPU are enough for a ViT")
-    is_long = steps is not None and steps >= LONG and images.number >= ENOUGH
-    if family is None and room == "small-data" and is_long and not {"method", "distill.teacher"} & given.keys():
-        return Start("vit-small-data", f"on small images a ViT learned most in our runs of {LONG:,} steps and more")
-    why = "of all families a ConvNeXt learned most in our short runs, with any number of images"
+    if family is None and room == "small-data" and not {"method", "distill.teacher"} & given.keys():
+        return Start("vit-small-data", "of all families a ViT learned most from images as small as these in our runs")
+    why = "of all families a ConvNeXt learned most from photographs in our short runs, with any number of them"
     return Start("convnext-small-data", why if family is None else "the ConvNeXt recipe that learned most in our runs")
 
 

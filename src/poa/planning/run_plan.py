@@ -19,7 +19,7 @@ from poa.models import opening
 from poa.models.registry import describe, family_name, family_of
 from poa.models.run import Run
 from poa.planning.decisions import Decision, Start, crops_for, decide, length, of_length, start_of
-from poa.planning.expectation import IMAGES_A_STEP, expectation
+from poa.planning.expectation import expectation
 from poa.planning.facts import ImageFacts, MachineFacts, images_of, machine_of
 from poa.planning.notes import notes_of
 from poa.pretraining import launch
@@ -205,20 +205,11 @@ def _machine(config: Config) -> MachineFacts:
 
 
 def _started(wishes: _Wishes, images: ImageFacts, machine: MachineFacts, console: Console) -> tuple[_Draft, Measured]:
-    """The draft that suits, and what its steps take: how many fit into hours is only known once some were measured."""
+    """The draft that suits, and what its steps take."""
     given = flat(wishes.given)
     family = family_name(describe(given["model.name"])[0]) if "model.name" in given else None
-    steps = wishes.steps
-    if "epochs" in given:
-        steps = int(given["epochs"] * images.number / given.get("batch_size", IMAGES_A_STEP))
-    start = start_of(images, machine, given, family=family, steps=steps)
-    draft, measured = _suited(_drafts(wishes, images, machine, start), wishes, machine, console)
-    if wishes.hours is None:
-        return draft, measured
-    longer = start_of(images, machine, given, family=family, steps=_possible(wishes.hours, measured))
-    if longer.recipe == start.recipe:
-        return draft, measured
-    return _suited(_drafts(wishes, images, machine, longer), wishes, machine, console)
+    start = start_of(images, machine, given, family=family)
+    return _suited(_drafts(wishes, images, machine, start), wishes, machine, console)
 
 
 def _drafts(wishes: _Wishes, images: ImageFacts, machine: MachineFacts, start: Start) -> Iterator[_Draft]:
