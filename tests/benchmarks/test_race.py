@@ -60,7 +60,7 @@ def test_plain_networks_are_as_large_as_the_sizes_of_a_recipe(
         (size,) = family_of(config).space.sizes
         assert list(training.sizes.values()) == [size]
         ratio = race.count(family_of(config), size) / parameters
-        assert ratio == 1 if training.rival else 0.85 < ratio < 1.1  # widths come in eights, and the smallest is one
+        assert ratio == 1 if training.rival else 0.8 < ratio < 1.1  # widths come in eights, and the smallest is one
     assert config.method == "slimclr-mocov2"
     assert config.slim.head_norm
 

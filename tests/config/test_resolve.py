@@ -101,7 +101,7 @@ def test_a_run_of_an_earlier_commit_keeps_its_small_crops(tmp_path: Path) -> Non
     before = begun.changed(views=begun.views.model_copy(update={"small_size": 24, "small_epochs": 27.0}))
     (tmp_path / "config.yaml").write_text(to_yaml(before))
     assert resolve(command, recipe="vit-small-data", resume=True) == before == as_begun(begun, before)
-    assert begun.views.small_size == 36
+    assert begun.views.small_size == 32
 
 
 def test_a_run_of_an_earlier_commit_goes_on_with_whole_photographs(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_small_crops_take_the_same_part_of_a_longer_run(caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("recipe", "given", "small"),
     [
-        ("vit-small-data", {"views": {"global_size": 48}}, 36),
-        ("vit-small-data", {"views": {"global_size": 28}}, 20),
-        ("vit-small-data", {"views": {"global_size": 64}, "model": {"patch_size": 8}}, 48),
+        ("vit-small-data", {"views": {"global_size": 48}}, 32),
+        ("vit-small-data", {"views": {"global_size": 28}, "model": {"patch_size": 4}}, 20),
+        ("vit-small-data", {"views": {"global_size": 64}}, 48),
         ("vit-small-data", {"model": {"patch_size": 16}}, 16),
         ("vit-small-data", {"views": {"global_size": 48, "small_size": 32}}, 32),
         ("vit-96", {}, 72),

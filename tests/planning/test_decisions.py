@@ -75,10 +75,11 @@ def test_start(row: Row) -> None:
     ("row", "expected"),
     [
         ((8, CPU), [16, 24, 28, 32]),
-        ((28, CPU), [28, 24, 16, 32]),
+        ((27, CPU), [28, 24, 16, 32]),
+        ((28, CPU), [32, 28, 24, 16, 48]),
         ((32, CPU), [32, 28, 24, 16, 48]),
         ((200, CPU), [96, 64, 48, 32, 28, 24, 16, 112]),
-        ((200, GPU), [192, 160, 128, 112]),
+        ((200, GPU), [224, 192, 160, 128]),
     ],
 )
 def test_crops_are_as_large_as_images_and_device_allow(row: tuple[int, MachineFacts], expected: list[int]) -> None:

@@ -89,8 +89,11 @@ def start_of(images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any]
 
 
 def crops_for(images: ImageFacts, machine: MachineFacts) -> list[int]:
-    """Sides of crops, the best first: the largest that images and device allow, then smaller ones, then enlarged."""
-    most = min(images.side, LARGEST_CROP.get(machine.device, CROPS[-1]))
+    """Sides of crops, the best first: the largest that images and device allow, then smaller ones, then enlarged.
+
+    Images may be enlarged by a seventh, so that those of 28 pixels have crops of 32.
+    """
+    most = min(images.side * 8 // 7, LARGEST_CROP.get(machine.device, CROPS[-1]))
     return sorted(CROPS, key=lambda side: (side > most, abs(side - most)))
 
 
