@@ -139,7 +139,7 @@ def test_small_crops_take_the_same_part_of_a_longer_run(caplog: pytest.LogCaptur
         ("vit-small-data", {"views": {"global_size": 28}, "model": {"patch_size": 4}}, 20),
         ("vit-small-data", {"views": {"global_size": 64}}, 48),
         ("vit-small-data", {"model": {"patch_size": 16}}, 16),
-        ("vit-small-data", {"views": {"global_size": 48, "small_size": 32}}, 32),
+        ("vit-small-data", {"views": {"global_size": 48, "small_size": 24}}, 24),
         ("vit-96", {}, 72),
         ("vit-96", {"views": {"global_size": 192}}, 144),
         ("convnext-small-data", {"views": {"global_size": 48}}, None),

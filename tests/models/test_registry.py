@@ -311,6 +311,7 @@ def test_another_network_leaves_the_recipes_settings_behind(tmp_path: Path) -> N
         assert recipe.views.small_size == 24
         assert found.views == recipe.views.model_copy(update=usual)
         assert (found.heads, found.optimizer) == (recipe.heads, recipe.optimizer)
+    assert resolve.resolve({"model": "swin"}, recipe="vit-96").views.drop_patches == 0.0
     file = tmp_path / "mine.yaml"
     file.write_text("views: {small_size: 16, small_epochs: 2}\n")
     found = resolve.resolve({"model": "swin"}, recipe="vit-small-data", file=file)

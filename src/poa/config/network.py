@@ -66,7 +66,8 @@ class ModelSettings(Settings):
     quarter of the image's side (conv), with which small ViTs learn more from few small images."""
     stem_init: Literal["random", "whitening"] | None = None
     """First filters of a network that does not start from trained weights: random (the default), or whitening, the
-    principal components of the images' patches at equal variance, with which a ViT learns faster."""
+    principal components of the images' patches at equal variance, with which a ViT learns faster that has no
+    convolution as its stem."""
     resize_positions: Literal["timm", "official"] | None = None
     """How position tables are resized for other image sizes: as timm does it (extracted sizes then equal the trained
     ones at every image size), or as POA's official code does it."""

@@ -164,6 +164,11 @@ class ViT(Patches):
         """Channels last where there is a convolution to pool, which takes two thirds of the time so (ADR 0048)."""
         return torch.channels_last if self.stem == "conv" else torch.contiguous_format
 
+    @property
+    def _is_plain(self) -> bool:
+        """No architecture was named."""
+        return self.architecture == type(self).architecture
+
     def __post_init__(self) -> None:
         if self.fc_norm and self.global_pool == "token":
             raise UserError("--model.fc-norm moves the norm behind a mean of patches. Add --model.global-pool avg.")
@@ -173,8 +178,7 @@ class ViT(Patches):
                 f"Set --model.patch-size to such as {-(-self.patch_size // STEM_STRIDE) * STEM_STRIDE}, or add "
                 "--model.stem patch."
             )
-        named = self.architecture != type(self).architecture
-        if named and (self.stem == "conv") != (self.architecture in CONVOLUTIONAL):
+        if not self._is_plain and (self.stem == "conv") != (self.architecture in CONVOLUTIONAL):
             raise UserError(f"--model.stem cannot change the stem of {self.architecture}. Leave it out.")
         if self.stem == "conv" and self.swiglu:
             raise UserError("--model.swiglu needs --model.stem patch: no network of timm's has both. Add it.")
@@ -226,7 +230,7 @@ class ViT(Patches):
     def timm_config(self, size: Size) -> tuple[str, Mapping[str, Any]]:
         """Gated MLPs and stems are classes, which JSON cannot hold, so that an architecture has to bring them."""
         architecture, arguments = super().timm_config(size)
-        if architecture == type(self).architecture:
+        if self._is_plain:
             architecture = GATED if self.swiglu else CONVOLUTIONAL[0] if self.stem == "conv" else architecture
         return architecture, arguments
 
