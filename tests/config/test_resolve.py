@@ -95,13 +95,14 @@ def test_a_run_that_is_resumed_keeps_its_own_settings(tmp_path: Path, caplog: py
     assert differences(begun, resolve({"out": str(tmp_path)}, file=file, resume=True)) == {"epochs": (10, 9)}
 
 
-def test_a_run_of_an_earlier_commit_keeps_its_small_crops(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_commit_keeps_its_small_and_local_crops(tmp_path: Path) -> None:
     command: dict[str, Any] = {"out": str(tmp_path), "epochs": 40, "views": {"global_size": 48}}
     begun = resolve(command, recipe="vit-small-data")
-    before = begun.changed(views=begun.views.model_copy(update={"small_size": 24, "small_epochs": 27.0}))
+    earlier = {"small_size": 24, "small_epochs": 27.0, "local_size": 16}
+    before = begun.changed(views=begun.views.model_copy(update=earlier))
     (tmp_path / "config.yaml").write_text(to_yaml(before))
     assert resolve(command, recipe="vit-small-data", resume=True) == before == as_begun(begun, before)
-    assert begun.views.small_size == 32
+    assert (begun.views.small_size, begun.views.local_size) == (32, 48)
 
 
 def test_a_run_of_an_earlier_commit_goes_on_with_whole_photographs(tmp_path: Path) -> None:
@@ -148,6 +149,22 @@ def test_small_crops_take_the_same_part_of_a_longer_run(caplog: pytest.LogCaptur
 def test_small_crops_follow_the_size_of_crops(recipe: str, given: Mapping[str, Any], small: int | None) -> None:
     """In proportion, as whole patches; what is given stays."""
     assert resolve(given, recipe=recipe).views.small_size == small
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "local"),
+    [
+        ("vit-224", {}, 96),
+        ("vit-224", {"views": {"global_size": 112}}, 48),
+        ("vit-224", {"views": {"global_size": 16}}, 16),
+        ("vit-224", {"model": {"patch_size": 14}, "views": {"global_size": 518}}, 224),
+        ("vit-224", {"views": {"global_size": 112, "local_size": 64}}, 64),
+        ("resnet-224", {"views": {"global_size": 160}}, 69),
+        ("vit-224", {"model": {"name": "vit_small_patch16_224"}, "views": {"global_size": 112}}, 96),
+    ],
+)
+def test_local_crops_follow_the_size_of_crops(recipe: str, given: Mapping[str, Any], local: int) -> None:
+    assert resolve(given, recipe=recipe).views.local_size == local
 
 
 def test_a_file_is_followed_too(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_what_is_planned_lies_between_recipe_and_flags() -> None:
     planned = nested({"epochs": 7, "views.global_size": 48, "optimizer.warmup_epochs": 0.5})
     found = resolve({"batch_size": 32}, recipe="adapt-small-data", planned=planned)
     assert (found.epochs, found.batch_size, found.views.global_size) == (7, 32, 48)
-    assert (found.optimizer.warmup_epochs, found.views.local_size) == (0.5, 16)
+    assert (found.optimizer.warmup_epochs, found.views.local_size) == (0.5, 24)
     assert resolve({"views": {"global_size": 64}}, recipe="adapt-small-data", planned=planned).views.global_size == 64
 
 

@@ -102,7 +102,11 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return StepResult({"loss": 1.0, "intact/global": 1.0, "elastic/global": 1.0}, (), 0.1, stop=False)
 
     monkeypatch.setattr(loop, "train_step", train_step)
-    monkeypatch.setattr(Monitor, "score", lambda *_: ({"knn/64x3": scores.pop(0)}, []))
+
+    def score(*_: Any) -> tuple[dict[str, float], list[Any]]:
+        return {"knn/64x3": scores[0] - 1, "knn/32x2": scores.pop(0) + 1}, []
+
+    monkeypatch.setattr(Monitor, "score", score)
     return scores
 
 
@@ -140,7 +144,7 @@ def test_a_run_stops_where_its_score_stays_and_cools_down_from_there(untrained: 
     assert saved_steps(tmp_path / "run/checkpoints") == [2, 3]
     for line in (
         "stopped early at step 3 of 18 ",
-        "best       k-NN 3 at step 2 (--checkpoint best)",
+        "best       k-NN 3, mean of 2 sizes, at step 2 (--checkpoint best)",
         "why        k-NN has not risen for 1 check (--monitor.patience)",
         f"cool down  poa pretrain --out {out} --resume --epochs 2 --monitor.patience none",
         f"or go on   poa pretrain --out {out} --resume --monitor.patience none",

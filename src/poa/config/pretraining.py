@@ -63,7 +63,8 @@ class ViewSettings(Settings):
     small_epochs: NotNegative = 0.0
     """Epochs at the start with global crops of small_size."""
     local_size: Pixels = 96
-    """Side of a local crop, in pixels."""
+    """Side of a local crop, in pixels. What a recipe has follows --views.global-size, unless --model names another
+    network."""
     local_scale: AreaRange = (0.05, 0.32)
     """Range of a local crop's share of the image area."""
     num_locals: Natural = 8

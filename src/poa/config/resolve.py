@@ -37,7 +37,7 @@ IN_EPOCHS = (
     "slim.slow_start_epochs",
 )
 """Settings that alter what is learned and are counted in epochs; in a recipe they suit its length."""
-FITTED = (*IN_EPOCHS, "views.small_size")
+FITTED = (*IN_EPOCHS, "views.small_size", "views.local_size")
 """What of a recipe is fitted to a run. One that is resumed keeps what it has: earlier commits took other values."""
 WARM_UP, WARM_SHARE = "optimizer.warmup_epochs", 0.2
 """What counts in steps, however short a run is, and its largest share of a run that is shorter than its recipe."""
@@ -103,7 +103,7 @@ def resolve(
 
     Where the run is shorter than the recipe, what the recipe counts in epochs is shortened (:func:`of_epochs`), unless
     file or arguments set it; where it is longer, smaller crops are taken for the same part of it. A line of the log
-    says so. Where crops have another size than the recipe's, so have the smaller ones, in proportion.
+    says so. Where crops have another size than the recipe's, so have the smaller and the local ones, in proportion.
 
     Args:
         given: Nested settings by name.
@@ -124,9 +124,10 @@ def resolve(
     out = given.get("out") or from_file.get("out") or ""
     stored = Path(out, place, "config.yaml")
     if resume and out and stored.exists() and stored.stat().st_size:
-        of_recipe = {} if name is None else without(read_recipe(name), FITTED)
+        of_recipe = {} if name is None else _suited(without(read_recipe(name), FITTED), from_file, given)
         return _validated(merge(_read_whole(stored), _over_one_another(of_recipe, from_file, given)))
-    settings = {} if name is None else _over_one_another(read_recipe(name), planned or {}, {})
+    layers = (planned or {}, from_file, given)
+    settings = {} if name is None else _over_one_another(_suited(read_recipe(name), *layers), planned or {})
     config = _validated(_over_one_another(settings, from_file, given))
     asked = flat(from_file).keys() | flat(given).keys()
     _tell_without_effect(config, asked)
@@ -160,23 +161,37 @@ def _tell_once(sentence: str) -> None:
     _log.warning("Note: %s", sentence)
 
 
-def _over_one_another(recipe: Mapping[str, Any], file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    file, given = named(file), named(given)
-    if names_another(recipe, file) or names_another(recipe, given):
-        recipe = without(recipe, OF_PATCHES)
-    recipe = _with_small_crops_for(recipe, merge(file, given))
-    return merge(merge(recipe, file), given)
+def _over_one_another(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings merged, those of a later layer over those of an earlier one."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, named(layer))
+    return merged
 
 
-def _with_small_crops_for(recipe: Mapping[str, Any], over: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe, its small crops in proportion to crops that are given, as whole patches."""
+def _suited(recipe: Mapping[str, Any], *over: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe as it suits the network and the crops of the layers that come over it."""
+    above = [named(layer) for layer in over]
+    if any(names_another(recipe, layer) for layer in above):
+        return without(recipe, OF_PATCHES)
+    return _with_crops_in_proportion(recipe, _over_one_another(*above))
+
+
+def _with_crops_in_proportion(recipe: Mapping[str, Any], over: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe, its small and its local crops in proportion to global crops that are given, as whole patches."""
     of_recipe, now = flat(recipe), {**flat(recipe), **flat(over)}
-    patch = now.get("model.patch_size") or 1
-    match of_recipe.get("views.small_size"), of_recipe.get("views.global_size"), now.get("views.global_size"), patch:
-        case int(small), int(before), int(crop), int():
-            patches = min(round(small / before * crop / patch), crop // patch - 1)  # fewer than there
-            return merge(recipe, {"views": {"small_size": patch * max(1, patches)}})
-    return recipe  # without small crops, or what is given is not a side, which is refused later
+    before, crop, patch = of_recipe.get("views.global_size"), now.get("views.global_size"), now.get("model.patch_size")
+    if not (isinstance(before, int) and isinstance(crop, int) and isinstance(patch, int | None)):
+        return recipe  # no recipe for images, or what is given is not a side, which is refused later
+    patch = patch or 1
+    most = {"small_size": crop // patch - 1, "local_size": crop // patch}  # patches on a side
+    found = {name: of_recipe.get(f"views.{name}") for name in most}
+    sides = {
+        name: patch * max(1, min(round(side / before * crop / patch), most[name]))
+        for name, side in found.items()
+        if side is not None
+    }
+    return merge(recipe, {"views": sides}) if sides else recipe
 
 
 def of_run(file: Path) -> Config:
@@ -266,7 +281,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise UserError(f"There is no recipe {name!r}. {nearest(str(name), recipes())}")
     settings: dict[str, Any] = yaml.safe_load(_recipe_text(name))
     base = settings.pop("recipe", None)
-    return _over_one_another(read_recipe(base), settings, {}) if base else settings
+    return _over_one_another(_suited(read_recipe(base), settings), settings) if base else settings
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from poa.pretraining.observers import Callbacks, Observers
 from poa.pretraining.schedule import epochs_to_cool_down, steps_before_cooldown
 from poa.pretraining.step import StepResult
 from poa.text import shell_word
-from poa.training.best import best_step, checks_since_best, score_of, scores_of
+from poa.training.best import best_step, checks_since_best, num_scored, score_of, scores_of
 from poa.training.checkpoint import saved_steps
 from poa.training.metrics import MetricsLog, read_metrics
 from poa.training.progress import StepReport, TrainingDisplay, memory_in_use, summary
@@ -202,7 +202,9 @@ class Logger:
         best = best_step(scores, among=saved_steps(self._paths.checkpoints))
         if best is None:
             return {}
-        return {"best": f"k-NN {scores[best]:.4g} at step {best:,} (--checkpoint best)"}
+        sizes = num_scored(next(row for row in self._scored if row["step"] == best))
+        mean = f", mean of {sizes} sizes," if sizes > 1 else ""
+        return {"best": f"k-NN {scores[best]:.4g}{mean} at step {best:,} (--checkpoint best)"}
 
     def _after_plateau(self, step: int) -> dict[str, str]:
         """Why a run has stopped early, and how it goes on."""

@@ -10,9 +10,18 @@ from statistics import fmean
 from typing import Any
 
 
+def num_scored(row: Mapping[str, Any]) -> int:
+    """How many sizes have a k-NN score."""
+    return len(_knn(row))
+
+
+def _knn(row: Mapping[str, Any]) -> list[Any]:
+    return [value for name, value in row.items() if name.startswith("knn/")]
+
+
 def score_of(row: Mapping[str, Any]) -> float | None:
     """The mean of the k-NN scores of a step, minus infinity where features were not finite; None without scores."""
-    knn = [value for name, value in row.items() if name.startswith("knn/")]
+    knn = _knn(row)
     if not knn:
         return None
     return fmean(knn) if all(value is not None and math.isfinite(value) for value in knn) else -math.inf
