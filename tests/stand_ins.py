@@ -25,7 +25,7 @@ from poa.planning import run_plan
 from poa.pretraining.dry_run import Measured
 from poa.shipping import export as shipping
 
-SIDE = 24
+SIDE = 32
 NUM_DIGITS = 120
 NUM_IMAGES = 16
 """Of each class."""
@@ -33,7 +33,7 @@ CLASSES = ("cat", "dog")
 SHORT = "--device cpu --batch-size 8 --limit 16"
 EPOCH = "--epochs 1 --views.global-size"
 SIDES = {
-    "": f"{SIDE} --views.small-epochs 0 --views.local-size 12",
+    "": f"{SIDE} --views.small-epochs 0 --views.local-size 16",
     "vit-small": "32",
     "convnext": "32",
     "slimclr": "32",
@@ -43,12 +43,12 @@ SHORTER = {
     "pretrain": SHORT,
     "compare": f"{SHORT} --seeds 0 --num-sizes 1",
     "finetune": "--epochs 1 --limit 8 --batch-size 8",
-    "segment": "--epochs 1 --batch-size 4 --image-size 24 --resize 24 --sizes 64x3",
+    "segment": "--epochs 1 --batch-size 4 --image-size 32 --resize 32 --sizes 64x3",
     "predict": "--limit 4",
     "polish": "--epochs 1",
     "pictures": "--show 1 --limit 8 --kinds colours",
     "evaluate finetune": "--epochs 1 --limit 16 --batch-size 2",
-    "evaluate segmentation": "--epochs 1 --batch-size 4 --image-size 24 --resize 24 --sizes 64x3",
+    "evaluate segmentation": "--epochs 1 --batch-size 4 --image-size 32 --resize 32 --sizes 64x3",
     "evaluate few-shot": "--draws 1",
     "evaluate robustness": "--workers 0 --test-limit 4 --kinds occlusion --occlusion 0.5",
     "evaluate disturbances": "--number 1 --image-size 48",
@@ -62,8 +62,7 @@ SOME_SIZES = (
 RUN = "poa pretrain --data digits/train --out runs/digits --recipe demo --optimizer.schedule constant"
 """The run of the quick start, which can go on; its sizes are those of the recipe vit-96 too."""
 OTHERS = {
-    "photos": "poa pretrain --data IMAGES --out runs/photos --recipe convnext-small-data "
-    "--model.width-step 24 --model.depth-step 2",
+    "photos": "poa pretrain --data IMAGES --out runs/photos --recipe vit-small-data --model.depth-step 3",
     "adapted": f"{RUN.replace('digits ', 'adapted ')} --init made/digits",
 }
 """Runs that are not like it: what is planned for photographs on a CPU, and one that started from trained weights."""

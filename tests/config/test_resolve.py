@@ -102,7 +102,7 @@ def test_a_run_of_an_earlier_commit_keeps_its_small_and_local_crops(tmp_path: Pa
     before = begun.changed(views=begun.views.model_copy(update=earlier))
     (tmp_path / "config.yaml").write_text(to_yaml(before))
     assert resolve(command, recipe="vit-small-data", resume=True) == before == as_begun(begun, before)
-    assert (begun.views.small_size, begun.views.local_size) == (32, 48)
+    assert (begun.views.small_size, begun.views.local_size) == (32, 24)
 
 
 def test_a_run_of_an_earlier_commit_goes_on_with_whole_photographs(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_small_crops_take_the_same_part_of_a_longer_run(caplog: pytest.LogCaptur
         ("vit-small-data", {"views": {"global_size": 64}}, 48),
         ("vit-small-data", {"model": {"patch_size": 16}}, 16),
         ("vit-small-data", {"views": {"global_size": 48, "small_size": 24}}, 24),
-        ("vit-96", {}, 72),
-        ("vit-96", {"views": {"global_size": 192}}, 144),
+        ("vit-96", {}, 64),
+        ("vit-96", {"views": {"global_size": 192}}, 128),
         ("convnext-small-data", {"views": {"global_size": 48}}, None),
     ],
 )

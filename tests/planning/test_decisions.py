@@ -43,15 +43,18 @@ class Row(NamedTuple):
         Row(images(side=8), CPU, {}, "convnext", "convnext-small-data"),
         Row(images(side=32), CPU, {}, None, "vit-small-data"),
         Row(images(100, side=32), CPU, {}, None, "vit-small-data"),
-        Row(images(100, side=480), CPU, {}, None, "convnext-small-data"),
-        Row(images(100, side=480), GPU, {}, None, "convnext-small-data"),
+        Row(images(100, side=480), CPU, {}, None, "vit-small-data"),
+        Row(images(100, side=480), GPU, {}, None, "vit-small-data"),
         Row(images(30_000, side=32), GPU, {}, None, "vit-small-data"),
-        Row(images(side=48), GPU, {}, None, "convnext-small-data"),
+        Row(images(side=48), GPU, {}, None, "vit-small-data"),
         Row(images(side=32), CPU, {}, "convnext", "convnext-small-data"),
         Row(images(side=32), CPU, {"distill.teacher": "t"}, None, "convnext-small-data"),
         Row(images(side=32), CPU, {"method": "seed"}, None, "convnext-small-data"),
+        Row(images(side=32), CPU, {"method": "single"}, None, "vit-small-data"),
         Row(images(side=32), CPU, {}, "vit", "vit-small-data"),
-        Row(images(side=200), CPU, {}, "vit", "vit-96"),
+        Row(images(side=200), CPU, {}, "vit", "vit-small-data"),
+        Row(images(side=200), GPU, {}, "vit", "vit-224"),
+        Row(images(side=200), CPU, {}, "dinov3", "vit-96"),
         Row(images(side=200), CPU, {}, "swin", "swin-96"),
         Row(images(side=200), CPU, {"views.global_size": 32}, "resnet", "resnet-small-data"),
         Row(images(side=200), CPU, {"init": "w"}, "vit", "adapt-96"),
@@ -176,9 +179,31 @@ def test_local_crops_are_multiples_of_patches() -> None:
 
 def test_small_crops_follow_planned_ones_once() -> None:
     planned = nested({"views.global_size": 48})
-    assert resolve({}, recipe="vit-96", planned=planned).views.small_size == 36
-    assert resolve({"views": {"global_size": 48}}, recipe="vit-96", planned=planned).views.small_size == 36
-    assert resolve({"views": {"global_size": 72}}, recipe="vit-96", planned=planned).views.small_size == 48
+    assert resolve({}, recipe="vit-small-data", planned=planned).views.small_size == 32
+    assert resolve({"views": {"global_size": 48}}, recipe="vit-small-data", planned=planned).views.small_size == 32
+    assert resolve({"views": {"global_size": 64}}, recipe="vit-small-data", planned=planned).views.small_size == 48
+
+
+def test_large_crops_have_large_patches() -> None:
+    """Of a ViT with a convolution; what is given stays."""
+
+    def patch(crop: int, recipe: str = "vit-small-data", **given: Any) -> Any:
+        return changed(
+            decide(
+                images(side=200),
+                CPU,
+                {name.replace("__", "."): value for name, value in given.items()},
+                recipe=recipe,
+                crop=crop,
+            )
+        ).get("model.patch_size")
+
+    assert [patch(48), patch(64), patch(96)] == [None, 16, 16]
+    assert patch(96, model__patch_size=8) is None
+    assert patch(96, "vit-224") is None
+    assert patch(96, "convnext-small-data") is None
+    assert patch(96, model__name="vit") == 16
+    assert patch(96, model__name="vit_small_patch14_dinov2") is None
 
 
 def test_what_is_planned_lies_between_recipe_and_flags() -> None:

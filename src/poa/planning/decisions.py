@@ -24,6 +24,8 @@ FEWEST_STEPS = 1000
 MOST_STEPS = {"cpu": 20_000}
 """Of a run whose length is not given, on kinds of devices."""
 SMALLEST_BATCH, SMALLEST_LOCAL = 8, 8
+LARGE_PATCH, LARGE_PATCHES_FROM = 16, 64
+"""Side of the patches behind a ViT's convolution where crops have so many pixels on a side, or more."""
 TINY = 24
 """Shorter sides below this, in pixels, are those of digits and the like."""
 FAMILIES = ("vit", "swin", "resnet", "convnext")
@@ -76,15 +78,18 @@ def start_of(images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any]
         return Start(f"adapt-{room}{suffix}", "made for runs that start from trained weights (--init)")
     if family is None and images.side < TINY and room == "small-data":
         return Start("demo", f"made for images about as small as these, of {images.side} pixels")
-    if family in ("vit", "dinov3", "swin", "resnet"):
+    if family in ("dinov3", "swin", "resnet") or (family == "vit" and room == "224"):
         base = "vit" if family == "dinov3" else family
         why = f"a {base} was asked for, and the images' shorter side is {images.side} pixels"
         return Start(f"{base}-{room}{suffix}", why)
     if family is None and room == "224" and images.number >= MANY:
         return Start(f"vit-224{suffix}", f"{images.number:,} photographs and a GPU are enough for a ViT")
-    if family is None and room == "small-data" and not {"method", "distill.teacher"} & given.keys():
-        return Start("vit-small-data", "of all families a ViT learned most from images as small as these in our runs")
-    why = "of all families a ConvNeXt learned most from photographs in our short runs, with any number of them"
+    is_taught = given.get("method", "poa") not in SELF_DISTILLED or "distill.teacher" in given
+    if family == "vit" or (family is None and not is_taught):
+        return Start(
+            "vit-small-data", "of all families a ViT learned most in our runs, from small images and photographs"
+        )
+    why = "of all families a ConvNeXt learned most from a teacher in our runs"
     return Start("convnext-small-data", why if family is None else "the ConvNeXt recipe that learned most in our runs")
 
 
@@ -112,8 +117,18 @@ def decide(
     """
     base = flat(Config.model_validate(read_recipe(recipe)).model_dump())
     used = {**base, **given}
-    found = [*_views(images, machine, used, base, crop=crop, patch=patch), *_training(images, machine, used)]
+    keeps_network = given.get("model.name", base["model.name"]) == base["model.name"]
+    patches = [*_patches(used, crop=crop)] if keeps_network and "model.patch_size" not in given else []
+    patch = patches[0].value if patches else patch
+    found = [*patches, *_views(images, machine, used, base, crop=crop, patch=patch), *_training(images, machine, used)]
     return [each for each in found if each.setting not in given and base[each.setting] != each.value]
+
+
+def _patches(used: Mapping[str, Any], *, crop: int) -> Iterator[Decision]:
+    if used["model.stem"] == "conv" and crop >= LARGE_PATCHES_FROM:
+        yield Decision(
+            "model.patch_size", LARGE_PATCH, f"smaller patches of crops of {crop} pixels take long and teach little"
+        )
 
 
 def _views(
