@@ -232,7 +232,7 @@ OURS = {
     "resnet-224": "ae3b92f7",
     "resnet-224-1m": "264d476e",
     "resnet-96": "369716f0",
-    "resnet-small-data": "85bc72b1",
+    "resnet-small-data": "7649b11a",
     "slimclr-small-data": "49a517ea",
     "swin-224": "c4aa90dd",
     "swin-224-1m": "2c8fab18",

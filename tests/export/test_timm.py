@@ -54,6 +54,7 @@ SETTINGS: dict[str, Family] = {
     "ResNet": RESNET,
     "ResNet, narrower than it hands on": replace(RESNET, channels=32),
     "ResNet, one norm group": replace(RESNET, norm_groups=1),
+    "ResNet, means in shortcuts": replace(RESNET, avg_down=True),
     "ConvNeXt": CONVNEXT,
     "ConvNeXt, LayerScale": replace(CONVNEXT, layer_scale=0.5),
     "ConvNeXt, version 2": replace(CONVNEXT, architecture="convnextv2_atto"),

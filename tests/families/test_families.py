@@ -153,6 +153,7 @@ VARIANTS: dict[str, tuple[str, Family]] = {
         "resnet",
         replace(TINY["resnet"], norm_groups=1, space=SearchSpace.grid([12, 20, 28], [(1, 1), (2, 2)])),
     ),
+    "resnet, means in shortcuts": ("resnet", replace(TINY["resnet"], avg_down=True)),
     "convnext, version 2": ("convnext", replace(TINY["convnext"], architecture="convnextv2_atto", layer_scale=None)),
     "convnext, overlapping stem": ("convnext", replace(TINY["convnext"], architecture="convnext_atto_ols")),
     "convnext, LayerScale 1": ("convnext", replace(TINY["convnext"], layer_scale=1.0)),

@@ -112,6 +112,22 @@ def test_the_norm_groups_of_a_model_are_read(groups: int) -> None:
         ResNet.read(other)
 
 
+@pytest.mark.parametrize("means", [False, True])
+def test_the_shortcuts_of_a_model_are_read(means: bool) -> None:
+    with torch.device("meta"):
+        backbone = replace(FAMILY, avg_down=means).build(FAMILY.space.intact)
+    assert ResNet.read(backbone.model)["avg_down"] is means
+
+
+def test_shortcuts_take_means() -> None:
+    """Of 2x2 cells, and of what there is of them at an edge."""
+    shortcut = replace(FAMILY, avg_down=True).build(FAMILY.space.intact).model.layer2[0].downsample
+    map_ = filler((1, shortcut[1].in_channels, 3, 3), 1)
+    means = torch.stack([map_[:, :, :2, :2].mean((2, 3)), map_[:, :, :2, 2:].mean((2, 3))], dim=-1)
+    torch.testing.assert_close(shortcut[0](map_)[:, :, 0], means)
+    assert (shortcut[1].kernel_size, shortcut[1].stride) == ((1, 1), (1, 1))
+
+
 @pytest.mark.parametrize("channels", [8, 48, 96])
 def test_channels_are_powers_of_two(channels: int) -> None:
     """Others would be lost to rounding where timm derives inner widths from them."""

@@ -47,6 +47,9 @@ class ModelSettings(Settings):
     norm_groups: Count | None = None
     """Groups of channels that are normalised together (ResNet): 32 as published, or 1, with which small networks learn
     more and widths need not be multiples of 32."""
+    avg_down: bool | None = None
+    """Shortcuts between a ResNet's stages take the mean of four cells instead of every fourth one (ResNet-D), with
+    which small networks learn more."""
     mlp_ratio: Annotated[Positive, Field(le=1000)] | None = None
     """Hidden width of an MLP over the width of its block."""
     layer_scale: NotNegative | None = None

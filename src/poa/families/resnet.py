@@ -45,12 +45,15 @@ class ResNet(FourStages):
         channels: A quarter of the channels that the first stage hands on; they double from stage to stage.
         norm_groups: Groups of channels of the norms, 1 or 32. Of a narrow network 32 have few values each in the last
             stages, and a cut regroups them.
+        avg_down: Shortcuts between stages take the mean of 2x2 cells before their 1x1 convolution, which otherwise
+            takes every fourth (ResNet-D of He et al., arXiv 1812.01187, section 4.2).
     """
 
     architecture: str = "resnet50_gn"
     depths: tuple[int, ...] = (3, 8, 36, 3)
     channels: int = 64
     norm_groups: int = 32
+    avg_down: bool = False
 
     # below, stride 2 meets a single cell, where oneDNN leaves gradients of bf16 convolutions unset (torch 2.15)
     smallest_image = 17
@@ -93,6 +96,7 @@ class ResNet(FourStages):
             "depths": depths,
             "channels": first.conv3.out_channels // 4,
             "norm_groups": model.bn1.num_groups,
+            "avg_down": any(isinstance(module, nn.AvgPool2d) for module in model.layer2[0].downsample),
         }
 
     def arguments(self, size: Size) -> dict[str, Any]:
@@ -102,6 +106,7 @@ class ResNet(FourStages):
             "channels": tuple(self.channels * 2**stage for stage in range(4)),
             "base_width": 64 * size.width // self.channels,
             "norm_layer": NORMS[self.norm_groups],
+            **({"avg_down": True} if self.avg_down else {}),
         }
 
     def build(self, size: Size, *, drop_path: float = 0.0) -> ResNetBackbone:

@@ -126,9 +126,7 @@ def decide(
 
 def _patches(used: Mapping[str, Any], *, crop: int) -> Iterator[Decision]:
     if used["model.stem"] == "conv" and crop >= LARGE_PATCHES_FROM:
-        yield Decision(
-            "model.patch_size", LARGE_PATCH, f"smaller patches of crops of {crop} pixels take long and teach little"
-        )
+        yield Decision("model.patch_size", LARGE_PATCH, f"smaller patches of crops of {crop} pixels take long")
 
 
 def _views(
