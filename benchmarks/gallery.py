@@ -170,9 +170,9 @@ def page(runs: list[Shown]) -> Iterator[str]:
 def chosen(run: Shown) -> str:
     """The settings that make the run what it is."""
     epochs = next(name for name in run.plan if name.startswith("--epochs"))
-    crops = [name for name in run.plan if name.startswith("--views.global-size")]
+    network = [name for name in run.plan if name.startswith(("--model.patch-size", "--views.global-size"))]
     recipe = "--recipe " + run.plan["recipe"].partition(":")[0]
-    return ", ".join(f"`{name}`" for name in (recipe, *crops, epochs))
+    return ", ".join(f"`{name}`" for name in (recipe, *network, epochs))
 
 
 def table(run: Shown) -> Iterator[str]:
