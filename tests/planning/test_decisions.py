@@ -51,6 +51,7 @@ class Row(NamedTuple):
         Row(images(side=32), CPU, {"distill.teacher": "t"}, None, "convnext-small-data"),
         Row(images(side=32), CPU, {"method": "seed"}, None, "convnext-small-data"),
         Row(images(side=32), CPU, {"method": "single"}, None, "vit-small-data"),
+        Row(images(side=32), CPU, {"method": "own"}, None, "vit-small-data"),
         Row(images(side=32), CPU, {}, "vit", "vit-small-data"),
         Row(images(side=200), CPU, {}, "vit", "vit-small-data"),
         Row(images(side=200), GPU, {}, "vit", "vit-224"),

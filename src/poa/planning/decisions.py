@@ -84,7 +84,7 @@ def start_of(images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any]
         return Start(f"{base}-{room}{suffix}", why)
     if family is None and room == "224" and images.number >= MANY:
         return Start(f"vit-224{suffix}", f"{images.number:,} photographs and a GPU are enough for a ViT")
-    is_taught = given.get("method", "poa") not in SELF_DISTILLED or "distill.teacher" in given
+    is_taught = given.get("method") in ("distill", "seed") or "distill.teacher" in given
     if family == "vit" or (family is None and not is_taught):
         return Start(
             "vit-small-data", "of all families a ViT learned most in our runs, from small images and photographs"
@@ -117,15 +117,17 @@ def decide(
     """
     base = flat(Config.model_validate(read_recipe(recipe)).model_dump())
     used = {**base, **given}
-    keeps_network = given.get("model.name", base["model.name"]) == base["model.name"]
-    patches = [*_patches(used, crop=crop)] if keeps_network and "model.patch_size" not in given else []
+    patches = [*_patches(base, given, crop=crop)]
     patch = patches[0].value if patches else patch
     found = [*patches, *_views(images, machine, used, base, crop=crop, patch=patch), *_training(images, machine, used)]
     return [each for each in found if each.setting not in given and base[each.setting] != each.value]
 
 
-def _patches(used: Mapping[str, Any], *, crop: int) -> Iterator[Decision]:
-    if used["model.stem"] == "conv" and crop >= LARGE_PATCHES_FROM:
+def _patches(base: Mapping[str, Any], given: Mapping[str, Any], *, crop: int) -> Iterator[Decision]:
+    """Of the recipe's network, where nothing else is given."""
+    used = {**base, **given}
+    is_own = used["model.name"] == base["model.name"] and "model.patch_size" not in given
+    if is_own and used["model.stem"] == "conv" and crop >= LARGE_PATCHES_FROM:
         yield Decision("model.patch_size", LARGE_PATCH, f"smaller patches of crops of {crop} pixels take long")
 
 
