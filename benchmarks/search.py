@@ -37,9 +37,6 @@ from poa.errors import UserError, lacking
 from poa.files import make_folder, one_writer, whole_file
 from poa.models.run import Paths
 
-CODING = ("losses.kind", "coding-rate")
-"""With which coding rates have settings."""
-
 
 class Between(NamedTuple):
     """Any number between two, on a logarithmic scale if it is said."""
@@ -51,7 +48,6 @@ class Between(NamedTuple):
 
 Choice = Between | tuple[Any, ...]
 SPACE: Mapping[str, Choice] = {
-    "losses.kind": ("prototypes", "coding-rate"),
     "losses.rate": Between(0.1, 10.0, log=True),
     "losses.distortion": Between(0.005, 0.5, log=True),
     "losses.intact_share": Between(0.2, 0.8),
@@ -63,14 +59,15 @@ SPACE: Mapping[str, Choice] = {
     "views.local_scale": Between(0.05, 0.3),
     "views.jitter": Between(0.0, 2.0),
     "views.num_locals": (0, 1, 2, 4),
+    "heads.layers": (1, 2, 3),
     "heads.hidden": (128, 256, 512, 1024),
-    "heads.bottleneck": (32, 64, 128, 256),
+    "heads.bottleneck": (64, 128, 256, 512),
     "batch_size": (32, 64, 128, 256),
     "sampling": ("published", "sandwich"),
     "elastic_samples": (1, 2),
 }
 """What is searched. Of pairs, the first value is (the end of the crops' range and of the momentum is the recipe's, the
-end of the weight decay is its start); of the jitter, a factor on the usual strengths."""
+end of the weight decay is its start); of the jitter, a factor on the usual strengths. The loss is the recipe's."""
 ONLY_CODING = ("losses.rate", "losses.distortion")
 JITTER = (0.4, 0.4, 0.2, 0.1)
 COLUMNS = ("trial", "state", "score", "smallest", "largest", "epochs", "minutes", "error")
@@ -124,11 +121,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-def suggested(trial: Suggests, space: Mapping[str, Choice] = SPACE) -> dict[str, Any]:
-    """Values for a trial by dotted name; coding rates have settings only where they are used."""
+def suggested(trial: Suggests, recipe: str) -> dict[str, Any]:
+    """Values for a trial by dotted name; coding rates have settings only where the recipe has them."""
+    by_coding_rate = resolve(recipe=recipe).losses.kind == "coding-rate"
     found: dict[str, Any] = {}
-    for name, choice in space.items():
-        if name in ONLY_CODING and found[CODING[0]] != CODING[1]:
+    for name, choice in SPACE.items():
+        if name in ONLY_CODING and not by_coding_rate:
             continue
         if isinstance(choice, Between):
             found[name] = float(f"{trial.suggest_float(name, choice.low, choice.high, log=choice.log):.4g}")
@@ -233,7 +231,7 @@ def search(optuna: Any, given: argparse.Namespace, out: Path, of_settings: Calla
     report(study, given.recipe, out)
     while sum(trial.state.is_finished() and is_whole(trial) for trial in study.trials) < given.trials:
         trial = study.ask()
-        settings = settings_of(suggested(trial), given.recipe)
+        settings = settings_of(suggested(trial, given.recipe), given.recipe)
         try:
             found = of_settings(settings)
         except StoppedError:

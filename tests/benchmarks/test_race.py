@@ -167,9 +167,9 @@ class First:
 
 def test_every_suggestion_is_a_setting_of_every_recipe(benchmark_modules: Any) -> None:
     search = benchmark_modules.search
-    values = search.suggested(First())
-    assert values.keys() == search.SPACE.keys()
-    for recipe in ("convnext-small-data", "vit-small-data"):
+    for recipe in ("convnext-small-data", "vit-small-data", "resnet-small-data"):
+        values = search.suggested(First(), recipe)
+        assert values.keys() == search.SPACE.keys()
         config = resolve(search.settings_of(values, recipe), recipe=recipe)
         assert config.losses.kind == "coding-rate"
         assert config.losses.rate == 0.1
@@ -177,8 +177,9 @@ def test_every_suggestion_is_a_setting_of_every_recipe(benchmark_modules: Any) -
         assert config.views.jitter == (0, 0, 0, 0)
         assert config.optimizer.weight_decay == (0.01, 0.01)
         assert (config.optimizer.teacher_momentum[0], config.sampling, config.batch_size) == (0.996, "sandwich", 256)
-    only = {"losses.kind": ("prototypes",), "losses.rate": search.SPACE["losses.rate"]}
-    assert search.suggested(First(), only) == {"losses.kind": "prototypes"}
+        assert (config.heads.layers, config.heads.bottleneck) == (3, 512)
+    of_prototypes = search.suggested(First(), "vit-224").keys()
+    assert search.SPACE.keys() - of_prototypes == {"losses.rate", "losses.distortion"}
 
 
 def test_tables_and_settings_are_read_back(benchmark_modules: Any) -> None:
