@@ -9,7 +9,7 @@ import tiny
 from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import memory, method
-from poa.pretraining.memory import check_memory
+from poa.pretraining.memory import check_memory, kept_for_backward
 
 CPU = torch.device("cpu")
 
@@ -18,14 +18,15 @@ CPU = torch.device("cpu")
 def test_parameters_are_those_of_the_student(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.config(family)
     student = method.method_of(config, family_of(config)).student
+    monkeypatch.setattr(memory, "_check_images", lambda *_: None)
     exact = 4 * (5 + 4) * sum(parameter.numel() for parameter in student.parameters())
     for share, fits in ((1.0, True), (0.9, False)):
         monkeypatch.setattr(memory, "memory_of_machine", lambda there=int(share * exact): there)
         if fits:
-            check_memory(config, family_of(config), CPU)
+            check_memory(config, family_of(config), CPU, torch.float32)
         else:
             with pytest.raises(UserError, match=r"million parameters of backbone and heads need 0 GB"):
-                check_memory(config, family_of(config), CPU)
+                check_memory(config, family_of(config), CPU, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +48,60 @@ def test_what_does_not_fit_is_refused_at_once(over: dict[str, Any], said: str, m
     config = tiny.config(**over)
     monkeypatch.setattr(memory, "memory_of_machine", lambda: 8 * 10**9)
     with pytest.raises(UserError) as told:
-        check_memory(config, family_of(config), CPU)
+        check_memory(config, family_of(config), CPU, torch.float32)
     assert said in str(told.value)
 
 
 def test_where_the_system_does_not_tell_all_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.config(heads={"hidden": 10**6})
     monkeypatch.setattr(memory, "memory_of_machine", lambda: None)
-    check_memory(config, family_of(config), CPU)
+    check_memory(config, family_of(config), CPU, torch.float32)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_what_a_crop_keeps_follows_from_shallow_networks(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of so many bytes just fit, and are refused with a thousandth less, as the whole student keeps them."""
+    monkeypatch.setattr(memory, "_check_weights", lambda *_: None)
+    config = tiny.config(family, batch_size=512)
+    views, student = config.views, method.method_of(config, family_of(config)).student.train()
+    sides = [views.global_size] * 2 + [views.local_size] * views.num_locals
+    by_side = {side: kept_for_backward(student.backbone, torch.zeros(4, 3, side, side)) / 4 for side in set(sides)}
+    exact = 512 * sum(by_side[side] for side in sides)
+    for share, fits in ((1.001, True), (0.999, False)):
+        monkeypatch.setattr(memory, "memory_of_machine", lambda there=int(share * exact): there)
+        if fits:
+            check_memory(config, family_of(config), CPU, torch.float32)
+        else:
+            with pytest.raises(UserError, match=r"Of 512 images at a time, with 2 crops of .* the backward pass keeps"):
+                check_memory(config, family_of(config), CPU, torch.float32)
+
+
+def test_each_tensor_that_is_kept_counts_once_and_weights_do_not() -> None:
+    """Of a linear layer the input, of a GELU its input, of an addition and of a view nothing."""
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(8, 16)
+
+        def forward(self, crops: torch.Tensor, mask: None) -> torch.Tensor:
+            hidden = self.layer(crops)
+            return (torch.nn.functional.gelu(hidden) + 1 + self.layer(crops)).view(-1)
+
+    assert kept_for_backward(Small(), torch.zeros(4, 8)) == 4 * (4 * 8 + 4 * 16)  # type: ignore[arg-type]
+
+
+def test_images_that_do_not_fit_on_a_cpu_are_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_of_machine", lambda: 8 * 10**9)
+    config = tiny.config(batch_size=2**16)
+    with pytest.raises(UserError) as told:
+        check_memory(config, family_of(config), CPU, torch.float32)
+    assert str(told.value) == (
+        "Of 65536 images at a time, with 2 crops of 16 pixels and 2 of 8 of each, the backward pass keeps 14 GB or "
+        "more, but the memory of the machine has 8 GB. Add --accumulate 8 or --checkpointing, lower --batch-size or "
+        "the size of crops, or train on a GPU."
+    )
+    for over in ({"accumulate": 8}, {"checkpointing": True}, {"batch_size": 2**15}):
+        fits = tiny.config(**{"batch_size": 2**16, **over})
+        check_memory(fits, family_of(fits), CPU, torch.float32)
+    check_memory(config, family_of(config), torch.device("mps"), torch.float32)  # whose errors can be caught

@@ -76,7 +76,10 @@ def costs(
             counted[size] = Cost(parameters(network), flops(network, image_size, channels=channels))
         return counted[size]
 
-    return {size: of_depth(size, count) for size in sizes}
+    return {
+        size: Cost(of_depth(size, lambda of: count(of).parameters), of_depth(size, lambda of: count(of).flops))
+        for size in sizes
+    }
 
 
 @cache
@@ -85,17 +88,11 @@ def costs_of(family: Family, image_size: int) -> Mapping[Size, Cost]:
     return MappingProxyType(costs(family.build, family.space.sizes, image_size=image_size, channels=family.in_chans))
 
 
-def of_depth(size: Size, count: Callable[[Size], Cost]) -> Cost:
-    """Cost of a network, of which only those of its width with the fewest blocks are counted."""
-    first = cost = count(shallowest(size))
-    shortest = shallowest(size).depths
-    for stage, depth in enumerate(size.depths):
-        longer = count(Size(size.width, (*shortest[:stage], 2, *shortest[stage + 1 :])))
-        cost = Cost(
-            cost.parameters + (depth - 1) * (longer.parameters - first.parameters),
-            cost.flops + (depth - 1) * (longer.flops - first.flops),
-        )
-    return cost
+def of_depth(size: Size, count: Callable[[Size], int]) -> int:
+    """What a network costs, of which only those of its width with the fewest blocks are counted."""
+    first, shortest = count(shallowest(size)), shallowest(size).depths
+    longer = (Size(size.width, (*shortest[:stage], 2, *shortest[stage + 1 :])) for stage in range(len(shortest)))
+    return first + sum((depth - 1) * (count(each) - first) for depth, each in zip(size.depths, longer, strict=True))
 
 
 def shallowest(size: Size) -> Size:

@@ -73,7 +73,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     views, every = config.views, config.monitor.gradients_every
     dtype = precision_of(config, device)
     family = suited(family_of(config), dtype, device)
-    check_memory(config, family, device)
+    check_memory(config, family, device, dtype)
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
     beside = config.method in SELF_DISTILLED and config.distill.teacher

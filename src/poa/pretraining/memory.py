@@ -3,26 +3,39 @@
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from poa.config.pretraining import SELF_DISTILLED, Config
 from poa.elastic.skeleton import InitialValuesLeftOut
 from poa.elastic.space import Size
 from poa.errors import UserError
-from poa.evaluation.cost import Cost, of_depth, parameters, shallowest
+from poa.evaluation.cost import of_depth, parameters, shallowest
 from poa.families.base import Backbone, Family
 from poa.models.folder import memory_of_machine
+from poa.models.registry import drop_path_of
 
 WITH_TEACHER = (*SELF_DISTILLED, "slimclr-mocov2", "slimclr-mocov3")
 """Methods with a second network that follows the first."""
 _BYTES = 4
+_CROPS = 4
+"""That are followed through a network, to tell what each of many keeps."""
+_MOST_OF_PIXEL = 2**15
+"""Bytes. Networks of our recipes keep 0.4 to 7 KiB for a pixel of an image."""
 
 
-def check_memory(config: Config, family: Family, device: torch.device) -> None:
-    """Refuse networks for which there is no room, with all that is kept for each weight; images need room besides.
+def check_memory(config: Config, family: Family, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse networks for which there is no room, and on a CPU, whose system stops such a process, images.
 
     Raises:
         UserError: They do not fit.
     """
+    _check_weights(config, family, device)
+    if device.type == "cpu" and not config.checkpointing and config.method != "own":
+        _check_images(config, family, dtype)
+
+
+def _check_weights(config: Config, family: Family, device: torch.device) -> None:
+    """With all that is kept for each of them."""
     on_cpu, has_teacher = device.type != "cuda", config.method in WITH_TEACHER
     there = memory_of_machine() if on_cpu else torch.cuda.mem_get_info(device)[1]
     backbone, heads = _parameters(config, family)
@@ -55,7 +68,62 @@ def _parameters(config: Config, family: Family) -> tuple[int, int]:
             return family.build(size)
 
     intact = family.space.intact
-    backbone = of_depth(intact, lambda size: Cost(parameters(built(size)), 0)).parameters
+    backbone = of_depth(intact, lambda size: parameters(built(size)))
     if config.method not in SELF_DISTILLED:
         return backbone, 0
     return backbone, config.head_weights(built(shallowest(intact)).num_features)
+
+
+def _check_images(config: Config, family: Family, dtype: torch.dtype) -> None:
+    """With what the intact student alone keeps of them for its backward pass; elastic students and heads add theirs."""
+    there, views = memory_of_machine(), config.views
+    at_once = config.batch_size // config.processes // config.accumulate * (config.devices or 1)
+    has_locals = config.method != "distill" or config.distill.local_weight > 0
+    crops = {views.global_size: 2.0 * (1 - views.drop_patches) ** 2}  # attention between the patches that are left
+    crops[views.local_size] = crops.get(views.local_size, 0.0) + views.num_locals * has_locals
+    pixels = at_once * sum(count * side**2 for side, count in crops.items())
+    if there is None or pixels * _MOST_OF_PIXEL < there:  # the usual case, without a pass
+        return
+    of_image = sum(count * _kept_of_crop(config, family, side, dtype) for side, count in crops.items() if count)
+    if at_once * of_image <= there:
+        return
+    each = config.batch_size // config.processes
+    parts = next((n for n in range(1, each + 1) if each % n == 0 and each / n * of_image < there / 4), None)
+    split = f"--accumulate {parts} or " if parts else ""
+    small = f" and {views.num_locals} of {views.local_size}" if views.num_locals else ""
+    raise UserError(
+        f"Of {at_once} images at a time, with 2 crops of {views.global_size} pixels{small} of each, the backward pass "
+        f"keeps {at_once * of_image / 1e9:,.0f} GB or more, but the memory of the machine has {there / 1e9:,.0f} GB. "
+        f"Add {split}--checkpointing, lower --batch-size or the size of crops, or train on a GPU."
+    )
+
+
+def _kept_of_crop(config: Config, family: Family, side: int, dtype: torch.dtype) -> float:
+    """Bytes that the intact network keeps of a crop for its backward pass, by those of shallow ones."""
+
+    def kept(size: Size) -> int:
+        network = family.build(size, drop_path=drop_path_of(config.model)).train()
+        crops = torch.zeros(_CROPS, family.in_chans, side, side)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            return kept_for_backward(network, crops)
+
+    return of_depth(family.space.intact, kept) / _CROPS
+
+
+def kept_for_backward(network: Backbone, crops: Tensor) -> int:
+    """Bytes of the tensors that a forward pass keeps for the backward pass, each once; weights do not count."""
+    own = {_place(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _place(tensor) not in own:
+            kept[_place(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(crops, None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
