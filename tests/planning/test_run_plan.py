@@ -10,7 +10,7 @@ from rich.console import Console
 import poa
 from poa import distributed
 from poa.config.pretraining import Config
-from poa.config.resolve import of_run, to_yaml
+from poa.config.resolve import of_run, resolve, to_yaml
 from poa.errors import UserError
 from poa.planning import run_plan as planning
 from poa.planning.expectation import expectation, nearest_run
@@ -217,6 +217,25 @@ def test_notes() -> None:
     assert found(32, 40, 299) == ["299 steps are few"]
     assert found(48, 40, 300) == ["Crops of 48 pixels are larger than the images"]
     assert found(48, 192, 300) == ["The images' shorter side is 192 pixels"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "over", "told"),
+    [
+        ("resnet-small-data", {}, True),
+        ("convnext-small-data", {"method": "single"}, True),
+        ("convnext-small-data", {"distill": {"teacher": "runs/vit"}}, False),
+        ("convnext-small-data", {"init": "runs/convnext"}, False),
+        ("convnext-small-data", {"losses": {"kind": "prototypes"}}, False),
+        ("distill-resnet-small-data", {"distill": {"teacher": "runs/vit"}}, False),
+        ("vit-small-data", {}, False),
+        ("swin-small-data", {}, False),
+    ],
+)
+def test_a_vit_is_advised_as_teacher(recipe: str, over: dict[str, Any], told: bool) -> None:
+    images = ImageFacts(1, 1, 32, 1024, False, (0.5,) * 3, (0.2,) * 3)
+    notes = notes_of(resolve(over, recipe=recipe), images, num_steps=300, chosen_crops=True)
+    assert [note.startswith("With no more time") and "--distill.teacher RUN" in note for note in notes] == [True] * told
 
 
 def test_the_nearest_run_of_ours() -> None:

@@ -29,6 +29,12 @@ LARGE_PATCH, LARGE_PATCHES_FROM = 16, 64
 TINY = 24
 """Shorter sides below this, in pixels, are those of digits and the like."""
 FAMILIES = ("vit", "swin", "resnet", "convnext")
+TAUGHT = {
+    "vit-small-data": "distill-small-data",
+    "convnext-small-data": "distill-convnext-small-data",
+    "resnet-small-data": "distill-resnet-small-data",
+}
+"""Recipes for learning from a trained network alone."""
 
 
 class Decision(NamedTuple):
@@ -67,6 +73,14 @@ def start_of(images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any]
         given: Settings that the user gave, by dotted name.
         family: Of the network that the user named.
     """
+    found = _own_start(images, machine, given, family=family)
+    if given.get("method") == "distill" and found.recipe in TAUGHT:
+        return Start(TAUGHT[found.recipe], f"{found.reason}; made for learning from a trained network alone")
+    return found
+
+
+def _own_start(images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any], *, family: str | None) -> Start:
+    """The same for networks that learn by themselves."""
     if str(given.get("method", "")).startswith("slimclr"):
         return Start("slimclr-small-data", "the only recipe of slimmable networks that is not for many GPUs")
     room = "224" if machine.device != "cpu" and images.side >= 160 else "96" if images.side >= 48 else "small-data"
@@ -84,13 +98,9 @@ def start_of(images: ImageFacts, machine: MachineFacts, given: Mapping[str, Any]
         return Start(f"{base}-{room}{suffix}", why)
     if family is None and room == "224" and images.number >= MANY:
         return Start(f"vit-224{suffix}", f"{images.number:,} photographs and a GPU are enough for a ViT")
-    is_taught = given.get("method") in ("distill", "seed") or "distill.teacher" in given
-    if family == "vit" or (family is None and not is_taught):
-        return Start(
-            "vit-small-data", "of all families a ViT learned most in our runs, from small images and photographs"
-        )
-    why = "of all families a ConvNeXt learned most from a teacher in our runs"
-    return Start("convnext-small-data", why if family is None else "the ConvNeXt recipe that learned most in our runs")
+    if family == "convnext":
+        return Start("convnext-small-data", "the ConvNeXt recipe that learned most in our runs")
+    return Start("vit-small-data", "of all families a ViT learned most in our runs, from small images and photographs")
 
 
 def crops_for(images: ImageFacts, machine: MachineFacts) -> list[int]:
