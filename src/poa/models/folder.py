@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -17,6 +16,7 @@ from poa.config.channels import RGB, USUAL, Values, values_in
 from poa.data.images import Preprocessing
 from poa.errors import UserError, counted, first_line
 from poa.export.timm import VALUES
+from poa.machine.memory import memory_of_machine
 
 MOST_BYTES = 64 * 2**20
 """Of config.json, which may name many classes."""
@@ -136,14 +136,6 @@ def check_memory(model: nn.Module, *, copies: int = 1) -> None:
             f"its {parameters / 1e6:,.0f} million parameters need {needed / 1e9:,.0f} GB of memory, "
             f"the machine has {there / 1e9:,.0f} GB"
         )
-
-
-def memory_of_machine() -> int | None:
-    """Bytes of memory, where the system tells."""
-    names = getattr(os, "sysconf_names", {})
-    if not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(names):
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def load_model(folder: Path) -> Any:
