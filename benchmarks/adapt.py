@@ -1,8 +1,9 @@
 """From a network trained alone to all sizes: what each part of the recipes `adapt-...` adds.
 
 The largest network of a recipe is trained alone. Then runs of equal length go on from it, with the losses of that
-recipe: with all parts of `adapt-small-data` that are for trained weights, with each of them switched off, and one from
-scratch. k-NN of the smallest, the middle and the largest size, beside those cut out of the original without training.
+recipe: with all parts of `adapt-small-data` that are for trained weights, with each of them switched off, with
+`--sampling widening`, and one from scratch. k-NN of the smallest, the middle and the largest size, beside those cut out
+of the original without training.
 
     python benchmarks/adapt.py --train digits/train --test digits/test --out runs/adapt
 
@@ -27,18 +28,18 @@ from poa.models.run import Run
 WHOLE: Mapping[str, Any] = flat(read_recipe("adapt-small-data"))
 """The recipe whose parts are tried."""
 PARTS = (
-    *("sampling", "distill.teacher"),
+    "distill.teacher",
     *("optimizer.base_lr", "optimizer.warmup_epochs", "optimizer.backbone_warmup_epochs"),
     *("optimizer.teacher_momentum", "optimizer.freeze_last_layer_epochs"),
 )
 """Its settings that are for trained weights."""
 OFF: Mapping[str, tuple[str, Any]] = {
     "without the frozen teacher": ("distill.teacher", ""),
-    "without widening": ("sampling", "published"),
+    "with widening": ("sampling", "widening"),
     "without the backbone's warm-up": ("optimizer.backbone_warmup_epochs", 0.0),
     "at twice the rate": ("optimizer.base_lr", 2 * WHOLE["optimizer.base_lr"]),
 }
-"""How each part is switched off."""
+"""How parts are switched off, and what is no part of the recipe on."""
 RUNS = ("adapted", "from scratch", *OFF)
 """By their names in the table."""
 Flat = dict[str, Any]

@@ -28,7 +28,7 @@ def test_each_part_is_switched_off_alone(adapt: Any) -> None:
     }
     assert tuple(runs) == adapt.RUNS
     whole = runs.pop("adapted")
-    assert (whole.sampling, whole.distill.teacher, whole.optimizer.base_lr) == ("widening", "init", 0.002)
+    assert (whole.sampling, whole.distill.teacher, whole.optimizer.base_lr) == ("published", "init", 0.002)
     assert whole.optimizer.backbone_warmup_epochs == 1.5, "half as long a run as that of the recipe"
     assert runs.pop("from scratch") == resolve({"epochs": 5}, recipe="demo")
     for name, run in runs.items():

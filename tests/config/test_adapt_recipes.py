@@ -26,7 +26,7 @@ def test_it_is_taught_by_itself_and_warms_up_slowly(recipe: str) -> None:
     """Networks of other sizes, and patches of 14 pixels, fit too."""
     config = resolve(recipe=recipe)
     ours = config.optimizer
-    assert (config.sampling, config.distill.teacher, config.distill.weight) == ("widening", "init", (1.0, 1.0))
+    assert (config.sampling, config.distill.teacher, config.distill.weight) == ("published", "init", (1.0, 1.0))
     assert 2 * ours.warmup_epochs < ours.backbone_warmup_epochs <= config.epochs / 3
     assert warnings_of(config, num_images=10**6 if recipe.endswith("-1m") else 20_000) == []
     given: dict[str, Any] = {"views": {"global_size": 98, "local_size": 42}} if recipe == "adapt-96" else {}

@@ -215,10 +215,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 OURS = {
-    "adapt-224": "d437aa11",
-    "adapt-224-1m": "019b3c7f",
-    "adapt-96": "a919b02c",
-    "adapt-small-data": "dfa53581",
+    "adapt-224": "03d80de1",
+    "adapt-224-1m": "a2040249",
+    "adapt-96": "3a2a8db0",
+    "adapt-small-data": "27692416",
     "convnext-96": "4ea3252d",
     "convnext-small-data": "d5c56f15",
     "demo": "a9e8ee93",
