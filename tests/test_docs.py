@@ -18,8 +18,18 @@ WITHOUT_EXAMPLE = {"architecture", "faithfulness", "notebooks"}
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]+)\)", document.read_text())
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    links = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)", document.read_text())
+    assert [link for link, _ in links if not (document.parent / link).exists()] == []
+    targets = [(document.parent / link if link else document, anchor) for link, anchor in links if anchor]
+    assert [anchor for page, anchor in targets if page.suffix == ".md" and anchor not in anchors(page)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub and the site name its headings by."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    words = [re.sub(r"\]\([^)]*\)", "", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", each).replace(" ", "-") for each in words}
 
 
 def test_each_page_has_an_example() -> None:
