@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from poa.config.pretraining import SELF_DISTILLED, Config
+from poa.config.pretraining import SELF_DISTILLED, SLIMMABLE, Config
 from poa.elastic.skeleton import InitialValuesLeftOut
 from poa.elastic.space import Size
 from poa.errors import UserError
@@ -13,13 +13,14 @@ from poa.evaluation.cost import of_depth, parameters, shallowest
 from poa.families.base import Backbone, Family
 from poa.machine.memory import memory_of_machine
 from poa.models.registry import drop_path_of
+from poa.training.health import MemoryRanOut
 
 WITH_TEACHER = (*SELF_DISTILLED, "slimclr-mocov2", "slimclr-mocov3")
 """Methods with a second network that follows the first."""
 _BYTES = 4
 _CROPS = 4
 """That are followed through a network, to tell what each of many keeps."""
-_MOST_OF_PIXEL = 2**15
+_MOST_OF_PIXEL = 2**14
 """Bytes. Networks of our recipes keep 0.4 to 7 KiB for a pixel of an image."""
 
 
@@ -27,7 +28,8 @@ def check_memory(config: Config, family: Family, device: torch.device, dtype: to
     """Refuse networks for which there is no room, and on a CPU, whose system stops such a process, images.
 
     Raises:
-        UserError: They do not fit.
+        UserError: The networks do not fit.
+        MemoryRanOut: The images do not; fewer at a time may.
     """
     _check_weights(config, family, device)
     if device.type == "cpu" and not config.checkpointing and config.method != "own":
@@ -89,9 +91,9 @@ def _check_images(config: Config, family: Family, dtype: torch.dtype) -> None:
         return
     each = config.batch_size // config.processes
     parts = next((n for n in range(1, each + 1) if each % n == 0 and each / n * of_image < there / 4), None)
-    split = f"--accumulate {parts} or " if parts else ""
+    split = f"--accumulate {parts} or " if parts and config.method not in SLIMMABLE else ""
     small = f" and {views.num_locals} of {views.local_size}" if views.num_locals else ""
-    raise UserError(
+    raise MemoryRanOut(
         f"Of {at_once} images at a time, with 2 crops of {views.global_size} pixels{small} of each, the backward pass "
         f"keeps {at_once * of_image / 1e9:,.0f} GB or more, but the memory of the machine has {there / 1e9:,.0f} GB. "
         f"Add {split}--checkpointing, lower --batch-size or the size of crops, or train on a GPU."
