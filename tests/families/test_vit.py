@@ -155,15 +155,6 @@ def test_the_timm_model_equals_the_elastic_sub_network_bit_for_bit(name: str) ->
             assert features.patches.shape == (2, (image_size // family.patch_size) ** 2, size.width)
 
 
-def test_all_sizes_share_the_convolution_of_the_stem() -> None:
-    family = replace(VIT, stem="conv")
-    assert (VIT.memory_format, family.memory_format) == (torch.contiguous_format, torch.channels_last)
-    cuts = sub_networks(family).plan(Size(32, (2,))).cuts
-    assert cuts["model.patch_embed.backbone.conv.weight"].shape == (64, 3, 7, 7)
-    assert cuts["model.patch_embed.proj.weight"].shape == (32, 64, 2, 2)
-    assert {cuts[f"model.patch_embed.{name}.weight"].scale for name in ("backbone.conv", "proj")} == {1.0}
-
-
 @pytest.mark.usefixtures("uninitialised")
 def test_every_published_width_and_depth_can_be_cut() -> None:
     """Names, shapes and scales of every width and of every depth of the published ViT, on the meta device."""
