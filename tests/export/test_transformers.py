@@ -93,7 +93,7 @@ def loaded(folder: Path, photos: Sequence[Image.Image] = PHOTOS) -> tuple[nn.Mod
 
 
 def aligned(model: Any) -> Any:
-    """The model with copies of its weights, which lie in memory as in the file: some CPUs multiply such in other order."""
+    """The model with copies of its weights, which lie as in the file: some CPUs multiply such in another order."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
