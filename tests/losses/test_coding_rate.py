@@ -11,7 +11,8 @@ from poa.losses.coding_rate import coding_rate, disagreement
 from processes import run_processes
 from reference.losses import dot
 
-ROWS, OTHERS = (F.normalize(filler((6, 4), number), dim=1).detach() for number in (1, 2))
+ROWS, OTHERS, WIDE = (F.normalize(filler((6, width), n), dim=1).detach() for n, width in ((1, 4), (2, 4), (3, 9)))
+BOTH = pytest.mark.parametrize("given", [ROWS, WIDE], ids=["more rows than columns", "fewer"])
 
 
 def test_disagreement_equals_loops() -> None:
@@ -46,10 +47,11 @@ def test_coding_rate_by_hand() -> None:
     assert coding_rate(rows, distortion=0.5).item() == pytest.approx(math.log(5) / 2)
 
 
-def test_coding_rate_is_the_log_determinant() -> None:
-    rows = ROWS.double()
-    inner = torch.eye(4, dtype=torch.float64) + 4 / (6 * 0.1) * rows.T @ rows
-    expected = (1 / 4 + 1 / 6) / 2 * torch.linalg.slogdet(inner).logabsdet
+@BOTH
+def test_coding_rate_is_the_log_determinant(given: Tensor) -> None:
+    rows, width = given.double(), given.shape[1]
+    inner = torch.eye(width, dtype=torch.float64) + width / (6 * 0.1) * rows.T @ rows
+    expected = (1 / width + 1 / 6) / 2 * torch.linalg.slogdet(inner).logabsdet
     torch.testing.assert_close(coding_rate(rows, distortion=0.1), expected)
 
 
@@ -58,9 +60,14 @@ def test_coding_rate_grows_as_rows_spread() -> None:
     assert coding_rate(alike, distortion=0.1) < coding_rate(ROWS, distortion=0.1)
 
 
-def test_gradients() -> None:
-    rows = ROWS.double().requires_grad_()
+@BOTH
+def test_gradients(given: Tensor) -> None:
+    rows = given.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: coding_rate(x, distortion=0.2), rows)
+
+
+def test_gradient_of_the_disagreement() -> None:
+    rows = ROWS.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: disagreement(OTHERS.double(), x), rows)
 
 
@@ -72,18 +79,21 @@ def test_float32_under_autocast() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def on_a_process() -> tuple[Tensor, Tensor]:
-    share = len(ROWS) // world_size()
-    rows = ROWS[rank() * share : (rank() + 1) * share].clone().detach().requires_grad_()
-    loss = coding_rate(rows, distortion=0.1)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert rows.grad is not None
-    return loss.detach(), rows.grad
+def on_a_process() -> list[tuple[Tensor, Tensor]]:
+    found = []
+    for given in (ROWS, WIDE):
+        share = len(given) // world_size()
+        rows = given[rank() * share : (rank() + 1) * share].clone().detach().requires_grad_()
+        loss = coding_rate(rows, distortion=0.1)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert rows.grad is not None
+        found.append((loss.detach(), rows.grad))
+    return found
 
 
 def test_two_processes_equal_one() -> None:
     """Every process has the rate of all rows; gradients are those of one process once averaged over processes."""
-    loss, grad = on_a_process()
-    (first, above), (second, below) = run_processes(on_a_process, 2)
-    torch.testing.assert_close(torch.stack([first, second]), loss.expand(2))
-    torch.testing.assert_close(torch.cat([above, below]) / 2, grad)
+    for (loss, grad), *halves in zip(on_a_process(), *run_processes(on_a_process, 2), strict=True):
+        (first, above), (second, below) = halves
+        torch.testing.assert_close(torch.stack([first, second]), loss.expand(2))
+        torch.testing.assert_close(torch.cat([above, below]) / 2, grad)

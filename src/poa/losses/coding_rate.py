@@ -42,7 +42,8 @@ def coding_rate(features: Float[Tensor, "rows width"], *, distortion: float) -> 
 
     The coding rate is the number of nats that tell the rows apart up to a squared distortion; the first factor keeps it
     of the size of a distance, whatever the batch and the width (SimDINO, official code). The rows of all processes
-    count, so that several processes compute what one does.
+    count, so that several processes compute what one does. Fewer rows than columns have the determinant of ``Z @ Z.T``
+    in place of ``Z.T @ Z``, which is the same and takes less.
 
     Args:
         features: One row an image, of one view.
@@ -51,8 +52,12 @@ def coding_rate(features: Float[Tensor, "rows width"], *, distortion: float) -> 
     with torch.autocast(features.device.type, enabled=False):
         rows = _wide(features)
         width, total = rows.shape[1], len(rows) * distributed.world_size()
-        gram = distributed.differentiable_sum(rows.T @ rows)
-        scaled = torch.eye(width, dtype=rows.dtype, device=rows.device) + width / (total * distortion) * gram
+        if total < width:
+            everyone = distributed.gather_rows(rows)
+            gram = everyone @ everyone.T
+        else:
+            gram = distributed.differentiable_sum(rows.T @ rows)
+        scaled = torch.eye(len(gram), dtype=rows.dtype, device=rows.device) + width / (total * distortion) * gram
         factor: Tensor = torch.linalg.cholesky_ex(scaled).L
         return (1 / width + 1 / total) * factor.diagonal().log().sum()
 
