@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import race_rivals
 from measure import in_turns, machine
 from poa.config import resolve
+from poa.config.nested import merge
 from poa.config.pretraining import Config
 from poa.data.index import open_index
 from poa.data.views import RawViews
@@ -38,6 +39,12 @@ from poa.plots.figure import legend, save, style
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import step_batches, train_step, views_of
 
+LIKE_DINO: Mapping[str, Any] = {
+    "losses": {"kind": "prototypes", "ibot": 0.3},
+    "heads": {"layers": 3},
+    "views": {"num_locals": 2, "mask_share": 0.5},
+}
+"""What all steps have, whatever the recipe: prototypes as DINO, masks as iBOT, and local crops."""
 COLOURS = {"poa": "tab:blue", "timm": "tab:gray", "lightly-dino": "tab:orange"}
 Axis = tuple[str, Callable[[Any], dict[str, Any]], Sequence[int]]
 AXES: dict[str, Axis] = {
@@ -105,9 +112,9 @@ def parse() -> argparse.Namespace:
 
 
 def configure(arguments: argparse.Namespace, changed: Mapping[str, Any]) -> Config:
-    """The recipe, with one setting changed."""
+    """The recipe with heads and crops like DINO's, and one setting changed."""
     given = {"data": "digits", "epochs": 10_000, "elastic_samples": 1, "accumulate": 1, "batch_size": arguments.batch}
-    return resolve.resolve({**given, **changed}, recipe=arguments.recipe)
+    return resolve.resolve(merge({**given, **LIKE_DINO}, changed), recipe=arguments.recipe)
 
 
 def measured(config: Config, device: torch.device, *, rounds: int) -> dict[str, float]:

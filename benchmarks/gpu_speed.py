@@ -41,7 +41,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute: precision of the backbones, and whether fp32 products, such as those of heads, may use TF32."""
+    """A way to compute: precision of backbones and heads, and whether fp32 products may use TF32."""
 
     name: str
     dtype: torch.dtype
@@ -53,7 +53,6 @@ class Variant:
 BF16 = Variant("bf16", torch.bfloat16, tf32=False, kind="bf16")
 VARIANTS = (
     BF16,
-    Variant("bf16, heads TF32", torch.bfloat16, tf32=True, kind="bf16"),
     Variant("TF32", torch.float32, tf32=True, kind="tf32"),
     Variant("fp32", torch.float32, tf32=False, kind="fp32"),
 )

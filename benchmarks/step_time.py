@@ -22,7 +22,8 @@ from poa.config.pretraining import Config
 from poa.data.index import open_index
 from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
-from poa.losses.prototypes import Logits, prototype_logits, sinkhorn
+from poa.losses.prototypes import prototype_logits
+from poa.machine.precision import product_dtype
 from poa.methods.poa import POA, BranchOutput
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import step_batches, train_step, views_of
@@ -91,14 +92,13 @@ class Pieces:
         torch.autograd.backward([weights[name] * loss for name, loss in losses.items()])
 
     def targets(self, _: int) -> None:
-        """Targets from the teacher's features: prototype logits and Sinkhorn-Knopp."""
-        for head in self.output.heads:
-            for rows in (head.globals, head.patches):
-                sinkhorn(Logits(rows, head.prototypes, self._temperature).keep())
+        """Targets from the teacher's features: prototype logits and Sinkhorn-Knopp, where there are prototypes."""
+        with autocast(self.parts):
+            list(poa_of(self.parts).targets([*self.output.heads], self._temperature))
 
     def target_logits(self, _: int) -> None:
         """The prototype logits in `targets`."""
-        with torch.no_grad():
+        with torch.no_grad(), autocast(self.parts):
             logits(self.output)
 
     def clip(self, _: int) -> None:
@@ -154,7 +154,7 @@ def configure(arguments: argparse.Namespace) -> Config:
         intact = Size.parse(arguments.intact)
         given["model"] = {"width_max": intact.width, "depth_max": intact.depths[0]}
     if arguments.prototypes:
-        given["heads"] = {"prototypes": arguments.prototypes}
+        given |= {"heads": {"prototypes": arguments.prototypes, "layers": 3}, "losses": {"kind": "prototypes"}}
     if arguments.batch:
         given["batch_size"] = arguments.batch
     if arguments.precision:
@@ -192,25 +192,32 @@ def autocast(parts: Parts) -> AbstractContextManager[object]:
 
 
 def logits(output: BranchOutput) -> list[Tensor]:
-    """What the last layer of each head makes of all rows."""
-    return [
-        prototype_logits(torch.cat([head.globals, head.locals, head.patches]), head.prototypes, temperature=0.1)
-        for head in output.heads
-    ]
+    """What the last layer of each head makes of all rows, in the precision of a step; the rows, without prototypes."""
+    found = []
+    for head in output.heads:
+        rows, own = torch.cat([head.globals, head.locals, head.patches]), head.prototypes
+        low = own.to(product_dtype(own.device, own.dtype))
+        found.append(prototype_logits(rows, low, temperature=0.1) if len(own) else rows)
+    return found
+
+
+def losses_of(config: Config) -> str:
+    """What outputs are compared by."""
+    return f"prototypes {config.heads.prototypes}" if config.losses.kind == "prototypes" else config.losses.kind
 
 
 def report(arguments: argparse.Namespace, config: Config, pieces: Pieces, seconds: dict[str, list[float]]) -> None:
     """Print the step, its networks, and the rest; what is not timed by itself is a difference within each round."""
     rounds = [dict(zip(seconds, row, strict=True)) for row in zip(*seconds.values(), strict=True)]
     networks = [sum(row[name] for name in NETWORKS) for row in rounds]
-    sinkhorn_alone = [row["targets"] - row["target_logits"] for row in rounds]
-    beyond = zip(rounds, networks, sinkhorn_alone, strict=True)
+    targets_alone = [row["targets"] - row["target_logits"] for row in rounds]
+    beyond = zip(rounds, networks, targets_alone, strict=True)
     losses = [row["method"] - passes - targets for row, passes, targets in beyond]
     beside = ("augment", "method", "clip", "optimizer", "teacher_update")
     table = {
         "whole step": seconds["step"],
         **{f"  {name}": seconds[name] for name in NETWORKS},
-        "  Sinkhorn-Knopp": sinkhorn_alone,
+        "  targets": targets_alone,
         "  losses": losses,
         "  augmentation on the device": seconds["augment"],
         "  clipping": seconds["clip"],
@@ -222,7 +229,7 @@ def report(arguments: argparse.Namespace, config: Config, pieces: Pieces, second
     print(machine(pieces.parts.device))
     print(
         f"{arguments.config or arguments.recipe}: {space.sizes[0]} ... {space.intact}, batch {config.batch_size}, "
-        f"2x{views.global_size} + {views.num_locals}x{views.local_size} px, prototypes {config.heads.prototypes}, "
+        f"2x{views.global_size} + {views.num_locals}x{views.local_size} px, {losses_of(config)}, "
         f"{str(pieces.parts.dtype).removeprefix('torch.')}, {pieces.parts.device}; median of {arguments.rounds} rounds"
     )
     for name, values in table.items():

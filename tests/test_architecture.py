@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "distributed": {"errors", "machine"},
     "config": {"errors", "machine"},
     "elastic": {"errors", "distributed"},
-    "losses": {"errors", "distributed"},
+    "losses": {"errors", "machine", "distributed"},
     "data": {
         "errors",
         "text",

@@ -55,6 +55,14 @@ def test_coding_rate_is_the_log_determinant(given: Tensor) -> None:
     torch.testing.assert_close(coding_rate(rows, distortion=0.1), expected)
 
 
+def test_the_smaller_matrix_is_factored(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, factor = [], torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: sizes.append(len(matrix)) or factor(matrix))
+    for rows in (ROWS, WIDE):
+        coding_rate(rows, distortion=0.1)
+    assert sizes == [4, 6]
+
+
 def test_coding_rate_grows_as_rows_spread() -> None:
     alike = F.normalize(ROWS[:1] + 0.1 * OTHERS, dim=1)
     assert coding_rate(alike, distortion=0.1) < coding_rate(ROWS, distortion=0.1)

@@ -88,14 +88,18 @@ def test_targets_have_no_gradient() -> None:
     assert not centred(MovingAverageCenter(7), rows, temperature=0.1).requires_grad
 
 
-def test_targets_are_float32_under_autocast() -> None:
-    rows, prototypes = ROWS.bfloat16(), PROTOTYPES.float()
-    expected = sinkhorn(rows.float(), prototypes, temperature=0.04)
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_targets_are_float32_under_autocast_and_logits_have_the_precision_of_prototypes(
+    dtype: torch.dtype, keep: bool
+) -> None:
+    rows, prototypes = ROWS.bfloat16(), PROTOTYPES.to(dtype)
+    expected = sinkhorn(rows.float(), prototypes, temperature=0.04, keep=keep)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        targets = sinkhorn(rows, prototypes, temperature=0.04)
+        targets = sinkhorn(rows, prototypes, temperature=0.04, keep=keep)
         logits = prototype_logits(rows, prototypes, temperature=0.04)
     assert torch.equal(targets, expected)
-    assert logits.dtype == torch.float32
+    assert (targets.dtype, logits.dtype) == (torch.float32, dtype)
 
 
 def test_center_by_hand() -> None:

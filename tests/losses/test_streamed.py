@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from conformance import filler
 from poa.losses.objective import HeadOutput, Student
 from poa.losses.prototypes import Logits, MovingAverageCenter, Prototypes, Stored, mask_weights, sinkhorn
-from poa.losses.streamed import Crops, cross_entropies
+from poa.losses.streamed import Crops, add_product, cross_entropies
 from reference import losses as reference
 
 BATCH, NUM_LOCALS, WIDTH, NUM = 3, 4, 5, 7
@@ -139,11 +140,56 @@ def test_without_rows_terms_are_zero_and_connected() -> None:
     assert not prototypes.grad.any()
 
 
-def test_float32_under_autocast() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_under_autocast_where_low_precision_gains_nothing_or_loses_gradients(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poa.machine.precision.gains_by_bf16", lambda _: dtype == torch.float16)
     asked, features = filler((4, 6), 1).softmax(1).float(), filler((4, 6), 2).bfloat16()
     expected = one(asked, features.float(), features.float() * 0.5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(one(asked, features.float(), features.float() * 0.5), expected)
+
+
+def low_product(left: Tensor, right: Tensor) -> Tensor:
+    return (left.bfloat16() @ right.bfloat16()).float()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_products_are_bf16_and_all_else_float32_where_that_gains(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poa.machine.precision.gains_by_bf16", lambda _: True)
+    prototypes = filler((NUM, WIDTH), 3).float().requires_grad_()
+    given, teacher = students(prototypes), head(5, filler((NUM, WIDTH), 4).float())
+    objective = Prototypes(0.1, keep_logits=keep)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        asked = objective.targets(teacher, temperature=0.2, centers=(None, None))
+        found = objective.losses(asked, given, patch_weights=mask_weights(MASKS))
+    rows, target = given[0].output.patches, asked.patches(slice(0, None))
+    logits = low_product(teacher.patches / 0.2, teacher.prototypes.T)
+    expected = torch.tensor(reference.sinkhorn((0.2 * logits).tolist(), torch.eye(NUM).tolist(), 0.2))
+    torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-7)
+    probabilities = low_product(rows / 0.1, prototypes.T).softmax(1)
+    weights = mask_weights(MASKS)[:, None] / (2 * BATCH)
+    term = -(weights * target * probabilities.log()).sum()
+    torch.testing.assert_close(found[0]["ibot"], term, rtol=1e-6, atol=0)
+    of_prototypes, of_globals, _, of_patches, *_ = gradients(found, given, factor=1.0)
+    ours = SHARES["ibot"] * weights * low_product(probabilities - target, prototypes) / 0.1
+    torch.testing.assert_close(of_patches, ours, rtol=1e-5, atol=1e-6)
+    exact = gradients(objective.losses(asked, given, patch_weights=mask_weights(MASKS)), given, factor=1.0)
+    for low, full in zip((of_prototypes, of_globals), exact, strict=False):
+        assert low.dtype == torch.float32
+        assert 0 < (low - full).abs().max() < 0.02 * full.abs().max()
+
+
+def test_large_products_are_added_in_low_precision_but_on_a_cpu() -> None:
+    left, right = filler((NUM, 3), 1).float(), filler((3, WIDTH), 2).float()
+    total = torch.ones(NUM, WIDTH)
+    add_product(total, left, right, dtype=torch.bfloat16)
+    torch.testing.assert_close(total, 1 + left @ right)
+    elsewhere = [each.to("meta") for each in (total, left, right)]
+    with FlopCounterMode(display=False) as counter:
+        add_product(*elsewhere, dtype=torch.bfloat16)
+    assert [str(each) for each in counter.get_flop_counts()["Global"]] == ["aten.mm"]
 
 
 def test_other_weights_than_the_shares_are_refused() -> None:

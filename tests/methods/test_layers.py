@@ -19,6 +19,26 @@ def test_prototypes_have_the_trained_lengths_along_their_directions() -> None:
     torch.testing.assert_close(head.prototypes(), torch.tensor([[3.0, 4.0], [0.0, -1.0], [0.5, 0.0]]))
 
 
+@pytest.mark.parametrize("gains", [True, False])
+@pytest.mark.parametrize("kind", [Projector, ProjectionHead])
+def test_heads_over_prototypes_multiply_in_bf16_where_that_gains(
+    kind: type[Projector], gains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poa.machine.precision.gains_by_bf16", lambda _: gains)
+    head = ProjectionHead(6, num_prototypes=3, hidden=5, bottleneck=4) if kind is ProjectionHead else Projector(6)
+    rows = torch.randn(7, 6)
+    full, seen = head(rows), []
+    head.layers.register_forward_hook(lambda *given: seen.append(given[-1].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = head(rows)
+    is_low = gains and kind is ProjectionHead
+    assert seen == [torch.bfloat16 if is_low else torch.float32]
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.norm(dim=1), torch.ones(7))
+    assert torch.equal(low, full) is not is_low
+    torch.testing.assert_close(low, full, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("layers", "shapes"), [(1, [(4, 6)]), (2, [(5, 6), (4, 5)]), (4, [(5, 6), (5, 5), (5, 5), (4, 5)])]
 )

@@ -301,7 +301,11 @@ def test_the_state_holds_teacher_and_student_and_no_sub_network() -> None:
     assert len(made.state_dict()) == 2 * len(list(made.student.parameters()))
 
 
-def test_heads_and_losses_stay_in_full_precision_under_autocast() -> None:
+@pytest.mark.parametrize("gains", [True, False])
+def test_losses_and_gradients_stay_in_full_precision_under_autocast(
+    gains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poa.machine.precision.gains_by_bf16", lambda _: gains)
     made, views = method().train(), batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = made(views, [SMALL], temperature=TEMPERATURE)

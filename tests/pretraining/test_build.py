@@ -10,7 +10,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.models.registry import family_of
 from poa.pretraining import build, process
-from poa.pretraining.build import assemble, gains_by_bf16, in_parallel, suited
+from poa.pretraining.build import assemble, in_parallel, suited
 from poa.pretraining.schedule import schedules_of, subnets_of
 from trained import started
 
@@ -52,20 +52,6 @@ def test_crops_smaller_than_the_blur_are_refused() -> None:
 def test_what_fsdp_cannot_do_is_refused(settings: dict[str, Any], refused: str) -> None:
     with pytest.raises(UserError, match=f"^--parallel fsdp does not support {refused}. Use --parallel ddp.$"):
         in_parallel(Mock(), tiny.config(parallel="fsdp", **settings), device=torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "gains"),
-    [
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True}, False),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_tile": True}, True),
-        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
-        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, False),
-        ({}, False),
-    ],
-)
-def test_processors_that_gain_by_bf16(capabilities: dict[str, Any], gains: bool) -> None:
-    assert gains_by_bf16(capabilities) is gains
 
 
 @pytest.mark.parametrize(

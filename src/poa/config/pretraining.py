@@ -256,7 +256,8 @@ class Config(Settings):
     """What processes share: fsdp leaves a part of the weights, gradients, teacher and optimizer on each, for networks
     that one GPU has too little memory for; ddp keeps all on each, as does auto."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the backbones' forward pass; heads and losses are always fp32."""
+    """Precision of the backbones' forward pass, and with bf16 that of products in heads over prototypes where the
+    device gains by it; losses are always fp32."""
     seed: Seed = 0
     """Seed of everything random."""
     init: str | None = None

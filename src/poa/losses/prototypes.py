@@ -1,6 +1,7 @@
 """POA's targets and losses (arXiv 2408.01031, Sec. 3): distributions over prototypes, and KoLeo on features.
 
-All compute in float32 (float64 stays), also under autocast.
+All compute in float32 (float64 stays), also under autocast; only products with prototypes are bf16 where a device gains
+by it (ADR 0051).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from poa.distributed import max_over_ranks, sum_over_ranks
 from poa.losses.objective import HeadOutput, Objective, Student, Targets, swapped
 from poa.losses.streamed import Crops, chunks, cross_entropies
+from poa.machine.precision import product_dtype
 
 _EPSILON = 1e-8
 
@@ -22,10 +24,14 @@ _EPSILON = 1e-8
 def prototype_logits(
     features: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"], *, temperature: float
 ) -> Float[Tensor, "rows prototypes"]:
-    """``features @ prototypes.T / temperature``."""
-    dtype = torch.promote_types(features.dtype, torch.float32)
+    """``features @ prototypes.T / temperature``, in the precision of the prototypes."""
+    wide = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        return (features.to(dtype) / temperature) @ prototypes.to(dtype).T
+        return (features.to(wide) / temperature).to(prototypes.dtype) @ prototypes.T
+
+
+def _wide(logits: Float[Tensor, "some prototypes"]) -> Float[Tensor, "some prototypes"]:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,7 @@ class Logits:
 
     def keep(self) -> "Stored":
         """All of them: faster, and as large as rows times prototypes, which are not needed any more."""
-        return Stored(self[:], self.temperature)
+        return Stored(prototype_logits(self.features, self.prototypes, temperature=self.temperature), self.temperature)
 
     @property
     def nothing(self) -> Float[Tensor, "0 prototypes"]:
@@ -53,7 +59,7 @@ class Logits:
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "some prototypes"]:
         """Of some rows."""
-        return prototype_logits(self.features[rows], self.prototypes, temperature=self.temperature)
+        return _wide(prototype_logits(self.features[rows], self.prototypes, temperature=self.temperature))
 
     def chunks(self) -> Iterator[Float[Tensor, "some prototypes"]]:
         """Of all rows in turn."""
@@ -62,7 +68,7 @@ class Logits:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Logits of a teacher, all of which are kept."""
+    """Logits of a teacher, all of which are kept, as they come out of the product."""
 
     values: Float[Tensor, "rows prototypes"]
     temperature: float
@@ -70,11 +76,11 @@ class Stored:
     @property
     def nothing(self) -> Float[Tensor, "0 prototypes"]:
         """Of no rows."""
-        return self.values[:0]
+        return self[:0]
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "some prototypes"]:
         """Of some rows."""
-        return self.values[rows]
+        return _wide(self.values[rows])
 
     def chunks(self) -> Iterator[Float[Tensor, "some prototypes"]]:
         """Of all rows in turn."""
@@ -230,9 +236,10 @@ class Prototypes(Objective):
     @torch.no_grad()
     def targets(self, teacher: HeadOutput, *, temperature: float, centers: Sequence[Any]) -> Targets:
         """By Sinkhorn-Knopp; or centred by moving averages, which then move."""
-        made = []
+        made, own = [], teacher.prototypes.dtype
+        prototypes = teacher.prototypes.to(product_dtype(teacher.prototypes.device, own))
         for rows, center in zip((swapped(teacher.globals), teacher.patches), centers, strict=True):
-            logits = Logits(rows, teacher.prototypes, temperature)
+            logits = Logits(rows, prototypes, temperature)
             made.append((center or sinkhorn)(logits.keep() if self.keep_logits else logits))
             if center is not None:
                 center.update(rows, teacher.prototypes)

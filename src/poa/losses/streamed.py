@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from poa.machine.precision import product_dtype
+
 CPU_CHUNK_VALUES, CHUNK_VALUES = 2**22, 2**26
 """About as many logits of a network at a time, on a CPU and elsewhere: with fewer, the products are slow."""
 
@@ -59,7 +61,9 @@ def cross_entropies(
             each times its share, is all that can be differentiated.
     """
     features = [rows for kind in crops for rows in kind.students]
-    values: Tensor = _CrossEntropies.apply(crops, larger, temperature, shares, prototypes, *features)
+    dtype = torch.promote_types(prototypes.dtype, torch.float32)
+    low = product_dtype(prototypes.device, dtype)
+    values: Tensor = _CrossEntropies.apply(crops, larger, temperature, shares, (dtype, low), prototypes, *features)
     return values
 
 
@@ -71,16 +75,17 @@ class _CrossEntropies(torch.autograd.Function):
         larger: Sequence[int | None],
         temperature: float,
         shares: Tensor,
+        dtypes: tuple[torch.dtype, torch.dtype],
         prototypes: Tensor,
         *features: Tensor,
     ) -> Tensor:
-        dtype = torch.promote_types(prototypes.dtype, torch.float32)
+        dtype, low = dtypes
         values = shares.new_zeros(shares.shape, dtype=dtype, device=prototypes.device)
-        wide, of_prototypes = prototypes.to(dtype), torch.zeros_like(prototypes, dtype=dtype)
+        multiplied, of_prototypes = prototypes.to(low), torch.zeros_like(prototypes, dtype=dtype)
         of_features = []
         with torch.autocast(prototypes.device.type, enabled=False):
             for number, kind in enumerate(crops):
-                pass_ = _Pass(kind, wide, of_prototypes, shares[:, number].tolist(), larger, temperature)
+                pass_ = _Pass(kind, multiplied, of_prototypes, shares[:, number].tolist(), larger, temperature)
                 of_features += pass_.run(values[:, number])
         there = shares.to(values, non_blocking=values.is_cuda)  # else a GPU is waited for
         ctx.save_for_backward(there, of_prototypes, *of_features)
@@ -94,7 +99,7 @@ class _CrossEntropies(torch.autograd.Function):
         factor = (given * shares).sum() / shares.square().sum().clamp(min=torch.finfo(shares.dtype).tiny)
         apart = (given - factor * shares).abs().max()
         torch._assert_async(apart <= 1e-4 * given.abs().max(), "the terms are not weighed by their shares")
-        return (None,) * 4 + tuple((factor * each).to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True))
+        return (None,) * 5 + tuple((factor * each).to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
 class _Pass(NamedTuple):
@@ -102,15 +107,16 @@ class _Pass(NamedTuple):
 
     kind: Crops
     prototypes: Tensor
+    """In the precision of products."""
     of_prototypes: Tensor
-    """Their gradient, to which is added."""
+    """Their gradient, to which is added, in the precision of everything else."""
     shares: Sequence[tuple[float, float]]
     larger: Sequence[int | None]
     temperature: float
 
     def run(self, values: Float[Tensor, "students two"]) -> list[Tensor]:
         """Add to the terms; returns the gradients of all students' features."""
-        students = [rows.to(self.prototypes.dtype) / self.temperature for rows in self.kind.students]
+        students = [rows.to(self.of_prototypes.dtype) / self.temperature for rows in self.kind.students]
         gradients = [torch.zeros_like(rows) for rows in students]
         num_asked = len(self.kind.weights)
         repeats = len(students[0]) // max(num_asked, 1)
@@ -131,7 +137,8 @@ class _Pass(NamedTuple):
         taught = [larger for larger, (_, same) in zip(self.larger, self.shares, strict=True) if same]
         for number, (rows, gradient) in enumerate(zip(students, gradients, strict=True)):
             (share, same_share), teacher = self.shares[number], self.larger[number]
-            made = rows @ self.prototypes.T
+            low = self.prototypes.dtype
+            made = (rows.to(low) @ self.prototypes.T).to(rows.dtype)
             logs, target = made.log_softmax(1), asked
             values[number, 0] -= weights @ torch.mul(asked, logs, out=made).sum(1)
             if teacher is not None and same_share:
@@ -141,5 +148,22 @@ class _Pass(NamedTuple):
             wrong = torch.sub(probabilities, target, out=made if number in taught else probabilities)
             seen.append(probabilities)
             scale = ((share + same_share) * weights)[:, None]
-            torch.mul(wrong @ self.prototypes, scale / self.temperature, out=gradient)
-            self.of_prototypes.addmm_(wrong.T, scale * rows)
+            torch.mul(wrong.to(low) @ self.prototypes, scale / self.temperature, out=gradient)
+            add_product(self.of_prototypes, wrong.T, scale * rows, dtype=low)
+
+
+def add_product(
+    total: Float[Tensor, "prototypes width"],
+    left: Float[Tensor, "prototypes rows"],
+    right: Float[Tensor, "rows width"],
+    *,
+    dtype: torch.dtype,
+) -> None:
+    """``total += left @ right``, multiplied in a precision where that is faster.
+
+    On a CPU it is not: a chunk has few rows there, and to add a large product takes longer than to make it.
+    """
+    if total.is_cpu or dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left.to(dtype) @ right.to(dtype))

@@ -11,13 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from poa import distributed
 from poa.errors import UserError, counted
+from poa.machine.precision import product_dtype
 
 
 class Projector(nn.Module):
     """MLP and L2 normalisation (DINO; POA, Sec. 3, multiple heads).
 
-    It computes in float32 also under autocast: early in a run features of different images hardly differ, and low
-    precision would lose the difference.
+    Attributes:
+        in_low_precision: Linear layers multiply in bf16 where autocast has it and the device gains by it. Otherwise all
+            is computed in the precision of the parameters, also under autocast.
 
     Args:
         width: Width of the features, the only part of a head that is elastic.
@@ -25,6 +27,8 @@ class Projector(nn.Module):
         hidden: Width between them.
         bottleneck: Width of the outputs.
     """
+
+    in_low_precision: ClassVar[bool] = False
 
     def __init__(self, width: int, *, layers: int = 3, hidden: int = 2048, bottleneck: int = 256) -> None:
         super().__init__()
@@ -39,8 +43,12 @@ class Projector(nn.Module):
 
     def forward(self, features: Float[Tensor, "rows width"]) -> Float[Tensor, "rows bottleneck"]:
         """Outputs on the unit sphere."""
-        with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(self.layers(features.to(self._parameter.dtype)), dim=-1, eps=1e-12)
+        own, device = self._parameter.dtype, features.device
+        is_low = self.in_low_precision and product_dtype(device, own) != own
+        with torch.autocast(device.type, enabled=is_low):
+            rows = self.layers(features.to(own))
+        with torch.autocast(device.type, enabled=False):
+            return F.normalize(rows.to(own), dim=-1, eps=1e-12)
 
     def prototypes(self) -> Float[Tensor, "prototypes bottleneck"]:
         """No rows."""
@@ -55,6 +63,8 @@ class Projector(nn.Module):
 class ProjectionHead(Projector):
     """A projector and weight-normalised prototypes in the space of its outputs.
 
+    Where prototypes are many, their products are most of a step; hence low precision (ADR 0051).
+
     Args:
         width: Width of the features, the only part of a head that is elastic.
         num_prototypes: Number of prototypes.
@@ -62,6 +72,8 @@ class ProjectionHead(Projector):
         hidden: Width between them.
         bottleneck: Width of the space in which prototypes lie.
     """
+
+    in_low_precision = True
 
     def __init__(
         self, width: int, *, num_prototypes: int, layers: int = 3, hidden: int = 2048, bottleneck: int = 256

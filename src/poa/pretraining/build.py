@@ -1,8 +1,6 @@
 """From settings to the parts of a training: the only place where they are taken apart."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +13,7 @@ from poa.data.sampler import steps_per_epoch
 from poa.errors import UserError
 from poa.families.base import Family
 from poa.machine.launchers import cores_of
+from poa.machine.precision import gains_by_bf16
 from poa.methods.base import Method
 from poa.models.init import LoadReport, start_from
 from poa.models.registry import family_of
@@ -131,14 +130,7 @@ def precision_of(config: Config, device: torch.device) -> torch.dtype:
         return named[config.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and gains_by_bf16(torch.cpu.get_capabilities()) else torch.float32
-
-
-def gains_by_bf16(capabilities: Mapping[str, Any]) -> bool:
-    """Whether a CPU trains faster in bf16: with AMX, and with AVX512-BF16 on AMD's processors only (ADR 0009)."""
-    is_amd = any(name in str(capabilities.get("cpu_name", "")) for name in ("AMD", "EPYC", "Ryzen"))
-    with_amx = any(capabilities.get(name) for name in ("amx_bf16", "amx_tile"))
-    return bool(with_amx or (is_amd and capabilities.get("avx512_bf16")))
+    return torch.bfloat16 if device.type == "cpu" and gains_by_bf16(device) else torch.float32
 
 
 def suited(family: Family, dtype: torch.dtype, device: torch.device) -> Family:
@@ -149,8 +141,7 @@ def suited(family: Family, dtype: torch.dtype, device: torch.device) -> Family:
     """
     if device.type != "cpu" or dtype != torch.bfloat16:
         return family
-    wide = not gains_by_bf16(torch.cpu.get_capabilities())
-    return replace(family, fused_attention=False, wide_products=wide)
+    return replace(family, fused_attention=False, wide_products=not gains_by_bf16(device))
 
 
 def workers_of(config: Config) -> int:
