@@ -2,6 +2,7 @@
 
 import importlib
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_processes_of_a_command_are_told_apart(faults: Any, name: str, what: str) -> None:
     with subprocess.Popen([name, "60"], executable="/bin/sleep", start_new_session=True) as process:
         try:
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes():  # the system writes it after the start
+                time.sleep(0.001)
             assert faults.members(process.pid) == {process.pid: what}
         finally:
             process.kill()
