@@ -23,7 +23,7 @@ from poa.data.index import open_index
 from poa.data.views import RawViews, Views
 from poa.elastic.space import Size
 from poa.losses.prototypes import prototype_logits
-from poa.machine.precision import product_dtype
+from poa.machine.precision import for_products
 from poa.methods.poa import POA, BranchOutput
 from poa.pretraining.build import Parts, assemble
 from poa.pretraining.step import step_batches, train_step, views_of
@@ -195,9 +195,8 @@ def logits(output: BranchOutput) -> list[Tensor]:
     """What the last layer of each head makes of all rows, in the precision of a step; the rows, without prototypes."""
     found = []
     for head in output.heads:
-        rows, own = torch.cat([head.globals, head.locals, head.patches]), head.prototypes
-        low = own.to(product_dtype(own.device, own.dtype))
-        found.append(prototype_logits(rows, low, temperature=0.1) if len(own) else rows)
+        rows, prototypes = torch.cat([head.globals, head.locals, head.patches]), for_products(head.prototypes)
+        found.append(prototype_logits(rows, prototypes, temperature=0.1) if len(prototypes) else rows)
     return found
 
 

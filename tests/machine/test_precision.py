@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from poa.machine import precision
-from poa.machine.precision import gains_by_bf16, has_fast_bf16, product_dtype
+from poa.machine.precision import for_products, gains_by_bf16, has_fast_bf16, multiplies_in_bf16
 
 CPU = torch.device("cpu")
 
@@ -42,4 +42,6 @@ def test_products_are_bf16_where_autocast_and_the_device_say_so(
 ) -> None:
     monkeypatch.setattr(precision, "gains_by_bf16", lambda _: gains)
     with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-        assert product_dtype(CPU, torch.float32) == expected
+        assert multiplies_in_bf16(CPU) is (expected == torch.bfloat16)
+        assert for_products(torch.ones(2, 2, dtype=torch.float16)).dtype == expected
+    assert for_products(torch.ones(2, 2, dtype=torch.float64)).dtype == torch.float64

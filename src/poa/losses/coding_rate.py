@@ -15,6 +15,7 @@ from torch import Tensor
 
 from poa import distributed
 from poa.losses.objective import HeadOutput, Objective, Student, Targets, same_crops, swapped
+from poa.machine.precision import wide
 
 
 def disagreement(
@@ -31,7 +32,7 @@ def disagreement(
         weights: Weight of each row in a sum, instead of the mean.
     """
     with torch.autocast(features.device.type, enabled=False):
-        rows = 1.0 - torch.einsum("rw,rw->r", _wide(targets.detach()), _wide(features))
+        rows = 1.0 - torch.einsum("rw,rw->r", wide(targets.detach()), wide(features))
     if weights is None:
         return rows.sum() / max(len(rows), 1)
     return (weights * rows).sum()
@@ -50,7 +51,7 @@ def coding_rate(features: Float[Tensor, "rows width"], *, distortion: float) -> 
         distortion: Squared distance within which rows count as the same.
     """
     with torch.autocast(features.device.type, enabled=False):
-        rows = _wide(features)
+        rows = wide(features)
         width, total = rows.shape[1], len(rows) * distributed.world_size()
         if total < width:
             everyone = distributed.gather_rows(rows)
@@ -60,10 +61,6 @@ def coding_rate(features: Float[Tensor, "rows width"], *, distortion: float) -> 
         scaled = torch.eye(len(gram), dtype=rows.dtype, device=rows.device) + width / (total * distortion) * gram
         factor: Tensor = torch.linalg.cholesky_ex(scaled).L
         return (1 / width + 1 / total) * factor.diagonal().log().sum()
-
-
-def _wide(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

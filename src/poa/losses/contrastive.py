@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from poa.distributed import gather_rows, rank
+from poa.machine.precision import wide
 
 
 class Similarities(NamedTuple):
@@ -51,7 +52,7 @@ def queue_similarities(
         queue: Must not change before the backward pass.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        queries, keys, queue = _wide(queries), _wide(keys.detach()), _wide(queue.detach())
+        queries, keys, queue = wide(queries), wide(keys.detach()), wide(queue.detach())
         own = torch.einsum("rw,rw->r", queries, keys)
         values = torch.cat([own[:, None], queries @ queue.T], dim=1)
     return Similarities(values, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
@@ -65,7 +66,7 @@ def batch_similarities(queries: Float[Tensor, "rows width"], keys: Float[Tensor,
         keys: Of another view of the same images; no gradient reaches them.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        values = _wide(queries) @ _gathered(_wide(keys.detach())).T
+        values = wide(queries) @ _gathered(wide(keys.detach())).T
     return Similarities(values, torch.arange(len(queries), device=queries.device) + rank() * len(queries))
 
 
@@ -85,7 +86,7 @@ def pair_similarities(first: Float[Tensor, "batch width"], second: Float[Tensor,
     """
     batch = len(first)
     with torch.autocast(first.device.type, enabled=False):
-        first, second = _wide(first), _wide(second)
+        first, second = wide(first), wide(second)
         candidates = torch.cat([gather_rows(first), gather_rows(second)])
         values = torch.cat([first, second]) @ candidates.T
     half = len(candidates) // 2
@@ -127,12 +128,8 @@ def similarity_distillation(
 def _similarities(
     rows: Float[Tensor, "rows width"], own: Float[Tensor, "rows width"], queue: Float[Tensor, "keys width"]
 ) -> Float[Tensor, "rows candidates"]:
-    rows, own, queue = _wide(rows), _wide(own), _wide(queue)
+    rows, own, queue = wide(rows), wide(own), wide(queue)
     return torch.cat([(rows * own).sum(1, keepdim=True), rows @ queue.T], dim=1)
-
-
-def _wide(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 @torch.no_grad()

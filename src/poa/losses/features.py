@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from poa.machine.precision import wide
+
 
 def feature_distance(
     given: Float[Tensor, "rows width"], asked: Float[Tensor, "rows width"], *, smooth_l1: float
@@ -24,7 +26,7 @@ def feature_distance(
         smooth_l1: Share of the second term.
     """
     with torch.autocast(given.device.type, enabled=False):
-        given, asked = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (given, asked.detach()))
+        given, asked = wide(given), wide(asked.detach())
         angles = (1 - F.cosine_similarity(given, asked, dim=1)).sum() / max(len(given), 1)
         lengths = F.smooth_l1_loss(given, asked, reduction="sum") / max(given.numel(), 1)
         return (1 - smooth_l1) * angles + smooth_l1 * lengths
@@ -43,8 +45,8 @@ def gram_distance(
         asked: A teacher's, of the same patches; no gradient reaches them.
     """
     with torch.autocast(given.device.type, enabled=False):
-        wide = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (given, asked.detach()))
-        ours, theirs = (rows @ rows.mT for rows in (F.normalize(each, dim=2) for each in wide))
+        directions = (F.normalize(wide(rows), dim=2) for rows in (given, asked.detach()))
+        ours, theirs = (rows @ rows.mT for rows in directions)
         return F.mse_loss(ours, theirs)
 
 

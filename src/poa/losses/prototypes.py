@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from poa.distributed import max_over_ranks, sum_over_ranks
 from poa.losses.objective import HeadOutput, Objective, Student, Targets, swapped
 from poa.losses.streamed import Crops, chunks, cross_entropies
-from poa.machine.precision import product_dtype
+from poa.machine.precision import for_products, wide
 
 _EPSILON = 1e-8
 
@@ -25,13 +25,8 @@ def prototype_logits(
     features: Float[Tensor, "rows width"], prototypes: Float[Tensor, "prototypes width"], *, temperature: float
 ) -> Float[Tensor, "rows prototypes"]:
     """``features @ prototypes.T / temperature``, in the precision of the prototypes."""
-    wide = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        return (features.to(wide) / temperature).to(prototypes.dtype) @ prototypes.T
-
-
-def _wide(logits: Float[Tensor, "some prototypes"]) -> Float[Tensor, "some prototypes"]:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return (wide(features) / temperature).to(prototypes.dtype) @ prototypes.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +54,7 @@ class Logits:
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "some prototypes"]:
         """Of some rows."""
-        return _wide(prototype_logits(self.features[rows], self.prototypes, temperature=self.temperature))
+        return wide(prototype_logits(self.features[rows], self.prototypes, temperature=self.temperature))
 
     def chunks(self) -> Iterator[Float[Tensor, "some prototypes"]]:
         """Of all rows in turn."""
@@ -80,7 +75,7 @@ class Stored:
 
     def __getitem__(self, rows: slice) -> Float[Tensor, "some prototypes"]:
         """Of some rows."""
-        return _wide(self.values[rows])
+        return wide(self.values[rows])
 
     def chunks(self) -> Iterator[Float[Tensor, "some prototypes"]]:
         """Of all rows in turn."""
@@ -200,10 +195,9 @@ def koleo(
         neighbours: Rows to look among, such as those of all processes; the features themselves if not given.
         offset: Where in ``neighbours`` the features' own rows start.
     """
-    dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
-        rows = F.normalize(features.to(dtype), dim=1, eps=_EPSILON)
-        candidates = rows if neighbours is None else F.normalize(neighbours.to(dtype), dim=1, eps=_EPSILON)
+        rows = F.normalize(wide(features), dim=1, eps=_EPSILON)
+        candidates = rows if neighbours is None else F.normalize(wide(neighbours), dim=1, eps=_EPSILON)
         if len(rows) == 0 or len(candidates) < 2:
             return rows.sum() * 0.0
         nearest = candidates[_nearest(rows, candidates, offset=offset)]
@@ -236,8 +230,7 @@ class Prototypes(Objective):
     @torch.no_grad()
     def targets(self, teacher: HeadOutput, *, temperature: float, centers: Sequence[Any]) -> Targets:
         """By Sinkhorn-Knopp; or centred by moving averages, which then move."""
-        made, own = [], teacher.prototypes.dtype
-        prototypes = teacher.prototypes.to(product_dtype(teacher.prototypes.device, own))
+        made, prototypes = [], for_products(teacher.prototypes)
         for rows, center in zip((swapped(teacher.globals), teacher.patches), centers, strict=True):
             logits = Logits(rows, prototypes, temperature)
             made.append((center or sinkhorn)(logits.keep() if self.keep_logits else logits))

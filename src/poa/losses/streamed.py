@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from poa.machine.precision import product_dtype
+from poa.machine.precision import for_products, wide
 
 CPU_CHUNK_VALUES, CHUNK_VALUES = 2**22, 2**26
 """About as many logits of a network at a time, on a CPU and elsewhere: with fewer, the products are slow."""
@@ -61,9 +61,8 @@ def cross_entropies(
             each times its share, is all that can be differentiated.
     """
     features = [rows for kind in crops for rows in kind.students]
-    dtype = torch.promote_types(prototypes.dtype, torch.float32)
-    low = product_dtype(prototypes.device, dtype)
-    values: Tensor = _CrossEntropies.apply(crops, larger, temperature, shares, (dtype, low), prototypes, *features)
+    multiplied = for_products(prototypes.detach())
+    values: Tensor = _CrossEntropies.apply(crops, larger, temperature, shares, multiplied, prototypes, *features)
     return values
 
 
@@ -75,13 +74,13 @@ class _CrossEntropies(torch.autograd.Function):
         larger: Sequence[int | None],
         temperature: float,
         shares: Tensor,
-        dtypes: tuple[torch.dtype, torch.dtype],
+        multiplied: Tensor,
         prototypes: Tensor,
         *features: Tensor,
     ) -> Tensor:
-        dtype, low = dtypes
+        dtype = torch.promote_types(prototypes.dtype, torch.float32)
         values = shares.new_zeros(shares.shape, dtype=dtype, device=prototypes.device)
-        multiplied, of_prototypes = prototypes.to(low), torch.zeros_like(prototypes, dtype=dtype)
+        of_prototypes = torch.zeros_like(prototypes, dtype=dtype)
         of_features = []
         with torch.autocast(prototypes.device.type, enabled=False):
             for number, kind in enumerate(crops):
@@ -116,7 +115,7 @@ class _Pass(NamedTuple):
 
     def run(self, values: Float[Tensor, "students two"]) -> list[Tensor]:
         """Add to the terms; returns the gradients of all students' features."""
-        students = [rows.to(self.of_prototypes.dtype) / self.temperature for rows in self.kind.students]
+        students = [wide(rows) / self.temperature for rows in self.kind.students]
         gradients = [torch.zeros_like(rows) for rows in students]
         num_asked = len(self.kind.weights)
         repeats = len(students[0]) // max(num_asked, 1)
@@ -148,22 +147,19 @@ class _Pass(NamedTuple):
             wrong = torch.sub(probabilities, target, out=made if number in taught else probabilities)
             seen.append(probabilities)
             scale = ((share + same_share) * weights)[:, None]
-            torch.mul(wrong.to(low) @ self.prototypes, scale / self.temperature, out=gradient)
-            add_product(self.of_prototypes, wrong.T, scale * rows, dtype=low)
+            low_wrong = wrong.to(low)
+            torch.mul(low_wrong @ self.prototypes, scale / self.temperature, out=gradient)
+            # on a CPU a chunk has few rows, and to add a large product of low precision takes longer than to make it
+            add_product(self.of_prototypes, (wrong if wrong.is_cpu else low_wrong).T, scale * rows)
 
 
 def add_product(
     total: Float[Tensor, "prototypes width"],
     left: Float[Tensor, "prototypes rows"],
     right: Float[Tensor, "rows width"],
-    *,
-    dtype: torch.dtype,
 ) -> None:
-    """``total += left @ right``, multiplied in a precision where that is faster.
-
-    On a CPU it is not: a chunk has few rows there, and to add a large product takes longer than to make it.
-    """
-    if total.is_cpu or dtype == total.dtype:
+    """``total += left @ right``, multiplied in the precision of the left matrix."""
+    if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:
-        total.add_(left.to(dtype) @ right.to(dtype))
+        total.add_(left @ right.to(left.dtype))

@@ -1,9 +1,10 @@
-"""Where products of matrices are faster in bf16 than in float32 (ADR 0009)."""
+"""Precisions to compute in, and where products of matrices are faster in bf16 than in float32 (ADR 0009)."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def has_fast_bf16(capabilities: Mapping[str, Any]) -> bool:
@@ -18,10 +19,20 @@ def gains_by_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or has_fast_bf16(torch.cpu.get_capabilities())
 
 
-def product_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
-    """Precision for products that autocast leaves alone: bf16 where autocast has it and the device gains by it.
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or in float64 if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def multiplies_in_bf16(device: torch.device) -> bool:
+    """Whether heads over prototypes multiply in bf16: where autocast has it and the device gains by it.
 
     In fp16 small gradients would be lost, since they are not scaled where they are made.
     """
     is_bf16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
-    return torch.bfloat16 if is_bf16 and gains_by_bf16(device) else otherwise
+    return is_bf16 and gains_by_bf16(device)
+
+
+def for_products(matrix: Tensor) -> Tensor:
+    """Prototypes in the precision in which heads multiply with them."""
+    return matrix.bfloat16() if multiplies_in_bf16(matrix.device) else wide(matrix)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from poa import distributed
 from poa.errors import UserError, counted
-from poa.machine.precision import product_dtype
+from poa.machine.precision import multiplies_in_bf16
 
 
 class Projector(nn.Module):
@@ -44,8 +44,7 @@ class Projector(nn.Module):
     def forward(self, features: Float[Tensor, "rows width"]) -> Float[Tensor, "rows bottleneck"]:
         """Outputs on the unit sphere."""
         own, device = self._parameter.dtype, features.device
-        is_low = self.in_low_precision and product_dtype(device, own) != own
-        with torch.autocast(device.type, enabled=is_low):
+        with torch.autocast(device.type, enabled=self.in_low_precision and multiplies_in_bf16(device)):
             rows = self.layers(features.to(own))
         with torch.autocast(device.type, enabled=False):
             return F.normalize(rows.to(own), dim=-1, eps=1e-12)
