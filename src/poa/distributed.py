@@ -85,7 +85,8 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def this_device(kind: devices.Kind = "auto", *, float64: bool = True) -> torch.device:
-    """The device of this process, which all commands ask here; see ``devices.device_of``."""
+    """The device of this process, which all commands ask here; see ``devices.device_of``. Fits PyTorch's threads."""
+    devices.fit_threads()
     return devices.device_of(kind, devices.found(), launchers.place(), float64=float64)
 
 

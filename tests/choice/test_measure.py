@@ -1,6 +1,5 @@
 """Networks that are measured in earnest, however long they take."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -96,8 +95,10 @@ def test_a_device_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_more_threads_than_cores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    with pytest.raises(UserError, match="--threads must be at most the number of cores of this machine, 2, got 3"):
+    monkeypatch.setattr("poa.choice.runtimes.usable_cores", lambda: 2)
+    with pytest.raises(
+        UserError, match="--threads must be at most the number of cores that this process may use, 2, got 3"
+    ):
         measure([Network(sizes_of(tmp_path), "32x2")], MeasureSettings(threads=3))
 
 

@@ -129,3 +129,20 @@ def test_all_commands_ask_torch_and_the_launcher(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("WORLD_SIZE")
     assert distributed.this_device() == torch.device("cpu")
     assert distributed.this_device(float64=False) == torch.device("mps")
+
+
+@pytest.mark.parametrize(
+    ("given", "before", "after"), [({}, 64, 2), ({}, 1, 1), ({"OMP_NUM_THREADS": "64"}, 64, 64)], ids=str
+)
+def test_pytorch_takes_no_more_threads_than_there_are_cores(
+    given: dict[str, str], before: int, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = [before]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(devices, "usable_cores", lambda: 2)
+    distributed.this_device()
+    assert threads[-1] == after

@@ -1,8 +1,6 @@
 """What launchers tell, from their environment variables alone."""
 
-import os
 import stat
-import sys
 from pathlib import Path
 
 import pytest
@@ -80,12 +78,6 @@ def test_where_the_processes_of_srun_meet() -> None:
     assert launchers.meeting_point(place, given) == "tcp://head:1"
     with pytest.raises(UserError, match="names no machine, got ''"):
         launchers.meeting_point(place, SRUN | {"SLURM_STEP_NODELIST": ""})
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
-    assert launchers.usable_cores() == 2
 
 
 def test_cores_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:

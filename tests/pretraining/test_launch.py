@@ -39,7 +39,7 @@ class Process:
 def test_processes_are_told_all_they_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resume: bool) -> None:
     Process.started = []
     monkeypatch.setattr(launch.subprocess, "Popen", Process)
-    monkeypatch.setattr(launch.launchers, "usable_cores", lambda: 9)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = tiny.config(devices=3, out="runs/mine")
     launch._run_processes(config, tmp_path, resume=resume, asked=StopSignal())

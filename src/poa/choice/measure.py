@@ -16,7 +16,7 @@ from poa.choice.runtimes import Runnable, check_runtime, runnable, threads_of, v
 from poa.choice.timing import ROUNDS, Times, times_of
 from poa.config.choice import MeasureSettings
 from poa.evaluation.cost import costs, known_flops, parameters
-from poa.machine.memory import memory_of_machine
+from poa.machine.limits import memory_of_machine
 from poa.models.source import ModelSource
 from poa.text import plain_console
 from poa.training.progress import Bars

@@ -1,6 +1,5 @@
 """One pass through a network: by torch on a device, or by ONNX Runtime."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from poa.data.images import Preprocessing
 from poa.errors import UserError
 from poa.export.onnx import check_onnx, write_onnx
 from poa.export.program import example, traced
+from poa.machine.limits import usable_cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,11 @@ def check_runtime(how: MeasureSettings) -> None:
     """
     if how.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda needs a GPU that PyTorch can use, and there is none. Leave it out.")
-    cores = os.cpu_count() or how.threads
+    cores = usable_cores()
     if how.threads > cores:  # they would only wait for one another, for hours if there are thousands
-        raise UserError(f"--threads must be at most the number of cores of this machine, {cores}, got {how.threads}.")
+        raise UserError(
+            f"--threads must be at most the number of cores that this process may use, {cores}, got {how.threads}."
+        )
     if how.runtime == "onnx":
         check_onnx(what="--runtime onnx")
 

@@ -21,7 +21,7 @@ from poa.examination.measures import GOOD
 from poa.examination.scan import Scan, folder_of, scan
 from poa.features.extract import extract_features, read_batches
 from poa.features.images import open_images
-from poa.machine.launchers import usable_cores
+from poa.machine.limits import usable_cores
 from poa.models.source import ModelSource
 from poa.text import note, plain_console, unicode_text
 from poa.training.progress import Bars

@@ -1,11 +1,13 @@
 """Which device a process computes on, and how many processes a machine can have: one rule for all commands."""
 
+import os
 from typing import Literal, NamedTuple
 
 import torch
 
 from poa.errors import UserError
 from poa.machine.launchers import Place
+from poa.machine.limits import usable_cores
 
 Kind = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -47,6 +49,16 @@ def device_of(kind: Kind, here: Found, place: Place | None, *, float64: bool) ->
             raise UserError(f"MPS trains in one process, got {place.num_processes}. Start one, or use --device cpu.")
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def fit_threads() -> None:
+    """Let PyTorch take no more threads than this process has cores, unless ``OMP_NUM_THREADS`` says how many.
+
+    PyTorch counts the cores of a machine also in a container that has the time of a few, and threads that wait for one
+    another there take many times as long.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (cores := usable_cores()):
+        torch.set_num_threads(cores)
 
 
 def _gpu_of(place: Place | None, gpus: int) -> int:

@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from poa.errors import UserError
+from poa.machine.limits import usable_cores
 
 STOPPED = 75
 """Exit status of a run that was stopped by a scheduler before its end, and that the same command resumes (the
@@ -81,11 +81,6 @@ def first_host(nodes: str) -> str:
     if found is None:
         raise UserError(f"SLURM_STEP_NODELIST names no machine, got {nodes!r}. Set MASTER_ADDR to the first one.")
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", found[0])
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: a container, a scheduler or taskset may leave it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def cores_of(local_processes: int, environment: Mapping[str, str] = os.environ) -> int:

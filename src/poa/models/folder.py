@@ -16,7 +16,7 @@ from poa.config.channels import RGB, USUAL, Values, values_in
 from poa.data.images import Preprocessing
 from poa.errors import UserError, counted, first_line
 from poa.export.timm import VALUES
-from poa.machine.memory import memory_of_machine
+from poa.machine.limits import memory_of_machine
 
 MOST_BYTES = 64 * 2**20
 """Of config.json, which may name many classes."""

@@ -11,7 +11,7 @@ from poa.data.index import ImageIndex
 from poa.errors import UserError, counted
 from poa.examination.measures import GOOD, measure
 from poa.machine.launchers import cores_of
-from poa.machine.memory import memory_of_machine
+from poa.machine.limits import memory_of_machine
 from poa.pretraining.channels import sample
 
 SAMPLE = 100

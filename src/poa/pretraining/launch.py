@@ -19,6 +19,7 @@ from poa.config import resolve
 from poa.config.pretraining import Config
 from poa.errors import UserError, reason
 from poa.machine import devices, launchers
+from poa.machine.limits import usable_cores
 from poa.models import opening, registry
 from poa.models import run as runs
 from poa.models.run import Run
@@ -108,7 +109,7 @@ def _run_processes(config: Config, folder: Path, *, resume: bool, asked: StopSig
     (folder / "config.yaml").write_text(resolve.to_yaml(config), encoding="utf-8")
     command = [sys.executable, "-m", "poa.pretraining.launch", str(folder), "resume" if resume else "start", *sys.argv]
     number = config.processes
-    shared = {"OMP_NUM_THREADS": str(max(1, launchers.usable_cores() // number)), **os.environ}
+    shared = {"OMP_NUM_THREADS": str(max(1, usable_cores() // number)), **os.environ}
     processes = []
     try:
         for own in distributed.group_on_this_machine(number, folder):

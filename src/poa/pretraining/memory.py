@@ -11,7 +11,7 @@ from poa.elastic.space import Size
 from poa.errors import UserError
 from poa.evaluation.cost import of_depth, parameters, shallowest
 from poa.families.base import Backbone, Family
-from poa.machine.memory import memory_of_machine
+from poa.machine.limits import memory_of_machine
 from poa.models.registry import drop_path_of
 from poa.training.health import MemoryRanOut
 
