@@ -1,4 +1,5 @@
 import math
+import weakref
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +12,8 @@ from poa.data.views import Views
 from poa.elastic.recompute import Recomputed
 from poa.elastic.space import SearchSpace, Size
 from poa.families.vit import ViT
-from poa.losses.prototypes import MovingAverageCenter
+from poa.losses.objective import HeadOutput, Student, Targets
+from poa.losses.prototypes import MovingAverageCenter, Prototypes
 from poa.methods.poa import POA
 from reference import losses as reference_losses
 from reference import poa as reference
@@ -202,12 +204,17 @@ def test_every_parameter_of_the_student_gets_a_gradient_and_none_of_the_teacher(
     assert silent == (set() if masked else {"student.backbone.mask_token"})
 
 
-def test_prototypes_are_made_once_for_all_sizes() -> None:
-    made = method()
-    outputs = [output for _, output, _ in made.passes(batch(), [SMALL, WIDE], TEMPERATURE)]
-    for number, head in enumerate(made.student.heads):
-        ours, *others = [output.heads[number].prototypes for output in outputs]
-        assert all(each is ours for each in others)
+def test_prototypes_are_made_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, losses, seen = method(), Prototypes.losses, []
+
+    def watched(self: Prototypes, asked: Targets, students: list[Student], **further: Any) -> list[Any]:
+        seen.append([student.output.prototypes for student in students])
+        return losses(self, asked, students, **further)
+
+    monkeypatch.setattr(Prototypes, "losses", watched)
+    made(batch(), [SMALL, WIDE], temperature=TEMPERATURE)
+    for (ours, *others), head in zip(seen, made.student.heads, strict=True):
+        assert [each is ours for each in others] == [True, True]
         assert torch.equal(ours, head.prototypes())
 
 
@@ -355,3 +362,23 @@ def test_an_elastic_student_can_learn_from_the_one_before_it() -> None:
     ]
     expected = reference.mean([reference.mean(heads) for heads in pairs])
     assert losses["elastic/same_global"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_prototypes_of_a_head_are_gone_before_those_of_the_next_one_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, used, alive = method(), [], []
+    targets, losses = Prototypes.targets, Prototypes.losses
+
+    def watched_targets(self: Prototypes, teacher: HeadOutput, **further: Any) -> Targets:
+        alive.append([reference() is not None for reference in used])
+        used.append(weakref.ref(teacher.prototypes))
+        return targets(self, teacher, **further)
+
+    def watched_losses(self: Prototypes, asked: Targets, students: list[Student], **further: Any) -> list[Any]:
+        alive.append([reference() is not None for reference in used])
+        used.append(weakref.ref(students[0].output.prototypes))
+        return losses(self, asked, students, **further)
+
+    monkeypatch.setattr(Prototypes, "targets", watched_targets)
+    monkeypatch.setattr(Prototypes, "losses", watched_losses)
+    made(batch(), [SMALL, WIDE], temperature=TEMPERATURE)
+    assert alive == [[False] * number for number in range(2 * len(HEADS.prototypes))]

@@ -121,36 +121,41 @@ class _Pass(NamedTuple):
         repeats = len(students[0]) // max(num_asked, 1)
         for few in chunks(num_asked, self.prototypes, repeats=repeats):
             own = slice(few.start * repeats, few.stop * repeats)
-            asked = self.kind.asked(few)
-            weights = self.kind.weights[few].to(asked.dtype)
-            if repeats > 1:
-                asked, weights = asked.repeat_interleave(repeats, 0), weights.repeat_interleave(repeats)
-            self._rows(asked, weights, [rows[own] for rows in students], [each[own] for each in gradients], values)
+            self._rows(few, repeats, [rows[own] for rows in students], [each[own] for each in gradients], values)
         return gradients
 
-    def _rows(
-        self, asked: Tensor, weights: Tensor, students: list[Tensor], gradients: list[Tensor], values: Tensor
-    ) -> None:
-        """Of some rows; in place where it can be, since a new matrix costs more than what is done to it."""
-        seen: list[Tensor] = []
-        taught = [larger for larger, (_, same) in zip(self.larger, self.shares, strict=True) if same]
-        for number, (rows, gradient) in enumerate(zip(students, gradients, strict=True)):
-            (share, same_share), teacher = self.shares[number], self.larger[number]
-            low = self.prototypes.dtype
-            made = (rows.to(low) @ self.prototypes.T).to(rows.dtype)
-            logs, target = made.log_softmax(1), asked
-            values[number, 0] -= weights @ torch.mul(asked, logs, out=made).sum(1)
-            if teacher is not None and same_share:
-                values[number, 1] -= weights @ torch.mul(seen[teacher], logs, out=made).sum(1)
-                target = torch.lerp(asked, seen[teacher], same_share / (share + same_share), out=made)
-            probabilities = logs.exp_()
-            wrong = torch.sub(probabilities, target, out=made if number in taught else probabilities)
-            seen.append(probabilities)
-            scale = ((share + same_share) * weights)[:, None]
-            low_wrong = wrong.to(low)
-            torch.mul(low_wrong @ self.prototypes, scale / self.temperature, out=gradient)
-            # on a CPU a chunk has few rows, and to add a large product of low precision takes longer than to make it
-            add_product(self.of_prototypes, (wrong if wrong.is_cpu else low_wrong).T, scale * rows)
+    def _rows(self, few: slice, repeats: int, students: list[Tensor], gradients: list[Tensor], values: Tensor) -> None:
+        """Of all students some rows: as many times ``repeats`` as these of the teacher."""
+        asked = self.kind.asked(few)
+        weights = self.kind.weights[few].to(asked.dtype)
+        if repeats > 1:
+            asked, weights = asked.repeat_interleave(repeats, 0), weights.repeat_interleave(repeats)
+        teachers = [larger if same else None for larger, (_, same) in zip(self.larger, self.shares, strict=True)]
+        seen: dict[int | None, Tensor] = {}
+        for number, (rows, gradient, teacher) in enumerate(zip(students, gradients, teachers, strict=True)):
+            targets = [asked] if teacher is None else [asked, seen[teacher]]
+            seen[number] = self._student(number, rows, targets, weights, gradient, values[number])
+            seen = {each: made for each, made in seen.items() if each in teachers[number + 1 :]}
+
+    def _student(
+        self, number: int, rows: Tensor, targets: list[Tensor], weights: Tensor, gradient: Tensor, values: Tensor
+    ) -> Tensor:
+        """Its distributions; in place where it can be, since a new matrix costs more than what is done to it."""
+        low, shares = self.prototypes.dtype, self.shares[number][: len(targets)]
+        made = (rows.to(low) @ self.prototypes.T).to(rows.dtype)
+        logs = made.log_softmax(1)
+        for place, target in enumerate(targets):
+            values[place] -= weights @ torch.mul(target, logs, out=made).sum(1)
+        asked, *seen = targets
+        target = torch.lerp(asked, seen[0], shares[1] / sum(shares), out=made) if seen else asked
+        probabilities = logs.exp_()
+        wrong = torch.sub(probabilities, target, out=made)
+        scale = (sum(shares) * weights)[:, None]
+        low_wrong = wrong.to(low)
+        torch.mul(low_wrong @ self.prototypes, scale / self.temperature, out=gradient)
+        # on a CPU a chunk has few rows, and to add a large product of low precision takes longer than to make it
+        add_product(self.of_prototypes, (wrong if wrong.is_cpu else low_wrong).T, scale * rows)
+        return probabilities
 
 
 def add_product(

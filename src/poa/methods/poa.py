@@ -7,8 +7,8 @@ the intact student as a moving average and is exported: all sizes are cut from i
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -146,12 +146,13 @@ class POA(Method):
     def passes(
         self, views: Views, sizes: Sequence[Size], temperature: float
     ) -> Iterator[tuple[str, BranchOutput, dict[str, Tensor]]]:
-        """The students in turn: branch, output and unweighted terms."""
+        """The students in turn: branch, output without that of its heads, and unweighted terms."""
         assert self.elastic or not sizes, "there is one size"
         outputs = [self.student(views)]  # always first and always there: every parameter gets a gradient
         prototypes = [head.prototypes for head in outputs[0].heads]  # all sizes have the same
         for network in elastic_students(self.sub_networks, self.student, sizes, device=views.globals.device):
             outputs.append(network(views, prototypes=prototypes))
+        del prototypes
         num_locals = 2 * len(views.locals) // len(views.globals)
         weights = self.weights(sizes, num_locals=num_locals)
         masks = mask_weights(views.masks, views.hidden)
@@ -161,10 +162,12 @@ class POA(Method):
 
         with torch.no_grad():
             teacher: BranchOutput = self.teacher(views, teacher=True)
-        heads, seen = [*teacher.heads], teacher.patches
-        del teacher  # what is left of it is a list of heads, of which each goes when it has been used
-        # map, so that a head's targets are gone before those of the next one are made
-        by_head = list(map(losses, self.targets(heads, temperature), *(output.heads for output in outputs)))
+        seen, heads = teacher.patches, [[*output.heads] for output in (teacher, *outputs)]
+        del teacher
+        outputs = [output._replace(heads=()) for output in outputs]
+        asked, *students = map(_taken, heads)
+        # map, so that what belongs to one head is gone before the targets of the next one are made
+        by_head = list(map(losses, self.targets(asked, temperature), *students))
         for number, output in enumerate(outputs):
             terms = _mean([head[number] for head in by_head])
             terms["koleo"] = self._koleo(output.cls)
@@ -207,12 +210,14 @@ class POA(Method):
         same = 1.0 - losses.intact_share
         return weights | {f"elastic/same_{name}": same for name in ("global", "local") if name in student}
 
-    def targets(self, heads: list[HeadOutput], temperature: float) -> Iterator[Targets]:
-        """What the teacher's heads ask, each taken off the list; with moving averages the centres move too."""
-        pairs = list(zip(self.cls_centers, self.patch_centers, strict=True))
-        centers: list[Any] = pairs or [(None, None)] * len(heads)
-        for pair in centers:
-            yield self.objective.targets(heads.pop(0), temperature=temperature, centers=pair)
+    def targets(self, heads: Iterable[HeadOutput], temperature: float) -> Iterator[Targets]:
+        """What the teacher's heads ask in turn; with moving averages the centres move too."""
+        centers = zip(self.cls_centers, self.patch_centers, strict=True)
+
+        def asked(head: HeadOutput) -> Targets:
+            return self.objective.targets(head, temperature=temperature, centers=next(centers, (None, None)))
+
+        return map(asked, heads)
 
     def _koleo(self, cls: Float[Tensor, "crops width"]) -> Tensor:
         """Mean over both views; neighbours are looked for among the images of this process, or of all."""
@@ -253,6 +258,12 @@ def objective_of(losses: LossSettings, *, keep_logits: bool) -> Objective:
     if losses.kind == "coding-rate":
         return CodingRate(losses.distortion)
     return Prototypes(losses.student_temperature, keep_logits=keep_logits)
+
+
+def _taken(heads: list[HeadOutput]) -> Iterator[HeadOutput]:
+    """One after another, each taken off the list, so that it does not outlive its use."""
+    while heads:
+        yield heads.pop(0)
 
 
 def _mean(by_head: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
