@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from poa.machine.precision import for_products, wide
 
-CPU_CHUNK_VALUES, CHUNK_VALUES = 2**22, 2**26
+CPU_CHUNK_VALUES, CHUNK_VALUES = 2**21, 2**26
 """About as many logits of a network at a time, on a CPU and elsewhere: with fewer, the products are slow."""
 
 
