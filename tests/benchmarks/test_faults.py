@@ -54,6 +54,26 @@ def test_a_kill_of_a_command_that_was_not_listed_counts(faults: Any, monkeypatch
         assert process.wait() == -9
 
 
+def test_a_kill_is_said_also_where_another_thread_does_something_to_files(
+    faults: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes, done = importlib.import_module("fault_processes"), []
+
+    class Interrupted(list[Any]):
+        """Faults that are looked at by another thread when one has begun to look."""
+
+        def __iter__(self) -> Any:
+            if watch.count == 1:
+                watch._see("os.mkdir", ("another", None, None))
+            return super().__iter__()
+
+    monkeypatch.setattr(processes.sys, "addaudithook", lambda _: None)
+    monkeypatch.setattr(processes.os, "kill", lambda *_: done.append(capsys.readouterr().out))
+    watch = processes.Watch(Interrupted([processes.Inner("kill", processes.MAIN, 1)]))
+    watch._see("os.mkdir", ("one", None, None))
+    assert done == ["\ndisturbed: kill before os.mkdir one\n"]
+
+
 def test_a_command_goes_on_without_python_s_resource_tracker(faults: Any) -> None:
     assert faults.may_end("kill", "resource tracker") == (0,)
     assert faults.may_end("kill", "worker") == (-9, 2)
