@@ -1,10 +1,13 @@
 """Networks larger than the memory are refused before they are built."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import poa
 import tiny
 from poa.config.pretraining import Config
 from poa.config.resolve import resolve
@@ -77,6 +80,14 @@ def test_what_a_crop_keeps_follows_from_shallow_networks(family: str, monkeypatc
     exact = 512 * sum(by_side[side] for side in sides)
     assert refusal(config, 1.001 * exact, monkeypatch) is None
     assert str(refusal(config, 0.999 * exact, monkeypatch)).startswith("Of 512 images at a time, with 2 crops of ")
+    monkeypatch.setattr(memory, "memory_of_machine", lambda: int(1.999 * exact))
+    warning = check_memory(config, family_of(config), CPU, torch.float32)
+    assert warning is not None, "the elastic student keeps about as much"
+    assert re.search(
+        r"of each, the backward pass keeps \d+\.\d GB or more, and the memory .* Add --accumulate ", warning
+    )
+    monkeypatch.setattr(memory, "memory_of_machine", lambda: int(2.001 * exact))
+    assert check_memory(config, family_of(config), CPU, torch.float32) is None
 
 
 def test_each_tensor_that_is_kept_counts_once_and_weights_do_not() -> None:
@@ -100,8 +111,8 @@ def test_images_that_do_not_fit_on_a_cpu_are_refused_with_a_remedy(monkeypatch: 
     with pytest.raises(MemoryRanOut) as told:  # for which a plan splits the batch
         check_memory(config, family_of(config), CPU, torch.float32)
     assert str(told.value) == (
-        "Of 65536 images at a time, with 2 crops of 16 pixels and 2 of 8 of each, the backward pass keeps 14 GB or "
-        "more, but the memory of the machine has 8 GB. Add --accumulate 8 or --checkpointing, lower --batch-size or "
+        "Of 65536 images at a time, with 2 crops of 16 pixels and 2 of 8 of each, the backward pass keeps 13.5 GB or "
+        "more, but the memory of the machine has 8.0 GB. Add --accumulate 8 or --checkpointing, lower --batch-size or "
         "the size of crops, or train on a GPU."
     )
     for over in ({"accumulate": 8}, {"checkpointing": True}, {"batch_size": 2**15}):
@@ -111,3 +122,11 @@ def test_images_that_do_not_fit_on_a_cpu_are_refused_with_a_remedy(monkeypatch: 
     slimmable = resolve({"batch_size": 2**20}, recipe="slimclr-small-data")  # which cannot be split
     with pytest.raises(MemoryRanOut, match=r"GB\. Add --checkpointing, lower --batch-size"):
         check_memory(slimmable, family_of(slimmable), CPU, torch.float32)
+
+
+def test_a_warning_is_shown_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "_check_images", lambda *_: "Images may not fit.")
+    poa.pretrain(**tiny.settings(out=str(tmp_path / "run"), epochs=1, optimizer={"warmup_epochs": 0}))
+    assert re.search(r"Note: Images may not fit\..*step 1/", capsys.readouterr().err, re.DOTALL)

@@ -3,13 +3,9 @@
 import math
 from collections.abc import Iterator
 
-from poa import distributed
 from poa.config.pretraining import SELF_DISTILLED, SLIMMABLE, Config
 from poa.errors import counted
 from poa.pretraining.schedule import peak_lr
-
-MANY_PIXELS = 256 * 224**2
-"""Of global crops in a pass, above which the memory of a CPU may be too small for common networks."""
 
 
 def warnings_of(config: Config, *, num_images: int) -> list[str]:
@@ -82,19 +78,3 @@ def cure_of_collapse(config: Config) -> str:
         "coding-rate": "Lower --lr, or raise --optimizer.warmup-epochs or --losses.rate.",
     }
     return cures.get(kind, "Lower --lr, or raise --optimizer.warmup-epochs.")
-
-
-def memory_warning(config: Config) -> str | None:
-    """A warning of runs on a CPU that take much memory, since the system ends them without a message."""
-    processes, side = config.processes, config.views.global_size
-    images = config.batch_size // (config.accumulate * processes)
-    most = max(1, MANY_PIXELS // side**2)
-    if distributed.this_device(config.device, float64=False).type != "cpu" or images <= most:
-        return None
-    of_process = config.batch_size // processes
-    parts = next(parts for parts in range(1, of_process + 1) if of_process % parts == 0 and of_process // parts <= most)
-    return (
-        f"Passes of {images} images of {side} pixels on a CPU may need more memory than there is, and the system "
-        f"may then kill the run without a message. Split them with --accumulate {parts}, lower --batch-size, or "
-        "start from a recipe for small machines (`poa recipes`)."
-    )

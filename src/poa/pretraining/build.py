@@ -40,6 +40,7 @@ class Parts:
         clip: Largest gradient norm of backbone and heads each.
         gradients: How gradients are measured by width, if they are.
         report: What became of the trained weights that the run starts from, if there are any.
+        warning: Of the memory that images take, if it may be too little.
     """
 
     family: Family
@@ -59,6 +60,7 @@ class Parts:
     seed: int
     gradients: GradientDiagnosis | None
     report: LoadReport | None
+    warning: str | None
 
 
 def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: bool = True) -> Parts:
@@ -72,7 +74,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
     views, every = config.views, config.monitor.gradients_every
     dtype = precision_of(config, device)
     family = suited(family_of(config), dtype, device)
-    check_memory(config, family, device, dtype)
+    warning = check_memory(config, family, device, dtype)
     epoch = steps_per_epoch(len(index), config.batch_size)
     torch.manual_seed(config.seed)
     beside = config.method in SELF_DISTILLED and config.distill.teacher
@@ -115,6 +117,7 @@ def assemble(config: Config, index: ImageIndex, *, device: torch.device, fresh: 
         seed=config.seed,
         gradients=None if every is None else GradientDiagnosis.of(family, every=every),
         report=report,
+        warning=warning,
     )
 
 

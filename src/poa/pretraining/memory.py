@@ -24,16 +24,20 @@ _MOST_OF_PIXEL = 2**14
 """Bytes. Networks of our recipes keep 0.4 to 7 KiB for a pixel of an image."""
 
 
-def check_memory(config: Config, family: Family, device: torch.device, dtype: torch.dtype) -> None:
+def check_memory(config: Config, family: Family, device: torch.device, dtype: torch.dtype) -> str | None:
     """Refuse networks for which there is no room, and on a CPU, whose system stops such a process, images.
+
+    Returns:
+        A warning where images may not fit.
 
     Raises:
         UserError: The networks do not fit.
         MemoryRanOut: The images do not; fewer at a time may.
     """
     _check_weights(config, family, device)
-    if device.type == "cpu" and not config.checkpointing and config.method != "own":
-        _check_images(config, family, dtype)
+    if device.type != "cpu" or config.checkpointing or config.method == "own":
+        return None
+    return _check_images(config, family, dtype)
 
 
 def _check_weights(config: Config, family: Family, device: torch.device) -> None:
@@ -76,7 +80,7 @@ def _parameters(config: Config, family: Family) -> tuple[int, int]:
     return backbone, config.head_weights(built(shallowest(intact)).num_features)
 
 
-def _check_images(config: Config, family: Family, dtype: torch.dtype) -> None:
+def _check_images(config: Config, family: Family, dtype: torch.dtype) -> str | None:
     """With what the intact student alone keeps of them for its backward pass; elastic students and heads add theirs."""
     there, views = memory_of_machine(), config.views
     at_once = config.batch_size // config.processes // config.accumulate * (config.devices or 1)
@@ -84,20 +88,24 @@ def _check_images(config: Config, family: Family, dtype: torch.dtype) -> None:
     crops = {views.global_size: 2.0 * (1 - views.drop_patches) ** 2}  # attention between the patches that are left
     crops[views.local_size] = crops.get(views.local_size, 0.0) + views.num_locals * has_locals
     pixels = at_once * sum(count * side**2 for side, count in crops.items())
-    if there is None or pixels * _MOST_OF_PIXEL < there:  # the usual case, without a pass
-        return
+    if there is None or 2 * pixels * _MOST_OF_PIXEL < there:  # the usual case, without a pass
+        return None
     of_image = sum(count * _kept_of_crop(config, family, side, dtype) for side, count in crops.items() if count)
-    if at_once * of_image <= there:
-        return
+    needed = at_once * of_image
+    if 2 * needed <= there:
+        return None
     each = config.batch_size // config.processes
     parts = next((n for n in range(1, each + 1) if each % n == 0 and each / n * of_image < there / 4), None)
     split = f"--accumulate {parts} or " if parts and config.method not in SLIMMABLE else ""
     small = f" and {views.num_locals} of {views.local_size}" if views.num_locals else ""
-    raise MemoryRanOut(
+    said = (
         f"Of {at_once} images at a time, with 2 crops of {views.global_size} pixels{small} of each, the backward pass "
-        f"keeps {at_once * of_image / 1e9:,.0f} GB or more, but the memory of the machine has {there / 1e9:,.0f} GB. "
+        f"keeps {needed / 1e9:,.1f} GB or more, {{}} the memory of the machine has {there / 1e9:,.1f} GB. "
         f"Add {split}--checkpointing, lower --batch-size or the size of crops, or train on a GPU."
     )
+    if needed <= there:
+        return said.format("and")
+    raise MemoryRanOut(said.format("but"))
 
 
 def _kept_of_crop(config: Config, family: Family, side: int, dtype: torch.dtype) -> float:

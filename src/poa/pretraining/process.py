@@ -21,7 +21,7 @@ from poa.machine.launchers import requeue
 from poa.models import init, opening, registry
 from poa.models import run as runs
 from poa.models.run import Paths, Run
-from poa.pretraining.advice import memory_warning, warnings_of
+from poa.pretraining.advice import warnings_of
 from poa.pretraining.bad import most_bad
 from poa.pretraining.build import Parts, assemble, workers_of
 from poa.pretraining.channels import with_channels
@@ -129,9 +129,8 @@ def show_start(parts: Parts, config: Config, console: Console) -> None:
     on = told(parts.device.type, name, found(), local=local, processes=processes, batch_size=config.batch_size)
     if on is not None:
         tell(console, on)
-    warning = memory_warning(config)
-    if warning is not None:
-        note(console, warning)
+    if parts.warning is not None:
+        note(console, parts.warning)
     for line in parts.report.lines() if parts.report is not None else ():
         tell(console, line, soft_wrap=not console.is_terminal)
 
