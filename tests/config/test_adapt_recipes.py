@@ -41,7 +41,7 @@ def test_it_is_taught_by_itself_and_warms_up_slowly(recipe: str) -> None:
 def test_small_images_and_photographs_differ_in_crops_and_patches_alone() -> None:
     small, photographs = resolve(recipe="adapt-small-data"), resolve(recipe="adapt-96")
     assert photographs.views.global_size == 3 * small.views.global_size
-    assert photographs.model.patch_size == 12
+    assert photographs.model.patch_size == 16
     apart = {"views": small.views, "model": small.model}
     assert photographs.model_copy(update=apart) == small
-    assert photographs.model.model_copy(update={"patch_size": 4}) == small.model
+    assert photographs.model.model_copy(update={"patch_size": 8}) == small.model

@@ -132,12 +132,11 @@ def test_tiny_images_with_colours_are_not_digits() -> None:
 
 
 def test_few_images_make_small_batches_and_few_prototypes() -> None:
-    found = changed(decide(images(100), CPU, {}, recipe="adapt-small-data", crop=32))
+    found = changed(decide(images(100), CPU, {}, recipe="vit-224", crop=32))
     assert (found["batch_size"], found["heads.prototypes"]) == (32, (64,))
-    assert changed(decide(images(9), CPU, {}, recipe="adapt-small-data", crop=32))["batch_size"] == 8
-    assert changed(decide(images(3), CPU, {}, recipe="adapt-small-data", crop=32))["batch_size"] == 3
-    without = changed(decide(images(100), CPU, {"losses.kind": "coding-rate"}, recipe="adapt-small-data", crop=32))
-    assert "heads.prototypes" not in without
+    assert changed(decide(images(9), CPU, {}, recipe="vit-224", crop=32))["batch_size"] == 8
+    assert changed(decide(images(3), CPU, {}, recipe="vit-224", crop=32))["batch_size"] == 3
+    assert "heads.prototypes" not in changed(decide(images(100), CPU, {}, recipe="adapt-small-data", crop=32))
     three = MachineFacts("cuda", None, 8, processes=3)
     assert changed(decide(images(), three, {}, recipe="adapt-small-data", crop=32))["batch_size"] == 63
 
@@ -165,12 +164,12 @@ def test_length() -> None:
 
 def test_what_a_recipe_counts_in_epochs_follows_its_length() -> None:
     base = flat(Config.model_validate(read_recipe("adapt-96")).model_dump())
-    found = changed(of_length(base, {"optimizer.freeze_last_layer_epochs": 1}, epochs=20, per_hour=1.5))
-    longer = {"optimizer.warmup_epochs": 1.0, "optimizer.backbone_warmup_epochs": 6.0}
+    found = changed(of_length(base, {"optimizer.warmup_epochs": 1}, epochs=20, per_hour=1.5))
+    longer = {"optimizer.backbone_warmup_epochs": 6.0}
     assert found == {**longer, "saving.every_epochs": 1.5, "monitor.every_epochs": 1.5}
     assert set(found) <= {*IN_EPOCHS, "saving.every_epochs", "monitor.every_epochs"}
     short = changed(of_length(base, {}, epochs=5, per_hour=100.0))
-    assert (short["saving.every_epochs"], short["optimizer.freeze_last_layer_epochs"]) == (0.5, 0.25)
+    assert (short["saving.every_epochs"], short["optimizer.backbone_warmup_epochs"]) == (0.5, 1.5)
 
 
 def test_local_crops_are_multiples_of_patches() -> None:
@@ -183,7 +182,8 @@ def test_local_crops_are_multiples_of_patches() -> None:
     assert side("adapt-224", 192, 14) == 98
     assert side("adapt-224", 224, 14) is None, "the recipe's fits both"
     assert side("vit-96", 48, 12) is None, "it has none"
-    assert side("adapt-small-data", 16, 4) == 8
+    assert side("adapt-small-data", 16, 4) is None, "nor has this"
+    assert side("adapt-small-data", 16, 4, **{"views.num_locals": 2}) == 8
 
 
 def test_small_crops_follow_planned_ones_once() -> None:
