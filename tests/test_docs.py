@@ -8,7 +8,7 @@ import pytest
 import poa
 from blocks import DOCUMENTS, PROGRAMS, ROOT, blocks_of
 from poa import cli
-from poa.cli import inspect, pretrain
+from poa.cli import compare, inspect, pretrain
 from poa.config.resolve import resolve
 from poa.models.registry import family_of
 
@@ -53,7 +53,7 @@ def test_faithfulness_names_tests_that_exist() -> None:
 
 
 def test_examples_name_sizes_that_their_recipe_has() -> None:
-    commands = (poa, pretrain.pretrain, pretrain.compare, inspect.embed, inspect.pictures)
+    commands = (poa, pretrain.pretrain, compare.compare, inspect.embed, inspect.pictures)
     documents = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
     text = "\n".join([*documents, *(str(command.__doc__) for command in commands)])
     recipes = set(re.findall(r"--out runs/mine --recipe ([\w-]+)", text)) - {"poa-vit-l"}

@@ -97,12 +97,14 @@ def pretrain(
     from poa.config.resolve import resolve
     from poa.features.images import with_named
     from poa.machine.launchers import is_restarted
+    from poa.models.weights import with_network
     from poa.pretraining import launch
     from poa.pretraining.observers import Callbacks
 
     again = resume_if_begun or is_restarted()
     file = None if config is None else fspath(config)
-    settings = resolve(with_named(given), recipe=recipe, file=file, resume=resume or again)
+    named = with_network(with_named(given), file=file, resume=resume or again)
+    settings = resolve(named, recipe=recipe, file=file, resume=resume or again)
     resume = launch.goes_on(settings, resume=resume, again=again)
     return launch.train(settings, resume=resume, callbacks=Callbacks(on_step, on_score))
 

@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, UnknownOptionError, UnusedCliTokensErro
 from pydantic import ValidationError
 
 from poa import __version__
-from poa.cli import choose, completion, data, evaluate, inspect, plan, pretrain, ship, supervised, tasks
+from poa.cli import choose, compare, completion, data, evaluate, inspect, plan, pretrain, ship, supervised, tasks
 from poa.config.pretraining import Config
 from poa.config.values import explain, flag, meant
 from poa.errors import UserError, reason
@@ -48,7 +48,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     inspect.gradients,
     pretrain.demo,
     pretrain.recipes,
-    pretrain.compare,
+    compare.compare,
     supervised.finetune,
     supervised.segment,
     supervised.detect,

@@ -263,7 +263,7 @@ class Config(Settings):
     init: str | None = None
     """Trained weights to start from: a folder that timm loads, the folder of a run, one of its checkpoints
     (step-....pt), a file of weights (.safetensors, .pth, .pt, .bin, .ckpt, .pth.tar), or a timm name such as
-    vit_small_patch14_dinov2.lvd142m. Name their network with --model."""
+    vit_small_patch14_dinov2.lvd142m. Without --model NAME the network is theirs; a file needs it."""
     accumulate: Annotated[Count, FURTHER] = 1
     """Micro-batches per step; Sinkhorn-Knopp and KoLeo see one micro-batch at a time."""
     checkpointing: Annotated[bool, FURTHER] = False

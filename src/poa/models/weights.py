@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import Tensor, nn
 
+from poa.config.nested import merge, named
+from poa.config.resolve import read_yaml
 from poa.errors import UserError, first_line, nearest
 from poa.models import hub, registry
 from poa.models import run as runs
@@ -69,11 +72,48 @@ def read(name: str) -> TrainedWeights:
     raise UserError(f"--init {name}: there is no such file, folder or timm model. {choices} Or give {OFFLINE_KINDS}.")
 
 
+def with_network(
+    given: Mapping[str, Any], *, file: str | Path | None = None, resume: bool = False
+) -> Mapping[str, Any]:
+    """Settings with the network of the trained weights that they start from, where they name none.
+
+    What they say of the network otherwise, such as its widths, lies over it. A run tells its sizes too. Files of
+    weights, and ``hf-hub:`` before they are downloaded, do not tell their network.
+
+    Args:
+        given: Nested settings by name.
+        file: A YAML file of further settings, below them.
+        resume: Whether the run in ``out``, if it has begun, is resumed: it has its network.
+    """
+    settings = merge({} if file is None else named(read_yaml(Path(file))), named(given))
+    init, model, out = settings.get("init"), settings.get("model", {}), settings.get("out")
+    if not (init and isinstance(init, str) and isinstance(model, Mapping)) or "name" in model:
+        return given
+    if resume and isinstance(out, str | PathLike) and runs.is_run(Path(out)):
+        return given
+    found = _network_of(init)
+    return {**given, "model": {**found, **model}} if found else given
+
+
+def _network_of(name: str) -> dict[str, Any]:
+    """Settings of the network of trained weights, none where they do not tell it."""
+    path = registry.folder_of(name)
+    if (chosen := runs.in_run(path)) is not None:
+        return _settings_of(runs.load(chosen.folder))
+    if runs.is_run(path):
+        return _settings_of(runs.load(path))
+    is_known = (path / "config.json").is_file() or (not path.exists() and timm.is_model(name.partition(".")[0]))
+    return {"name": name} if is_known else {}
+
+
+def _settings_of(run: runs.Run) -> dict[str, Any]:
+    """Of its network, without those of its training."""
+    return run.config.model.model_dump(exclude_none=True, exclude={"sampling_bias", "drop_path"})
+
+
 def _of_run(name: str, run: runs.Run) -> TrainedWeights:
     weights, aside = unwrapped(run.teacher.state_dict())
-    given = run.config.model.model_dump(exclude_none=True)
-    of_network = {key: value for key, value in given.items() if key not in ("sampling_bias", "drop_path")}
-    flags = " ".join(f"--model.{key.replace('_', '-')} {_word(value)}" for key, value in of_network.items())
+    flags = " ".join(f"--model.{key.replace('_', '-')} {_word(value)}" for key, value in _settings_of(run).items())
     views = run.config.views
     return TrainedWeights(
         f"{name}, teacher at step {run.step}",

@@ -18,6 +18,7 @@ from poa.machine import devices, launchers
 from poa.models import opening
 from poa.models.registry import describe, family_name, family_of
 from poa.models.run import Run
+from poa.models.weights import with_network
 from poa.planning.decisions import Decision, Start, crops_for, decide, length, of_length, start_of
 from poa.planning.expectation import expectation
 from poa.planning.facts import ImageFacts, MachineFacts, images_of, machine_of
@@ -156,7 +157,7 @@ def make_plan(
     Raises:
         UserError: An argument, the images, the folder or the device are invalid, or nothing fits into memory.
     """
-    wishes = _Wishes(given, recipe, file, hours, steps)
+    wishes = _Wishes(with_network(given, file=file), recipe, file, hours, steps)
     _check(wishes)
     console = console or plain_console(stderr=True, quiet=not distributed.is_main())
     return distributed.from_main(lambda: _plan(wishes, console))
