@@ -76,9 +76,12 @@ def test_a_run_that_is_resumed_keeps_its_own(run: Run) -> None:
     assert "model" in with_network({**given, "out": "not begun"}, resume=True)
 
 
-def test_the_command_and_its_plan(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["pretrain", "--data", "digits", "--init", str(run.folder), "--device", "cpu", "--print-config"]
-    for further in (["--recipe", "adapt-small-data"], ["--steps", "8"]):
+def test_the_command_its_file_and_its_plan(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"init": str(run.folder), "recipe": "adapt-small-data"}), encoding="utf-8")
+    words = ["pretrain", "--data", "digits", "--device", "cpu", "--print-config"]
+    init = ["--init", str(run.folder)]
+    for further in ([*init, "--recipe", "adapt-small-data"], [*init, "--steps", "8"], ["--config", str(file)]):
         assert command(*words, *further) == 0
         found = yaml.safe_load(capsys.readouterr().out)["model"]
         assert (found["name"], found["width_max"]) == ("convnext", CONVNEXT["width_max"])

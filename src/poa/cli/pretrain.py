@@ -87,7 +87,7 @@ def pretrain(
 def _given(flags: Config, file: Path | None, *, resume: bool) -> dict[str, Any]:
     """The flags, with the network of the weights that the run starts from where none is named."""
     given = flags.model_dump(exclude_unset=True)
-    if flags.init is None and file is None:
+    if "init" not in given and (file is None or "init" not in resolve.read_yaml(file)):
         return given
     from poa.models.weights import with_network
 
