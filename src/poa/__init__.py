@@ -103,7 +103,7 @@ def pretrain(
 
     again = resume_if_begun or is_restarted()
     file = None if config is None else fspath(config)
-    named = with_network(with_named(given), file=file, resume=resume or again)
+    named = with_network(with_named(given), recipe=recipe, file=file, resume=resume or again)
     settings = resolve(named, recipe=recipe, file=file, resume=resume or again)
     resume = launch.goes_on(settings, resume=resume, again=again)
     return launch.train(settings, resume=resume, callbacks=Callbacks(on_step, on_score))

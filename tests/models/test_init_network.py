@@ -62,11 +62,14 @@ def test_what_is_said_of_the_network_lies_over_that_of_a_run(run: Run, tmp_path:
         {"init": "no such thing"},
         {"init": "vit_small_patch16_224", "model": "vit"},
         {"init": "vit_small_patch16_224", "model": {"name": "swin"}},
+        {"init": "resnet50", "method": "slimclr-mocov2"},
     ],
     ids=str,
 )
 def test_nothing_changes_where_weights_do_not_tell_or_a_network_is_named(given: dict[str, Any]) -> None:
     assert with_network(given) is given
+    slimmable = {"init": "resnet50"}
+    assert with_network(slimmable, recipe="slimclr-small-data") is slimmable, "it refuses weights"
 
 
 def test_a_run_that_is_resumed_keeps_its_own(run: Run) -> None:

@@ -55,7 +55,7 @@ def pretrain(
     again = resume_if_begun or launchers.is_restarted()
     if resume and (hours is not None or steps is not None):
         raise UserError("A run that is resumed has its length already. Leave out --hours and --steps.")
-    given = _given(flags, config, resume=resume or again)
+    given = _given(flags, recipe, config, resume=resume or again)
     resolved = resolve.resolve(given, recipe=recipe, file=config, resume=resume or again)
     is_chosen = bool(flags.data) and recipe is None and config is None
     if (is_chosen or hours is not None or steps is not None) and not _goes_on(resolved, resume=resume, again=again):
@@ -84,14 +84,14 @@ def pretrain(
             say(line)
 
 
-def _given(flags: Config, file: Path | None, *, resume: bool) -> dict[str, Any]:
+def _given(flags: Config, recipe: str | None, file: Path | None, *, resume: bool) -> dict[str, Any]:
     """The flags, with the network of the weights that the run starts from where none is named."""
     given = flags.model_dump(exclude_unset=True)
     if "init" not in given and (file is None or "init" not in resolve.read_yaml(file)):
         return given
     from poa.models.weights import with_network
 
-    return dict(with_network(given, file=file, resume=resume))
+    return dict(with_network(given, recipe=recipe, file=file, resume=resume))
 
 
 def _goes_on(config: Config, *, resume: bool, again: bool) -> bool:

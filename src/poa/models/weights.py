@@ -10,7 +10,8 @@ import timm
 from torch import Tensor, nn
 
 from poa.config.nested import merge, named
-from poa.config.resolve import read_yaml
+from poa.config.pretraining import SLIMMABLE
+from poa.config.resolve import read_recipe, read_yaml
 from poa.errors import UserError, first_line, nearest
 from poa.models import hub, registry
 from poa.models import run as runs
@@ -73,7 +74,7 @@ def read(name: str) -> TrainedWeights:
 
 
 def with_network(
-    given: Mapping[str, Any], *, file: str | Path | None = None, resume: bool = False
+    given: Mapping[str, Any], *, recipe: str | None = None, file: str | Path | None = None, resume: bool = False
 ) -> Mapping[str, Any]:
     """Settings with the network of the trained weights that they start from, where they name none.
 
@@ -82,7 +83,8 @@ def with_network(
 
     Args:
         given: Nested settings by name.
-        file: A YAML file of further settings, below them.
+        recipe: Name of a recipe, below them and the file.
+        file: A YAML file of further settings, below them; it may name the recipe.
         resume: Whether the run in ``out``, if it has begun, is resumed: it has its network.
     """
     settings = merge({} if file is None else named(read_yaml(Path(file))), named(given))
@@ -90,6 +92,9 @@ def with_network(
     if not (init and isinstance(init, str) and isinstance(model, Mapping)) or "name" in model:
         return given
     if resume and isinstance(out, str | PathLike) and runs.is_run(Path(out)):
+        return given
+    name = recipe or settings.get("recipe")
+    if settings.get("method", read_recipe(name).get("method") if name else None) in SLIMMABLE:  # which refuse weights
         return given
     found = _network_of(init)
     return {**given, "model": {**found, **model}} if found else given

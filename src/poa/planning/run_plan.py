@@ -157,7 +157,7 @@ def make_plan(
     Raises:
         UserError: An argument, the images, the folder or the device are invalid, or nothing fits into memory.
     """
-    wishes = _Wishes(with_network(given, file=file), recipe, file, hours, steps)
+    wishes = _Wishes(with_network(given, recipe=recipe, file=file), recipe, file, hours, steps)
     _check(wishes)
     console = console or plain_console(stderr=True, quiet=not distributed.is_main())
     return distributed.from_main(lambda: _plan(wishes, console))
