@@ -94,7 +94,7 @@ class Pieces:
     def targets(self, _: int) -> None:
         """Targets from the teacher's features: prototype logits and Sinkhorn-Knopp, where there are prototypes."""
         with autocast(self.parts):
-            list(poa_of(self.parts).targets([*self.output.heads], self._temperature))
+            list(poa_of(self.parts).targets(self.output.heads, self._temperature))
 
     def target_logits(self, _: int) -> None:
         """The prototype logits in `targets`."""

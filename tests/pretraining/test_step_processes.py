@@ -176,7 +176,7 @@ def test_two_processes_with_other_sizes_equal_both_halves_by_hand(
     halves = [views_of(alone, batches_of(config, alone, rank=rank, world_size=2)[0][0]) for rank in range(2)]
     whole = views_of(alone, merge(*(batches_of(config, alone, rank=rank, world_size=2)[0][0] for rank in range(2))))
     temperature = alone.schedules.at(0).temperature
-    targets = list(alone.method.targets(list(alone.method.teacher(whole, teacher=True).heads), temperature))
+    targets = list(alone.method.targets(alone.method.teacher(whole, teacher=True).heads, temperature))
     gradients: dict[str, Tensor] = {}
     totals: dict[str, float] = {}
     for rank, half in enumerate(halves):

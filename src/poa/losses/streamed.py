@@ -131,7 +131,7 @@ class _Pass(NamedTuple):
         if repeats > 1:
             asked, weights = asked.repeat_interleave(repeats, 0), weights.repeat_interleave(repeats)
         teachers = [larger if same else None for larger, (_, same) in zip(self.larger, self.shares, strict=True)]
-        seen: dict[int | None, Tensor] = {}
+        seen: dict[int, Tensor] = {}
         for number, (rows, gradient, teacher) in enumerate(zip(students, gradients, teachers, strict=True)):
             targets = [asked] if teacher is None else [asked, seen[teacher]]
             seen[number] = self._student(number, rows, targets, weights, gradient, values[number])

@@ -54,8 +54,8 @@ def device_of(kind: Kind, here: Found, place: Place | None, *, float64: bool) ->
 def fit_threads() -> None:
     """Let PyTorch take no more threads than this process has cores, unless ``OMP_NUM_THREADS`` says how many.
 
-    PyTorch counts the cores of a machine also in a container that has the time of a few, and threads that wait for one
-    another there take many times as long.
+    PyTorch counts the cores of a machine also in a container that has the time of a few, where more threads only wait
+    for one another.
     """
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (cores := usable_cores()):
         torch.set_num_threads(cores)

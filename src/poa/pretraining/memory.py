@@ -98,14 +98,16 @@ def _check_images(config: Config, family: Family, dtype: torch.dtype) -> str | N
     parts = next((n for n in range(1, each + 1) if each % n == 0 and each / n * of_image < there / 4), None)
     split = f"--accumulate {parts} or " if parts and config.method not in SLIMMABLE else ""
     small = f" and {views.num_locals} of {views.local_size}" if views.num_locals else ""
+    fits = needed <= there
     said = (
         f"Of {at_once} images at a time, with 2 crops of {views.global_size} pixels{small} of each, the backward pass "
-        f"keeps {needed / 1e9:,.1f} GB or more, {{}} the memory of the machine has {there / 1e9:,.1f} GB. "
-        f"Add {split}--checkpointing, lower --batch-size or the size of crops, or train on a GPU."
+        f"keeps {needed / 1e9:,.1f} GB or more, {'and' if fits else 'but'} the memory of the machine has "
+        f"{there / 1e9:,.1f} GB. Add {split}--checkpointing, lower --batch-size or the size of crops, or train on a "
+        "GPU."
     )
-    if needed <= there:
-        return said.format("and")
-    raise MemoryRanOut(said.format("but"))
+    if fits:
+        return said
+    raise MemoryRanOut(said)
 
 
 def _kept_of_crop(config: Config, family: Family, side: int, dtype: torch.dtype) -> float:
