@@ -21,7 +21,7 @@ _BYTES = 4
 _CROPS = 4
 """That are followed through a network, to tell what each of many keeps."""
 _MOST_OF_PIXEL = 2**14
-"""Bytes. Networks of our recipes keep 0.4 to 7 KiB for a pixel of an image."""
+"""Bytes. Networks of our recipes keep 0.4 to 7 KiB for a pixel of an image, and an elastic student as much again."""
 
 
 def check_memory(config: Config, family: Family, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -88,7 +88,7 @@ def _check_images(config: Config, family: Family, dtype: torch.dtype) -> str | N
     crops = {views.global_size: 2.0 * (1 - views.drop_patches) ** 2}  # attention between the patches that are left
     crops[views.local_size] = crops.get(views.local_size, 0.0) + views.num_locals * has_locals
     pixels = at_once * sum(count * side**2 for side, count in crops.items())
-    if there is None or 2 * pixels * _MOST_OF_PIXEL < there:  # the usual case, without a pass
+    if there is None or pixels * _MOST_OF_PIXEL < there:  # the usual case, without a pass, which takes memory itself
         return None
     of_image = sum(count * _kept_of_crop(config, family, side, dtype) for side, count in crops.items() if count)
     needed = at_once * of_image
